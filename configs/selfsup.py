@@ -1,0 +1,83 @@
+"""Self-supervised Inf-Net: Algorithm 1, then fine-tuning, then the test split.
+
+    python main.py --config=configs/selfsup.py            # phantom, two cores, under 8 minutes
+    python main.py --config=configs/selfsup.py:semiseg --config.data.manual_dir=DIR
+
+Presets:
+    demo (the default)  the two-core demonstration on the procedural `phantom` dataset
+    semiseg             COVID-SemiSeg at 160 x 160 on two cores
+    paper               what the paper writes, at 352 x 352, for a GPU or TPU
+    authors             what the authors' public code does, at 352 x 352, for a GPU or TPU
+    tiny                seconds, for tests
+"""
+
+from configs import common, supervised
+from ml_collections import ConfigDict
+
+
+def get_config(preset: str = "demo") -> ConfigDict:
+    """The config of a preset: that of `supervised.py`, with pre-training in front."""
+    c = supervised.get_config(preset)
+    c.stages = ("pretrain", "segment", "evaluate")
+    c.model.inpaint_head = "tanh_parallel"
+    c.coach = ConfigDict(dict(width=16))
+    p = c.pretrain = ConfigDict(dict(
+        splits=("train", "unlabeled"), validation=24, size=128, batch_size=16, eval_every=40,
+        rounds=dict(schedule="per_epoch",  # per_epoch | blocks (B.6 row 5)
+                    epochs=5, coach_steps=16, net_steps=24, blocks=(), use_coach=True,
+                    warmup_random_rounds=1),  # B.6 row 6
+        masks=dict(keep_ratio=0.75, alpha_train=1.0, alpha_use=100.0,  # B.6 row 4
+                   hard_use=True, sample_use=True, inclusive=True),
+        loss=dict(kind="mse_clamped",  # mse_clamped | ce | l1 (B.6 row 1)
+                  reduction="mean",  # sum_heads | mean (B.6 row 2)
+                  rec_weight=0.99, context_heads="all"),  # B.6 row 3
+        kld_weight=1e-6,  # B.6 row 2
+        coach_grad="through_net",  # through_net | weights_only
+    ))
+    p.augmentation = common.augmentation(scale=(0.8, 1.25))
+    p.net_optim = common.optimizer("adamw", weight_decay=1e-2, clip_norm=5.0)
+    p.net_schedule = common.schedule("cosine", 1e-3, warmup_steps=10)
+    p.coach_optim = common.optimizer("adam", clip_norm=5.0)
+    p.coach_schedule = common.schedule("constant", 1e-3)
+    if preset == "semiseg":
+        p.validation, p.eval_every = 48, 96
+        p.rounds.update(epochs=12, coach_steps=24, net_steps=72)
+    elif preset == "tiny":
+        c.coach.width = 8
+        p.size, p.batch_size, p.validation, p.eval_every = 64, 8, 2, 4
+        p.rounds.update(epochs=2, coach_steps=2, net_steps=3)
+        p.net_schedule.warmup_steps = 2
+    elif preset in ("paper", "authors"):
+        _published(c, preset)
+    return c
+
+
+def _published(c: ConfigDict, preset: str) -> None:
+    """Pre-training as written and as coded (facts B.1)."""
+    p = c.pretrain
+    c.coach.width = 64
+    p.splits, p.validation = ("train",), 5  # B.6 row 15: the labelled slices only
+    p.augmentation = common.augmentation(flip_v=0.0)
+    p.coach_schedule = common.schedule("constant", 1e-5)
+    p.coach_optim = common.optimizer("adam")
+    if preset == "authors":
+        p.size, p.batch_size = 352, 45
+        p.augmentation.crop = (1.0, 128 / 352)
+        p.masks.update(inclusive=False)
+        p.rounds.update(schedule="blocks", blocks=(200, *(100,) * 10), warmup_random_rounds=0)
+        p.loss.update(reduction="sum_heads", context_heads="last")
+        p.net_optim = common.optimizer("sgd", weight_decay=5e-4)
+        p.net_schedule = common.schedule(
+            "piecewise", 1e-1, boundaries=(40, 80, 90, 200), values=(1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+        )
+        c.segment.transfer = "matching"
+    else:
+        p.size, p.batch_size = 352, 24
+        c.model.inpaint_head = "linear_replace"
+        p.masks.update(alpha_use=1.0, hard_use=False)  # eq. 3 knows alpha = 1 only
+        p.rounds.update(epochs=200, coach_steps=0, net_steps=0, warmup_random_rounds=0)
+        p.loss.update(kind="ce", rec_weight=1.0)
+        p.kld_weight = 0.0
+        p.net_optim = common.optimizer("sgd", weight_decay=5e-4)
+        p.net_schedule = common.schedule("constant", 1e-2)
+    p.eval_every = 20

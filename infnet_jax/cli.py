@@ -1,0 +1,115 @@
+"""The command line: `infnet-jax VERB ...`. Each verb imports what it needs when it runs."""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from infnet_jax import __version__
+
+USAGE_ERROR, FAILURE = 2, 1
+
+
+class _Parser(argparse.ArgumentParser):
+    """Answers a wrong call with one line instead of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints what was wrong and where help is; exits with 2."""
+        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(USAGE_ERROR)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns the exit code.
+
+    Args:
+      argv: the words after the program's name; None reads `sys.argv`.
+
+    Returns:
+      0, or what the verb returns; 1 if it fails on what it was given (ValueError, missing file:
+      one line on stderr). A wrong call or a missing path exits with 2 (SystemExit).
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = _make_parser()
+    if words and not words[0].startswith("-"):
+        _check_verb(parser, words[0])
+    options = parser.parse_args(words)
+    try:
+        return options.run(options)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"{parser.prog} {options.verb}: {_one_line(error)}", file=sys.stderr)
+        return FAILURE
+
+
+def _make_parser() -> _Parser:
+    """The verbs and their arguments."""
+    parser = _Parser(prog="infnet-jax", description=__doc__.split(":")[0] + " of infnet_jax.")
+    parser.add_argument("--version", action="version", version=f"infnet-jax {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    verb = verbs.add_parser("evaluate", help="score predicted masks against true ones")
+    verb.add_argument("--predictions", type=_existing, required=True, metavar="DIR")
+    verb.add_argument("--truth", type=_existing, required=True, metavar="DIR")
+    verb.add_argument("--csv", type=Path, metavar="OUT", help="also write one row a picture")
+    verb.add_argument("--label", choices=["ggo", "consolidation"], help="score one class only")
+    verb.set_defaults(run=_evaluate)
+
+    verb = verbs.add_parser("parity", help="compare the networks with recorded reference outputs")
+    verb.add_argument("directory", type=_existing, metavar="DIR")
+    verb.set_defaults(run=_parity)
+
+    verb = verbs.add_parser("import-torch", help="turn a PyTorch checkpoint into ours")
+    verb.add_argument("file", type=_existing, metavar="FILE")
+    verb.add_argument("out", type=Path, metavar="OUT")
+    verb.set_defaults(run=_import_torch)
+    return parser
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from infnet_jax import evaluation
+
+    return evaluation.run(options.predictions, options.truth, csv=options.csv, label=options.label)
+
+
+def _parity(options: argparse.Namespace) -> int:
+    from infnet_jax import parity
+
+    return parity.report(options.directory)
+
+
+def _import_torch(options: argparse.Namespace) -> int:
+    from infnet_jax import convert
+
+    report = convert.import_torch(options.file, options.out)
+    print(f"{options.out}: {report['network']}, {len(report['matched'])} tensors converted")
+    for name, reason in report["unused"].items():
+        print(f"  not used: {name} ({reason})")
+    return 0
+
+
+def _existing(text: str) -> Path:
+    """A path that must exist; argparse turns the error into the usage line."""
+    path = Path(text)
+    if not path.exists():
+        raise argparse.ArgumentTypeError(f"{text} does not exist")
+    return path
+
+
+def _check_verb(parser: _Parser, word: str) -> None:
+    """Names the nearest verb when the word is none."""
+    verbs = next(a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    if word not in verbs:
+        near = difflib.get_close_matches(word, verbs, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"the verbs are {', '.join(verbs)}"
+        parser.error(f"no verb {word!r}; {hint}")
+
+
+def _one_line(error: Exception) -> str:
+    """The error's text without line breaks; its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,247 @@
+"""Pictures of a run: learning curves, inpaintings, overlays, ROC, augmentation; arrays to PNG."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import cycle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette: told apart by colour-blind readers, and in print.
+BLUE, ORANGE, GREEN, PINK, SKY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"
+_COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY)
+_STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.labelsize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "savefig.dpi": 130,
+}
+_ERASED = np.array([0.90, 0.62, 0.0])  # ORANGE, laid over what a mask hides
+
+Panel = tuple[str, Mapping[str, str]]
+
+
+def learning_curves(rows: Sequence[Mapping[str, Any]], path: Path, panels: Sequence[Panel]) -> Path:
+    """Draws scalars against the step, one panel beside the other.
+
+    Args:
+      rows: rows of a metrics.jsonl, see `logs.load_rows`; a row need not hold every key, and None
+        is left out. A step that appears twice for a key keeps its last value.
+      path: the PNG to write.
+      panels: (title, {key of a row: label}), one panel each. A curve of 40 points or more is
+        drawn pale, with its running mean over a twentieth of the points on top.
+
+    Raises:
+      ValueError: if no row holds a key.
+    """
+    with _canvas(path, width=4.6 * len(panels), height=3.4) as figure:
+        axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        for ax, (title, curves) in zip(axes, panels, strict=True):
+            for colour, (key, label) in zip(cycle(_COLOURS), curves.items(), strict=False):
+                _curve(ax, *_series(rows, key), label=label, colour=colour)
+            ax.set(title=title, xlabel="step")
+            if len(curves) > 1:
+                ax.legend()
+    return path
+
+
+def inpainting_panel(
+    epoch_rows: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]], path: Path
+) -> Path:
+    """Draws how masks and inpaintings change: a row an epoch, three columns a slice.
+
+    Args:
+      epoch_rows: (label, images, visible, reconstruction), each array [n, H, W]; images and
+        reconstruction in one grey scale, shown from the smallest to the largest value of the
+        images; visible 1 = shown to the network, 0 = erased (soft values are allowed).
+      path: the PNG to write.
+
+    Raises:
+      ValueError: if there is no row.
+    """
+    if not epoch_rows:
+        raise ValueError("inpainting_panel: no rows to draw")
+    n = len(epoch_rows[0][1])
+    with _canvas(path, width=1.7 * 3 * n + 0.5, height=1.75 * len(epoch_rows) + 0.5) as figure:
+        grid = figure.subplots(len(epoch_rows), 3 * n, squeeze=False)
+        for line, (label, images, visible, reconstruction) in zip(grid, epoch_rows, strict=True):
+            low, high = float(np.min(images)), float(np.max(images))
+            for i in range(n):
+                grey = np.clip((np.asarray(images[i], float) - low) / max(high - low, 1e-12), 0, 1)
+                masked = _tint(grey, 1 - np.asarray(visible[i], float), _ERASED)
+                _picture(line[3 * i], images[i], low, high)
+                _picture(line[3 * i + 1], masked)
+                _picture(line[3 * i + 2], reconstruction[i], low, high)
+            line[0].set_ylabel(label)
+        for i in range(n):
+            for ax, title in zip(
+                grid[0, 3 * i :], ("slice", "erased by the coach", "inpainting"), strict=False
+            ):
+                ax.set_title(title)
+    return path
+
+
+def overlays(
+    cases: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]],
+    path: Path,
+    threshold: float = 0.5,
+) -> Path:
+    """Draws a row a case: the slice, truth and prediction as contours, and the probability map.
+
+    Args:
+      cases: (title, image, truth, prob): [H, W] image in any grey scale, [H, W] bool, [H, W]
+        probability in 0..1. Rows may differ in size. An empty mask draws no contour.
+      path: the PNG to write.
+      threshold: the prediction's contour is drawn where prob crosses it.
+
+    Raises:
+      ValueError: if there is no case.
+    """
+    if not cases:
+        raise ValueError("overlays: no cases to draw")
+    from matplotlib.lines import Line2D
+
+    with _canvas(path, width=8.4, height=2.75 * len(cases) + 0.6) as figure:
+        grid = figure.subplots(len(cases), 3, squeeze=False)
+        for line, (title, image, truth, prob) in zip(grid, cases, strict=True):
+            _picture(line[0], image)
+            _picture(line[1], image)
+            _contour(line[1], np.asarray(truth, float), 0.5, SKY)
+            _contour(line[1], np.asarray(prob, float), threshold, ORANGE)
+            shown = _picture(line[2], prob, 0, 1, cmap="magma")
+            figure.colorbar(shown, ax=line[2], fraction=0.046, pad=0.03, ticks=[0, threshold, 1])
+            line[0].set_ylabel(title)
+        for ax, name in zip(grid[0], ("slice", "contours", "probability"), strict=True):
+            ax.set_title(name)
+        names = ("truth", SKY), (f"prediction at {threshold:g}", ORANGE)
+        handles = [Line2D([], [], color=colour, label=name) for name, colour in names]
+        figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    return path
+
+
+def roc(fpr: np.ndarray, tpr: np.ndarray, auc: float, path: Path) -> Path:
+    """Draws a receiver operating characteristic with the diagonal of chance.
+
+    Args:
+      fpr: [n] false positive rates in 0..1, ascending.
+      tpr: [n] true positive rates in 0..1.
+      auc: the area, shown in the legend.
+      path: the PNG to write.
+    """
+    with _canvas(path, width=4.2, height=4.0) as figure:
+        ax = figure.subplots()
+        ax.plot([0, 1], [0, 1], color="#999999", linestyle="--", linewidth=1, label="chance")
+        ax.plot(fpr, tpr, color=BLUE, label=f"AUC {auc:.3f}")
+        ax.fill_between(fpr, tpr, color=BLUE, alpha=0.08, linewidth=0)
+        ax.set(xlabel="false positive rate", ylabel="true positive rate")
+        ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+        ax.legend(loc="lower right")
+    return path
+
+
+def augmentation(
+    original: np.ndarray,
+    augmented: np.ndarray,
+    path: Path,
+    *,
+    original_masks: np.ndarray,
+    augmented_masks: np.ndarray,
+    labels: Sequence[str] = (),
+) -> Path:
+    """Draws slices beside their augmented selves, with lesions outlined (paper, Fig. 5).
+
+    Args:
+      original: [n, H, W] slices in any one grey scale.
+      augmented: [n, H', W'] the same after augmentation, in the same scale.
+      path: the PNG to write.
+      original_masks: [n, H, W], not 0 = lesion; outlined, so that a mask which did not move with
+        its slice shows.
+      augmented_masks: [n, H', W'], the same after augmentation.
+      labels: what was done to each row; empty for none.
+    """
+    n = len(original)
+    low, high = float(np.min(original)), float(np.max(original))
+    sides = ("original", original, original_masks), ("augmented", augmented, augmented_masks)
+    with _canvas(path, width=5.4, height=2.5 * n + 0.4) as figure:
+        grid = figure.subplots(n, 2, squeeze=False)
+        for column, (title, pictures, masks) in zip(grid.T, sides, strict=True):
+            column[0].set_title(title)
+            for ax, picture, mask in zip(column, pictures, masks, strict=True):
+                _picture(ax, picture, low, high)
+                _contour(ax, (np.asarray(mask) != 0).astype(float), 0.5, SKY)
+        for ax, label in zip(grid[:, 0], labels, strict=False):
+            ax.set_ylabel(label)
+    return path
+
+
+@contextmanager
+def _canvas(path: Path, *, width: float, height: float) -> Iterator["Figure"]:
+    """A figure in the house style, written to `path` at the end; leaves no global state."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, facecolor="white")
+
+
+def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of a key, sorted by step."""
+    points = {row["step"]: row[key] for row in rows if row.get(key) is not None}
+    if not points:
+        present = sorted({k for row in rows for k in row} - {"step", "stage"})
+        raise ValueError(f"no row has a value for {key!r}; the rows have {', '.join(present)}")
+    steps = sorted(points)
+    return np.array(steps), np.array([points[step] for step in steps], float)
+
+
+def _curve(ax: "Axes", steps: np.ndarray, values: np.ndarray, *, label: str, colour: str) -> None:
+    """One curve; a long one pale under its running mean."""
+    window = len(values) // 20
+    if window < 2:
+        marker = "o" if len(values) < 25 else ""
+        ax.plot(steps, values, color=colour, label=label, marker=marker, markersize=4)
+        return
+    ax.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
+    kernel = np.ones(2 * (window // 2) + 1)  # odd and centred: a mean that looks back would lag
+    smooth = np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")
+    ax.plot(steps, smooth, color=colour, label=label)
+
+
+def _picture(
+    ax: "Axes", array: np.ndarray, low: float | None = None, high: float | None = None, cmap="gray"
+) -> Any:
+    """An image without ticks or frame; the y label stays usable."""
+    ax.set(xticks=[], yticks=[])
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    return ax.imshow(array, cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
+
+
+def _tint(grey: np.ndarray, amount: np.ndarray, colour: np.ndarray) -> np.ndarray:
+    """[H, W, 3] picture with `colour` laid half opaque over a [H, W] grey in 0..1."""
+    opacity = 0.6 * amount[..., None]
+    return grey[..., None] * (1 - opacity) + colour * opacity
+
+
+def _contour(ax: "Axes", field: np.ndarray, level: float, colour: str) -> None:
+    """The level line of a field, if it has one."""
+    if field.min() < level <= field.max():
+        ax.contour(field, levels=[level], colors=[colour], linewidths=1.5)

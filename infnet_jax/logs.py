@@ -1,0 +1,240 @@
+"""What a stage writes while it runs: metrics.jsonl, TensorBoard events and one progress line."""
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+_REFRESH_SECONDS = 0.2  # at most five redraws of the progress line a second
+_N_SHOWN = 3  # scalars at the end of the progress line
+
+
+def load_rows(path: Path) -> list[dict[str, Any]]:
+    """Returns the rows of a metrics file in the order in which they were written.
+
+    Args:
+      path: a `metrics.jsonl`, one JSON object a line.
+
+    Returns:
+      One dict a row: `stage` str, `step` int and the scalars; a value that was not finite is None.
+      Empty if the file is missing or holds nothing. A line that is not a JSON object with a `step`
+      (torn by a kill in mid-write) is left out with a warning that names it.
+    """
+    if not path.exists():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            rows.append({**row, "step": int(row["step"])})
+        except (ValueError, TypeError, KeyError):
+            logging.warning("%s, line %d: not a row of metrics, left out", path, number)
+    return rows
+
+
+class RunLog:
+    """The log of one stage; safe to open again after an interruption.
+
+    Speed counts training only: the first step of each phase (which holds its compilation) and all
+    that happens inside `paused()` are left out, and the former is reported as `compile_seconds`.
+    Devices run behind the host, so enter `paused()` only after fetching a result of the last step.
+
+    Attributes:
+      metrics_path: `<directory>/metrics.jsonl`; events are in `<directory>/tensorboard`.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        name: str,
+        total_steps: int,
+        batch_size: int,
+        start_step: int = 0,
+        active: bool = True,
+    ):
+        """Opens the log and drops what an earlier run wrote at or after `start_step`.
+
+        Args:
+          directory: the stage's folder, made if missing.
+          name: the stage, as it appears in each row.
+          total_steps: the step at which the stage is done.
+          batch_size: examples a step over all processes, for images a second.
+          start_step: the first step that this process will run; rows at or after it will be
+            written again, so the old ones go.
+          active: False makes every method write nothing (all processes but the first).
+
+        Raises:
+          ValueError: if `start_step` is not in 0..total_steps.
+        """
+        if not 0 <= start_step <= total_steps:
+            raise ValueError(f"{name}: start_step {start_step} is not in 0..{total_steps}")
+        self.name, self.total_steps, self.batch_size = name, total_steps, batch_size
+        self.metrics_path = Path(directory) / "metrics.jsonl"
+        self._step = self._start_step = start_step
+        self._active = active
+        self._writer = self._file = None
+        self._last: dict[str, float] = {}
+        self._phases: set[str] = set()
+        self._n_timed, self._timed_seconds, self.compile_seconds = 0, 0.0, 0.0
+        self._began = self._mark = time.perf_counter()
+        self._drawn = -math.inf
+        if active:
+            self._open(start_step)
+
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+        """Appends one row to metrics.jsonl and to TensorBoard.
+
+        Args:
+          step: the number of updates the values belong to.
+          values: scalars (Python, numpy or fetched jax). One that is not finite is written as null
+            to the JSON, so that the file stays valid, and as it is to TensorBoard.
+        """
+        numbers = {key: float(value) for key, value in values.items()}
+        self._last = numbers
+        if not self._active:
+            return
+        row = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
+        self._file.write(json.dumps({"stage": self.name, "step": int(step), **row}) + "\n")
+        self._file.flush()
+        for key, value in numbers.items():
+            self._writer.add_scalar(f"{self.name}/{key}", value, int(step))
+
+    def image(self, tag: str, array: np.ndarray, step: int) -> None:
+        """Writes a picture to TensorBoard.
+
+        Args:
+          tag: its name below the stage's.
+          array: [H, W, 3] uint8, 0..255.
+          step: the number of updates it belongs to.
+
+        Raises:
+          ValueError: if the array has another shape or dtype.
+        """
+        if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+            raise ValueError(f"{tag}: want [H, W, 3] uint8, got {array.shape} {array.dtype}")
+        if self._active:
+            self._writer.add_image(f"{self.name}/{tag}", array, int(step), dataformats="HWC")
+
+    def tick(self, step: int, phase: str = "") -> None:
+        """Counts one finished update and redraws the progress line if it is due.
+
+        Args:
+          step: updates done so far, this one included.
+          phase: which compiled function ran (say "net 352"); its first run is not timed as speed.
+        """
+        now = time.perf_counter()
+        if phase in self._phases:
+            self._n_timed += 1
+            self._timed_seconds += now - self._mark
+        else:
+            self._phases.add(phase)
+            self.compile_seconds += now - self._mark
+        self._mark, self._step = now, step
+        if self._active and sys.stderr.isatty() and now - self._drawn >= _REFRESH_SECONDS:
+            self._drawn = now
+            self._draw()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keeps the time spent inside (evaluation, figures, checkpoints) out of the speed."""
+        before = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._mark += time.perf_counter() - before
+
+    @property
+    def steps_per_second(self) -> float:
+        """Updates a second of training alone; 0.0 while no step could be timed."""
+        return self._n_timed / self._timed_seconds if self._timed_seconds > 0 else 0.0
+
+    def timing(self) -> dict[str, Any]:
+        """Returns the row for `summary.write_summary`; seconds are those of this process."""
+        return {
+            "name": self.name,
+            "seconds": time.perf_counter() - self._began,
+            "steps": self._step - self._start_step,
+            "steps_per_second": self.steps_per_second,
+            "images_per_second": self.steps_per_second * self.batch_size,
+            "compile_seconds": self.compile_seconds,
+        }
+
+    def close(self) -> None:
+        """Prints the closing line and closes the files; a second call does nothing."""
+        if self._writer is None:
+            return
+        self._writer.close()
+        self._file.close()
+        self._writer = self._file = None
+        t = self.timing()
+        state = "done" if self._step >= self.total_steps else f"stopped at step {self._step}"
+        self._say(
+            f"{self.name}: {state}, {t['steps']} steps in {clock(t['seconds'])} (first steps with "
+            f"compilation {clock(t['compile_seconds'])}), {t['steps_per_second']:.3g} steps/s, "
+            f"{t['images_per_second']:.3g} images/s"
+        )
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _open(self, start_step: int) -> None:
+        """Drops rows that will come again, opens the files, prints the opening line."""
+        from tensorboardX import (
+            SummaryWriter,
+        )  # slow to import, and only the first process needs it
+
+        self.metrics_path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [row for row in load_rows(self.metrics_path) if row["step"] < start_step]
+        fresh = self.metrics_path.with_suffix(".tmp")
+        fresh.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        os.replace(fresh, self.metrics_path)
+        self._file = self.metrics_path.open("a")
+        events = self.metrics_path.parent / "tensorboard"
+        if start_step == 0:
+            shutil.rmtree(events, ignore_errors=True)  # a run begun again, not resumed
+        self._writer = SummaryWriter(str(events), purge_step=start_step)
+        where = f"from step {start_step} of" if start_step else "for"
+        self._say(f"{self.name}: {where} {self.total_steps} steps, batch {self.batch_size}")
+
+    def _draw(self) -> None:
+        """Redraws the progress line in place, cut to the terminal's width."""
+        rate = self.steps_per_second
+        left = clock((self.total_steps - self._step) / rate) if rate else "--:--"
+        share = 100 * self._step // max(self.total_steps, 1)
+        parts = [
+            f"{self.name} {self._step}/{self.total_steps} {share}%",
+            f"{rate:.3g} steps/s {rate * self.batch_size:.3g} images/s",
+            f"ETA {left}",
+            *(f"{key} {value:.4g}" for key, value in list(self._last.items())[:_N_SHOWN]),
+        ]
+        line = "  ".join(parts)[: shutil.get_terminal_size().columns - 1]
+        print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def _say(self, line: str) -> None:
+        """Prints a line of its own, over the progress line if there is one."""
+        start = "\r\x1b[K" if sys.stderr.isatty() else ""
+        print(start + line, file=sys.stderr, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """Returns `m:ss`, or `h:mm:ss` from one hour on.
+
+    Args:
+      seconds: a duration, rounded to whole seconds.
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

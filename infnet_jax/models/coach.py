@@ -1,0 +1,110 @@
+"""The coach: a ResNet-18 variational network that scores cells, and the masks made of its scores.
+
+A mask holds 1 where the image stays visible and 0 where it is erased. The public code calls the
+visible share "drop ratio"; here it is `keep_ratio`.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+from infnet_jax.models.resnet import ResNet
+from infnet_jax.ops import Conv, check_divisible, he_fan_out, resize_nearest
+
+CELL = 16  # pixels on a side of one mask cell, the trunk's total stride without its pool
+LATENT = 100
+
+
+class Coach(nn.Module):
+    """Scores each 16 x 16 cell of an image (Singh et al.; paper Fig. 2).
+
+    All kernels are drawn He-normal by fan-out except those of mu and logvar. The public code also
+    draws the score's bias at random; a common shift of all scores leaves the masks unchanged, so
+    ours starts at zero.
+
+    Attributes:
+        width: channels of the trunk's first stage (64 as published).
+        dtype: compute dtype; the three outputs are float32.
+    """
+
+    width: int = 64
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool, key: Array | None = None) -> dict[str, Array]:
+        """Returns score [B, H/16, W/16, 1], mu and logvar [B, H/16, W/16, 100], float32.
+
+        Args:
+            x: images [B, H, W, C], H and W divisible by 16.
+            train: whether batch normalisation uses (and updates by) batch statistics.
+            key: draws z = mu + exp(logvar / 2) * noise; None means z = mu. The public code draws
+                always, in evaluation too.
+
+        Raises:
+            ValueError: if H or W is not divisible by 16.
+        """
+        check_divisible(x, CELL, "coach")
+        trunk = ResNet(18, self.width, max_pool=False, dtype=self.dtype, name="trunk")
+        x = trunk(x, train=train)["f32"]
+
+        def conv(name: str, features: int, init: nn.initializers.Initializer) -> Conv:
+            return Conv(features, 1, use_bias=True, kernel_init=init, dtype=self.dtype, name=name)
+
+        plain = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # torch's default
+        mu = conv("mu", LATENT, plain)(x).astype(jnp.float32)
+        logvar = conv("logvar", LATENT, plain)(x).astype(jnp.float32)
+        z = mu
+        if key is not None:
+            z = mu + jnp.exp(0.5 * logvar) * jax.random.normal(key, mu.shape, mu.dtype)
+        score = conv("score", 1, he_fan_out)(z).astype(jnp.float32)
+        return {"score": score, "mu": mu, "logvar": logvar}
+
+
+def visible_from_score(
+    score: Array, *, keep_ratio: float, alpha: float, hard: bool, inclusive: bool = False
+) -> Array:
+    """Turns scores into masks of visible cells (paper Eq. 3), 1 = visible.
+
+    The threshold is the k-th largest score of each example, k = int(keep_ratio * cells).
+
+    Args:
+        score: [B, h, w, 1].
+        keep_ratio: share of cells that stays visible, in (0, 1].
+        alpha: steepness of the soft mask, sigmoid(alpha * (score - threshold)).
+        hard: cuts to 0 or 1 (no gradient). Soft masks pass gradients to every score, and through
+            the threshold to the k-th one.
+        inclusive: for hard masks, whether the k-th cell itself stays visible: k cells then, else
+            k - 1 as in the public code (where the k-th is exactly at the threshold).
+
+    Returns:
+        float32 [B, h, w, 1].
+
+    Raises:
+        ValueError: if keep_ratio leaves k outside 1..cells.
+    """
+    cells = score.shape[1] * score.shape[2]
+    k = int(keep_ratio * cells)
+    if not 1 <= k <= cells:
+        raise ValueError(
+            f"keep_ratio must keep between 1 and all of {cells} cells, got {keep_ratio}"
+        )
+    score = score.astype(jnp.float32)
+    # A full sort instead of top_k: it stays split over the batch on several devices.
+    ordered = jnp.sort(score.reshape(score.shape[0], cells), axis=-1)
+    threshold = ordered[:, cells - k].reshape(-1, 1, 1, 1)
+    if not hard:
+        return jax.nn.sigmoid(alpha * (score - threshold))
+    visible = score >= threshold if inclusive else score > threshold
+    return visible.astype(jnp.float32)
+
+
+def random_score(key: Array, shape: tuple[int, ...]) -> Array:
+    """Uniform scores in [0, 1) of the given shape [B, h, w, 1]: a random mask without a coach."""
+    return jax.random.uniform(key, shape, jnp.float32)
+
+
+def upsample_mask(mask: Array, size: tuple[int, int]) -> Array:
+    """Enlarges a cell mask [B, h, w, 1] to [B, size[0], size[1], 1] by nearest neighbour."""
+    return resize_nearest(mask, size)

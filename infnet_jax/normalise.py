@@ -1,0 +1,65 @@
+"""Grey levels in, network input and reconstruction target out; one choice for all stages."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Norm(NamedTuple):
+    """Per-channel constants on the 0..1 grey scale.
+
+    The network sees `(x - mean) / input_sd`; the inpainting target is
+    `clip((x - mean) / (3 * sd), -1, 1)` (facts of the public code, B.1), so an erased pixel,
+    zero in the input, is the mean grey.
+    """
+
+    mean: tuple[float, ...]
+    sd: tuple[float, ...]
+    input_sd: tuple[float, ...]
+
+
+def make_norm(kind: str, channels: int, statistics: tuple[float, float]) -> Norm:
+    """The named normalisation.
+
+    Args:
+      kind: `dataset` (mean and sd of the training split, the default), `imagenet` (RGB
+        constants of the torchvision weights; needs 3 channels) or `aerial_bgr` (the aerial
+        photo constants that the public pre-training inherited; input only mean-shifted, on the
+        0..255 scale; needs 3 channels).
+      channels: 1, or 3 when the grey slice is repeated.
+      statistics: mean and sd of the training split on the 0..1 scale.
+
+    Raises:
+      ValueError: unknown kind, or a 3-channel kind with another channel count.
+    """
+    if kind == "dataset":
+        mean, sd = statistics
+        return Norm((mean,) * channels, (sd,) * channels, (sd,) * channels)
+    if kind not in ("imagenet", "aerial_bgr"):
+        raise ValueError(f"data.norm={kind!r}: choose dataset, imagenet or aerial_bgr")
+    if channels != 3:
+        raise ValueError(f"data.norm={kind!r} needs data.channels=3, not {channels}")
+    if kind == "imagenet":
+        sd = (0.229, 0.224, 0.225)
+        return Norm((0.485, 0.456, 0.406), sd, sd)
+    mean = (85.5517787014 / 255, 92.6691667083 / 255, 86.8147645556 / 255)
+    sd = (32.8860206505 / 255, 31.7342205253 / 255, 31.5361127226 / 255)
+    return Norm(mean, sd, (1 / 255,) * 3)
+
+
+def network_input(image: jax.Array, norm: Norm) -> jax.Array:
+    """[B, H, W, 1] grey in 0..1 to [B, H, W, channels] float32, normalised."""
+    return (image - jnp.asarray(norm.mean)) / jnp.asarray(norm.input_sd)
+
+
+def inpainting_target(image: jax.Array, norm: Norm) -> jax.Array:
+    """[B, H, W, 1] grey in 0..1 to [B, H, W, channels] float32 in -1..1."""
+    scaled = (image - jnp.asarray(norm.mean)) / (3.0 * jnp.asarray(norm.sd))
+    return jnp.clip(scaled, -1.0, 1.0)
+
+
+def grey(target: jax.Array, norm: Norm) -> jax.Array:
+    """A target or reconstruction, [B, H, W, channels], back to grey in 0..1, [B, H, W]."""
+    levels = target * (3.0 * jnp.asarray(norm.sd)) + jnp.asarray(norm.mean)
+    return jnp.clip(levels.mean(axis=-1), 0.0, 1.0)

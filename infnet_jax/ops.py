@@ -1,0 +1,245 @@
+"""Array primitives shared by all networks: NHWC, explicit symmetric padding, fast on CPU and TPU.
+
+Three of them differ from what a framework offers by default, and each difference is visible in the
+outputs of a converted network: down-scaling has no antialias filter, stride-2 windows are padded
+equally on both sides (XLA's "SAME" is not), and running variances are the unbiased ones.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.typing import DTypeLike
+
+he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+_ROWS, _COLUMNS = 1, 2
+
+
+def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+class Conv(nn.Module):
+    """2-D convolution [B, H, W, I] -> [B, H', W', O] with symmetric explicit padding.
+
+    A 1x1 kernel is computed as a matrix product (strides by slicing), because XLA's filter
+    gradient of a 1x1 convolution is several times slower than the product on CPU.
+
+    Attributes:
+        features: output channels O.
+        kernel: window, one int or (rows, columns).
+        stride: one int for both axes.
+        dilation: one int for both axes.
+        padding: cells added on each side, one int or (rows, columns); None means
+            `dilation * (kernel // 2)`, which keeps the size at stride 1.
+        use_bias: adds a bias of shape [O].
+        kernel_init: initializer of the [kh, kw, I, O] kernel.
+        dtype: compute and output dtype; parameters stay float32.
+    """
+
+    features: int
+    kernel: int | tuple[int, int] = 1
+    stride: int = 1
+    dilation: int = 1
+    padding: int | tuple[int, int] | None = None
+    use_bias: bool = False
+    kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kh, kw = _pair(self.kernel)
+        kernel = self.param("kernel", self.kernel_init, (kh, kw, x.shape[-1], self.features))
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        default = (self.dilation * (kh // 2), self.dilation * (kw // 2))
+        ph, pw = default if self.padding is None else _pair(self.padding)
+        if (kh, kw, ph, pw) == (1, 1, 0, 0):
+            if self.stride > 1:
+                x = x[:, :: self.stride, :: self.stride]
+            y = jnp.dot(x, kernel[0, 0])
+        else:
+            y = lax.conv_general_dilated(
+                x, kernel, (self.stride,) * 2, ((ph, ph), (pw, pw)),
+                rhs_dilation=(self.dilation,) * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )  # fmt: skip
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        return y
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all but the last axis, as torch does it.
+
+    The batch is normalised by its biased variance while the running variance takes the unbiased
+    one (n / (n - 1)); `flax.linen.BatchNorm` uses the biased one for both. Statistics are float32.
+
+    Attributes:
+        epsilon: added to the variance.
+        momentum: weight of the old running statistics (torch's convention is 1 - momentum).
+        dtype: output dtype.
+    """
+
+    epsilon: float = 1e-5
+    momentum: float = 0.9
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Normalises x; `train` uses and updates with batch statistics (collection batch_stats)."""
+        channels = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, channels)
+        bias = self.param("bias", nn.initializers.zeros, channels)
+        run_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
+        run_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
+        x = x.astype(jnp.float32)
+        mean, var = run_mean.value, run_var.value
+        if train:
+            axes, n = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
+            # One pass over x; shifting by the running mean avoids the cancellation of E[x²]-E[x]².
+            shift = run_mean.value
+            offset = jnp.mean(x - shift, axes)
+            mean = shift + offset
+            var = jnp.maximum(jnp.mean(jnp.square(x - shift), axes) - jnp.square(offset), 0.0)
+            if not self.is_initializing():
+                keep, unbiased = self.momentum, var * (n / max(n - 1, 1))
+                run_mean.value = keep * run_mean.value + (1 - keep) * lax.stop_gradient(mean)
+                run_var.value = keep * run_var.value + (1 - keep) * lax.stop_gradient(unbiased)
+        factor = scale * lax.rsqrt(var + self.epsilon)
+        return (x * factor + (bias - mean * factor)).astype(self.dtype)
+
+
+def _pad_axis(x: Array, axis: int, before: int, after: int, value: float) -> Array:
+    config = [(0, 0, 0)] * x.ndim
+    config[axis] = (before, after, 0)
+    return lax.pad(x, jnp.asarray(value, x.dtype), config) if before or after else x
+
+
+def max_pool(x: Array, size: int, stride: int, padding: int = 0) -> Array:
+    """Max-pool [B, H, W, C] over size x size windows by slices, padded with -inf on every side."""
+    for axis in (_ROWS, _COLUMNS):
+        x = _pad_axis(x, axis, padding, padding, -jnp.inf)
+        count = (x.shape[axis] - size) // stride + 1
+        parts = [_window(x, axis, start, count, stride) for start in range(size)]
+        x = parts[0]
+        for part in parts[1:]:
+            x = jnp.maximum(x, part)
+    return x
+
+
+def avg_pool(
+    x: Array, size: int, stride: int, padding: int = 0, *, count_padding: bool = True,
+    ceil: bool = False,
+) -> Array:  # fmt: skip
+    """Mean over size x size windows of [B, H, W, C].
+
+    Args:
+        x: the array.
+        size: window.
+        stride: step of the window.
+        padding: zeros added on each side.
+        count_padding: whether padded zeros count in the denominator.
+        ceil: keeps a last, partly filled window, as torch's `ceil_mode`; what lies outside the
+            padded image never counts.
+    """
+    for axis in (_ROWS, _COLUMNS):
+        n = x.shape[axis]
+        steps = n + 2 * padding - size
+        count = (-(-steps // stride) if ceil else steps // stride) + 1
+        extra = max((count - 1) * stride + size - n - 2 * padding, 0)
+        ones = np.pad(np.ones(n), padding, constant_values=float(count_padding))
+        ones = np.pad(ones, (0, extra))
+        filled = [ones[i * stride : i * stride + size].sum() for i in range(count)]
+        x = _pad_axis(x, axis, padding, padding + extra, 0.0)
+        x = sum(_window(x, axis, start, count, stride) for start in range(size))
+        shape = [1] * x.ndim
+        shape[axis] = count
+        x = x * jnp.asarray(1.0 / np.reshape(filled, shape), x.dtype)
+    return x
+
+
+def _window(x: Array, axis: int, start: int, count: int, stride: int) -> Array:
+    return lax.slice_in_dim(x, start, start + (count - 1) * stride + 1, stride, axis)
+
+
+def box_filter(x: Array, size: int) -> Array:
+    """Mean over a centred size x size box, same shape; outside is zero and counts (stride 1).
+
+    Args:
+        x: [B, H, W, C], float.
+        size: odd side of the box.
+
+    Raises:
+        ValueError: if size is even.
+    """
+    if size % 2 == 0:
+        raise ValueError(f"box_filter needs an odd size, got {size}")
+    half = size // 2
+    for axis in (_ROWS, _COLUMNS):
+        window, padding = [1] * x.ndim, [(0, 0)] * x.ndim
+        window[axis], padding[axis] = size, (half, half)
+        x = lax.reduce_window(x, np.zeros((), x.dtype), lax.add, window, (1,) * x.ndim, padding)
+    return x / (size * size)
+
+
+def _bilinear_weights(n_in: int, n_out: int, align_corners: bool) -> np.ndarray:
+    """Matrix [n_out, n_in] that interpolates linearly along one axis, edges repeated."""
+    out = np.arange(n_out, dtype=np.float64)
+    if align_corners:
+        position = out * ((n_in - 1) / max(n_out - 1, 1))
+    else:
+        position = np.maximum((out + 0.5) * (n_in / n_out) - 0.5, 0.0)
+    low = np.minimum(np.floor(position).astype(int), n_in - 1)
+    high = np.minimum(low + 1, n_in - 1)
+    fraction = np.clip(position - low, 0.0, 1.0)
+    weights = np.zeros((n_out, n_in))
+    np.add.at(weights, (np.arange(n_out), low), 1.0 - fraction)
+    np.add.at(weights, (np.arange(n_out), high), fraction)
+    return weights
+
+
+def resize_bilinear(x: Array, size: tuple[int, int], *, align_corners: bool = False) -> Array:
+    """Resizes [B, H, W, C] to [B, size[0], size[1], C] linearly, without antialias.
+
+    Args:
+        x: float array.
+        size: (rows, columns) of the result.
+        align_corners: whether the corner pixels' centres (True) or the images' outer borders
+            (False) coincide.
+    """
+    for axis, n_out in zip((_ROWS, _COLUMNS), size, strict=True):
+        n_in = x.shape[axis]
+        factor = n_in // n_out
+        if n_in == n_out:
+            continue
+        if not align_corners and n_in == factor * n_out and factor % 2 == 0:
+            # Even down-scaling samples midway between two pixels: two slices do it.
+            left = _window(x, axis, factor // 2 - 1, n_out, factor)
+            x = (left + _window(x, axis, factor // 2, n_out, factor)) * 0.5
+            continue
+        weights = jnp.asarray(_bilinear_weights(n_in, n_out, align_corners), x.dtype)
+        pattern = "oh,bhwc->bowc" if axis == _ROWS else "ow,bhwc->bhoc"
+        x = jnp.einsum(pattern, weights, x, precision=lax.Precision.HIGHEST)
+    return x
+
+
+def resize_nearest(x: Array, size: tuple[int, int]) -> Array:
+    """Resizes [B, H, W, C] by taking source pixel floor(i * in / out), as torch's "nearest"."""
+    for axis, n_out in zip((_ROWS, _COLUMNS), size, strict=True):
+        n_in = x.shape[axis]
+        if n_out % n_in == 0:
+            x = jnp.repeat(x, n_out // n_in, axis) if n_out != n_in else x
+        else:
+            x = jnp.take(x, np.arange(n_out) * n_in // n_out, axis)
+    return x
+
+
+def check_divisible(x: Array | jax.ShapeDtypeStruct, stride: int, network: str) -> None:
+    """Raises ValueError unless height and width of [B, H, W, C] are multiples of `stride`."""
+    height, width = x.shape[1:3]
+    if height % stride or width % stride or not height or not width:
+        raise ValueError(
+            f"{network} needs height and width divisible by {stride}, got {height} x {width}"
+        )

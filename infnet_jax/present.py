@@ -1,0 +1,202 @@
+"""What a finished run shows: figures and summary.md, from the files that its stages left."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from infnet_jax import augment, data, figures
+from infnet_jax.logs import RunLog, load_rows
+from infnet_jax.summary import markdown_table, write_summary
+
+PRETRAIN_PANELS = (
+    ("Inpainter", {"rec": "erased pixels, training", "loss": "total loss"}),
+    ("Coach", {"coach_rec": "reconstruction error", "coach_loss": "coach loss, 1 - error"}),
+    ("Held-out error", {"rec_coach": "under coach masks", "rec_random": "under random masks"}),
+)
+SEGMENT_PANELS = (
+    ("Training loss (eq. 5)", {"loss": "total"}),
+    ("Dice at 0.5, held-out slices", {"dice": "averaged weights"}),
+    ("Learning rate", {"lr": "rate"}),
+)
+
+
+def save_panel(log: RunLog, panel: Mapping[str, np.ndarray], step: int) -> None:
+    """Keeps a few evaluated slices for the figures, and shows them in TensorBoard."""
+    folder = log.metrics_path.parent / "panels"
+    folder.mkdir(exist_ok=True)
+    np.savez_compressed(folder / f"{step:08d}.npz", **panel)
+    if "filled_coach" in panel:
+        columns = [panel["image"], panel["image"] * panel["visible_coach"], panel["filled_coach"]]
+    else:
+        columns = [panel["mask"], panel["probs"]]
+    grid = np.concatenate([np.concatenate(list(c), axis=0) for c in columns], axis=1)
+    grid = np.repeat(np.round(np.clip(grid, 0, 1) * 255).astype(np.uint8)[..., None], 3, axis=-1)
+    log.image("panel", grid, step)
+
+
+def write(
+    workdir: Path, config: ConfigDict, *, timings: Sequence[Mapping[str, Any]], name: str,
+    command: str, dataset: Path,
+) -> Path:
+    """Draws `figures/*.png` and writes `summary.md`; the first process only.
+
+    Returns:
+      The path of `summary.md`.
+    """
+    path = workdir / "summary.md"
+    if jax.process_index():
+        return path
+    pictures, tables, notes = [], [], []
+    pictures += _augmentation(workdir, config, dataset)
+    if "pretrain" in config.stages:
+        more_pictures, more_tables = _pretrain(workdir)
+        pictures, tables = pictures + more_pictures, tables + more_tables
+    if "segment" in config.stages:
+        pictures += _curves(workdir, "segment", SEGMENT_PANELS, "Fine-tuning.")
+    if "evaluate" in config.stages:
+        result = json.loads((workdir / "evaluation.json").read_text())
+        table = result_table(result)
+        (workdir / "table.txt").write_text(table.strip() + "\n")
+        tables.insert(0, ("Test split", table))
+        pictures += _evaluation(workdir, result, config.evaluate.threshold)
+    notes += _readings(config)
+    return write_summary(
+        workdir, config_name=name, command=command, stages=timings, tables=tables,
+        figures=pictures, notes=notes,
+    )
+
+
+def result_table(result: Mapping[str, Any]) -> str:
+    """The test table in Markdown: our row in both readings, and the floors."""
+    header = ["", "Dice (mean over 256 thresholds)", "Dice at 0.5", "IoU at 0.5", "Sen", "Spe",
+              "S", "E", "wF", "MAE", "ROC-AUC"]
+    rows = []
+    labels = {"toolbox": "model, toolbox reading", "empty_aware": "model, empty-aware reading"}
+    for reading, label in labels.items():
+        r = result[reading]
+        at = r["minmax"] if reading == "toolbox" else r["none"]
+        rows.append([label, r["mean"]["dice"], at["dice"], at["iou"], r["mean"]["sensitivity"],
+                     r["mean"]["specificity"], r["s_measure"], r["mean"]["e_measure"],
+                     r["weighted_f"], r["mae"], r["roc_auc"]])
+    for name, r in result["floors"].items():
+        rows.append([f"floor: {name}", r["mean"]["dice"], r["minmax"]["dice"], r["minmax"]["iou"],
+                     r["mean"]["sensitivity"], r["mean"]["specificity"], r["s_measure"],
+                     r["mean"]["e_measure"], r["weighted_f"], r["mae"], r["roc_auc"]])
+    return markdown_table(header, [[_number(v) for v in row] for row in rows])
+
+
+def _number(value: Any) -> Any:
+    return value if isinstance(value, str) else f"{value:.3f}"
+
+
+def _pretrain(workdir: Path) -> tuple[list, list]:
+    """Curves, the panel of masks over time, and the table that asks if the coach is hard."""
+    rows = load_rows(workdir / "pretrain" / "metrics.jsonl")
+    pictures = _curves(workdir, "pretrain", PRETRAIN_PANELS, (
+        "Both players. The coach earns its name where the error under its masks lies above the "
+        "error under random masks of the same keep ratio."
+    ))
+    panels = sorted((workdir / "pretrain" / "panels").glob("*.npz"))
+    judged = [row for row in rows if "rec_coach" in row]
+    if panels:
+        picked = sorted({round(i * (len(panels) - 1) / 3) for i in range(4)})
+        lines = []
+        for path in (panels[i] for i in picked):
+            with np.load(path) as z:
+                lines.append((f"step {int(path.stem)}", z["image"], z["visible_coach"],
+                              z["filled_coach"]))
+        out = figures.inpainting_panel(lines, workdir / "figures" / "inpainting.png")
+        pictures.append((out, "Held-out slices at several moments of pre-training: what the coach "
+                              "erases (orange) and what Inf-Net paints in."))
+    if not judged:
+        return pictures, []
+    last = judged[-1]
+    ratio = last["rec_coach"] / max(last["rec_random"], 1e-12)
+    table = markdown_table(
+        ["held-out slices, last evaluation", "value"],
+        [["error under coach masks", f"{last['rec_coach']:.4f}"],
+         ["error under random masks, same keep ratio", f"{last['rec_random']:.4f}"],
+         ["ratio", f"{ratio:.2f}"],
+         ["share of cells in which two slices' coach masks differ",
+          f"{last['mask_difference']:.3f}"]],
+    )
+    return pictures, [("Is the coach hard?", table)]
+
+
+def _curves(workdir: Path, stage: str, panels: Sequence, caption: str) -> list:
+    rows = load_rows(workdir / stage / "metrics.jsonl")
+    present = [p for p in panels if any(row.get(k) is not None for row in rows for k in p[1])]
+    if not present:
+        return []
+    path = workdir / "figures" / f"{stage}_curves.png"
+    return [(figures.learning_curves(rows, path, present), caption)]
+
+
+def _augmentation(workdir: Path, config: ConfigDict, dataset: Path) -> list:
+    """Three training slices before and after augmentation, as the paper's Fig. 5."""
+    section = config.segment
+    source = data.open_split(dataset, config.data.train)
+    batch = next(data.eval_batches(
+        source, np.linspace(0, len(source) - 1, 3).astype(int), batch_size=3, size=section.size
+    ))
+    fields = {
+        "image": batch["image"].astype(np.float32) / 255.0,
+        "mask": (batch["mask"] > 0).astype(np.float32),
+    }
+    moved = augment.augment(jax.random.key(config.seed), fields, **section.augmentation)
+    out = figures.augmentation(
+        fields["image"][..., 0], np.asarray(moved["image"])[..., 0],
+        workdir / "figures" / "augmentation.png",
+        original_masks=fields["mask"][..., 0], augmented_masks=np.asarray(moved["mask"])[..., 0],
+    )
+    return [(out, "Training slices before and after augmentation; the outline is the lesion mask, "
+                  "which must move with its slice.")]
+
+
+def _evaluation(workdir: Path, result: Mapping[str, Any], threshold: float) -> list:
+    """Best, median and worst test slices, and the ROC curve."""
+    with np.load(workdir / "evaluate" / "cases.npz") as z:
+        cases = [
+            (f"{title}, Dice {float(z[f'{title}_dice']):.2f}", z[f"{title}_image"],
+             z[f"{title}_truth"], z[f"{title}_prob"])
+            for title in ("best", "median", "worst")
+        ]
+    pictures = [(
+        figures.overlays(cases, workdir / "figures" / "test_overlays.png", threshold),
+        "Test slices with the highest, median and lowest Dice at 0.5; truth and prediction as "
+        "contours.",
+    )]
+    fpr, tpr = (np.asarray(v) for v in result["toolbox"]["roc"])
+    roc = figures.roc(fpr, tpr, result["toolbox"]["roc_auc"], workdir / "figures" / "roc.png")
+    return [*pictures, (roc, "All test pixels pooled, raw probabilities.")]
+
+
+def _readings(config: ConfigDict) -> list[str]:
+    """The choices the numbers rest on."""
+    notes = [
+        f"Dice (mean over 256 thresholds) follows the published toolbox: each map is stretched to "
+        f"0..1, averaged over slices, then over thresholds; Dice at {config.evaluate.threshold:g} "
+        "uses the stretched map in the toolbox reading and raw probabilities in the empty-aware "
+        "one, which leaves out slices where truth and prediction are both empty.",
+        f"Input normalisation `{config.data.norm}`, the same in every stage.",
+        f"Segmentation loss `{config.segment.loss.kind}`.",
+    ]
+    if "pretrain" in config.stages:
+        p = config.pretrain
+        notes.append(
+            f"Pre-training: `{p.rounds.schedule}` schedule, reconstruction loss "
+            f"`{p.loss.kind}` reduced by `{p.loss.reduction}`, `{config.model.inpaint_head}` "
+            f"heads, KL weight {p.kld_weight:g}, coach gradient `{p.coach_grad}`; "
+            f"`{config.segment.transfer}` weights transferred."
+        )
+    held = config.segment.validation
+    notes.append(
+        f"{held} training slices (whole groups) were held out to choose the checkpoint."
+        if held else "No slice was held out: the last averaged weights are evaluated."
+    )
+    return notes

@@ -1,0 +1,180 @@
+"""Random access to the examples of prepared TFDS folders.
+
+A *source* is anything with ``__len__`` and ``__getitem__(int) -> example``, where an example is a
+dict with ``image`` (and, where known, ``mask`` and ``lung``) as PNG bytes or uint8 [H, W, 1], and
+the texts ``id``, ``patient``, ``slice``, ``group``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+Example = Mapping[str, Any]
+
+PICTURES = ("image", "mask", "lung")
+TEXTS = ("id", "patient", "slice", "group")
+
+
+class Source(Protocol):
+    """Random access to examples."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+class Subset:
+    """The examples of a source at the given indices, in that order."""
+
+    def __init__(self, source: Source, indices: Sequence[int]):
+        self._source = source
+        self._indices = [int(i) for i in indices]
+        wrong = [i for i in self._indices if not 0 <= i < len(source)]
+        if wrong:
+            raise ValueError(f"index {wrong[0]} is outside the source's 0 .. {len(source) - 1}")
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._source[self._indices[index]]
+
+
+def open_split(folder: str | Path, split: str) -> Source:
+    """Opens one split of a prepared TFDS folder; pictures stay PNG bytes until a batch needs them.
+
+    Args:
+      folder: the versioned folder that holds ``dataset_info.json``.
+      split: a split's name, or a slice of it such as ``train[:80%]``.
+
+    Raises:
+      FileNotFoundError: there is no prepared dataset in ``folder``.
+      ValueError: the dataset has no such split.
+    """
+    folder = Path(folder)
+    if not (folder / "dataset_info.json").is_file():
+        raise FileNotFoundError(
+            f"{folder}: not a prepared dataset (no dataset_info.json); prepare it first and give "
+            "the version folder"
+        )
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(folder)
+    known = sorted(builder.info.splits)
+    for name in (re.sub(r"\[.*", "", part).strip() for part in split.split("+")):
+        if name not in known:
+            raise ValueError(f"{folder}: no split {name!r}; it has {', '.join(known)}")
+    pictures = [name for name in PICTURES if name in builder.info.features]
+    decoders = {name: tfds.decode.SkipDecoding() for name in pictures}
+    return builder.as_data_source(split, decoders=decoders)
+
+
+def select(source: Source, indices: Sequence[int]) -> Subset:
+    """The examples of ``source`` at ``indices``, as a source."""
+    return Subset(source, indices)
+
+
+def split_validation(
+    source: Source, *, fraction: float | None = None, count: int | None = None, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws a validation set of whole groups (patients), the same for the same seed.
+
+    Groups are visited in a seeded order and taken while they fit; if none fits, the smallest one is
+    taken, so the validation set may be smaller or larger than asked but never splits a group. An
+    example without a ``group`` is a group of its own.
+
+    Args:
+      source: the examples; only ``group`` is looked at.
+      fraction: the wished share of examples, in [0, 1); give this or ``count``.
+      count: the wished number of examples.
+      seed: decides which groups go to validation.
+
+    Returns:
+      (training, validation) indices, int64, ascending, disjoint, together all of ``source``.
+
+    Raises:
+      ValueError: neither or both sizes given, a size out of range, or nothing left to train on.
+    """
+    if (fraction is None) == (count is None):
+        raise ValueError("split_validation takes either fraction or count")
+    if fraction is not None and not 0 <= fraction < 1:
+        raise ValueError(f"validation fraction {fraction} must lie in [0, 1)")
+    wanted = round(fraction * len(source)) if count is None else count
+    if wanted < 0 or (wanted >= len(source) and wanted > 0):
+        raise ValueError(f"validation count {wanted} must lie in 0 .. {len(source) - 1}")
+    everything = np.arange(len(source))
+    if wanted == 0:
+        return everything, everything[:0]
+    members: dict[str, list[int]] = {}
+    for i in range(len(source)):
+        members.setdefault(text(source[i].get("group", f"\0{i}")), []).append(i)
+    if len(members) < 2:
+        raise ValueError(
+            f"all {len(source)} examples share one group: no validation set can be drawn"
+        )
+    names = sorted(members)
+    order = np.random.default_rng(seed).permutation(len(names))
+    taken: list[int] = []
+    for name in (names[i] for i in order):
+        if len(taken) + len(members[name]) <= wanted:
+            taken += members[name]
+    taken = taken or members[min((names[i] for i in order), key=lambda name: len(members[name]))]
+    validation = np.sort(np.asarray(taken))
+    return np.setdiff1d(everything, validation), validation
+
+
+def examples(source: Source) -> Iterator[dict[str, Any]]:
+    """Yields every example decoded at its native size, in the source's order.
+
+    Yields:
+      ``image`` uint8 [H, W, 1], ``mask`` and ``lung`` uint8 [H, W, 1] where the example has them,
+      and the texts ``id``, ``patient``, ``slice``, ``group`` as str where it has them.
+    """
+    for index in range(len(source)):
+        example = source[index]
+        out = {name: decode(example, name) for name in PICTURES if name in example}
+        yield out | {name: text(example[name]) for name in TEXTS if name in example}
+
+
+def statistics(source: Source, indices: Sequence[int] | None = None) -> tuple[float, float]:
+    """Mean and standard deviation of all image pixels on the [0, 1] scale, at native size.
+
+    Every pixel counts once, so large images weigh more. Exact: computed from one histogram.
+
+    Raises:
+      ValueError: there are no examples.
+    """
+    counts = np.zeros(256, np.int64)
+    for index in range(len(source)) if indices is None else indices:
+        counts += np.bincount(decode(source[int(index)], "image").ravel(), minlength=256)
+    if not counts.sum():
+        raise ValueError("statistics of an empty set of examples are undefined")
+    levels = np.arange(256) / 255
+    mean = np.average(levels, weights=counts)
+    return float(mean), float(np.sqrt(np.average((levels - mean) ** 2, weights=counts)))
+
+
+def decode(example: Example, name: str) -> np.ndarray:
+    if name not in example:
+        raise ValueError(f"example {text(example.get('id', '?'))!r} has no {name!r}")
+    value = example[name]
+    if isinstance(value, bytes | np.bytes_):
+        import cv2
+
+        cv2.setNumThreads(0)  # its own thread pool would fight the reading threads
+        value = cv2.imdecode(np.frombuffer(value, np.uint8), cv2.IMREAD_UNCHANGED)
+        value = value[..., None] if value is not None and value.ndim == 2 else value
+    if value is None or value.dtype != np.uint8 or value.ndim != 3 or value.shape[-1] != 1:
+        found = "unreadable" if value is None else f"{value.dtype} {list(value.shape)}"
+        where = text(example.get("id", "?"))
+        raise ValueError(f"{name!r} of example {where!r} is {found}, expected uint8 [H, W, 1]")
+    return value
+
+
+def text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes | np.bytes_) else str(value)

@@ -1,0 +1,258 @@
+"""Pre-training: the coach proposes masks, Inf-Net fills them (Algorithm 1, eq. 1-3)."""
+
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from infnet_jax import augment, losses, normalise
+from infnet_jax.models import coach as coach_lib
+from infnet_jax.state import Task, make_player, make_state, update_player
+
+
+def make_rounds(
+    *,
+    schedule: str,
+    epochs: int,
+    steps_per_epoch: int,
+    coach_steps: int,
+    net_steps: int,
+    blocks: Sequence[int],
+    warmup_random_rounds: int,
+    use_coach: bool,
+) -> list[tuple[str, int]]:
+    """The order of play, as (phase, steps) pairs; phases: `coach`, `net`, `net_random`.
+
+    Args:
+      schedule: `per_epoch` (Algorithm 1: every epoch has coach steps, then network steps) or
+        `blocks` (the public code: round i trains the coach for `blocks[i]` epochs, then the net).
+      epochs: rounds of `per_epoch`.
+      steps_per_epoch: batches in one pass over the data.
+      coach_steps, net_steps: steps of each player in a `per_epoch` round; 0 is one pass.
+      blocks: epochs of each round of `blocks`.
+      warmup_random_rounds: first rounds without a coach (random masks only).
+      use_coach: False keeps random masks to the end (the baseline without a coach).
+
+    Raises:
+      ValueError: unknown schedule.
+    """
+    if schedule == "per_epoch":
+        plan = [(coach_steps or steps_per_epoch, net_steps or steps_per_epoch)] * epochs
+    elif schedule == "blocks":
+        plan = [(n * steps_per_epoch, n * steps_per_epoch) for n in blocks]
+    else:
+        raise ValueError(f"pretrain.rounds.schedule={schedule!r}: choose per_epoch or blocks")
+    rounds: list[tuple[str, int]] = []
+    for i, (n_coach, n_net) in enumerate(plan):
+        if i < warmup_random_rounds or not use_coach:
+            rounds.append(("net_random", n_net))
+        else:
+            rounds += [("coach", n_coach), ("net", n_net)]
+    return rounds
+
+
+def make_masks(
+    *,
+    keep_ratio: float = 0.75,
+    alpha_train: float = 1.0,
+    alpha_use: float = 100.0,
+    hard_use: bool = True,
+    sample_use: bool = True,
+    inclusive: bool = True,
+) -> tuple[Callable, Callable, Callable]:
+    """Three mask makers, each to [B, H, W, 1] float32, 1 = visible (eq. 2-3).
+
+    Args:
+      keep_ratio: share of cells left visible (the public `drop_ratio` *keeps* this share).
+      alpha_train, alpha_use: steepness of eq. 3 while the coach learns, and while it serves.
+      hard_use: threshold the mask when it serves the network.
+      sample_use: sample z when it serves (as coded), else take its mean.
+      inclusive: keep the k-th cell itself (False: as coded, k - 1 cells are kept).
+
+    Returns:
+      `train(out, size)`, `use(out, size)` from a coach's output, `random(key, batch, size)`.
+    """
+    kwargs = dict(keep_ratio=keep_ratio, inclusive=inclusive)
+
+    def train(out: Mapping[str, jax.Array], size: tuple[int, int]) -> jax.Array:
+        soft = coach_lib.visible_from_score(out["score"], alpha=alpha_train, hard=False, **kwargs)
+        return coach_lib.upsample_mask(soft, size)
+
+    def use(out: Mapping[str, jax.Array], size: tuple[int, int]) -> jax.Array:
+        mask = coach_lib.visible_from_score(out["score"], alpha=alpha_use, hard=hard_use, **kwargs)
+        return coach_lib.upsample_mask(mask, size)
+
+    def random(key: jax.Array, batch: int, size: tuple[int, int]) -> jax.Array:
+        score = coach_lib.random_score(key, (batch, size[0] // 16, size[1] // 16, 1))
+        mask = coach_lib.visible_from_score(score, alpha=alpha_use, hard=True, **kwargs)
+        return coach_lib.upsample_mask(mask, size)
+
+    train.sample, use.sample = True, sample_use
+    return train, use, random
+
+
+def make(
+    *,
+    net: Any,
+    coach: Any,
+    norm: normalise.Norm,
+    size: int,
+    rounds: list[tuple[str, int]],
+    masks: Mapping[str, Any],
+    loss: Mapping[str, Any],
+    augmentation: Mapping[str, Any],
+    net_tx: optax.GradientTransformation,
+    coach_tx: optax.GradientTransformation,
+    kld_weight: float,
+    coach_grad: str,
+) -> Task:
+    """The two-player task.
+
+    Args:
+      net: an `InfNet` with an inpainting head; coach: a `Coach`.
+      norm: input and target scale.
+      size: side of the square training images, pixels.
+      rounds: order of play, see `make_rounds`.
+      masks, loss: keyword arguments of `make_masks` and of `losses.inpaint_loss`.
+      augmentation: keyword arguments of `augment.augment`.
+      kld_weight: weight of the KL term in the coach's loss (eq. 1 has none: 0).
+      coach_grad: `through_net` lets the coach's gradient flow through the frozen network's
+        input; `weights_only` stops it at the network's output (facts G.6).
+
+    Raises:
+      ValueError: unknown `coach_grad`.
+    """
+    if coach_grad not in ("through_net", "weights_only"):
+        raise ValueError(f"pretrain.coach_grad={coach_grad!r}: choose through_net or weights_only")
+    mask_train, mask_use, mask_random = make_masks(**masks)
+    channels = len(norm.mean)
+
+    def variables(key: jax.Array):
+        image = jnp.zeros((1, size, size, channels))
+        keys = jax.random.split(key)
+        net_vars = net.init(keys[0], image, train=False)
+        return {"net": net_vars, "coach": coach.init(keys[1], image, train=False)}
+
+    def start(trees: Mapping[str, Any]):
+        players = (make_player(trees["net"], net_tx, False),
+                   make_player(trees["coach"], coach_tx, False))
+        return make_state(*players, "min")
+
+    def prepare(batch: Mapping[str, jax.Array], key: jax.Array | None):
+        image = batch["image"].astype(jnp.float32) / 255.0
+        if key is not None:
+            image = augment.augment(key, {"image": image}, **augmentation)["image"]
+        return normalise.network_input(image, norm), normalise.inpainting_target(image, norm)
+
+    def fill(variables: Mapping, masked: jax.Array):
+        return net.apply(variables, masked, train=False, head="inpaint")
+
+    def propose(variables: Mapping, x: jax.Array, key: jax.Array, maker: Callable) -> jax.Array:
+        out = coach.apply(variables, x, train=False, key=key if maker.sample else None)
+        return maker(out, x.shape[1:3])
+
+    def coach_step(state, batch, key):
+        keys = jax.random.split(key)
+        x, target = prepare(batch, keys[0])
+
+        def objective_of(params):
+            out, new = coach.apply(
+                {"params": params, "batch_stats": state.coach.batch_stats}, x,
+                train=True, key=keys[1], mutable=["batch_stats"],
+            )
+            visible = mask_train(out, x.shape[1:3])
+            outputs = fill(state.net.variables, x * visible)
+            if coach_grad == "weights_only":
+                outputs = jax.lax.stop_gradient(outputs)
+            _, parts = losses.inpaint_loss(outputs, target, visible, **loss)
+            rec = parts["rec"]
+            value = losses.coach_loss(rec, out["mu"], out["logvar"], kld_weight)
+            return value, (rec, new["batch_stats"])
+
+        grad = jax.value_and_grad(objective_of, has_aux=True)
+        (value, (rec, stats)), grads = grad(state.coach.params)
+        player = update_player(state.coach, grads, stats, coach_tx)
+        metrics = {"coach_loss": value, "coach_rec": rec, "coach_grad": optax.global_norm(grads)}
+        return state.replace(step=state.step + 1, coach=player), metrics
+
+    def make_net_step(random: bool):
+        def net_step(state, batch, key):
+            keys = jax.random.split(key)
+            x, target = prepare(batch, keys[0])
+            if random:
+                visible = mask_random(keys[1], x.shape[0], x.shape[1:3])
+            else:
+                visible = propose(state.coach.variables, x, keys[1], mask_use)
+
+            def objective_of(params):
+                outputs, new = net.apply(
+                    {"params": params, "batch_stats": state.net.batch_stats}, x * visible,
+                    train=True, head="inpaint", mutable=["batch_stats"],
+                )
+                total, parts = losses.inpaint_loss(outputs, target, visible, **loss)
+                return total, (parts["rec"], new["batch_stats"])
+
+            grad = jax.value_and_grad(objective_of, has_aux=True)
+            (total, (rec, stats)), grads = grad(state.net.params)
+            player = update_player(state.net, grads, stats, net_tx)
+            metrics = {"loss": total, "rec": rec, "net_grad": optax.global_norm(grads)}
+            return state.replace(step=state.step + 1, net=player), metrics
+
+        return net_step
+
+    def evaluate(state, batch, key):
+        """Mean squared error of the final map per slice over erased pixels, coach and random."""
+        x, target = prepare(batch, None)
+        keys = jax.random.split(key, 2)
+        out = {"image": normalise.grey(target, norm)}
+        visible = {
+            "coach": propose(state.coach.averaged, x, keys[0], mask_use),
+            "random": mask_random(keys[1], x.shape[0], x.shape[1:3]),
+        }
+        for name, mask in visible.items():
+            filled = fill(state.net.averaged, x * mask)["s8"]
+            error = ((filled - target) ** 2).mean(axis=-1) * (1.0 - mask[..., 0])
+            out[f"error_{name}"] = error.sum((1, 2)) / jnp.maximum((1 - mask).sum((1, 2, 3)), 1)
+            out[f"visible_{name}"] = mask[..., 0]
+            out[f"filled_{name}"] = normalise.grey(filled, norm)
+        return out
+
+    ends = list(accumulate(n for _, n in rounds))
+    return Task(
+        variables=variables,
+        start=start,
+        steps={
+            "coach": coach_step,
+            "net": make_net_step(random=False),
+            "net_random": make_net_step(random=True),
+        },
+        phase=lambda step: rounds[min(bisect_right(ends, step), len(rounds) - 1)][0],
+        batch_index=lambda step: step,
+        evaluate=evaluate,
+        total_steps=ends[-1],
+        summarise=summarise,
+        metric="rec_random",
+        metric_mode="min",
+    )
+
+
+def summarise(rows: list[Mapping[str, np.ndarray]]) -> dict[str, float]:
+    """Mean errors over all slices, and how much the coach's masks differ between slices.
+
+    `mask_difference` is the mean share of pixels in which two slices' coach masks disagree,
+    over all pairs; 0 says that the coach ignores the image. One slice alone gives 0.
+    """
+    joined = {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}
+    cells = joined["visible_coach"][:, ::16, ::16].reshape(len(joined["image"]), -1)
+    pairs = np.abs(cells[:, None] - cells[None]).mean(-1)
+    n = len(cells)
+    return {
+        "rec_coach": float(joined["error_coach"].mean()),
+        "rec_random": float(joined["error_random"].mean()),
+        "mask_difference": float(pairs.sum() / max(1, n * (n - 1))),
+    }

@@ -1,0 +1,193 @@
+"""Fine-tuning: single-class lesion segmentation with deep supervision (eq. 4-5)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from infnet_jax import augment, losses, normalise
+from infnet_jax.state import Task, make_player, make_state, update_player
+
+MAPS = ("coarse", "s32", "s16", "s8")
+
+
+def make_loss(
+    *,
+    kind: str = "structure",
+    lambda_bce: float = 1.0,
+    edge_weight: float = 1.0,
+    alpha: float = 1.0,
+    gamma: float = 2.0,
+) -> Callable:
+    """Eq. 5: the sum of the region loss on four maps and the edge loss.
+
+    Args:
+      kind: `structure` (boundary-weighted cross-entropy, as published), `structure_as_run`
+        (the weights cancel, as the public code runs) or `focal`.
+      lambda_bce: weight of the cross-entropy in eq. 4.
+      edge_weight: weight of the edge term (eq. 5: 1).
+      alpha, gamma: of the focal loss.
+
+    Returns:
+      `loss(outputs, mask) -> (scalar, parts)`; `mask` [B, H, W, 1] float32 in {0, 1}.
+
+    Raises:
+      ValueError: unknown kind.
+    """
+    weighting = {"structure": "boundary", "structure_as_run": "none"}
+
+    def region(logits: jax.Array, mask: jax.Array) -> jax.Array:
+        if kind == "focal":
+            return losses.focal_loss(logits, mask, alpha=alpha, gamma=gamma)
+        return losses.structure_loss(
+            logits, mask, weighting=weighting[kind], lambda_bce=lambda_bce
+        )
+
+    if kind not in (*weighting, "focal"):
+        raise ValueError(f"segment.loss.kind={kind!r}: choose structure, structure_as_run or focal")
+
+    def loss(outputs: Mapping[str, jax.Array], mask: jax.Array):
+        parts = {name: region(outputs[name], mask).mean() for name in MAPS}
+        parts["edge"] = losses.edge_bce(outputs["edge"], losses.edge_target(mask)).mean()
+        return sum(parts[n] for n in MAPS) + edge_weight * parts["edge"], parts
+
+    return loss
+
+
+def make(
+    *,
+    net: Any,
+    norm: normalise.Norm,
+    size: int,
+    scales: Sequence[float],
+    steps: int,
+    loss: Mapping[str, Any],
+    augmentation: Mapping[str, Any],
+    tx: optax.GradientTransformation,
+    schedule: Callable,
+    ema_decay: float,
+) -> Task:
+    """The supervised task.
+
+    Args:
+      net: an `InfNet`; norm: input scale.
+      size: side of the square training images, pixels.
+      scales: each batch is used once per scale, one update each (multi-scale training); sides
+        are rounded to multiples of 32.
+      steps: updates in all.
+      loss: keyword arguments of `make_loss`; augmentation: of `augment.augment`.
+      schedule: update count -> learning rate, for the log.
+      ema_decay: of the averaged weights; 0 keeps none. Early on the average follows faster,
+        with decay min(ema_decay, (1 + step) / (10 + step)).
+    """
+    objective = make_loss(**loss)
+    channels = len(norm.mean)
+    sizes = [max(32, round(size * s / 32) * 32) if s != 1 else size for s in scales]
+
+    def variables(key: jax.Array):
+        image = jnp.zeros((1, size, size, channels))
+        return {"net": net.init(key, image, train=False)}
+
+    def start(trees: Mapping[str, Any]):
+        return make_state(make_player(trees["net"], tx, ema_decay > 0), None, "max")
+
+    def prepare(batch: Mapping[str, jax.Array], key: jax.Array, side: int):
+        fields = {
+            "image": batch["image"].astype(jnp.float32) / 255.0,
+            "mask": (batch["mask"] > 0).astype(jnp.float32),
+        }
+        fields = augment.augment(key, fields, **augmentation)
+        if side != size:
+            fields = augment.resize_batch(fields, side)
+        return normalise.network_input(fields["image"], norm), fields["mask"]
+
+    def make_step(side: int):
+        def step(state, batch, key):
+            x, mask = prepare(batch, key, side)
+
+            def objective_of(params):
+                outputs, new = net.apply(
+                    {"params": params, "batch_stats": state.net.batch_stats}, x,
+                    train=True, mutable=["batch_stats"],
+                )
+                total, parts = objective(outputs, mask)
+                return total, (parts, new["batch_stats"])
+
+            grad = jax.value_and_grad(objective_of, has_aux=True)
+            (total, (parts, stats)), grads = grad(state.net.params)
+            count = state.step.astype(jnp.float32)
+            decay = jnp.minimum(ema_decay, (1.0 + count) / (10.0 + count))
+            player = update_player(state.net, grads, stats, tx, decay)
+            metrics = {
+                "loss": total,
+                **{f"loss_{k}": v for k, v in parts.items()},
+                "grad": optax.global_norm(grads),
+                "lr": jnp.asarray(schedule(state.step), jnp.float32),
+            }
+            return state.replace(step=state.step + 1, net=player), metrics
+
+        return step
+
+    def evaluate(state, batch, key):
+        probs = predict(net, state.net.averaged, batch["image"], norm)
+        mask = (batch["mask"] > 0).astype(jnp.float32)
+        return {"probs": probs[..., 0], "mask": mask[..., 0]}
+
+    names = [f"size{side}" for side in sizes]
+    return Task(
+        variables=variables,
+        start=start,
+        steps={name: make_step(side) for name, side in zip(names, sizes, strict=True)},
+        phase=lambda step: names[step % len(names)],
+        batch_index=lambda step: step // len(names),
+        evaluate=evaluate,
+        total_steps=steps,
+        summarise=summarise,
+        metric="dice",
+        metric_mode="max",
+    )
+
+
+def predict(
+    net: Any,
+    variables: Mapping,
+    image: jax.Array,
+    norm: normalise.Norm,
+    tta: bool = False,
+) -> jax.Array:
+    """Infection probability of the final map.
+
+    Args:
+      image: [B, S, S, 1] uint8.
+      tta: average over the eight flips and quarter turns of the square.
+
+    Returns:
+      [B, S, S, 1] float32 in 0..1.
+    """
+    x = normalise.network_input(image.astype(jnp.float32) / 255.0, norm)
+
+    def probs(view: jax.Array) -> jax.Array:
+        return jax.nn.sigmoid(net.apply(variables, view, train=False)["s8"])
+
+    if not tta:
+        return probs(x)
+    turns = [(flip, k) for flip in (False, True) for k in range(4)]
+    views = jnp.stack([jnp.rot90(x[:, :, ::-1] if f else x, k, axes=(1, 2)) for f, k in turns])
+    # One copy of the network in the program: eight would take minutes to compile.
+    found = jax.lax.map(probs, views)
+    back = [jnp.rot90(y, -k, axes=(1, 2)) for y, (_, k) in zip(found, turns, strict=True)]
+    return sum(y[:, :, ::-1] if f else y for y, (f, _) in zip(back, turns, strict=True)) / 8.0
+
+
+def summarise(rows: list[Mapping[str, np.ndarray]]) -> dict[str, float]:
+    """Mean Dice at 0.5 over slices; slices without lesion and without prediction are left out."""
+    probs = np.concatenate([r["probs"] for r in rows]) >= 0.5
+    mask = np.concatenate([r["mask"] for r in rows]) > 0.5
+    both = (probs & mask).sum((1, 2))
+    total = probs.sum((1, 2)) + mask.sum((1, 2))
+    defined = total > 0
+    dice = 2.0 * both[defined] / total[defined]
+    return {"dice": float(dice.mean()) if defined.any() else 0.0}

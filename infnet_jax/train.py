@@ -1,0 +1,282 @@
+"""The one training loop, and the walk through the stages of a run."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from infnet_jax import data, mesh as mesh_lib, predict, present, tasks
+from infnet_jax.checkpoint import Checkpoints
+from infnet_jax.logs import RunLog
+from infnet_jax.models.infnet import is_output_layer
+from infnet_jax.state import Task, TrainState
+from infnet_jax.transfer import load_parameters, transfer
+
+PANEL_SLICES = 3
+
+
+def run(config: ConfigDict, *, workdir: Path, dataset: Path, name: str, command: str) -> Path:
+    """Runs the stages of a config; finished ones are skipped, an interrupted one resumes.
+
+    Args:
+      config: from a file in `configs/`.
+      workdir: everything is written below it; made if missing.
+      dataset: folder of a prepared dataset.
+      name, command: for the summary.
+
+    Returns:
+      The path of `summary.md`.
+
+    Raises:
+      ValueError: a workdir of another config, a batch the devices cannot share, bad config values.
+      FloatingPointError: a loss that is not finite; the last good checkpoint stays.
+    """
+    workdir = Path(workdir).absolute()
+    mesh = mesh_lib.make_mesh()
+    for stage in set(config.stages) & {"pretrain", "segment"}:
+        mesh_lib.check_batch(config[stage].batch_size, mesh)
+    _claim(workdir, config)
+    statistics = data.statistics(data.open_split(dataset, config.data.train))
+    timings = []
+    for stage in config.stages:
+        done = workdir / stage / "done.json"
+        if done.exists():
+            logging.info("%s: finished before, skipped", stage)
+        elif stage == "evaluate":
+            began = time.perf_counter()
+            predict.evaluate(config, workdir=workdir, dataset=dataset, statistics=statistics)
+            _write(done, {"name": stage, "seconds": time.perf_counter() - began})
+        else:
+            timing = train_stage(stage, config, workdir, dataset, mesh, statistics)
+            if timing is None:
+                raise SystemExit(f"{stage}: stopped on request; the same command resumes it")
+            _write(done, timing)
+        timings.append(json.loads(done.read_text()))
+    return present.write(
+        workdir, config, timings=timings, name=name, command=command, dataset=dataset
+    )
+
+
+def train_stage(
+    stage: str, config: ConfigDict, workdir: Path, dataset: Path, mesh: Any,
+    statistics: tuple[float, float],
+) -> dict | None:
+    """Trains `pretrain` or `segment` to its end; returns its timing, None if asked to stop."""
+    section, directory = config[stage], workdir / stage
+    batches, held_out = _open_data(stage, config, dataset)
+    task = tasks.make(stage, config, statistics, -(-batches.example_count // section.batch_size))
+    fresh = partial(_start, task, stage, config, workdir)
+    monitored = len(held_out) > 0
+    with Checkpoints(
+        directory / "checkpoints", best_mode=task.metric_mode if monitored else None,
+        save_every=section.eval_every,
+    ) as saver:
+        saver.handle_sigterm()
+        state = mesh_lib.replicate(fresh(), mesh)
+        restored = saver.restore(state)
+        state, start = restored or (state, 0)
+        evaluate = _make_evaluate(task, section, held_out, mesh) if monitored else None
+        with RunLog(
+            directory, name=stage, total_steps=task.total_steps, batch_size=section.batch_size,
+            start_step=start, active=jax.process_index() == 0,
+        ) as log:
+            finished = _loop(task, state, batches, mesh, config.seed, section, saver, log, evaluate)
+            return log.timing() if finished else None
+
+
+def _loop(
+    task: Task, state: TrainState, batches: data.Batches, mesh: Any, seed: int,
+    section: ConfigDict, saver: Checkpoints, log: RunLog, evaluate: Callable | None,
+) -> bool:
+    """At the top of each turn `state` has had exactly `step` updates. True when finished."""
+    whole = mesh_lib.replicated(mesh)
+    steps = {
+        name: jax.jit(fn, donate_argnums=0, out_shardings=(whole, whole))
+        for name, fn in task.steps.items()
+    }
+    root = jax.random.key(seed)
+    start, pending = int(state.step), None
+    stream = _batches(task, batches, mesh, start)
+    for step in range(start, task.total_steps + 1):
+        last, metric = step == task.total_steps, None
+        if last or (step % section.eval_every == 0 and step > start):
+            pending = _fetch(log, pending)
+            if evaluate is not None:
+                with log.paused():
+                    metric, state = _judge(task, evaluate, state, step, root, log)
+        stalled = _stalled(state, step, section, metric)
+        if last or stalled or saver.preempted or step % section.eval_every == 0:
+            pending = _fetch(log, pending)
+            with log.paused():
+                saver.offer(step, state, metric=metric, force=last or stalled or saver.preempted)
+        if last or stalled:
+            return True
+        if saver.preempted:
+            return False
+        phase = task.phase(step)
+        state, out = steps[phase](state, next(stream), jax.random.fold_in(root, step))
+        _fetch(log, pending)
+        pending = (step + 1, phase, out)
+    return True
+
+
+def _fetch(log: RunLog, pending: tuple | None) -> None:
+    """Writes the metrics of an earlier step; one step late, so that the device never waits."""
+    if pending is None:
+        return
+    step, phase, out = pending
+    values = {k: float(v) for k, v in jax.device_get(out).items()}
+    bad = [k for k, v in values.items() if not np.isfinite(v)]
+    if bad:
+        raise FloatingPointError(
+            f"{log.name}: {', '.join(bad)} not finite at step {step} (phase {phase}); "
+            "the last good checkpoint is kept: lower the learning rate or set clip_norm"
+        )
+    log.scalars(step, values)
+    log.tick(step, phase)
+
+
+def _judge(
+    task: Task, evaluate: Callable, state: TrainState, step: int, root: jax.Array, log: RunLog
+) -> tuple[float, TrainState]:
+    """Evaluates, writes scalars and pictures, and notes the best in the state."""
+    rows = evaluate(state, jax.random.fold_in(root, 0))
+    scalars = task.summarise(rows)
+    log.scalars(step, scalars)
+    if jax.process_index() == 0:
+        panel = {k: v[:PANEL_SLICES] for k, v in rows[0].items()}
+        present.save_panel(log, panel, step)
+    metric = scalars[task.metric]
+    better = metric > float(state.best_metric)
+    if task.metric_mode == "min":
+        better = metric < float(state.best_metric)
+    if better:
+        like = state.best_metric.sharding
+        state = state.replace(
+            best_metric=jax.device_put(np.float32(metric), like),
+            best_step=jax.device_put(np.int32(step), like),
+        )
+    return metric, state
+
+
+def _stalled(state: TrainState, step: int, section: ConfigDict, metric: float | None) -> bool:
+    """Early stopping: no better evaluation for `patience` evaluations (0: never)."""
+    patience = section.get("patience", 0)
+    if metric is None or not patience:
+        return False
+    return step - int(state.best_step) >= patience * section.eval_every
+
+
+def _batches(
+    task: Task, batches: data.Batches, mesh: Any, start: int
+) -> Iterator[dict[str, jax.Array]]:
+    """The batch of each step from `start` on, as global arrays."""
+    index = task.batch_index(start)
+    stream = batches.iterate(index)
+    batch = mesh_lib.shard_batch(next(stream), mesh)
+    for step in range(start, task.total_steps):
+        while index < task.batch_index(step):
+            index, batch = index + 1, mesh_lib.shard_batch(next(stream), mesh)
+        yield batch
+    stream.close()
+
+
+def _open_data(
+    stage: str, config: ConfigDict, dataset: Path
+) -> tuple[data.Batches, data.Source]:
+    """The training stream of a stage and its held-out examples (whole groups)."""
+    section = config[stage]
+    sources = [data.open_split(dataset, split) for split in section.splits]
+    # The last split gives the held-out examples: for pre-training that is the largest one.
+    train, held_out = data.split_validation(
+        sources[-1], count=section.validation, seed=config.seed
+    )
+    kept = [*sources[:-1], data.select(sources[-1], train)]
+    batches = data.Batches(
+        kept, batch_size=section.batch_size, size=section.size, seed=config.seed,
+        process_index=jax.process_index(), process_count=jax.process_count(),
+    )
+    return batches, data.select(sources[-1], held_out)
+
+
+def _make_evaluate(
+    task: Task, section: ConfigDict, held_out: data.Source, mesh: Any
+) -> Callable[[TrainState, jax.Array], list[dict[str, np.ndarray]]]:
+    """A function that evaluates every held-out example once; rows of padding are dropped."""
+
+    def with_valid(state: TrainState, batch: dict, key: jax.Array) -> dict:
+        return {**task.evaluate(state, batch, key), "valid": batch["valid"]}
+
+    step = jax.jit(with_valid, out_shardings=mesh_lib.replicated(mesh))
+
+    def evaluate(state: TrainState, key: jax.Array) -> list[dict[str, np.ndarray]]:
+        rows = []
+        for batch in data.eval_batches(
+            held_out, None, batch_size=section.batch_size, size=section.size,
+            process_index=jax.process_index(), process_count=jax.process_count(),
+        ):
+            out = jax.device_get(step(state, mesh_lib.shard_batch(batch, mesh), key))
+            valid = out.pop("valid")
+            rows.append({name: value[valid] for name, value in out.items()})
+        return rows
+
+    return evaluate
+
+
+def _start(task: Task, stage: str, config: ConfigDict, workdir: Path) -> TrainState:
+    """Fresh weights; `segment` takes over what `pretrain` learned, and lists it."""
+    trees = jax.jit(task.variables)(jax.random.key(config.seed))
+    if stage == "segment" and "pretrain" in config.stages:
+        mode = config.segment.transfer
+        learned = load_parameters(workdir / "pretrain" / "checkpoints", part="latest")["net"]
+        trees["net"], report = transfer(
+            trees["net"], {name: learned[name] for name in trees["net"]}, mode=mode,
+            is_output_layer=lambda name: is_output_layer(tuple(name.split("/"))),
+        )
+        _write(workdir / stage / "transfer.json", {"mode": mode, **report._asdict()})
+        n = len(report.loaded)
+        logging.warning("segment: %d arrays from pretrain (%s), see transfer.json", n, mode)
+    return task.start(trees)
+
+
+def _claim(workdir: Path, config: ConfigDict) -> None:
+    """Writes the resolved config, or refuses a workdir that belongs to another one."""
+    path, mine = workdir / "config.json", json.loads(config.to_json())
+    if path.exists():
+        theirs = json.loads(path.read_text())
+        if theirs != mine:
+            a, b = (dict(_leaves(tree)) for tree in (theirs, mine))
+            keys = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
+            shown = ", ".join(f"{k} = {a.get(k)} (now {b.get(k)})" for k in keys[:3])
+            raise ValueError(
+                f"workdir {workdir} belongs to another config: {shown}"
+                f"{' and more' if len(keys) > 3 else ''}; use another --workdir"
+            )
+    _write(path, mine)
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of a nested dict."""
+    if not isinstance(tree, dict):
+        yield prefix, tree
+        return
+    for key, value in tree.items():
+        yield from _leaves(value, f"{prefix}.{key}" if prefix else key)
+
+
+def _write(path: Path, value: Any) -> None:
+    """JSON, whole or not at all; the first process only."""
+    if jax.process_index():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".tmp")
+    fresh.write_text(json.dumps(value, indent=1, default=str) + "\n")
+    os.replace(fresh, path)

@@ -1,0 +1,75 @@
+"""Runs the stages of a config: python main.py --config=configs/selfsup.py [--workdir=DIR]."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "File in configs/, with an optional preset after a colon.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where everything is written; the default is runs/<config>[-<preset>]."
+)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Reads the flags; a wrong key, value or preset ends with one line and exit code 2."""
+    try:
+        rest = flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        _leave(str(error).splitlines()[0].strip("'\""), 2)
+    if _CONFIG.value is None and not flags.FLAGS["help"].value:
+        _leave("--config is missing: try --config=configs/selfsup.py", 2)
+    if len(rest) > 1:
+        _leave(f"unexpected argument {rest[1]!r}: settings look like --config.segment.steps=100", 2)
+    return rest
+
+
+def _leave(message: str, code: int) -> None:
+    print(f"main.py: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _name() -> str:
+    """`selfsup` or `selfsup:semiseg`."""
+    file, _, preset = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    return f"{Path(file).stem}:{preset}" if preset else Path(file).stem
+
+
+def main(_: list[str]) -> None:
+    """Prepares the dataset if it is not there yet, then hands over to the training loop."""
+    logging.set_verbosity(logging.WARNING)
+    config, name = _CONFIG.value, _name()
+    workdir = Path(_WORKDIR.value or f"runs/{name.replace(':', '-')}")
+    try:
+        from infnet_jax import mesh, train  # slow to import, and --help needs neither
+
+        mesh.initialise_distributed(config.distributed)
+        dataset = mesh.first_process_first(lambda: _prepare(config))
+        summary = train.run(
+            config, workdir=workdir, dataset=dataset, name=name,
+            command=shlex.join(["python", *sys.argv]),
+        )
+        print((summary.parent / "table.txt").read_text(), end="")
+        print(f"summary: {summary}")
+    except (ValueError, OSError, TypeError, FloatingPointError) as error:
+        if os.environ.get("INFNET_DEBUG"):
+            raise
+        _leave(" ".join(str(error).split()), 1)
+
+
+def _prepare(config) -> Path:
+    """The folder of the prepared dataset."""
+    import tfds_builders
+
+    manual = config.data.manual_dir or None
+    data_dir = config.data.data_dir or None
+    return tfds_builders.prepare(config.data.name, data_dir=data_dir, manual_dir=manual)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=_parse)

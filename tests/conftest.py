@@ -1,0 +1,26 @@
+"""Eight faked CPU devices, kept compilations, and the real data where it is at hand."""
+
+import os
+from pathlib import Path
+
+_ROOT = Path(__file__).parents[1]
+
+# All of this must stand before jax is imported, and reaches subprocesses too.
+os.environ["JAX_PLATFORMS"] = "cpu"
+if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    flags = os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"
+    os.environ["XLA_FLAGS"] = " ".join(flags).strip()
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data and reference outputs; skips where it is absent."""
+    path = Path(os.environ.get("INFNET_SHARED", _ROOT.parent / "shared"))
+    if not path.is_dir():
+        pytest.skip("no shared data (set INFNET_SHARED)")
+    return path

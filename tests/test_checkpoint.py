@@ -1,0 +1,356 @@
+"""Checkpoints come back bit for bit, or are recognised as damaged and passed over."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import struct
+from jax.sharding import NamedSharding, PartitionSpec
+
+from infnet_jax.checkpoint import Checkpoints, load_parameters, transfer
+
+# The reader leaves futures of an event loop behind when it gives up on damaged files.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@struct.dataclass
+class State:
+    step: jax.Array
+    params: dict
+    opt_state: tuple
+    coach: dict | None
+
+
+def make_state(step, seed=0):
+    draw = np.random.default_rng([seed, step])
+    params = {
+        "trunk": {"kernel": jnp.asarray(draw.normal(size=(64, 96)), jnp.float32)},
+        "head": {"bias": jnp.asarray(draw.normal(size=3), jnp.bfloat16)},
+    }
+    return State(jnp.asarray(step, jnp.int32), params, optax.adam(1e-3).init(params), None)
+
+
+def equal(one, other):
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return jax.tree.structure(one) == jax.tree.structure(other) and all(
+        a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs
+    )
+
+
+def stored(folder):
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+
+
+def fill(folder, metrics, **options):
+    """Offers one step per metric, from step 1."""
+    with Checkpoints(folder, **({"save_every": 1} | options)) as checkpoints:
+        for step, metric in enumerate(metrics, 1):
+            checkpoints.offer(step, make_state(step), metric)
+
+
+def flip(path, position):
+    content = bytearray(path.read_bytes())
+    content[position] ^= 0x10
+    path.write_bytes(bytes(content))
+
+
+def test_a_state_returns_bit_for_bit(tmp_path):
+    state = make_state(3)
+    with Checkpoints(tmp_path, save_every=5) as checkpoints:
+        assert checkpoints.restore(state) is None
+        assert checkpoints.offer(3, state, force=True)
+        back, step = checkpoints.restore(make_state(0, seed=9))
+    assert step == 3 and equal(back, state)
+    with Checkpoints(tmp_path, save_every=5) as checkpoints:
+        back, step = checkpoints.restore(jax.eval_shape(lambda: make_state(0)))
+    assert step == 3 and equal(back, state)
+
+
+def test_the_offered_state_may_be_donated_at_once(tmp_path):
+    state = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(1500, 1500)), jnp.float32)}
+    before = np.array(state["w"])
+    advance = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 - 1, s), donate_argnums=0)
+    with Checkpoints(tmp_path, save_every=1) as checkpoints:
+        checkpoints.offer(1, state)
+        for _ in range(3):
+            state = advance(state)
+        back, _ = checkpoints.restore(state)
+    np.testing.assert_array_equal(back["w"], before)
+
+
+def test_saves_fall_on_the_interval_and_the_newest_are_kept(tmp_path):
+    with Checkpoints(tmp_path, save_every=3, keep=2) as checkpoints:
+        saved = [step for step in range(11) if checkpoints.offer(step, make_state(step))]
+        assert saved == [3, 6, 9]
+        assert checkpoints.offer(10, make_state(10), force=True)
+        assert not checkpoints.offer(10, make_state(10), force=True)  # stored already
+    assert stored(tmp_path) == [9, 10]
+
+
+@pytest.mark.parametrize(
+    ("mode", "metrics", "best"),
+    [
+        ("max", [0.2, 0.9, 0.3, 0.4, 0.5], 2),
+        ("min", [0.2, 0.1, 0.3, 0.4, 0.5], 2),
+        ("max", [float("nan"), 0.1, float("nan"), float("nan"), float("nan")], 2),
+        ("min", [float("nan"), 7.0, None, None, None], 2),
+        ("max", [0.5, 0.5, 0.1, 0.1, 0.1], 2),
+    ],
+)
+def test_the_best_outlives_the_newest(tmp_path, mode, metrics, best):
+    fill(tmp_path, metrics, best_mode=mode)
+    assert stored(tmp_path) == [best, 4, 5]
+    with Checkpoints(tmp_path, save_every=1, best_mode=mode) as checkpoints:  # as after a restart
+        state, step = checkpoints.restore_best(make_state(0))
+        assert step == best and equal(state, make_state(best))
+        assert checkpoints.restore(make_state(0))[1] == 5
+        checkpoints.offer(6, make_state(6))
+    assert stored(tmp_path) == [best, 5, 6]
+
+
+def test_a_new_best_is_saved_between_intervals(tmp_path):
+    with Checkpoints(tmp_path, save_every=100) as checkpoints:
+        metrics = [0.3, 0.2, float("nan"), 0.4, 0.4]
+        saved = [s for s, m in enumerate(metrics, 1) if checkpoints.offer(s, make_state(s), m)]
+    assert saved == [1, 4]
+
+
+def test_without_a_mode_no_best_is_kept(tmp_path):
+    fill(tmp_path, [0.9, 0.1, 0.1, 0.1], best_mode=None)
+    assert stored(tmp_path) == [3, 4]
+    with pytest.raises(FileNotFoundError, match="no checkpoint with a metric"):
+        load_parameters(tmp_path)
+    with pytest.raises(ValueError, match="best_mode 'higher'"):
+        Checkpoints(tmp_path, save_every=1, best_mode="higher")
+
+
+@pytest.mark.parametrize("place", [0.05, 0.3, 0.5, 0.9])
+def test_a_flipped_byte_in_the_arrays_is_found_and_the_earlier_one_used(tmp_path, caplog, place):
+    fill(tmp_path, [0.1, 0.2])
+    largest = max((p for p in (tmp_path / "2").rglob("*") if p.is_file()), key=os.path.getsize)
+    flip(largest, int(place * largest.stat().st_size))
+    with pytest.raises(ValueError, match=str(tmp_path / "2")):
+        load_parameters(tmp_path, "latest")
+    with caplog.at_level(logging.WARNING), Checkpoints(tmp_path, save_every=1) as checkpoints:
+        state, step = checkpoints.restore(make_state(0))
+        assert step == 1 and equal(state, make_state(1))
+        assert str(tmp_path / "2") in caplog.text and "moved to damaged-2" in caplog.text
+        assert checkpoints.restore_best(state)[1] == 1
+        assert checkpoints.offer(2, make_state(2), 0.2)  # the repeated step is stored again
+        state, step = checkpoints.restore_best(state)
+        assert step == 2 and equal(state, make_state(2))
+    assert (tmp_path / "damaged-2").is_dir()
+
+
+def test_a_swapped_value_is_found_by_the_digest_alone(tmp_path, caplog):
+    """Files that are whole as Orbax sees them, but hold other numbers."""
+    other = tmp_path / "other"
+    fill(tmp_path / "here", [0.1, 0.2])
+    with Checkpoints(other, save_every=1) as checkpoints:
+        checkpoints.offer(2, make_state(2, seed=1))
+    (tmp_path / "here" / "2" / "state").rename(tmp_path / "aside")
+    (other / "2" / "state").rename(tmp_path / "here" / "2" / "state")
+    with Checkpoints(tmp_path / "here", save_every=1) as checkpoints:
+        assert checkpoints.restore(make_state(0))[1] == 1
+    assert "differs from what was saved" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["manifest/metadata", "state/_METADATA", "state/manifest.ocdbt"])
+@pytest.mark.parametrize("fault", ["gone", "empty", "flipped"])
+def test_damage_beside_the_arrays_never_gives_wrong_weights(tmp_path, name, fault):
+    fill(tmp_path, [0.2, 0.1])
+    path = tmp_path / "2" / name
+    if fault == "gone":
+        path.unlink()
+    elif fault == "empty":
+        path.write_bytes(b"")
+    else:
+        flip(path, path.stat().st_size // 2)
+    with Checkpoints(tmp_path, save_every=1) as checkpoints:
+        state, step = checkpoints.restore(make_state(0))
+    assert equal(state, make_state(step))
+    assert step == 1 or name.startswith("state")
+
+
+def test_a_changed_score_in_the_manifest_is_not_believed(tmp_path):
+    fill(tmp_path, [0.9, 0.2])
+    path = tmp_path / "2" / "manifest" / "metadata"
+    path.write_text(path.read_text().replace('"score": 0.2', '"score": 1.2'))
+    with pytest.raises(ValueError, match=f"{path}: damaged"):
+        load_parameters(tmp_path, "best")
+    with Checkpoints(tmp_path, save_every=1) as checkpoints:
+        assert checkpoints.restore_best(make_state(0))[1] == 1
+
+
+def test_nothing_whole_left_means_none(tmp_path):
+    fill(tmp_path, [0.1])
+    (tmp_path / "1" / "manifest" / "metadata").unlink()
+    with Checkpoints(tmp_path, save_every=1) as checkpoints:
+        assert checkpoints.restore(make_state(0)) is None
+
+
+def test_another_tree_is_refused_by_the_leafs_name(tmp_path):
+    fill(tmp_path, [0.1])
+    state = make_state(0)
+    kernel, bias = state.params["trunk"]["kernel"], state.params["head"]["bias"]
+    wrong = {
+        "params/trunk/kernel is stored as float32 [64, 96], the model needs float32 [64, 95]": {
+            "trunk": {"kernel": kernel[:, :95]},
+            "head": {"bias": bias},
+        },
+        "leaf params/head/bias is stored as bfloat16 [3], the model needs float32 [3]": {
+            "trunk": {"kernel": kernel},
+            "head": {"bias": bias.astype(jnp.float32)},
+        },
+        "has no leaf params/head/scale": {
+            "trunk": {"kernel": kernel},
+            "head": {"bias": bias, "scale": bias},
+        },
+        "holds a leaf params/head/bias": {"trunk": {"kernel": kernel}, "head": {}},
+    }
+    with Checkpoints(tmp_path, save_every=1) as checkpoints:
+        for message, params in wrong.items():
+            with pytest.raises(ValueError) as caught:
+                checkpoints.restore(state.replace(params=params))
+            assert message in str(caught.value) and str(tmp_path / "1") in str(caught.value)
+        assert checkpoints.restore(state)[1] == 1  # nothing was moved aside
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")
+@pytest.mark.parametrize(("before", "after"), [(1, 8), (8, 1), (8, 2)])
+def test_restores_on_another_number_of_devices(tmp_path, before, after):
+    def place(state, count):
+        mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:count]), ("data",))
+        return jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+
+    state = make_state(4)
+    with Checkpoints(tmp_path, save_every=4) as checkpoints:
+        checkpoints.offer(4, place(state, before), 0.5)
+    with Checkpoints(tmp_path, save_every=4) as checkpoints:
+        back, _ = checkpoints.restore(place(make_state(0), after))
+    assert equal(back, state)
+    assert all(len(leaf.sharding.device_set) == after for leaf in jax.tree.leaves(back))
+
+
+def test_sigterm_saves_at_the_next_offer(tmp_path):
+    earlier = signal.getsignal(signal.SIGTERM)
+    with Checkpoints(tmp_path, save_every=100) as checkpoints:
+        checkpoints.handle_sigterm()
+        assert not checkpoints.offer(1, make_state(1)) and not checkpoints.preempted
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert checkpoints.offer(2, make_state(2)) and checkpoints.preempted
+        assert stored(tmp_path) == [2]  # whole already, before anything waits
+    assert signal.getsignal(signal.SIGTERM) is earlier
+
+
+_VICTIM = """
+import numpy as np
+from infnet_jax.checkpoint import Checkpoints
+state = lambda step: {"w": np.random.default_rng(step).normal(size=2_000_000), "step": step}
+checkpoints = Checkpoints(FOLDER, save_every=1)
+checkpoints.offer(1, state(1))
+checkpoints.wait()
+print("FIRST", flush=True)
+for step in range(2, 1000):
+    checkpoints.offer(step, state(step))
+"""
+
+
+@pytest.mark.parametrize("delay", [0.03, 0.25])
+def test_kill_in_mid_save_leaves_the_earlier_one_whole(tmp_path, delay):
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    code = f"FOLDER = {str(tmp_path)!r}\n{_VICTIM}"
+    victim = subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE)
+    assert victim.stdout.readline() == b"FIRST\n"
+    time.sleep(delay)
+    victim.kill()
+    victim.communicate()
+    with Checkpoints(tmp_path, save_every=1) as checkpoints:
+        target = {"w": np.zeros(2_000_000), "step": 0}
+        state, step = checkpoints.restore(target)
+        checkpoints.offer(step + 1, state)  # orbax has cleaned up once it can write
+    assert int(state["step"]) == step
+    np.testing.assert_array_equal(state["w"], np.random.default_rng(step).normal(size=2_000_000))
+    assert all(path.name.isdigit() for path in tmp_path.iterdir())
+
+
+def test_stale_half_written_folders_are_removed(tmp_path):
+    fill(tmp_path, [0.1])
+    (tmp_path / "1").rename(tmp_path / "7.orbax-checkpoint-tmp")
+    fill(tmp_path, [0.1])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1"]
+
+
+def test_parameters_load_without_a_target(tmp_path):
+    fill(tmp_path, [0.3, 0.9, 0.2])
+    for part, step in (("best", 2), ("latest", 3)):
+        tree = load_parameters(tmp_path, part)
+        truth = make_state(step)
+        assert equal(tree["params"], jax.tree.map(np.asarray, truth.params))
+        assert tree["step"] == step and isinstance(tree["params"]["head"]["bias"], np.ndarray)
+    with pytest.raises(ValueError, match="part 'newest' must be best or latest"):
+        load_parameters(tmp_path, "newest")
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        load_parameters(tmp_path / "nowhere", "latest")
+
+
+def trees():
+    def tree(value, width):
+        head = {"kernel": np.full((2, width), value, np.float32)}
+        trunk = {"conv": {"kernel": np.full((3, 2), value, np.float32)}}
+        stats = {"trunk": {"bn": {"mean": np.full(2, value, np.float64)}}}
+        return {"params": {"trunk": trunk, "head": head, "neck": dict(head)}, "batch_stats": stats}
+
+    target, source = tree(0, 1), tree(7, 1)
+    target["params"]["neck"] = {"kernel": np.zeros((2, 4), np.float32)}
+    target["batch_stats"]["trunk"]["bn"]["mean"] = np.zeros(2, np.float32)
+    source["params"]["decoder"] = {"bias": np.ones(5)}
+    return target, source
+
+
+TRUNK, STATS = "params/trunk/conv/kernel", "batch_stats/trunk/bn/mean"
+HEAD, NECK = "params/head/kernel", "params/neck/kernel"
+
+
+@pytest.mark.parametrize(
+    ("mode", "loaded", "fresh", "mismatched"),
+    [
+        ("all_but_last", {TRUNK, STATS}, {HEAD, NECK}, [f"{NECK}: target [2, 4], source [2, 1]"]),
+        ("matching", {TRUNK, STATS, HEAD}, {NECK}, [f"{NECK}: target [2, 4], source [2, 1]"]),
+        ("encoder", {TRUNK, STATS}, {HEAD, NECK}, []),
+    ],
+)
+def test_transfer_takes_what_the_mode_says(mode, loaded, fresh, mismatched):
+    target, source = trees()
+    out, report = transfer(target, source, mode=mode, is_output_layer=lambda name: "/head/" in name)
+    assert (set(report.loaded), set(report.fresh)) == (loaded, fresh)
+    assert report.mismatched == mismatched
+    assert "params/decoder/bias" in report.unused and not set(report.unused) & loaded
+    assert jax.tree.structure(out) == jax.tree.structure(target)
+    for name, leaf in (
+        (TRUNK, out["params"]["trunk"]["conv"]["kernel"]),
+        (STATS, out["batch_stats"]["trunk"]["bn"]["mean"]),
+        (HEAD, out["params"]["head"]["kernel"]),
+        (NECK, out["params"]["neck"]["kernel"]),
+    ):
+        assert leaf.dtype == np.float32 and (leaf == (7 if name in loaded else 0)).all()
+    assert not target["params"]["trunk"]["conv"]["kernel"].any()  # the target is left as it was
+
+
+def test_a_transfer_of_nothing_is_an_error():
+    target, source = trees()
+    with pytest.raises(ValueError, match="found no leaf to load"):
+        transfer(target, source, mode="encoder", encoder="backbone")
+    with pytest.raises(ValueError, match=r"shapes differ at a: target \[2\], source \[3\]"):
+        transfer({"a": np.zeros(2)}, {"a": np.zeros(3)}, mode="matching")
+    with pytest.raises(ValueError, match="mode 'most' must be"):
+        transfer(target, source, mode="most")

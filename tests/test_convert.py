@@ -1,0 +1,123 @@
+"""The weight converter: every tensor explained, layouts, files."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import save_file
+
+from infnet_jax import convert
+from infnet_jax.models.infnet import InfNet
+from infnet_jax.torch_names import detect_network, torch_name
+
+
+def _state(network: str, inpainting: bool = False) -> dict[str, np.ndarray]:
+    """A state dict in torch layouts for our template, each tensor full of its own number."""
+    state = {}
+    for path, shape in convert._template(network, inpainting).items():
+        name = torch_name(path[1:], network)
+        assert name not in state, f"two variables claim {name}"
+        shape = (shape[3], shape[2], *shape[:2]) if path[-1] == "kernel" else shape
+        state[name] = np.full(shape, len(state), np.float32)
+    return state
+
+
+@pytest.fixture(scope="module")
+def trunk18() -> dict[str, np.ndarray]:
+    return _state("trunk_resnet18")
+
+
+def test_bare_trunk_gives_exactly_the_trunk_of_the_network(trunk18):
+    state = {**trunk18, "fc.weight": np.ones((1000, 512)), "fc.bias": np.ones(1000),
+             "bn1.num_batches_tracked": np.array(7)}  # fmt: skip
+    variables, report = convert.convert(state)
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+    full = jax.eval_shape(
+        lambda x: InfNet("resnet18").init(jax.random.key(0), x, train=False), image
+    )
+    expected = {p: v.shape for p, v in flatten_dict(full).items() if p[1] == "trunk"}
+    assert {p: v.shape for p, v in flatten_dict(variables).items()} == expected
+    assert report["network"] == "trunk_resnet18"
+    assert set(report["unused"]) == {"fc.weight", "fc.bias", "bn1.num_batches_tracked"}
+    assert set(report["matched"]) == set(trunk18)
+
+
+def test_kernels_change_layout_and_norms_keep_their_parts(trunk18):
+    kernel = np.arange(64 * 3 * 49, dtype=np.float32).reshape(64, 3, 7, 7)
+    state = {**trunk18, "conv1.weight": kernel, "bn1.running_var": np.arange(64.0)}
+    variables, _ = convert.convert(state)
+    ours = variables["params"]["trunk"]["conv1"]["kernel"]
+    assert ours[5, 6, 2, 40] == kernel[40, 2, 5, 6]
+    np.testing.assert_array_equal(variables["batch_stats"]["trunk"]["bn1"]["var"], np.arange(64))
+
+
+def test_a_missing_tensor_is_named(trunk18):
+    state = {k: v for k, v in trunk18.items() if k != "layer3.1.bn2.running_mean"}
+    with pytest.raises(ValueError, match=r"layer3\.1\.bn2\.running_mean is missing"):
+        convert.convert(state)
+
+
+def test_an_extra_tensor_is_named(trunk18):
+    with pytest.raises(ValueError, match=r"1 unexplained tensors, first layer9\.weight"):
+        convert.convert({**trunk18, "layer9.weight": np.ones(3)})
+
+
+def test_a_wrong_shape_is_named(trunk18):
+    state = {**trunk18, "layer1.0.conv1.weight": np.ones((64, 64, 5, 5))}
+    with pytest.raises(ValueError, match=r"layer1\.0\.conv1\.weight has shape \(5, 5, 64, 64\)"):
+        convert.convert(state)
+
+
+def test_unknown_networks_are_refused(trunk18):
+    with pytest.raises(ValueError, match="first tensor: encoder.weight"):
+        convert.convert({"encoder.weight": np.ones(3)})
+    with pytest.raises(ValueError, match="network must be one of .*'unet'"):
+        convert.convert(trunk18, "unet")
+
+
+@pytest.mark.parametrize("network", convert.NETWORKS)
+def test_networks_are_found_by_their_names(network):
+    state = _state(network)
+    assert detect_network(state) == network
+    prefixed = {f"module.{name}": value for name, value in state.items()}
+    variables, report = convert.convert(prefixed)
+    assert report["network"] == network and not report["unused"]
+    assert len(flatten_dict(variables)) == len(state)
+
+
+def test_names_cover_the_public_state_dicts(shared):
+    for network in ("infnet_resnet50", "infnet_res2net50", "infnet_vgg16", "coach"):
+        spec = json.loads((shared / "reference" / f"{network}.json").read_text())
+        shapes = {name: tuple(shape) for name, shape, _ in spec["params"]}
+        ours = _state(network, network == "infnet_resnet50")
+        unused = ("resnet.fc", "vgg.conv4_2", "vgg.conv5_2")
+        extra = {name for name in shapes if name.startswith(unused)}
+        assert {name: value.shape for name, value in ours.items()} == {
+            name: shape for name, shape in shapes.items() if name not in extra
+        }
+
+
+def test_import_writes_a_folder_that_reads_back(tmp_path, trunk18):
+    save_file(trunk18, tmp_path / "net.safetensors")
+    report = convert.import_torch(tmp_path / "net.safetensors", tmp_path / "out")
+    variables, read = convert.load_imported(tmp_path / "out")
+    assert read == report and read["source"] == "net.safetensors"
+    direct, _ = convert.convert(trunk18)
+    jax.tree.map(np.testing.assert_array_equal, variables, direct)
+    with pytest.raises(ValueError, match="not an empty folder"):
+        convert.import_torch(tmp_path / "net.safetensors", tmp_path / "out")
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no weight file"):
+        convert.load_state_dict(tmp_path / "none.pth")
+    messages = {"net.bin": "must be .safetensors", "net.safetensors": "not a readable",
+                "net.pth": "torch"}  # fmt: skip
+    for name, message in messages.items():
+        (tmp_path / name).write_bytes(b"not weights")
+        with pytest.raises(ValueError, match=message):
+            convert.load_state_dict(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="no imported weights"):
+        convert.load_imported(tmp_path)

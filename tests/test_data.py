@@ -1,0 +1,282 @@
+"""Batches are pure in (seed, step), cover everything once, and keep patients together."""
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+
+from infnet_jax.data import (
+    Batches,
+    eval_batches,
+    examples,
+    open_split,
+    select,
+    split_validation,
+    statistics,
+)
+from infnet_jax.sources import decode
+
+
+class Numbered:
+    """Examples whose every pixel tells their number; `reads` counts the accesses."""
+
+    def __init__(self, count, start=0, shape=(6, 8), png=True, **extra):
+        self.count, self.start, self.shape, self.png, self.extra = count, start, shape, png, extra
+        self.reads = 0
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, i):
+        self.reads += 1
+        picture = np.full((*self.shape, 1), self.start + i, np.uint8)
+        mask = np.uint8(picture % 3)
+        if self.png:
+            picture, mask = (cv2.imencode(".png", x)[1].tobytes() for x in (picture, mask))
+        texts = {"id": f"slice{i}".encode(), "group": f"patient{i // 3}".encode()}
+        return {"image": picture, "mask": mask} | texts | self.extra
+
+
+def numbers(batch):
+    return batch["image"][:, 0, 0, 0].tolist()
+
+
+def make(source, **changes):
+    return Batches(source, **({"batch_size": 4, "size": 8, "seed": 5} | changes))
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(np.array_equal(one[k], other[k]) for k in one)
+
+
+def test_a_batch_depends_on_seed_and_step_alone():
+    batches, again = make(Numbered(10)), make(Numbered(10), cache_bytes=0)
+    late = batches[1234]
+    for step in (7, 0, 1234):
+        assert same(batches[step], again[step])
+    assert same(late, batches[1234])
+    assert {k: (v.shape, str(v.dtype)) for k, v in late.items()} == {
+        "image": ((4, 8, 8, 1), "uint8"),
+        "mask": ((4, 8, 8, 1), "uint8"),
+        "valid": ((4,), "bool"),
+    }
+    assert late["valid"].all()
+    np.testing.assert_array_equal(late["mask"], late["image"] % 3)
+    orders = [sum((numbers(make(Numbered(50), seed=s)[i]) for i in range(5)), []) for s in (0, 1)]
+    assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize("start", [0, 3, 1001])
+def test_iterating_equals_indexing(start):
+    batches = make(Numbered(10))
+    stream = batches.iterate(start)
+    for step in range(start, start + 9):
+        assert same(next(stream), make(Numbered(10))[step])
+    stream.close()
+
+
+def test_each_epoch_holds_each_example_once_in_a_new_order():
+    batches = make(Numbered(10))
+    drawn = sum((numbers(batches[step]) for step in range(10)), [])  # 40 rows: 4 epochs
+    epochs = [drawn[i : i + 10] for i in range(0, 40, 10)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 4
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_share_the_rows_of_one_batch(count):
+    whole = make(Numbered(10))
+    parts = [make(Numbered(10), process_index=p, process_count=count) for p in range(count)]
+    for step in (0, 2, 9):
+        rows = sum((numbers(part[step]) for part in parts), [])
+        assert rows == numbers(whole[step])
+    with pytest.raises(ValueError, match="data.batch_size 4 must be a positive multiple of 3"):
+        make(Numbered(10), process_count=3)
+
+
+def test_a_set_smaller_than_the_batch_repeats():
+    batch = make(Numbered(3), batch_size=7)[0]
+    assert sorted(numbers(batch)) in (
+        [0, 0, 0, 1, 1, 2, 2],
+        [0, 0, 1, 1, 1, 2, 2],
+        [0, 0, 1, 1, 2, 2, 2],
+    )
+    assert batch["valid"].all()
+    with pytest.raises(ValueError, match="no examples"):
+        make(Numbered(0))
+
+
+def test_sources_are_mixed_and_unlabelled_ones_have_background():
+    class Unlabelled(Numbered):
+        def __getitem__(self, i):
+            return {"image": super().__getitem__(i)["image"]}
+
+    batches = make([Numbered(4, start=2), Unlabelled(6, start=100)], batch_size=5)
+    batch = {k: np.concatenate([batches[i][k] for i in (0, 1)]) for k in batches[0]}
+    assert sorted(numbers(batch)) == [2, 3, 4, 5, *range(100, 106)]
+    labelled = batch["image"] < 100
+    np.testing.assert_array_equal(batch["mask"], np.where(labelled, batch["image"] % 3, 0))
+    with pytest.raises(ValueError, match="no 'lung'"):
+        make(Unlabelled(2), fields=("image", "lung"))[0]
+
+
+def test_the_cache_reads_each_example_once_until_it_is_full():
+    source = Numbered(10)
+    batches = make(source)
+    for step in range(20):
+        batches[step]
+    assert source.reads == 10
+    source = Numbered(10)
+    small = make(source, cache_bytes=3 * 2 * 8 * 8)  # room for 3 examples
+    for step in range(10):
+        small[step]
+    assert source.reads == 3 + 4 * 7
+    assert same(small[3], batches[3])
+
+
+def test_images_are_averaged_and_masks_keep_their_labels_in_place():
+    image = np.zeros((6, 6, 1), np.uint8)
+    image[0, 0] = 90  # one of the nine pixels of the upper left quarter
+    mask = np.zeros((4, 4, 1), np.uint8)
+    mask[2:, 2:] = 2
+    source = Numbered(1, image=image, mask=mask)
+    batch = next(eval_batches(source, None, batch_size=1, size=2))
+    assert batch["image"][0, ..., 0].tolist() == [[10, 0], [0, 0]]
+    assert batch["mask"][0, ..., 0].tolist() == [[0, 0], [0, 2]]
+    large = next(eval_batches(source, None, batch_size=1, size=12))
+    assert set(np.unique(large["mask"])) == {0, 2}
+    assert large["mask"][0, 6:, 6:].min() == 2 and large["mask"].sum() == 2 * 36
+    # Shrinking by 3 must pick the middle pixel, not the first.
+    mask = np.zeros((6, 6, 1), np.uint8)
+    mask[1::3, 1::3] = 1
+    small = next(eval_batches(Numbered(1, mask=mask), None, batch_size=1, size=2))
+    assert small["mask"].sum() == 4
+
+
+def test_evaluation_counts_every_example_once():
+    found = list(eval_batches(Numbered(10), [9, 1, 4, 6, 2], batch_size=4, size=8))
+    assert [numbers(batch) for batch in found] == [[9, 1, 4, 6], [2, 0, 0, 0]]
+    assert found[1]["valid"].tolist() == [True, False, False, False]
+    shares = [
+        list(
+            eval_batches(Numbered(5), None, batch_size=4, size=8, process_index=p, process_count=2)
+        )
+        for p in (0, 1)
+    ]
+    assert [numbers(batch) for batch in shares[0]] == [[0, 1], [4, 0]]
+    assert [numbers(batch) for batch in shares[1]] == [[2, 3], [0, 0]]
+    assert [batch["valid"].tolist() for batch in shares[1]] == [[True, True], [False, False]]
+    assert list(eval_batches(Numbered(5), [], batch_size=4, size=8)) == []
+
+
+def test_validation_takes_whole_groups():
+    source = Numbered(30)  # ten patients of three slices
+    training, validation = split_validation(source, count=7, seed=0)
+    assert validation.size == 6  # a third patient would not fit
+    assert not set(training // 3) & set(validation // 3)
+    assert sorted([*training, *validation]) == list(range(30))
+    again = split_validation(source, fraction=0.25, seed=0)[1]
+    assert again.tolist() == validation.tolist()  # round(7.5) = 8: still two patients
+    draws = {tuple(split_validation(source, count=7, seed=s)[1]) for s in range(6)}
+    assert len(draws) > 1
+    assert split_validation(source, count=1)[1].size == 3  # the smallest group that there is
+    assert split_validation(source, fraction=0.0)[1].size == 0
+    backwards = split_validation(select(source, range(29, -1, -1)), count=7, seed=0)[1]
+    assert sorted(29 - backwards) == validation.tolist()  # the order of records does not matter
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({}, "either fraction or count"),
+        ({"fraction": 1.0}, "fraction 1.0"),
+        ({"count": 6}, "count 6 must lie in 0 .. 5"),
+        ({"count": -1}, "count -1"),
+    ],
+)
+def test_impossible_validation_sets_are_refused(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        split_validation(Numbered(6), **sizes)
+    with pytest.raises(ValueError, match="share one group"):
+        split_validation(Numbered(3), count=1)
+
+
+def test_statistics_of_two_pictures_by_hand():
+    class Two(Numbered):
+        def __getitem__(self, i):
+            shape, value = (((1, 3, 1), 0), ((1, 1, 1), 255))[i]
+            return {"image": np.full(shape, value, np.uint8)}
+
+    mean, std = statistics(Two(2))  # pixels 0, 0, 0, 1
+    assert mean == pytest.approx(0.25) and std == pytest.approx(np.sqrt(3) / 4)
+    assert statistics(Two(2), [1]) == (1.0, 0.0)
+    with pytest.raises(ValueError, match="empty"):
+        statistics(Two(2), [])
+
+
+def test_examples_come_decoded_at_native_size_with_text():
+    out = list(examples(Numbered(2, shape=(5, 9), lung=np.ones((5, 9, 1), np.uint8))))
+    assert out[1]["image"].shape == (5, 9, 1) and out[1]["image"].max() == 1
+    assert out[1]["id"] == "slice1" and out[1]["group"] == "patient0"
+    assert out[1]["lung"].sum() == 45 and "patient" not in out[1]
+
+
+def test_unfit_pictures_are_named():
+    colour = cv2.imencode(".png", np.zeros((3, 3, 3), np.uint8))[1].tobytes()
+    deep = cv2.imencode(".png", np.zeros((3, 3), np.uint16))[1].tobytes()
+    for value, found in (
+        (colour, r"uint8 \[3, 3, 3\]"),
+        (deep, "uint16"),
+        (b"no png", "unreadable"),
+    ):
+        with pytest.raises(ValueError, match=f"'image' of example 'a7' is {found}"):
+            decode({"image": value, "id": b"a7"}, "image")
+    with pytest.raises(ValueError, match="index 3 is outside"):
+        select(Numbered(3), [0, 3])
+
+
+def write_dataset(folder):
+    """A dataset of six slices of two patients, made without the project's builders."""
+    import tensorflow_datasets as tfds
+
+    class TinySet(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            text = {name: tfds.features.Text() for name in ("id", "group")}
+            pictures = {n: tfds.features.Image(shape=(None, None, 1)) for n in ("image", "mask")}
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(pictures | text)
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(4), "test": self._generate_examples(2)}
+
+        def _generate_examples(self, count):
+            source = Numbered(count, start=count * 10)
+            for i in range(count):
+                example = source[i]  # TFDS takes pictures as streams, not as bytes
+                yield i, example | {n: io.BytesIO(example[n]) for n in ("image", "mask")}
+
+    builder = TinySet(data_dir=folder, file_format="array_record")
+    builder.download_and_prepare()
+    return builder.data_path
+
+
+def test_a_prepared_folder_opens_by_split(tmp_path):
+    folder = write_dataset(tmp_path)
+    train = open_split(folder, "train")
+    assert isinstance(train[0]["image"], bytes)  # decoded later, by OpenCV
+    found = list(examples(train))
+    assert sorted(int(e["image"][0, 0, 0]) for e in found) == [40, 41, 42, 43]
+    assert all((e["mask"] == e["image"] % 3).all() for e in found)
+    assert (
+        len(open_split(folder, "train[:50%]")) == 2 and len(open_split(folder, "train+test")) == 6
+    )
+    drawn = sum((numbers(make(train)[step]) for step in range(2)), [])
+    assert sorted(drawn) == [40, 40, 41, 41, 42, 42, 43, 43]
+    with pytest.raises(ValueError, match="no split 'val'; it has test, train"):
+        open_split(folder, "val")
+    with pytest.raises(FileNotFoundError, match="not a prepared dataset"):
+        open_split(tmp_path / "nowhere", "train")

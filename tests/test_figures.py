@@ -1,0 +1,122 @@
+"""What is drawn is what was given: curves, tints, contours; checked in data or in pixels."""
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from PIL import Image
+
+from infnet_jax import figures
+
+
+def _pixels_of(path, colour) -> int:
+    """How many pixels of a PNG have nearly this colour."""
+    with Image.open(path) as picture:
+        rgb = np.asarray(picture.convert("RGB"), float)
+    return int((np.abs(rgb - 255 * np.array(to_rgb(colour))).max(-1) < 12).sum())
+
+
+def _square(size=40) -> np.ndarray:
+    mask = np.zeros((size, size), bool)
+    mask[10:30, 10:30] = True
+    return mask
+
+
+def test_series_sorts_drops_none_and_keeps_the_last_of_a_step():
+    rows = [
+        {"step": 4, "loss": 4.0},
+        {"step": 2, "loss": 9.0, "dice": 0.5},
+        {"step": 2, "loss": 2.0},
+        {"step": 6, "loss": None},
+    ]
+    steps, values = figures._series(rows, "loss")
+    assert steps.tolist() == [2, 4] and values.tolist() == [2.0, 4.0]
+
+
+def test_a_key_no_row_has_is_named(tmp_path):
+    rows = [{"stage": "segment", "step": 1, "loss": 1.0}]
+    with pytest.raises(ValueError, match="'dice'; the rows have loss"):
+        figures.learning_curves(rows, tmp_path / "x.png", [("Dice", {"dice": "Dice"})])
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_the_running_mean_neither_lags_nor_sags_at_the_ends():
+    ax = Figure().subplots()
+    steps = np.arange(100)
+    figures._curve(ax, steps, 3.0 * steps, label="ramp", colour="k")
+    figures._curve(ax, steps, np.full(100, 7.0), label="flat", colour="k")
+    ramp, flat = (line.get_ydata() for line in ax.lines if not line.get_label().startswith("_"))
+    np.testing.assert_allclose(ramp[5:-5], 3.0 * steps[5:-5])
+    np.testing.assert_allclose(flat, 7.0)
+
+
+def test_learning_curves_draws_each_curve_in_its_own_colour(tmp_path):
+    rows = [{"step": i, "a": i, "b": -i} for i in range(10)]
+    path = figures.learning_curves(
+        rows, tmp_path / "new" / "c.png", [("both", {"a": "A", "b": "B"})]
+    )
+    assert _pixels_of(path, figures.BLUE) > 200 and _pixels_of(path, figures.ORANGE) > 200
+
+
+def test_inpainting_tints_what_is_erased_and_nothing_else(tmp_path):
+    images = np.full((1, 40, 40), 255.0)
+    images[0, 0, 0] = 0.0
+    tint = 0.4 * np.ones(3) + 0.6 * figures._ERASED  # over white
+    areas = []
+    for name, visible in (("all", 1.0), ("half", 0.0)):
+        mask = np.ones((1, 40, 40))
+        mask[:, :20] = visible
+        path = figures.inpainting_panel(
+            [("epoch 1", images, mask, images)], tmp_path / f"{name}.png"
+        )
+        areas.append(_pixels_of(path, tint))
+    assert areas[0] == 0
+    with Image.open(path) as picture:
+        panel = picture.height * 0.75  # a slice's side is most of the single row
+    assert areas[1] == pytest.approx(panel**2 / 2, rel=0.4)
+
+
+def test_overlays_draws_truth_and_prediction_apart(tmp_path):
+    image, empty = np.zeros((40, 40)), np.zeros((40, 40))
+    truth = _square()
+
+    def counts(truth, prob):
+        path = figures.overlays([("case", image, truth, prob)], tmp_path / "o.png")
+        return np.array([_pixels_of(path, figures.SKY), _pixels_of(path, figures.ORANGE)])
+
+    legend = counts(empty.astype(bool), empty)  # both empty: only the legend has the colours
+    assert np.all(counts(truth, empty) - legend > [200, -1])
+    assert np.all(counts(empty.astype(bool), 0.9 * truth) - legend > [-1, 200])
+    assert np.all(np.abs(counts(empty.astype(bool), 0.4 * truth) - legend) == 0)  # below threshold
+
+
+def test_overlays_takes_slices_of_different_sizes(tmp_path):
+    cases = [(str(n), np.eye(n), np.eye(n) > 0, 0.5 * np.eye(n)) for n in (20, 33)]
+    assert _pixels_of(figures.overlays(cases, tmp_path / "o.png"), figures.SKY) > 0
+
+
+def test_augmentation_outlines_both_sides(tmp_path):
+    slices, masks = np.zeros((2, 40, 40)), np.stack([_square()] * 2)
+
+    def outline(name, left, right):
+        path = tmp_path / name
+        figures.augmentation(slices, slices, path, original_masks=left, augmented_masks=right)
+        return _pixels_of(path, figures.SKY)
+
+    none = np.zeros_like(masks)
+    left, right = outline("l.png", masks, none), outline("r.png", none, masks)
+    assert left == pytest.approx(right, rel=0.1) and left > 200
+    assert outline("b.png", masks, masks) == pytest.approx(left + right, rel=0.02)
+
+
+def test_roc_draws_the_curve(tmp_path):
+    q = np.linspace(0, 1, 11)
+    path = figures.roc(q, np.sqrt(q), 2 / 3, tmp_path / "roc.png")
+    assert _pixels_of(path, figures.BLUE) > 300
+
+
+def test_nothing_to_draw_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="no cases"):
+        figures.overlays([], tmp_path / "o.png")
+    with pytest.raises(ValueError, match="no rows"):
+        figures.inpainting_panel([], tmp_path / "i.png")

@@ -1,0 +1,170 @@
+"""Rows survive resume without doubles, speed leaves compilation out, terminals get one line."""
+
+import io
+import json
+import struct
+import sys
+
+import numpy as np
+import pytest
+
+from infnet_jax import logs
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def tick_clock(monkeypatch):
+    """A clock that only moves when told to."""
+    now = [100.0]
+    monkeypatch.setattr(logs.time, "perf_counter", lambda: now[0])
+
+    def advance(seconds):
+        now[0] += seconds
+
+    return advance
+
+
+def _open(directory, **kwargs):
+    return logs.RunLog(
+        directory, **{"name": "segment", "total_steps": 10, "batch_size": 4} | kwargs
+    )
+
+
+def _events(directory):
+    """The TensorBoard events, read without TensorFlow: length, crc, bytes, crc."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    for path in sorted((directory / "tensorboard").iterdir()):
+        blob, at = path.read_bytes(), 0
+        while at < len(blob):
+            (size,) = struct.unpack_from("<Q", blob, at)
+            yield Event.FromString(blob[at + 12 : at + 12 + size])
+            at += size + 16
+
+
+def test_rows_hold_stage_step_and_numbers_and_stay_json(tmp_path):
+    with _open(tmp_path) as log:
+        log.scalars(1, {"loss": np.float32(0.5), "dice": float("nan")})
+        lines = log.metrics_path.read_text().splitlines()  # readable while the run goes on
+    assert [json.loads(line) for line in lines] == [
+        {"stage": "segment", "step": 1, "loss": 0.5, "dice": None}
+    ]
+    assert "NaN" not in lines[0]
+
+
+def test_resume_drops_the_rows_that_come_again(tmp_path):
+    with _open(tmp_path) as log:
+        for step in range(6):
+            log.scalars(step, {"loss": step})
+    with _open(tmp_path, start_step=3) as log:
+        log.scalars(3, {"loss": 30})
+    rows = logs.load_rows(tmp_path / "metrics.jsonl")
+    assert [(row["step"], row["loss"]) for row in rows] == [(0, 0), (1, 1), (2, 2), (3, 30)]
+    starts = [e.step for e in _events(tmp_path) if e.HasField("session_log")]
+    assert starts[-1] == 3  # TensorBoard hides what the first run wrote from here on
+
+
+def test_a_fresh_start_forgets_the_old_run(tmp_path):
+    with _open(tmp_path) as log:
+        log.scalars(0, {"loss": 1})
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    old = events.rename(events.with_name("events.out.tfevents.1.old"))
+    with _open(tmp_path) as log:
+        log.scalars(0, {"loss": 2})
+    assert [row["loss"] for row in logs.load_rows(log.metrics_path)] == [2]
+    assert not old.exists()
+
+
+def test_a_torn_line_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"stage": "segment", "step": 1, "loss": 1.0}\n{"stage": "segment", "st')
+    with _open(tmp_path, start_step=2) as log:
+        log.scalars(2, {"loss": 2.0})
+    assert [row["step"] for row in logs.load_rows(path)] == [1, 2]
+    assert len(path.read_text().splitlines()) == 2
+    assert logs.load_rows(tmp_path / "none.jsonl") == []
+
+
+def test_speed_leaves_out_first_steps_and_pauses(tmp_path, tick_clock):
+    log = _open(tmp_path)
+    for step, (phase, seconds) in enumerate(
+        [("net", 30.0), ("net", 0.5), ("coach", 20.0), ("coach", 0.5), ("net", 0.5)], start=1
+    ):
+        tick_clock(seconds)
+        log.tick(step, phase)
+        with log.paused():
+            tick_clock(7.0)
+    timing = log.timing()
+    assert timing["steps_per_second"] == 2.0
+    assert timing["images_per_second"] == 8.0
+    assert timing["compile_seconds"] == 50.0
+    assert timing["seconds"] == 30 + 20 + 1.5 + 5 * 7
+    assert timing["steps"] == 5
+    log.close()
+
+
+def test_a_terminal_gets_one_line_at_most_five_times_a_second(tmp_path, tick_clock, monkeypatch):
+    terminal = _Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(logs.shutil, "get_terminal_size", lambda: logs.os.terminal_size((200, 24)))
+    log = _open(tmp_path, total_steps=100)
+    opening = len(terminal.getvalue())
+    log.scalars(0, {"loss": 0.25})
+    for step in range(1, 21):
+        tick_clock(0.125)
+        log.tick(step, "net")
+    drawn = terminal.getvalue()[opening:].split("\r")[1:]
+    assert "\n" not in "".join(drawn)
+    assert len(drawn) == 10
+    last = "segment 19/100 19%  8 steps/s 32 images/s  ETA 0:10  loss 0.25\x1b[K"
+    assert drawn[-1] == last
+    log.close()
+
+
+def test_a_pipe_gets_an_opening_and_a_closing_line(tmp_path, capsys):
+    log = _open(tmp_path, start_step=2)
+    for step in range(3, 8):
+        log.scalars(step, {"loss": 1.0})
+        log.tick(step, "net")
+    log.close()
+    log.close()
+    opening, closing = capsys.readouterr().err.splitlines()
+    assert opening == "segment: from step 2 of 10 steps, batch 4"
+    assert closing.startswith("segment: stopped at step 7, 5 steps in ")
+
+
+def test_an_inactive_log_writes_nothing(tmp_path, capsys):
+    with _open(tmp_path / "stage", active=False) as log:
+        log.scalars(1, {"loss": 1.0})
+        log.image("slice", np.zeros((2, 2, 3), np.uint8), 1)
+        log.tick(1)
+    assert not (tmp_path / "stage").exists()
+    assert capsys.readouterr().err == ""
+
+
+def test_images_reach_tensorboard_and_wrong_ones_are_named(tmp_path):
+    with _open(tmp_path) as log:
+        log.image("overlay", np.zeros((5, 7, 3), np.uint8), 4)
+        for wrong in (np.zeros((5, 7), np.uint8), np.zeros((5, 7, 3), np.float32)):
+            with pytest.raises(ValueError, match="overlay: want"):
+                log.image("overlay", wrong, 4)
+    pictures = [(e.step, v) for e in _events(tmp_path) for v in e.summary.value]
+    assert [(step, v.tag, v.image.height, v.image.width) for step, v in pictures] == [
+        (4, "segment/overlay", 5, 7)
+    ]
+
+
+def test_a_start_beyond_the_end_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"start_step 11 is not in 0\.\.10"):
+        _open(tmp_path, start_step=11)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (61.4, "1:01"), (59.6, "1:00"), (3723, "1:02:03")]
+)
+def test_clock(seconds, text):
+    assert logs.clock(seconds) == text

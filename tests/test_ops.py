@@ -1,0 +1,183 @@
+"""Primitives against direct formulae in numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from infnet_jax import ops
+
+
+def _array(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def _naive_conv(x, kernel, stride, padding, dilation):
+    (ph, pw), (kh, kw) = padding, kernel.shape[:2]
+    x = np.pad(x, ((0, 0), (ph, ph), (pw, pw), (0, 0)))
+    rows = (x.shape[1] - dilation * (kh - 1) - 1) // stride + 1
+    columns = (x.shape[2] - dilation * (kw - 1) - 1) // stride + 1
+    out = np.zeros((x.shape[0], rows, columns, kernel.shape[3]))
+    for i in range(rows):
+        for j in range(columns):
+            top, left = i * stride, j * stride
+            for a in range(kh):
+                for b in range(kw):
+                    pixel = x[:, top + a * dilation, left + b * dilation]
+                    out[:, i, j] += pixel @ kernel[a, b]
+    return out
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "dilation", "padding"),
+    [(1, 1, 1, (0, 0)), (1, 2, 1, (0, 0)), (3, 2, 1, (1, 1)), (3, 1, 3, (3, 3)),
+     ((1, 5), 1, 1, (0, 2)), (7, 2, 1, (3, 3))],
+)  # fmt: skip
+def test_conv_equals_the_sum_over_its_window(kernel, stride, dilation, padding):
+    x = _array(2, 8, 10, 3)
+    layer = ops.Conv(4, kernel, stride, dilation, use_bias=True)
+    params = layer.init(jax.random.key(0), x)["params"]
+    params["bias"] = jnp.arange(4.0)
+    ours = layer.apply({"params": params}, x)
+    naive = _naive_conv(x, np.asarray(params["kernel"]), stride, padding, dilation) + np.arange(4)
+    np.testing.assert_allclose(ours, naive, atol=1e-5)
+
+
+def test_conv_computes_in_its_dtype_and_keeps_float32_parameters():
+    layer = ops.Conv(4, 1, dtype="bfloat16")
+    variables = layer.init(jax.random.key(0), _array(1, 2, 2, 3))
+    assert layer.apply(variables, _array(1, 2, 2, 3)).dtype == jnp.bfloat16
+    assert variables["params"]["kernel"].dtype == jnp.float32
+
+
+def test_batch_norm_uses_biased_batch_and_stores_unbiased_running_variance():
+    x = 3.0 + _array(2, 2, 3, 5)
+    layer = ops.BatchNorm()
+    variables = layer.init(jax.random.key(0), x, train=False)
+    y, new = layer.apply(variables, x, train=True, mutable=["batch_stats"])
+    flat = x.reshape(-1, 5).astype(np.float64)
+    expected = (flat - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-5)
+    np.testing.assert_allclose(y.reshape(-1, 5), expected, atol=1e-5)
+    stats = new["batch_stats"]
+    np.testing.assert_allclose(stats["mean"], 0.1 * flat.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * flat.var(0, ddof=1), rtol=1e-5)
+
+
+def test_batch_norm_in_evaluation_uses_running_statistics_only():
+    x = _array(2, 2, 2, 1)
+    params = {"scale": jnp.array([2.0]), "bias": jnp.array([1.0])}
+    stats = {"mean": jnp.array([0.5]), "var": jnp.array([4.0])}
+    y = ops.BatchNorm().apply({"params": params, "batch_stats": stats}, x, train=False)
+    np.testing.assert_allclose(y, (x - 0.5) / np.sqrt(4.0 + 1e-5) * 2 + 1, rtol=1e-5, atol=1e-6)
+
+
+def test_batch_norm_gradient_equals_that_of_the_two_pass_formula():
+    x, weight = 2.0 + _array(2, 3, 3, 4), _array(2, 3, 3, 4, seed=1)
+    layer = ops.BatchNorm()
+    variables = layer.init(jax.random.key(0), x, train=False)
+
+    def ours(x):
+        return jnp.sum(weight * layer.apply(variables, x, train=True, mutable=["batch_stats"])[0])
+
+    def direct(x):
+        mean, var = jnp.mean(x, (0, 1, 2)), jnp.var(x, (0, 1, 2))
+        return jnp.sum(weight * (x - mean) / jnp.sqrt(var + 1e-5))
+
+    np.testing.assert_allclose(jax.grad(ours)(x), jax.grad(direct)(x), atol=2e-5)
+
+
+def test_batch_norm_stays_exact_far_from_zero_once_the_running_mean_has_followed():
+    x = 1e4 + _array(4, 8, 8, 1)
+    layer = ops.BatchNorm()
+    stats = {"mean": jnp.array([1e4]), "var": jnp.ones(1)}
+    variables = {"params": {"scale": jnp.ones(1), "bias": jnp.zeros(1)}, "batch_stats": stats}
+    y, _ = layer.apply(variables, x, train=True, mutable=["batch_stats"])
+    assert abs(float(jnp.std(y)) - 1.0) < 1e-2
+
+
+def test_max_pool_pads_with_minus_infinity():
+    x = _array(2, 6, 8, 3) - 10.0
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
+    naive = np.array(
+        [[padded[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3].max((1, 2)) for j in range(4)]
+         for i in range(3)]
+    ).transpose(2, 0, 1, 3)  # fmt: skip
+    np.testing.assert_array_equal(ops.max_pool(jnp.asarray(x), 3, 2, 1), naive)
+
+
+def test_avg_pool_counts_padding_only_when_asked():
+    x = jnp.ones((1, 4, 4, 1))
+    counted = ops.avg_pool(x, 3, 2, 1)[0, :, :, 0]
+    np.testing.assert_allclose(counted, [[4 / 9, 6 / 9], [6 / 9, 1.0]], rtol=1e-6)
+    np.testing.assert_allclose(ops.avg_pool(x, 3, 2, 1, count_padding=False), 1.0, rtol=1e-6)
+
+
+def test_avg_pool_ceil_keeps_the_partly_filled_last_window():
+    x = jnp.arange(5.0).reshape(1, 5, 1, 1)
+    ours = ops.avg_pool(x, 2, 2, ceil=True)[0, :, 0, 0]
+    np.testing.assert_allclose(ours, [0.5, 2.5, 4.0])
+    wide = jnp.tile(x, (1, 1, 2, 1))
+    np.testing.assert_allclose(ops.avg_pool(wide, 2, 2)[0, :, 0, 0], [0.5, 2.5])
+
+
+@pytest.mark.parametrize("size", [3, 31])
+def test_box_filter_is_the_zero_padded_mean(size):
+    x, half = _array(1, 9, 12, 2), size // 2
+    padded = np.pad(x, ((0, 0), (half, half), (half, half), (0, 0)))
+    naive = np.zeros_like(x)
+    for i in range(9):
+        for j in range(12):
+            naive[:, i, j] = padded[:, i : i + size, j : j + size].sum((1, 2)) / size**2
+    np.testing.assert_allclose(ops.box_filter(jnp.asarray(x), size), naive, atol=1e-5)
+
+
+def test_box_filter_refuses_an_even_size():
+    with pytest.raises(ValueError, match="odd size, got 4"):
+        ops.box_filter(jnp.ones((1, 8, 8, 1)), 4)
+
+
+def _naive_bilinear(x, size, align_corners):
+    out = np.zeros((x.shape[0], *size, x.shape[3]))
+    for i in range(size[0]):
+        for j in range(size[1]):
+            position = []
+            for k, n_out, n_in in ((i, size[0], x.shape[1]), (j, size[1], x.shape[2])):
+                inner = k * (n_in - 1) / (n_out - 1) if align_corners else (k + 0.5) * n_in / n_out
+                position.append(inner if align_corners else max(inner - 0.5, 0.0))
+            r, c = position
+            r0, c0 = int(r), int(c)
+            r1, c1 = min(r0 + 1, x.shape[1] - 1), min(c0 + 1, x.shape[2] - 1)
+            top = x[:, r0, c0] * (1 - c + c0) + x[:, r0, c1] * (c - c0)
+            low = x[:, r1, c0] * (1 - c + c0) + x[:, r1, c1] * (c - c0)
+            out[:, i, j] = top * (1 - r + r0) + low * (r - r0)
+    return out
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", [(16, 24), (4, 6), (2, 3), (8, 4), (11, 7), (8, 36)])
+def test_resize_bilinear_equals_interpolation_without_antialias(size, align_corners):
+    x = _array(2, 8, 12, 3)
+    ours = ops.resize_bilinear(jnp.asarray(x), size, align_corners=align_corners)
+    np.testing.assert_allclose(ours, _naive_bilinear(x, size, align_corners), atol=1e-5)
+
+
+@pytest.mark.parametrize(("factor", "samples"), [(2, (0, 1)), (4, (1, 2)), (8, (3, 4))])
+def test_even_down_scaling_is_the_mean_of_two_samples(factor, samples):
+    x = np.arange(16, dtype=np.float32) ** 2
+    ours = ops.resize_bilinear(jnp.asarray(x).reshape(1, 16, 1, 1), (16 // factor, 1))
+    first, second = (x[s::factor] for s in samples)
+    np.testing.assert_allclose(ours[0, :, 0, 0], (first + second) / 2)
+
+
+@pytest.mark.parametrize(
+    ("n_out", "source"), [(6, [0, 0, 1, 1, 2, 2]), (2, [0, 1]), (4, [0, 0, 1, 2])]
+)
+def test_resize_nearest_takes_the_floor_pixel(n_out, source):
+    x = jnp.asarray([10.0, 20.0, 30.0]).reshape(1, 3, 1, 1)
+    ours = ops.resize_nearest(x, (n_out, 1))[0, :, 0, 0]
+    np.testing.assert_array_equal(ours, np.asarray([10.0, 20.0, 30.0])[source])
+
+
+def test_check_divisible_names_size_and_multiple():
+    with pytest.raises(ValueError, match="divisible by 32, got 64 x 48"):
+        ops.check_divisible(jnp.ones((1, 64, 48, 1)), 32, "net")

@@ -1,0 +1,86 @@
+"""Parity with the stored outputs of the public networks, and that a difference would show."""
+
+import json
+
+import numpy as np
+import pytest
+
+from infnet_jax import parity
+
+EXPECTED_ROWS = {"coach": 5, "infnet_res2net50": 5, "infnet_resnet50": 10, "infnet_vgg16": 5,
+                 "losses": 4}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_all_stored_outputs_agree(shared, capsys):
+    rows = parity.run(shared / "reference")
+    compared = [row for row in rows if row.error is not None]
+    for pair, count in EXPECTED_ROWS.items():
+        assert sum(row.pair == pair for row in compared) == count
+    assert max(row.error for row in compared) < parity.TOLERANCE
+    assert all(row.ok for row in rows)
+
+
+@pytest.fixture
+def losses_pair(shared, tmp_path):
+    """The quickest pair, copied so that a test can spoil it."""
+    for suffix in ("json", "npz"):
+        source = shared / "reference" / f"losses.{suffix}"
+        (tmp_path / source.name).write_bytes(source.read_bytes())
+    return tmp_path
+
+
+def _rewrite(path, **changes):
+    with np.load(path) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    np.savez(path, **{**arrays, **changes})
+
+
+def test_agreement_exits_with_zero(losses_pair, capsys):
+    assert parity.report(losses_pair) == 0
+    assert "all compared outputs agree" in capsys.readouterr().out
+
+
+def test_a_difference_fails_and_is_shown(losses_pair, capsys):
+    with np.load(losses_pair / "losses.npz") as stored:
+        spoilt = stored["structure_weighted"] + [0, 3e-4, 0]
+    _rewrite(losses_pair / "losses.npz", structure_weighted=spoilt)
+    assert parity.report(losses_pair) == 1
+    line = next(x for x in capsys.readouterr().out.splitlines() if "structure_weighted" in x)
+    assert line.split()[2:] == ["3.00e-04", "above", "0.0001"]
+
+
+def test_a_stored_output_we_lack_or_shape_differently_fails(losses_pair, capsys):
+    _rewrite(losses_pair / "losses.npz", other=np.ones(2), structure_as_run=np.ones(5))
+    assert parity.report(losses_pair) == 1
+    text = capsys.readouterr().out
+    assert "missing: our network has no such output" in text
+    assert "shape (3,), stored (5,)" in text
+
+
+def test_not_a_number_fails():
+    assert not parity.Row("a", "b", float("nan")).ok
+
+
+def test_unknown_pairs_are_listed_as_skipped(tmp_path):
+    (tmp_path / "other.json").write_text(json.dumps({}))
+    np.savez(tmp_path / "other.npz", a=np.ones(1))
+    (row,) = parity.run(tmp_path)
+    assert row.ok and row.note.startswith("skipped")
+
+
+def test_an_incomplete_or_empty_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no reference pairs"):
+        parity.run(tmp_path)
+    (tmp_path / "coach.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="no coach.npz beside it"):
+        parity.run(tmp_path)
+
+
+def test_rule_tensors_follow_their_kind():
+    weight = parity.rule_tensor("a.weight", (4, 3, 2, 1), "weight")
+    assert weight.shape == (4, 3, 2, 1) and weight.dtype == np.float32
+    assert 0.4 <= parity.rule_tensor("n", (50,), "norm_weight").min() < 0.5
+    assert 1.4 < parity.rule_tensor("v", (50,), "running_var").max() <= 1.5
+    with pytest.raises(ValueError, match="tensor x: unknown kind 'scale'"):
+        parity.rule_tensor("x", (1,), "scale")

@@ -1,0 +1,99 @@
+"""Dataset builders in TFDS style; they need no TensorFlow and know nothing of `infnet_jax`.
+
+A prepared dataset is read with plain TFDS (`tfds.builder_from_directory`); nothing here is needed
+for that.
+"""
+
+import contextlib
+import importlib
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+NAMES = ("covid_semiseg", "phantom")
+DEFAULT_DATA_DIR = Path("~/tensorflow_datasets")
+
+
+def prepare(
+    name: str, *, data_dir: str | Path = DEFAULT_DATA_DIR, manual_dir: str | Path | None = None
+) -> Path:
+    """Builds a dataset unless it is there already.
+
+    Nothing appears under the final name unless the build succeeds. Several processes may ask for
+    the same dataset: one builds, the others wait.
+
+    Args:
+      name: `builder` or `builder/config`, such as `covid_semiseg/binary`; without a config the
+        builder's first one.
+      data_dir: where prepared datasets live, as in TFDS; `~` is expanded.
+      manual_dir: the folder with the downloaded source files; not needed for `phantom`.
+
+    Returns:
+      The versioned folder, such as `data_dir/covid_semiseg/binary/1.0.0`, to be read with
+      `tfds.builder_from_directory`.
+
+    Raises:
+      ValueError: unknown name or config, or a source file is unfit; the message names it.
+      FileNotFoundError: `manual_dir` is missing or has another layout.
+    """
+    import tensorflow_datasets as tfds  # takes a second; `--help` must not wait for it
+
+    data_dir = Path(data_dir).expanduser().absolute()
+    builder_name, _, config = name.partition("/")
+    if builder_name not in NAMES:
+        raise ValueError(f"unknown dataset {name!r}; there are: {', '.join(NAMES)}")
+    module = importlib.import_module(f"tfds_builders.{builder_name}.{builder_name}_dataset_builder")
+    configs = [c.name for c in module.Builder.BUILDER_CONFIGS]
+    if config and config not in configs:
+        raise ValueError(f"unknown config {name!r}; {builder_name} has: {', '.join(configs)}")
+    builder = module.Builder(config=config or configs[0], data_dir=data_dir)
+    final = Path(builder.data_dir)
+    if (final / "dataset_info.json").exists():
+        return final
+    if module.Builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        manual_dir = _checked_manual_dir(name, manual_dir, module.Builder)
+    with _lock(final.parent):
+        if (final / "dataset_info.json").exists():  # another process was faster
+            return final
+        for leftover in final.parent.glob(f"incomplete.*_{final.name}"):
+            shutil.rmtree(leftover)  # of a build that was killed: we hold the lock
+        config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
+        with _progress():
+            builder.download_and_prepare(download_config=config)
+    return final
+
+
+def _checked_manual_dir(name: str, manual_dir: str | Path | None, builder: type) -> Path:
+    if manual_dir is None:
+        how = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
+        raise FileNotFoundError(f"{name} needs manual_dir. {how}")
+    manual_dir = Path(manual_dir).expanduser().absolute()
+    if not manual_dir.is_dir():
+        raise FileNotFoundError(f"{manual_dir}: manual_dir of {name} is no folder")
+    return manual_dir
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Holds a lock that the system drops when the process dies, however it dies."""
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[None]:
+    """Shows TFDS's progress bars only to a person, and keeps its notices off stdout."""
+    import tensorflow_datasets as tfds
+
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(sys.stderr if sys.stderr.isatty() else None):
+            yield
+    finally:
+        tfds.enable_progress_bar()

@@ -1,0 +1,1 @@
+"""COVID-SemiSeg: labelled and unlabelled COVID-19 chest CT slices (Fan et al. 2020)."""

@@ -1,0 +1,1 @@
+"""Procedural chest CT slices with lesions, lungs and regions: made locally, no download."""
