@@ -42,7 +42,7 @@ def get_base() -> ConfigDict:
         channels=1,  # 3 repeats the grey slice, for ImageNet weights
     ))
     c.model = ConfigDict(dict(
-        backbone="resnet18", width=32,
+        backbone="resnet18", width=24,
         max_pool=False,  # False doubles the resolution of every map, for small slices
         inpaint_head="none",  # tanh_parallel (as coded) | linear_replace (as written) | none
     ))
@@ -77,8 +77,9 @@ def published(c: ConfigDict) -> None:
 def semiseg(c: ConfigDict) -> None:
     """Real slices at a size that two cores train in about an hour."""
     c.data.name = "covid_semiseg/binary"
+    c.model.width = 32
     s = c.segment
-    s.size, s.steps, s.eval_every, s.validation = 160, 1000, 100, 0
+    s.size, s.steps, s.eval_every, s.validation = 160, 900, 100, 0
 
 
 def tiny(c: ConfigDict) -> None:

@@ -40,8 +40,8 @@ def get_config(preset: str = "demo") -> ConfigDict:
     p.coach_optim = common.optimizer("adam", clip_norm=5.0)
     p.coach_schedule = common.schedule("constant", 1e-3)
     if preset == "semiseg":
-        p.validation, p.eval_every = 48, 96
-        p.rounds.update(epochs=12, coach_steps=24, net_steps=72)
+        p.validation, p.eval_every = 48, 64
+        p.rounds.update(epochs=8, coach_steps=16, net_steps=48)
     elif preset == "tiny":
         c.coach.width = 8
         p.size, p.batch_size, p.validation, p.eval_every = 64, 8, 2, 4

@@ -103,7 +103,7 @@ def _loop(
         for name, fn in task.steps.items()
     }
     root = jax.random.key(seed)
-    start, pending = int(state.step), None
+    start, pending, seen = int(state.step), None, set()
     stream = _batches(task, batches, mesh, start)
     for step in range(start, task.total_steps + 1):
         last, metric = step == task.total_steps, None
@@ -122,6 +122,9 @@ def _loop(
         if saver.preempted:
             return False
         phase = task.phase(step)
+        if phase not in seen:  # its compilation must not count as time of the step before
+            seen.add(phase)
+            pending = _fetch(log, pending)
         state, out = steps[phase](state, next(stream), jax.random.fold_in(root, step))
         _fetch(log, pending)
         pending = (step + 1, phase, out)
@@ -233,7 +236,8 @@ def _make_evaluate(
 
 def _start(task: Task, stage: str, config: ConfigDict, workdir: Path) -> TrainState:
     """Fresh weights; `segment` takes over what `pretrain` learned, and lists it."""
-    trees = jax.jit(task.variables)(jax.random.key(config.seed))
+    # This generator compiles in seconds where the default one takes half a minute.
+    trees = jax.jit(task.variables)(jax.random.key(config.seed, impl="rbg"))
     if stage == "segment" and "pretrain" in config.stages:
         mode = config.segment.transfer
         learned = load_parameters(workdir / "pretrain" / "checkpoints", part="latest")["net"]

@@ -36,8 +36,8 @@ class InfNet(nn.Module):
 
     Attributes:
         backbone: one of BACKBONES.
-        width: channels of the trunk's first stage, and a quarter of those inside the deepest
-            reverse attention; other than 64 for resnet18 only.
+        width: channels of the trunk's first stage and of the edge branch and reverse
+            attentions (the deepest has four times as many); other than 64 for resnet18 only.
         max_pool: False leaves out the ResNets' stem pool (all resolutions double; small inputs).
         inpaint_head: one of INPAINT_HEADS.
         image_channels: channels of an inpainting output.
@@ -71,10 +71,10 @@ class InfNet(nn.Module):
             "dtype": self.dtype,
         }
         self.partial_decoder = PartialDecoder(plain=True, **heads)
-        self.edge_branch = EdgeBranch(kernel=3, **heads)
+        self.edge_branch = EdgeBranch(features=self.width, kernel=3, **heads)
         self.reverse_attention32 = ReverseAttention(features=4 * self.width, inner=(5, 5, 5), **heads)
-        self.reverse_attention16 = ReverseAttention(kernel=3, **heads)
-        self.reverse_attention8 = ReverseAttention(kernel=3, **heads)
+        self.reverse_attention16 = ReverseAttention(features=self.width, kernel=3, **heads)
+        self.reverse_attention8 = ReverseAttention(features=self.width, kernel=3, **heads)
 
     def __call__(self, x: Array, *, train: bool, head: str = "segment") -> dict[str, Array]:
         """Maps images to five outputs at the input's size.

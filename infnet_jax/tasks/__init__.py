@@ -41,14 +41,14 @@ def make(
             tx=optim.make_optimizer(schedule, **section.optim), schedule=schedule,
             ema_decay=section.ema_decay,
         )
-    rounds = inpaint.make_rounds(steps_per_epoch=steps_per_epoch, **section.rounds)
-    totals = {who: sum(n for phase, n in rounds if phase.startswith(who)) for who in ("net", "coach")}
+    rounds, n_random = inpaint.make_rounds(steps_per_epoch=steps_per_epoch, **section.rounds)
+    totals = {who: sum(n for phase, n in rounds if phase == who) for who in ("net", "coach")}
     net_schedule = optim.make_schedule(total_steps=totals["net"], **section.net_schedule)
     coach_schedule = optim.make_schedule(total_steps=totals["coach"], **section.coach_schedule)
     activation = "tanh" if config.model.inpaint_head == "tanh_parallel" else "linear"
     return inpaint.make(
         net=net, coach=Coach(dtype=config.dtype, **config.coach), norm=norm, size=section.size,
-        rounds=rounds, masks=section.masks, loss=dict(section.loss, activation=activation),
+        rounds=rounds, n_random=n_random, masks=section.masks, loss=dict(section.loss, activation=activation),
         augmentation=section.augmentation,
         net_tx=optim.make_optimizer(net_schedule, **section.net_optim),
         coach_tx=optim.make_optimizer(coach_schedule, **section.coach_optim),

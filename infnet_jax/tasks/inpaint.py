@@ -25,8 +25,10 @@ def make_rounds(
     blocks: Sequence[int],
     warmup_random_rounds: int,
     use_coach: bool,
-) -> list[tuple[str, int]]:
-    """The order of play, as (phase, steps) pairs; phases: `coach`, `net`, `net_random`.
+) -> tuple[list[tuple[str, int]], int]:
+    """The order of play, as (`coach` or `net`, steps) pairs, and the first steps' number.
+
+    Before that number of steps the masks are random; the network plays alone.
 
     Args:
       schedule: `per_epoch` (Algorithm 1: every epoch has coach steps, then network steps) or
@@ -47,13 +49,10 @@ def make_rounds(
         plan = [(n * steps_per_epoch, n * steps_per_epoch) for n in blocks]
     else:
         raise ValueError(f"pretrain.rounds.schedule={schedule!r}: choose per_epoch or blocks")
-    rounds: list[tuple[str, int]] = []
-    for i, (n_coach, n_net) in enumerate(plan):
-        if i < warmup_random_rounds or not use_coach:
-            rounds.append(("net_random", n_net))
-        else:
-            rounds += [("coach", n_coach), ("net", n_net)]
-    return rounds
+    n_alone = warmup_random_rounds if use_coach else len(plan)
+    alone = [("net", n_net) for _, n_net in plan[:n_alone]]
+    both = [turn for n_coach, n_net in plan[n_alone:] for turn in (("coach", n_coach), ("net", n_net))]
+    return alone + both, sum(n for _, n in alone)
 
 
 def make_masks(
@@ -103,6 +102,7 @@ def make(
     norm: normalise.Norm,
     size: int,
     rounds: list[tuple[str, int]],
+    n_random: int,
     masks: Mapping[str, Any],
     loss: Mapping[str, Any],
     augmentation: Mapping[str, Any],
@@ -117,7 +117,7 @@ def make(
       net: an `InfNet` with an inpainting head; coach: a `Coach`.
       norm: input and target scale.
       size: side of the square training images, pixels.
-      rounds: order of play, see `make_rounds`.
+      rounds, n_random: order of play, and the first steps with random masks (`make_rounds`).
       masks, loss: keyword arguments of `make_masks` and of `losses.inpaint_loss`.
       augmentation: keyword arguments of `augment.augment`.
       kld_weight: weight of the KL term in the coach's loss (eq. 1 has none: 0).
@@ -180,30 +180,28 @@ def make(
         metrics = {"coach_loss": value, "coach_rec": rec, "coach_grad": optax.global_norm(grads)}
         return state.replace(step=state.step + 1, coach=player), metrics
 
-    def make_net_step(random: bool):
-        def net_step(state, batch, key):
-            keys = jax.random.split(key)
-            x, target = prepare(batch, keys[0])
-            if random:
-                visible = mask_random(keys[1], x.shape[0], x.shape[1:3])
-            else:
-                visible = propose(state.coach.variables, x, keys[1], mask_use)
+    def net_step(state, batch, key):
+        keys = jax.random.split(key)
+        x, target = prepare(batch, keys[0])
+        visible = jax.lax.cond(
+            state.step < n_random,
+            lambda: mask_random(keys[1], x.shape[0], x.shape[1:3]),
+            lambda: propose(state.coach.variables, x, keys[1], mask_use),
+        )
 
-            def objective_of(params):
-                outputs, new = net.apply(
-                    {"params": params, "batch_stats": state.net.batch_stats}, x * visible,
-                    train=True, head="inpaint", mutable=["batch_stats"],
-                )
-                total, parts = losses.inpaint_loss(outputs, target, visible, **loss)
-                return total, (parts["rec"], new["batch_stats"])
+        def objective_of(params):
+            outputs, new = net.apply(
+                {"params": params, "batch_stats": state.net.batch_stats}, x * visible,
+                train=True, head="inpaint", mutable=["batch_stats"],
+            )
+            total, parts = losses.inpaint_loss(outputs, target, visible, **loss)
+            return total, (parts["rec"], new["batch_stats"])
 
-            grad = jax.value_and_grad(objective_of, has_aux=True)
-            (total, (rec, stats)), grads = grad(state.net.params)
-            player = update_player(state.net, grads, stats, net_tx)
-            metrics = {"loss": total, "rec": rec, "net_grad": optax.global_norm(grads)}
-            return state.replace(step=state.step + 1, net=player), metrics
-
-        return net_step
+        grad = jax.value_and_grad(objective_of, has_aux=True)
+        (total, (rec, stats)), grads = grad(state.net.params)
+        player = update_player(state.net, grads, stats, net_tx)
+        metrics = {"loss": total, "rec": rec, "net_grad": optax.global_norm(grads)}
+        return state.replace(step=state.step + 1, net=player), metrics
 
     def evaluate(state, batch, key):
         """Mean squared error of the final map per slice over erased pixels, coach and random."""
@@ -226,11 +224,7 @@ def make(
     return Task(
         variables=variables,
         start=start,
-        steps={
-            "coach": coach_step,
-            "net": make_net_step(random=False),
-            "net_random": make_net_step(random=True),
-        },
+        steps={"coach": coach_step, "net": net_step},
         phase=lambda step: rounds[min(bisect_right(ends, step), len(rounds) - 1)][0],
         batch_index=lambda step: step,
         evaluate=evaluate,

@@ -108,6 +108,8 @@ class Patient:
         self.motion = u(1.5, 5) if u() < 0.3 else 0.0
         self.kernel, self.dose_hu = u(0.35, 1.0), u(12, 60)
         self.level, self.width = u(-740, -420), u(1000, 2000)
+        if u() < 0.25:  # a bone-like window, as some hospitals export
+            self.level, self.width = u(-380, -180), u(2000, 2600)
         self.circle = u() < 0.35
         self.table = u(0.76, 0.84)
         self.warps = [Noise(rng, 4), Noise(rng, 4)]
