@@ -66,9 +66,11 @@ def _prepare(config) -> Path:
     """The folder of the prepared dataset."""
     import tfds_builders
 
-    manual = config.data.manual_dir or None
-    data_dir = config.data.data_dir or None
-    return tfds_builders.prepare(config.data.name, data_dir=data_dir, manual_dir=manual)
+    return tfds_builders.prepare(
+        config.data.name,
+        data_dir=config.data.data_dir or tfds_builders.DEFAULT_DATA_DIR,
+        manual_dir=config.data.manual_dir or None,
+    )
 
 
 if __name__ == "__main__":

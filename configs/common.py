@@ -38,7 +38,7 @@ def get_base() -> ConfigDict:
     c.data = ConfigDict(dict(
         name="phantom", data_dir="", manual_dir="",
         train="train", test="test",
-        norm="dataset",  # dataset | imagenet | aerial_bgr; one for all stages (facts G.8)
+        norm="dataset",  # dataset | imagenet | aerial_bgr; one for all stages
         channels=1,  # 3 repeats the grey slice, for ImageNet weights
     ))
     c.model = ConfigDict(dict(
@@ -49,10 +49,10 @@ def get_base() -> ConfigDict:
     c.segment = ConfigDict(dict(
         splits=("train",), validation=8, patience=0,
         size=128, batch_size=8, scales=(1.0,), steps=200, eval_every=40,
-        loss=dict(kind="structure",  # structure | structure_as_run | focal (B.6 row 10)
+        loss=dict(kind="structure",  # structure | structure_as_run | focal
                   lambda_bce=1.0, edge_weight=1.0, alpha=1.0, gamma=2.0),
         ema_decay=0.99,
-        transfer="all_but_last",  # all_but_last | matching | encoder (B.6 row 9)
+        transfer="all_but_last",  # all_but_last | matching | encoder
     ))
     c.segment.augmentation = augmentation(
         rotate_degrees=20.0, scale=(0.75, 1.35), gamma=0.3, contrast=0.2, noise=0.03,

@@ -11,8 +11,9 @@ Presets:
     tiny                seconds, for tests
 """
 
-from configs import common, supervised
 from ml_collections import ConfigDict
+
+from configs import common, supervised
 
 
 def get_config(preset: str = "demo") -> ConfigDict:
@@ -23,15 +24,15 @@ def get_config(preset: str = "demo") -> ConfigDict:
     c.coach = ConfigDict(dict(width=16))
     p = c.pretrain = ConfigDict(dict(
         splits=("train", "unlabeled"), validation=24, size=128, batch_size=16, eval_every=40,
-        rounds=dict(schedule="per_epoch",  # per_epoch | blocks (B.6 row 5)
+        rounds=dict(schedule="per_epoch",  # per_epoch | blocks
                     epochs=5, coach_steps=16, net_steps=24, blocks=(), use_coach=True,
-                    warmup_random_rounds=1),  # B.6 row 6
-        masks=dict(keep_ratio=0.75, alpha_train=1.0, alpha_use=100.0,  # B.6 row 4
+                    warmup_random_rounds=1),
+        masks=dict(keep_ratio=0.75, alpha_train=1.0, alpha_use=100.0,
                    hard_use=True, sample_use=True, inclusive=True),
-        loss=dict(kind="mse_clamped",  # mse_clamped | ce | l1 (B.6 row 1)
-                  reduction="mean",  # sum_heads | mean (B.6 row 2)
-                  rec_weight=0.99, context_heads="all"),  # B.6 row 3
-        kld_weight=1e-6,  # B.6 row 2
+        loss=dict(kind="mse_clamped",  # mse_clamped | ce | l1
+                  reduction="mean",  # sum_heads | mean
+                  rec_weight=0.99, context_heads="all"),  # the paper has no context term: 1.0
+        kld_weight=1e-6,  # eq. 1 has none: 0
         coach_grad="through_net",  # through_net | weights_only
     ))
     p.augmentation = common.augmentation(scale=(0.8, 1.25))
@@ -53,10 +54,10 @@ def get_config(preset: str = "demo") -> ConfigDict:
 
 
 def _published(c: ConfigDict, preset: str) -> None:
-    """Pre-training as written and as coded (facts B.1)."""
+    """Pre-training as written and as coded."""
     p = c.pretrain
     c.coach.width = 64
-    p.splits, p.validation = ("train",), 5  # B.6 row 15: the labelled slices only
+    p.splits, p.validation = ("train",), 5  # the labelled slices only
     p.augmentation = common.augmentation(flip_v=0.0)
     p.coach_schedule = common.schedule("constant", 1e-5)
     p.coach_optim = common.optimizer("adam")

@@ -6,8 +6,9 @@
 Presets: demo (the default), semiseg, paper, authors, tiny; see `configs/selfsup.py`.
 """
 
-from configs import common
 from ml_collections import ConfigDict
+
+from configs import common
 
 
 def get_config(preset: str = "demo") -> ConfigDict:
@@ -23,7 +24,7 @@ def get_config(preset: str = "demo") -> ConfigDict:
     common.published(c)
     s = c.segment
     per_epoch = 3 * -(-45 // (8 if preset == "authors" else 24))  # three sizes a batch
-    if preset == "authors":  # facts B.3, AU
+    if preset == "authors":  # what their public code runs
         s.batch_size, s.steps = 8, 200 * per_epoch
         s.loss.kind = "structure_as_run"
         s.schedule = common.schedule("step_compounded", 1e-4, decay_every=50 * per_epoch)

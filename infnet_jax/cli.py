@@ -64,6 +64,14 @@ def _make_parser() -> _Parser:
     verb.add_argument("file", type=_existing, metavar="FILE")
     verb.add_argument("out", type=Path, metavar="OUT")
     verb.set_defaults(run=_import_torch)
+
+    verb = verbs.add_parser("bench", help="time the bare training steps on this machine")
+    verb.add_argument("--backbone", default="resnet50", help="default: %(default)s")
+    for name, default in (("batch", 4), ("size", 352), ("steps", 5)):
+        verb.add_argument(
+            f"--{name}", type=int, default=default, metavar="N", help="default: %(default)s"
+        )
+    verb.set_defaults(run=_bench)
     return parser
 
 
@@ -87,6 +95,12 @@ def _import_torch(options: argparse.Namespace) -> int:
     for name, reason in report["unused"].items():
         print(f"  not used: {name} ({reason})")
     return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from infnet_jax import bench
+
+    return bench.report(options.backbone, options.batch, options.size, options.steps)
 
 
 def _existing(text: str) -> Path:

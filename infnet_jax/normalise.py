@@ -10,7 +10,7 @@ class Norm(NamedTuple):
     """Per-channel constants on the 0..1 grey scale.
 
     The network sees `(x - mean) / input_sd`; the inpainting target is
-    `clip((x - mean) / (3 * sd), -1, 1)` (facts of the public code, B.1), so an erased pixel,
+    `clip((x - mean) / (3 * sd), -1, 1)` (as in the public code), so an erased pixel,
     zero in the input, is the mean grey.
     """
 

@@ -45,7 +45,8 @@ ARROWS: dict[str, set[str]] = {
     "predict": _FRONT,
     "present": {"augment", "data", "figures", "logs", "summary", "evaluation"},
     "train": _FRONT | {"predict", "present"},
-    "cli": {"__init__", "evaluation", "parity", "convert", "predict", "train"},
+    "bench": {"tasks", "models", "normalise", "optim", "state"},
+    "cli": {"__init__", "evaluation", "parity", "convert", "predict", "train", "bench"},
 }
 _MAIN = {"train", "predict", "mesh"}
 
@@ -132,7 +133,7 @@ def test_only_the_front_rooms_compile():
     """Everything below can be run and tested as plain numpy-like code."""
     compiles = re.compile(r"\bjax\.jit\b|\bimport jit\b")
     files = [path for path in _sources("infnet_jax") if compiles.search(path.read_text())]
-    assert {path.stem for path in files} <= {"train", "predict", "parity"}
+    assert {path.stem for path in files} <= {"train", "predict", "parity", "bench"}
 
 
 def test_no_tensorflow_and_no_module_that_pulls_it_in():

@@ -72,7 +72,9 @@ class InfNet(nn.Module):
         }
         self.partial_decoder = PartialDecoder(plain=True, **heads)
         self.edge_branch = EdgeBranch(features=self.width, kernel=3, **heads)
-        self.reverse_attention32 = ReverseAttention(features=4 * self.width, inner=(5, 5, 5), **heads)
+        self.reverse_attention32 = ReverseAttention(
+            features=4 * self.width, inner=(5, 5, 5), **heads
+        )
         self.reverse_attention16 = ReverseAttention(features=self.width, kernel=3, **heads)
         self.reverse_attention8 = ReverseAttention(features=self.width, kernel=3, **heads)
 

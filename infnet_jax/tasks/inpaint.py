@@ -51,8 +51,8 @@ def make_rounds(
         raise ValueError(f"pretrain.rounds.schedule={schedule!r}: choose per_epoch or blocks")
     n_alone = warmup_random_rounds if use_coach else len(plan)
     alone = [("net", n_net) for _, n_net in plan[:n_alone]]
-    both = [turn for n_coach, n_net in plan[n_alone:] for turn in (("coach", n_coach), ("net", n_net))]
-    return alone + both, sum(n for _, n in alone)
+    both = [[("coach", n_coach), ("net", n_net)] for n_coach, n_net in plan[n_alone:]]
+    return alone + [turn for pair in both for turn in pair], sum(n for _, n in alone)
 
 
 def make_masks(
@@ -122,7 +122,7 @@ def make(
       augmentation: keyword arguments of `augment.augment`.
       kld_weight: weight of the KL term in the coach's loss (eq. 1 has none: 0).
       coach_grad: `through_net` lets the coach's gradient flow through the frozen network's
-        input; `weights_only` stops it at the network's output (facts G.6).
+        input; `weights_only` stops it at the network's output.
 
     Raises:
       ValueError: unknown `coach_grad`.
@@ -177,7 +177,7 @@ def make(
         grad = jax.value_and_grad(objective_of, has_aux=True)
         (value, (rec, stats)), grads = grad(state.coach.params)
         player = update_player(state.coach, grads, stats, coach_tx)
-        metrics = {"coach_loss": value, "coach_rec": rec, "coach_grad": optax.global_norm(grads)}
+        metrics = {"coach_loss": value, "coach_rec": rec, "coach_grad": optax.tree.norm(grads)}
         return state.replace(step=state.step + 1, coach=player), metrics
 
     def net_step(state, batch, key):
@@ -200,7 +200,7 @@ def make(
         grad = jax.value_and_grad(objective_of, has_aux=True)
         (total, (rec, stats)), grads = grad(state.net.params)
         player = update_player(state.net, grads, stats, net_tx)
-        metrics = {"loss": total, "rec": rec, "net_grad": optax.global_norm(grads)}
+        metrics = {"loss": total, "rec": rec, "net_grad": optax.tree.norm(grads)}
         return state.replace(step=state.step + 1, net=player), metrics
 
     def evaluate(state, batch, key):

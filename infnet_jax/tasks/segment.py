@@ -124,7 +124,7 @@ def make(
             metrics = {
                 "loss": total,
                 **{f"loss_{k}": v for k, v in parts.items()},
-                "grad": optax.global_norm(grads),
+                "grad": optax.tree.norm(grads),
                 "lr": jnp.asarray(schedule(state.step), jnp.float32),
             }
             return state.replace(step=state.step + 1, net=player), metrics
