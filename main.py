@@ -17,11 +17,21 @@ _WORKDIR = flags.DEFINE_string(
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Reads the flags; a wrong key, value or preset ends with one line and exit code 2."""
+    """Reads the flags; a wrong file, preset, key or value ends with one line and exit code 2."""
+    given = [arg.removeprefix("--").removeprefix("-") for arg in argv[1:]]
+    for arg in given:
+        path = arg.removeprefix("config=").partition(":")[0]
+        if arg.startswith("config=") and not Path(path).is_file():
+            _leave(f"--config={path}: there is no such file; try --config=configs/selfsup.py", 2)
     try:
         rest = flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        _leave(str(error).splitlines()[0].strip("'\""), 2)
+    except (AttributeError, KeyError) as error:
+        word = str(error).strip("'\"").split()[-1].strip("'\"?")
+        keys = [k for k in (arg.partition("=")[0] for arg in given) if word in k.split(".")]
+        _leave(f"unknown config key {keys[0] if keys else word}; the keys stand in configs/", 2)
+    except (flags.Error, TypeError, ValueError, OSError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        _leave(lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}", 2)
     if _CONFIG.value is None and not flags.FLAGS["help"].value:
         _leave("--config is missing: try --config=configs/selfsup.py", 2)
     if len(rest) > 1:

@@ -23,9 +23,9 @@ def get_config(preset: str = "demo") -> ConfigDict:
     c.model.inpaint_head = "tanh_parallel"
     c.coach = ConfigDict(dict(width=16))
     p = c.pretrain = ConfigDict(dict(
-        splits=("train", "unlabeled"), validation=24, size=128, batch_size=16, eval_every=40,
+        splits=("train", "unlabeled"), validation=20, size=128, batch_size=8, eval_every=48,
         rounds=dict(schedule="per_epoch",  # per_epoch | blocks
-                    epochs=5, coach_steps=16, net_steps=24, blocks=(), use_coach=True,
+                    epochs=5, coach_steps=12, net_steps=36, blocks=(), use_coach=True,
                     warmup_random_rounds=1),
         masks=dict(keep_ratio=0.75, alpha_train=1.0, alpha_use=100.0,
                    hard_use=True, sample_use=True, inclusive=True),
@@ -41,7 +41,7 @@ def get_config(preset: str = "demo") -> ConfigDict:
     p.coach_optim = common.optimizer("adam", clip_norm=5.0)
     p.coach_schedule = common.schedule("constant", 1e-3)
     if preset == "semiseg":
-        p.validation, p.eval_every = 48, 64
+        p.batch_size, p.validation, p.eval_every = 16, 48, 64
         p.rounds.update(epochs=8, coach_steps=16, net_steps=48)
     elif preset == "tiny":
         c.coach.width = 8

@@ -34,12 +34,7 @@ class Row(NamedTuple):
 
 
 class Step:
-    """A compiled training step with the state it carries on, on one batch of noise.
-
-    Attributes:
-      state: after the last call; its buffers are given up at the next.
-      compile_seconds: time that tracing and compilation took.
-    """
+    """A compiled training step and the `state` it carries on, on one batch of noise."""
 
     def __init__(self, task: Task, phase: str, batch: int, size: int) -> None:
         rng = np.random.default_rng(0)

@@ -41,7 +41,9 @@ def run(config: ConfigDict, *, workdir: Path, dataset: Path, name: str, command:
     """
     workdir = Path(workdir).absolute()
     mesh = mesh_lib.make_mesh()
-    for stage in set(config.stages) & {"pretrain", "segment"}:
+    for stage in config.stages:
+        if stage not in ("pretrain", "segment", "evaluate") or stage not in config:
+            raise ValueError(f"stages: {stage!r} is none of this config's stages")
         mesh_lib.check_batch(config[stage].batch_size, mesh)
     _claim(workdir, config)
     statistics = data.statistics(data.open_split(dataset, config.data.train))
@@ -107,11 +109,12 @@ def _loop(
     stream = _batches(task, batches, mesh, start)
     for step in range(start, task.total_steps + 1):
         last, metric = step == task.total_steps, None
-        if last or (step % section.eval_every == 0 and step > start):
+        # A resumed run evaluates its first state again: the log dropped that row, and whether
+        # the stage has stalled must be known here too.
+        if evaluate is not None and step and (last or step % section.eval_every == 0):
             pending = _fetch(log, pending)
-            if evaluate is not None:
-                with log.paused():
-                    metric, state = _judge(task, evaluate, state, step, root, log)
+            with log.paused():
+                metric, state = _judge(task, evaluate, state, step, root, log)
         stalled = _stalled(state, step, section, metric)
         if last or stalled or saver.preempted or step % section.eval_every == 0:
             pending = _fetch(log, pending)
@@ -127,12 +130,16 @@ def _loop(
             pending = _fetch(log, pending)
         state, out = steps[phase](state, next(stream), jax.random.fold_in(root, step))
         _fetch(log, pending)
-        pending = (step + 1, phase, out)
+        pending = (step, phase, out)
     return True
 
 
 def _fetch(log: RunLog, pending: tuple | None) -> None:
-    """Writes the metrics of an earlier step; one step late, so that the device never waits."""
+    """Writes the metrics of an earlier step; one step late, so that the device never waits.
+
+    They are those of the state that has had `step` updates, as those of an evaluation are: what
+    a run that resumes at `step` will write again is what the log then drops.
+    """
     if pending is None:
         return
     step, phase, out = pending
@@ -144,7 +151,7 @@ def _fetch(log: RunLog, pending: tuple | None) -> None:
             "the last good checkpoint is kept: lower the learning rate or set clip_norm"
         )
     log.scalars(step, values)
-    log.tick(step, phase)
+    log.tick(step + 1, phase)
 
 
 def _judge(
@@ -157,7 +164,7 @@ def _judge(
     if jax.process_index() == 0:
         panel = {k: v[:PANEL_SLICES] for k, v in rows[0].items()}
         present.save_panel(log, panel, step)
-    metric = scalars[task.metric]
+    metric = float(np.float32(scalars[task.metric]))  # as the state holds the best one
     better = metric > float(state.best_metric)
     if task.metric_mode == "min":
         better = metric < float(state.best_metric)

@@ -1,0 +1,236 @@
+"""The front door: whole runs that are killed, damaged and repeated, and what a wrong call says."""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import tfds_builders
+from configs import selfsup
+from infnet_jax.logs import load_rows
+from infnet_jax.transfer import load_parameters
+
+ROOT = Path(__file__).parents[1]
+STAGES = ("pretrain", "segment")
+# Smaller than `tiny` and longer: seconds once compiled, with room for a kill in every stage.
+SMALL = [
+    "--config=configs/selfsup.py:tiny", "--config.pretrain.size=32", "--config.segment.size=32",
+    "--config.pretrain.rounds.epochs=5", "--config.pretrain.eval_every=6",
+    "--config.segment.steps=30", "--config.segment.eval_every=6",
+]
+
+
+def start(args, devices=1, **env):
+    """`python main.py ...` in a process of its own."""
+    env = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", **env
+    }
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "main.py", *args], cwd=ROOT, env=env, **pipes)
+
+
+def finish(process):
+    """(exit code, stdout, stderr)"""
+    try:
+        out, err = process.communicate(timeout=400)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return process.returncode, out, err
+
+
+def hashes(folder):
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def rows(workdir, stage):
+    return load_rows(workdir / stage / "metrics.jsonl")
+
+
+def parameters(workdir, stage):
+    tree = load_parameters(workdir / stage / "checkpoints", part="latest")
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+def assert_same_result(one, other):
+    for stage in STAGES:
+        assert rows(one, stage) == rows(other, stage)
+        assert parameters(one, stage) == parameters(other, stage)
+    for name in ("evaluation.json", "evaluation.csv", "table.txt"):
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tfds")
+    tfds_builders.prepare("phantom/tiny", data_dir=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small(data_dir):
+    """small(workdir): the arguments of a small run."""
+    return lambda workdir: [*SMALL, f"--config.data.data_dir={data_dir}", f"--workdir={workdir}"]
+
+
+@pytest.fixture(scope="module")
+def whole(small, tmp_path_factory):
+    """The workdir of a run that nothing has disturbed."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    code, out, err = finish(start(small(workdir)))
+    assert code == 0, err
+    assert out.splitlines()[-1] == f"summary: {workdir / 'summary.md'}"
+    for stage, n_steps in zip(STAGES, (23, 30), strict=True):
+        trained = [r["step"] for r in rows(workdir, stage) if {"loss", "coach_loss"} & {*r}]
+        assert trained == list(range(n_steps))
+    return workdir
+
+
+def stop_at(args, workdir, stage, n_rows, sign, pause):
+    """Sends a signal once a stage has written so many rows; returns what `finish` does."""
+    process = start(args)
+    path = workdir / stage / "metrics.jsonl"
+    end = time.monotonic() + 400
+    while process.poll() is None and time.monotonic() < end:
+        if path.exists() and path.read_bytes().count(b"\n") >= n_rows:
+            break
+        time.sleep(0.01)
+    time.sleep(pause)
+    process.send_signal(sign)
+    return finish(process)
+
+
+@pytest.mark.slow
+def test_three_kills_and_a_sigterm_leave_the_result_bit_identical(whole, small, tmp_path):
+    seed = random.randrange(1000)
+    print("moments drawn with seed", seed)  # shown where the test fails
+    draw = random.Random(seed)
+    workdir = tmp_path / "run"
+    args = small(workdir)
+    for stage, n_rows in (
+        ("pretrain", draw.randrange(1, 6)),  # before its first checkpoint
+        ("pretrain", draw.randrange(8, 18)),
+        ("segment", draw.randrange(1, 24)),
+    ):
+        code, _, err = stop_at(args, workdir, stage, n_rows, signal.SIGKILL, draw.random() / 4)
+        assert code == -signal.SIGKILL, err
+    done = len(rows(workdir, "segment"))
+    code, _, err = stop_at(args, workdir, "segment", min(done + 1, 26), signal.SIGTERM, 0)
+    assert code == 1 and "Traceback" not in err
+    assert err.splitlines()[-1] == "segment: stopped on request; the same command resumes it"
+    code, _, err = finish(start(args))
+    assert code == 0 and "pretrain:" not in err, err  # it had finished
+    assert "segment: from step" in err
+    assert_same_result(whole, workdir)
+
+
+@pytest.mark.slow
+def test_a_flipped_byte_costs_one_interval_and_nothing_else(whole, small, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    shutil.rmtree(workdir / "evaluate")
+    (workdir / "segment" / "done.json").unlink()
+    newest = workdir / "segment" / "checkpoints" / "30"
+    files = (p for p in (newest / "state").rglob("*") if p.is_file() and "/d/" in str(p))
+    largest = max(files, key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    code, _, err = finish(start(small(workdir)))
+    assert code == 0 and str(newest) in err and "segment: from step 24 of 30" in err, err
+    assert (newest.parent / "damaged-30").is_dir()
+    assert_same_result(whole, workdir)
+
+
+@pytest.mark.slow
+def test_finished_stages_are_not_run_again(whole, small):
+    def of_stages():
+        return {k: v for k, v in hashes(whole).items() if k.split("/")[0] in (*STAGES, "evaluate")}
+
+    before, began = of_stages(), {p: p.stat().st_mtime_ns for p in whole.rglob("done.json")}
+    code, out, err = finish(start(small(whole)))
+    assert code == 0 and out.splitlines()[-1] == f"summary: {whole / 'summary.md'}"
+    assert of_stages() == before and len(began) == 3
+    assert {p: p.stat().st_mtime_ns for p in whole.rglob("done.json")} == began
+    assert not any(line.startswith(STAGES) for line in err.splitlines()), err
+
+
+@pytest.mark.slow
+def test_two_processes_end_where_one_does(whole, small, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    workdir = tmp_path / "run"
+    running = [
+        start(small(workdir), JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2",
+              JAX_PROCESS_ID=str(index))
+        for index in range(2)
+    ]
+    for process in running:
+        code, _, err = finish(process)
+        assert code == 0, err
+    for stage in STAGES:
+        ours, theirs = rows(workdir, stage), rows(whole, stage)
+        assert [(r["step"], *r) for r in ours] == [(r["step"], *r) for r in theirs]
+        gaps = [
+            abs(a[k] - b[k]) / max(abs(b[k]), 1e-3)
+            for a, b in zip(ours, theirs, strict=True) for k in ("loss", "coach_loss") if k in a
+        ]
+        print(stage, [f"{gap:.1e}" for gap in gaps])
+        assert max(gaps[:3]) < 1e-5 and max(gaps) < 1e-3, gaps
+
+
+WRONG = {
+    "no config": ([], 2, "--config is missing"),
+    "no file": (["--config=configs/selfsupp.py"], 2, "configs/selfsupp.py"),
+    "preset": (["--config=configs/selfsup.py:huge"], 2, "'huge'"),
+    "key": (["--config=configs/selfsup.py", "--config.segment.stepz=3"], 2, "segment.stepz"),
+    "type": (["--config=configs/selfsup.py", "--config.segment.steps=many"], 2, "many"),
+    "argument": (["--config=configs/selfsup.py", "steps=3"], 2, "'steps=3'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_call_is_one_line(case, tmp_path):
+    args, right, words = WRONG[case]
+    code, out, err = finish(start([*args, f"--workdir={tmp_path / 'run'}"]))
+    assert code == right and not out and words in err, err
+    assert len(err.splitlines()) == 1 and err.startswith("main.py: ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_only_a_started_run_can_see_is_one_line_too(tmp_path, small):
+    """Missing source files, a batch for eight devices, a workdir of another config."""
+    used = tmp_path / "used"
+    used.mkdir()
+    other = selfsup.get_config("tiny")
+    other.seed = 5
+    (used / "config.json").write_text(json.dumps(json.loads(other.to_json())))
+    (used / "precious.txt").write_text("weights")
+    before = hashes(used)
+    fresh = tmp_path / "fresh"
+    data = f"--config.data.data_dir={tmp_path / 'tfds'}"
+    runs = [
+        (start(["--config=configs/selfsup.py:semiseg", data, f"--workdir={fresh}"]),
+         ("covid_semiseg", "manual_dir")),
+        (start([*small(fresh), "--config.segment.batch_size=12"], devices=8),
+         ("batch_size = 12", "8 or 16")),
+        (start(small(used)), (str(used), "belongs to another config", "and more")),
+    ]
+    for process, words in runs:
+        code, out, err = finish(process)
+        assert code == 1 and not out, (out, err)
+        assert len(err.splitlines()) == 1 and all(word in err for word in words), err
+    assert not fresh.exists() and hashes(used) == before

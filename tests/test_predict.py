@@ -1,0 +1,76 @@
+"""Test-time averaging, and the table and pictures that a run leaves."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+from infnet_jax import metrics, normalise, present
+from infnet_jax.evaluation import floors
+from infnet_jax.tasks import segment
+
+
+class Ramp:
+    """A stand-in for a network that no flip or turn leaves alone: the input times a ramp."""
+
+    def apply(self, variables, view, train):
+        side = view.shape[1]
+        ramp = jnp.arange(side * side, dtype=jnp.float32).reshape(1, side, side, 1) / side
+        return {"s8": variables["scale"] * view * ramp}
+
+
+NORM = normalise.Norm(mean=(0.0,), sd=(1.0,), input_sd=(1.0,))
+IMAGE = np.random.default_rng(0).integers(0, 255, (2, 6, 6, 1), np.uint8)
+
+
+def predict(image, tta):
+    return np.asarray(segment.predict(Ramp(), {"scale": 0.5}, jnp.asarray(image), NORM, tta=tta))
+
+
+def test_averaging_is_the_mean_over_the_eight_views_turned_back():
+    total = np.zeros((2, 6, 6, 1))
+    for flip in (1, -1):
+        for k in range(4):
+            view = np.rot90(IMAGE[:, :, ::flip], k, axes=(1, 2))
+            total += np.rot90(predict(view, False), -k, axes=(1, 2))[:, :, ::flip]
+    np.testing.assert_allclose(predict(IMAGE, True), total / 8, rtol=1e-5)
+
+
+def test_averaged_map_turns_with_its_slice_and_a_single_pass_does_not():
+    turned = np.rot90(IMAGE, 1, axes=(1, 2))
+    back = np.rot90(predict(turned, True), -1, axes=(1, 2))
+    np.testing.assert_allclose(back, predict(IMAGE, True), rtol=1e-5)
+    single = np.rot90(predict(turned, False), -1, axes=(1, 2))
+    assert np.abs(single - predict(IMAGE, False)).max() > 0.01
+
+
+def test_result_table_holds_the_model_in_both_readings_and_the_floors():
+    truth = np.zeros((4, 4), bool)
+    truth[:2] = True  # 8 of 16 pixels
+    prob = np.where(truth, 0.9, 0.1).astype(np.float32)
+    prob[3, 3] = 0.8  # one false positive: Dice at 0.5 is 16 / 17
+    records = [metrics.toolbox(prob, truth)]
+    result = {r: metrics.summarise(records, r) for r in ("toolbox", "empty_aware")}
+    result["floors"] = floors([truth], [truth])
+    lines = present.result_table(json.loads(json.dumps(result))).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == [
+        "model, toolbox reading", "model, empty-aware reading", "floor: all positive",
+        "floor: mean training mask",
+    ]
+    assert lines[2].split("|")[3].strip() == f"{16 / 17:.3f}"
+    assert lines[4].split("|")[3].strip() == f"{2 * 8 / 24:.3f}"  # all positive: 2 * 8 / (8 + 16)
+    assert lines[5].split("|")[3].strip() == "1.000"  # the training mask is the truth here
+
+
+def test_pretraining_table_compares_coach_and_random_masks(tmp_path):
+    stage = tmp_path / "pretrain"
+    (stage / "panels").mkdir(parents=True)
+    rows = [
+        {"step": 4, "rec_coach": 0.9, "rec_random": 0.9, "mask_difference": 0.0},
+        {"step": 8, "rec_coach": 0.3, "rec_random": 0.2, "mask_difference": 0.125},
+    ]
+    (stage / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    pictures, tables = present._pretrain(tmp_path)
+    assert "| ratio | 1.50 |" in tables[0][1]  # of the last evaluation, not the first
+    assert "| 0.125 |" in tables[0][1]
+    assert [path.name for path, _ in pictures] == ["pretrain_curves.png"]
+    assert (tmp_path / "figures" / "pretrain_curves.png").stat().st_size > 5000
