@@ -56,7 +56,9 @@ def main(_: list[str]) -> None:
     config, name = _CONFIG.value, _name()
     workdir = Path(_WORKDIR.value or f"runs/{name.replace(':', '-')}")
     try:
-        from infnet_jax import mesh, train  # slow to import, and --help needs neither
+        import jax  # slow to import, as is the package, and --help needs neither
+
+        from infnet_jax import mesh, train
 
         mesh.initialise_distributed(config.distributed)
         dataset = mesh.first_process_first(lambda: _prepare(config))
@@ -64,8 +66,10 @@ def main(_: list[str]) -> None:
             config, workdir=workdir, dataset=dataset, name=name,
             command=shlex.join(["python", *sys.argv]),
         )
-        print((summary.parent / "table.txt").read_text(), end="")
-        print(f"summary: {summary}")
+        table = summary.parent / "table.txt"
+        if not jax.process_index():  # the others would read what it is still writing
+            print(table.read_text() if "evaluate" in config.stages else "", end="")
+            print(f"summary: {summary}")
     except (ValueError, OSError, TypeError, FloatingPointError) as error:
         if os.environ.get("INFNET_DEBUG"):
             raise

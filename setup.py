@@ -18,6 +18,7 @@ REQUIRES = [
     "grain>=0.2.12",  # deterministic reading, shuffling and batching
     "importlib_resources",  # used by tensorflow-datasets, but not declared by it
     "ml-collections>=1.0",  # config files and their command-line overrides
+    "clu>=0.0.12",  # the overview of parameters; its TensorFlow-free part only
     "absl-py>=2.1",  # flags and logging
     "numpy>=2",  # host-side arrays
     "scipy>=1.14",  # morphology, distances, statistics

@@ -33,7 +33,8 @@ def get_config(preset: str = "demo") -> ConfigDict:
                   reduction="mean",  # sum_heads | mean
                   rec_weight=0.99, context_heads="all"),  # the paper has no context term: 1.0
         kld_weight=1e-6,  # eq. 1 has none: 0
-        coach_grad="through_net",  # through_net | weights_only
+        coach_grad="weights_only",  # through_net (as coded) | weights_only
+        random_share=0.5,  # of each batch gets random masks all along; in paper and code: 0
     ))
     p.augmentation = common.augmentation(scale=(0.8, 1.25))
     p.net_optim = common.optimizer("adamw", weight_decay=1e-2, clip_norm=5.0)
@@ -61,6 +62,7 @@ def _published(c: ConfigDict, preset: str) -> None:
     p.augmentation = common.augmentation(flip_v=0.0)
     p.coach_schedule = common.schedule("constant", 1e-5)
     p.coach_optim = common.optimizer("adam")
+    p.coach_grad, p.random_share = "through_net", 0.0
     if preset == "authors":
         p.size, p.batch_size = 352, 45
         p.augmentation.crop = (1.0, 128 / 352)

@@ -1,7 +1,6 @@
 """The `evaluate` stage: the best weights, the test split once, maps and tables on disk."""
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from ml_collections import ConfigDict
 from infnet_jax import data, evaluation, mesh as mesh_lib, metrics, tasks
 from infnet_jax.tasks import segment
 from infnet_jax.transfer import load_parameters
+from infnet_jax.workdir import write_json
 
 
 def evaluate(
@@ -93,7 +93,7 @@ def _write(
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    (workdir / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_json(workdir / "evaluation.json", result)
     order = [i for i in np.argsort(dice) if not np.isnan(dice[i])]
     chosen = [order[-1], order[len(order) // 2], order[0]] if order else [0, 0, 0]
     kept = {}

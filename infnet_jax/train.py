@@ -1,7 +1,6 @@
 """The one training loop, and the walk through the stages of a run."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -11,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
+from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from infnet_jax import data, mesh as mesh_lib, predict, present, tasks
@@ -19,6 +19,7 @@ from infnet_jax.logs import RunLog
 from infnet_jax.models.infnet import is_output_layer
 from infnet_jax.state import Task, TrainState
 from infnet_jax.transfer import load_parameters, transfer
+from infnet_jax.workdir import claim, write_json, write_text
 
 PANEL_SLICES = 3
 
@@ -45,23 +46,25 @@ def run(config: ConfigDict, *, workdir: Path, dataset: Path, name: str, command:
         if stage not in ("pretrain", "segment", "evaluate") or stage not in config:
             raise ValueError(f"stages: {stage!r} is none of this config's stages")
         mesh_lib.check_batch(config[stage].batch_size, mesh)
-    _claim(workdir, config)
+    claim(workdir, config)
     statistics = data.statistics(data.open_split(dataset, config.data.train))
     timings = []
     for stage in config.stages:
         done = workdir / stage / "done.json"
         if done.exists():
             logging.info("%s: finished before, skipped", stage)
-        elif stage == "evaluate":
+            timings.append(json.loads(done.read_text()))
+            continue
+        if stage == "evaluate":
             began = time.perf_counter()
             predict.evaluate(config, workdir=workdir, dataset=dataset, statistics=statistics)
-            _write(done, {"name": stage, "seconds": time.perf_counter() - began})
+            timing = {"name": stage, "seconds": time.perf_counter() - began}
         else:
             timing = train_stage(stage, config, workdir, dataset, mesh, statistics)
             if timing is None:
                 raise SystemExit(f"{stage}: stopped on request; the same command resumes it")
-            _write(done, timing)
-        timings.append(json.loads(done.read_text()))
+        write_json(done, timing)
+        timings.append(timing)
     return present.write(
         workdir, config, timings=timings, name=name, command=command, dataset=dataset
     )
@@ -83,6 +86,8 @@ def train_stage(
     ) as saver:
         saver.handle_sigterm()
         state = mesh_lib.replicate(fresh(), mesh)
+        overview = parameter_overview.get_parameter_overview(state.net.params, include_stats=False)
+        write_text(directory / "parameters.txt", overview + "\n")
         restored = saver.restore(state)
         state, start = restored or (state, 0)
         evaluate = _make_evaluate(task, section, held_out, mesh) if monitored else None
@@ -252,42 +257,7 @@ def _start(task: Task, stage: str, config: ConfigDict, workdir: Path) -> TrainSt
             trees["net"], {name: learned[name] for name in trees["net"]}, mode=mode,
             is_output_layer=lambda name: is_output_layer(tuple(name.split("/"))),
         )
-        _write(workdir / stage / "transfer.json", {"mode": mode, **report._asdict()})
+        write_json(workdir / stage / "transfer.json", {"mode": mode, **report._asdict()})
         n = len(report.loaded)
         logging.warning("segment: %d arrays from pretrain (%s), see transfer.json", n, mode)
     return task.start(trees)
-
-
-def _claim(workdir: Path, config: ConfigDict) -> None:
-    """Writes the resolved config, or refuses a workdir that belongs to another one."""
-    path, mine = workdir / "config.json", json.loads(config.to_json())
-    if path.exists():
-        theirs = json.loads(path.read_text())
-        if theirs != mine:
-            a, b = (dict(_leaves(tree)) for tree in (theirs, mine))
-            keys = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
-            shown = ", ".join(f"{k} = {a.get(k)} (now {b.get(k)})" for k in keys[:3])
-            raise ValueError(
-                f"workdir {workdir} belongs to another config: {shown}"
-                f"{' and more' if len(keys) > 3 else ''}; use another --workdir"
-            )
-    _write(path, mine)
-
-
-def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of a nested dict."""
-    if not isinstance(tree, dict):
-        yield prefix, tree
-        return
-    for key, value in tree.items():
-        yield from _leaves(value, f"{prefix}.{key}" if prefix else key)
-
-
-def _write(path: Path, value: Any) -> None:
-    """JSON, whole or not at all; the first process only."""
-    if jax.process_index():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".tmp")
-    fresh.write_text(json.dumps(value, indent=1, default=str) + "\n")
-    os.replace(fresh, path)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+
 from configs import common, selfsup, supervised
 from infnet_jax import tasks
 

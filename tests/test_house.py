@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 _MODELS = {"ops", "models"}
 _TASKS = _MODELS | {"augment", "losses", "metrics", "counts", "normalise", "optim", "state"}
-_DISK = {"data", "checkpoint", "transfer", "mesh", "figures", "logs", "summary"}
+_DISK = {"data", "checkpoint", "transfer", "mesh", "figures", "logs", "summary", "workdir"}
 _FRONT = _TASKS | _DISK | {"tasks", "evaluation"}
 # A room of infnet_jax -> the rooms it may import. A new room needs a row: say what it may know.
 ARROWS: dict[str, set[str]] = {
@@ -27,6 +27,7 @@ ARROWS: dict[str, set[str]] = {
     "manifest": set(),
     "torch_names": set(),
     "mesh": set(),
+    "workdir": set(),
     "figures": set(),
     "logs": set(),
     "data": {"sources"},

@@ -46,6 +46,7 @@ def finish(process):
         out, err = process.communicate(timeout=400)
     except subprocess.TimeoutExpired:
         process.kill()
+        process.communicate()
         raise
     return process.returncode, out, err
 

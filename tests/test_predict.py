@@ -4,6 +4,7 @@ import json
 
 import jax.numpy as jnp
 import numpy as np
+
 from infnet_jax import metrics, normalise, present
 from infnet_jax.evaluation import floors
 from infnet_jax.tasks import segment

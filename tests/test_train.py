@@ -11,7 +11,7 @@ import pytest
 
 import tfds_builders
 from configs import selfsup, supervised
-from infnet_jax import data, mesh as mesh_lib, tasks, train
+from infnet_jax import data, mesh as mesh_lib, tasks, train, workdir
 from infnet_jax.logs import load_rows
 from infnet_jax.state import Task, make_player, make_state
 from infnet_jax.tasks import inpaint, segment
@@ -164,8 +164,8 @@ def test_early_stopping_counts_evaluations_without_a_better_one(play, tmp_path):
 
 def test_another_config_is_refused_before_anything_is_written(tmp_path, dataset):
     config = selfsup.get_config("tiny")
-    train._claim(tmp_path, config)
-    train._claim(tmp_path, config)  # its own may come again
+    workdir.claim(tmp_path, config)
+    workdir.claim(tmp_path, config)  # its own may come again
     before = (tmp_path / "config.json").read_bytes()
     config.segment.optim.momentum = 0.5
     with pytest.raises(ValueError, match=r"segment.optim.momentum = 0.9 \(now 0.5\)"):

@@ -48,8 +48,9 @@ def make(
     activation = "tanh" if config.model.inpaint_head == "tanh_parallel" else "linear"
     return inpaint.make(
         net=net, coach=Coach(dtype=config.dtype, **config.coach), norm=norm, size=section.size,
-        rounds=rounds, n_random=n_random, masks=section.masks,
-        loss=dict(section.loss, activation=activation), augmentation=section.augmentation,
+        rounds=rounds, n_random=n_random, random_share=section.random_share,
+        masks=section.masks, loss=dict(section.loss, activation=activation),
+        augmentation=section.augmentation,
         net_tx=optim.make_optimizer(net_schedule, **section.net_optim),
         coach_tx=optim.make_optimizer(coach_schedule, **section.coach_optim),
         kld_weight=section.kld_weight, coach_grad=section.coach_grad,

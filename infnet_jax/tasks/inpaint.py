@@ -103,6 +103,7 @@ def make(
     size: int,
     rounds: list[tuple[str, int]],
     n_random: int,
+    random_share: float,
     masks: Mapping[str, Any],
     loss: Mapping[str, Any],
     augmentation: Mapping[str, Any],
@@ -118,6 +119,8 @@ def make(
       norm: input and target scale.
       size: side of the square training images, pixels.
       rounds, n_random: order of play, and the first steps with random masks (`make_rounds`).
+      random_share: share of each batch that gets random masks all along (paper: 0); without it
+        the network forgets every mask but those of the present coach.
       masks, loss: keyword arguments of `make_masks` and of `losses.inpaint_loss`.
       augmentation: keyword arguments of `augment.augment`.
       kld_weight: weight of the KL term in the coach's loss (eq. 1 has none: 0).
@@ -181,13 +184,13 @@ def make(
         return state.replace(step=state.step + 1, coach=player), metrics
 
     def net_step(state, batch, key):
-        keys = jax.random.split(key)
+        keys = jax.random.split(key, 3)
         x, target = prepare(batch, keys[0])
-        visible = jax.lax.cond(
-            state.step < n_random,
-            lambda: mask_random(keys[1], x.shape[0], x.shape[1:3]),
-            lambda: propose(state.coach.variables, x, keys[1], mask_use),
-        )
+        drawn = mask_random(keys[1], x.shape[0], x.shape[1:3])
+        proposed = propose(state.coach.variables, x, keys[2], mask_use)
+        chosen = jnp.arange(x.shape[0]) < random_share * x.shape[0]
+        chosen = jnp.logical_or(chosen, state.step < n_random)
+        visible = jnp.where(chosen[:, None, None, None], drawn, proposed)
 
         def objective_of(params):
             outputs, new = net.apply(
