@@ -52,7 +52,7 @@ class Step:
         self.compile_seconds = time.perf_counter() - began
 
     def __call__(self) -> float:
-        """Makes one update and returns its seconds, waiting for its end."""
+        """Makes one update; returns its seconds."""
         began = time.perf_counter()
         self.state, metrics = self._step(self.state, self._batch, self._key)
         jax.block_until_ready((self.state, metrics))
@@ -60,12 +60,7 @@ class Step:
 
 
 def make_tasks(backbone: str, size: int) -> tuple[Task, Task]:
-    """The segmentation and the inpainting task, sized as published, without augmentation.
-
-    Args:
-      backbone: one of `infnet.BACKBONES`.
-      size: side of the square images, pixels.
-    """
+    """The segmentation and the inpainting task, sized as published, without augmentation."""
     common: dict[str, Any] = dict(
         norm=normalise.make_norm("imagenet", _CHANNELS, (0.0, 1.0)), size=size,
         augmentation=dict(flip_h=0.0, flip_v=0.0, quarter_turns=False),
@@ -79,8 +74,9 @@ def make_tasks(backbone: str, size: int) -> tuple[Task, Task]:
     )  # fmt: skip
     second = inpaint.make(
         net=InfNet(backbone=backbone, inpaint_head="tanh_parallel", image_channels=_CHANNELS),
-        coach=Coach(), rounds=[("coach", 1), ("net", 1)], n_random=0, masks={}, loss={},
-        net_tx=sgd, coach_tx=adam, kld_weight=1e-6, coach_grad="through_net", **common,
+        coach=Coach(), rounds=[("coach", 1), ("net", 1)], n_random=0, random_share=0.0,
+        masks={}, loss={}, net_tx=sgd, coach_tx=adam, kld_weight=1e-6, coach_grad="through_net",
+        **common,
     )  # fmt: skip
     return first, second
 
@@ -95,7 +91,7 @@ def run(backbone: str, batch: int, size: int, steps: int) -> Iterator[Row]:
       steps: counted steps of each kind.
 
     Raises:
-      ValueError: unknown backbone, a size that does not fit it, fewer than one step or example.
+      ValueError: unknown backbone, a size that does not fit, fewer than one step or example.
     """
     if min(batch, steps) < 1:
         raise ValueError(f"batch and steps must be at least 1, got {batch} and {steps}")

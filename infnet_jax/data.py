@@ -187,7 +187,7 @@ class _Reader:
 def _check_share(batch_size: int, process_index: int, process_count: int) -> None:
     if batch_size < 1 or batch_size % process_count:
         raise ValueError(
-            f"data.batch_size {batch_size} must be a positive multiple of {process_count} processes"
+            f"batch_size {batch_size} must be a positive multiple of {process_count} processes"
         )
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index {process_index} must lie in 0 .. {process_count - 1}")

@@ -55,7 +55,7 @@ def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
     }
 
 
-def check_batch(batch_size: int, mesh: Mesh) -> None:
+def check_batch(batch_size: int, mesh: Mesh, key: str = "batch_size") -> None:
     """Refuses a global batch size that the mesh's devices cannot share evenly.
 
     Raises:
@@ -67,7 +67,7 @@ def check_batch(batch_size: int, mesh: Mesh) -> None:
     below = max(batch_size, 0) // count * count
     legal = f"{below} or {below + count}" if below else f"{count}"
     raise ValueError(
-        f"data.batch_size = {batch_size} does not divide over {count} devices: use {legal}"
+        f"{key} = {batch_size} does not divide over {count} devices: use {legal}"
     )
 
 

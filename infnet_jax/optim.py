@@ -76,20 +76,20 @@ def make_schedule(
         base = optax.cosine_decay_schedule(lr, max(1, total_steps - warmup_steps))
     elif schedule in ("step", "step_compounded"):
         if decay_every <= 0:
-            raise ValueError(f"optim.schedule={schedule!r} needs optim.decay_every > 0")
+            raise ValueError(f"schedule.schedule={schedule!r} needs schedule.decay_every > 0")
         power = (lambda n: n) if schedule == "step" else (lambda n: n * (n + 1) / 2)
         base = lambda count: lr * decay_rate ** power(count // decay_every)  # noqa: E731
     elif schedule == "piecewise":
         if len(values) != len(boundaries) + 1:
             raise ValueError(
-                f"optim.values has {len(values)} entries; optim.boundaries has {len(boundaries)}, "
+                f"schedule.values has {len(values)} entries; schedule.boundaries has {len(boundaries)}, "
                 f"so {len(boundaries) + 1} are needed"
             )
         edges, rates = jnp.asarray(boundaries, jnp.int32), jnp.asarray(values, jnp.float32)
         base = lambda count: rates[jnp.searchsorted(edges, count, side="right")]  # noqa: E731
     else:
         raise ValueError(
-            f"optim.schedule={schedule!r}: choose constant, cosine, step, step_compounded "
+            f"schedule.schedule={schedule!r}: choose constant, cosine, step, step_compounded "
             "or piecewise"
         )
     if not warmup_steps:

@@ -57,7 +57,7 @@ def sweep(
     net, norm = tasks.make_net(config), tasks.make_norm(config, statistics)
     mesh = mesh_lib.make_mesh()
     batch_size, size = config.evaluate.batch_size, config.segment.size
-    mesh_lib.check_batch(batch_size, mesh)
+    mesh_lib.check_batch(batch_size, mesh, "evaluate.batch_size")
 
     def probs(variables: dict, image: jax.Array) -> jax.Array:
         return segment.predict(net, variables, image, norm, tta=config.evaluate.tta)[..., 0]

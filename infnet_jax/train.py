@@ -1,6 +1,7 @@
 """The one training loop, and the walk through the stages of a run."""
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -45,7 +46,7 @@ def run(config: ConfigDict, *, workdir: Path, dataset: Path, name: str, command:
     for stage in config.stages:
         if stage not in ("pretrain", "segment", "evaluate") or stage not in config:
             raise ValueError(f"stages: {stage!r} is none of this config's stages")
-        mesh_lib.check_batch(config[stage].batch_size, mesh)
+        mesh_lib.check_batch(config[stage].batch_size, mesh, f"{stage}.batch_size")
     claim(workdir, config)
     statistics = data.statistics(data.open_split(dataset, config.data.train))
     timings = []
@@ -259,5 +260,5 @@ def _start(task: Task, stage: str, config: ConfigDict, workdir: Path) -> TrainSt
         )
         write_json(workdir / stage / "transfer.json", {"mode": mode, **report._asdict()})
         n = len(report.loaded)
-        logging.warning("segment: %d arrays from pretrain (%s), see transfer.json", n, mode)
+        print(f"segment: {n} arrays from pretrain ({mode}), see transfer.json", file=sys.stderr)
     return task.start(trees)

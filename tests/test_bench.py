@@ -28,8 +28,9 @@ def test_the_rate_is_steps_over_their_time(monkeypatch):
             return 100.0 if self.calls == 1 else 0.5  # the first one must not count
 
     monkeypatch.setattr(bench, "Step", FakeStep)
-    row = next(iter(bench.run("resnet18", 1, 64, 4)))
-    assert row == ("segment", 2.0, 7.0, 9)
+    rows = list(bench.run("resnet18", 1, 64, 4))
+    assert rows[0] == ("segment", 2.0, 7.0, 9)
+    assert [row.name for row in rows[1:]] == ["pretrain coach", "pretrain net"]
 
 
 def test_the_verb_prints_a_line_a_step(monkeypatch, capsys):

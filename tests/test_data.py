@@ -91,7 +91,7 @@ def test_processes_share_the_rows_of_one_batch(count):
     for step in (0, 2, 9):
         rows = sum((numbers(part[step]) for part in parts), [])
         assert rows == numbers(whole[step])
-    with pytest.raises(ValueError, match="data.batch_size 4 must be a positive multiple of 3"):
+    with pytest.raises(ValueError, match="batch_size 4 must be a positive multiple of 3"):
         make(Numbered(10), process_count=3)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from itertools import count
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ def toy(total=TOTAL, dice=None, hook=lambda step: None, lr=0.1):
 
     def step(state, batch, key):
         w = state.net.params["w"]
-        pull = batch["image"].astype(jnp.float32).mean() / 255.0
+        pull = batch["image"][0].astype(jnp.float32).mean() / 255.0  # one row: order matters
         loss = (w - pull) ** 2
         w = w - lr * (2 * (w - pull) + 0.1 * jax.random.normal(key))
         return state.replace(step=state.step + 1, net=state.net.replace(params={"w": w})), {
@@ -143,6 +144,16 @@ def test_a_loss_that_is_not_finite_stops_the_stage(play, tmp_path):
     step, kept = weight(tmp_path)
     assert step == 4 and np.isfinite(np.frombuffer(kept, np.float32)).all()
     assert [row["step"] for row in rows_of(tmp_path) if "loss" in row] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("start", "right"), [(0, [0, 0, 0, 1, 1, 1, 2]), (4, [1, 1, 2])])
+def test_each_step_gets_the_batch_of_its_index(start, right):
+    class Numbers:
+        def iterate(self, index):
+            return ({"x": np.full(8, i)} for i in count(index))
+
+    stream = train._batches(toy(total=7), Numbers(), mesh_lib.make_mesh(), start)
+    assert [int(batch["x"][0]) for batch in stream] == right
 
 
 def test_early_stopping_counts_evaluations_without_a_better_one(play, tmp_path):
