@@ -82,8 +82,8 @@ def make_schedule(
     elif schedule == "piecewise":
         if len(values) != len(boundaries) + 1:
             raise ValueError(
-                f"schedule.values has {len(values)} entries; schedule.boundaries has {len(boundaries)}, "
-                f"so {len(boundaries) + 1} are needed"
+                f"schedule.values has {len(values)} entries; {len(boundaries) + 1} are needed, "
+                f"one more than schedule.boundaries"
             )
         edges, rates = jnp.asarray(boundaries, jnp.int32), jnp.asarray(values, jnp.float32)
         base = lambda count: rates[jnp.searchsorted(edges, count, side="right")]  # noqa: E731

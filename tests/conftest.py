@@ -7,8 +7,10 @@ _ROOT = Path(__file__).parents[1]
 
 # All of this must stand before jax is imported, and reaches subprocesses too.
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Programs run for a few steps only: half the compilation time is worth more than fast code.
+QUICK = "--xla_backend_optimization_level=0"
 if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    flags = os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"
+    flags = os.environ.get("XLA_FLAGS", ""), QUICK, "--xla_force_host_platform_device_count=8"
     os.environ["XLA_FLAGS"] = " ".join(flags).strip()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")

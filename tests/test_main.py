@@ -34,7 +34,8 @@ SMALL = [
 def start(args, devices=1, **env):
     """`python main.py ...` in a process of its own."""
     env = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", **env
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 "
+        f"--xla_force_host_platform_device_count={devices}", **env
     }
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, "main.py", *args], cwd=ROOT, env=env, **pipes)
