@@ -341,16 +341,3 @@ def test_each_player_moves_alone(dataset):
         assert all(changed(getattr(before, mover).batch_stats, getattr(state, mover).batch_stats)
                    ) or mover == "net"
     assert int(state.step) == 4
-
-
-@pytest.mark.slow
-def test_one_batch_can_be_learned(dataset):
-    config, mesh = small(), mesh_lib.make_mesh(jax.devices()[:1])
-    task = tasks.make("segment", config, statistics_of(dataset), 5)
-    steps, state = compiled(task, mesh), begin(task, mesh)
-    batch = mesh_lib.shard_batch(batch_of(config, "segment", dataset), mesh)
-    losses, key = [], jax.random.key(5)  # one key: the same augmentation each time
-    for step in range(30):
-        state, out = steps[task.phase(step)](state, batch, key)
-        losses.append(float(out["loss"]))
-    assert losses[-1] < 0.5 * losses[0], losses
