@@ -1,6 +1,6 @@
 """Self-supervised Inf-Net: Algorithm 1, then fine-tuning, then the test split.
 
-    python main.py --config=configs/selfsup.py            # phantom, two cores, under 8 minutes
+    python main.py --config=configs/selfsup.py            # phantom, two cores, some 8 minutes
     python main.py --config=configs/selfsup.py:semiseg --config.data.manual_dir=DIR
 
 Presets:
@@ -28,7 +28,8 @@ def get_config(preset: str = "demo") -> ConfigDict:
                     epochs=5, coach_steps=12, net_steps=36, blocks=(), use_coach=True,
                     warmup_random_rounds=1),
         masks=dict(keep_ratio=0.75, alpha_train=1.0, alpha_use=100.0,
-                   hard_use=True, sample_use=True, inclusive=True),
+                   hard_use=True, inclusive=True),
+        sample_use=True,  # False: the mean of z
         loss=dict(kind="mse_clamped",  # mse_clamped | ce | l1
                   reduction="mean",  # sum_heads | mean
                   rec_weight=0.99, context_heads="all"),  # the paper has no context term: 1.0

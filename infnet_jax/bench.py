@@ -75,6 +75,7 @@ def make_tasks(backbone: str, size: int) -> tuple[Task, Task]:
     second = inpaint.make(
         net=InfNet(backbone=backbone, inpaint_head="tanh_parallel", image_channels=_CHANNELS),
         coach=Coach(), rounds=[("coach", 1), ("net", 1)], n_random=0, random_share=0.0,
+        sample_use=True,
         masks={}, loss={}, net_tx=sgd, coach_tx=adam, kld_weight=1e-6, coach_grad="through_net",
         **common,
     )  # fmt: skip

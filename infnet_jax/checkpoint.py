@@ -21,9 +21,6 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from infnet_jax.manifest import check_matches, damage, make_manifest, read_manifest
-from infnet_jax.transfer import Transfer, load_parameters, transfer
-
-__all__ = ["Checkpoints", "Transfer", "load_parameters", "transfer"]
 
 Tree = Any
 logger = logging.getLogger(__name__)

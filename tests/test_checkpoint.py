@@ -16,7 +16,8 @@ import pytest
 from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec
 
-from infnet_jax.checkpoint import Checkpoints, load_parameters, transfer
+from infnet_jax.checkpoint import Checkpoints
+from infnet_jax.transfer import load_parameters, transfer
 
 # The reader leaves futures of an event loop behind when it gives up on damaged files.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -32,7 +32,7 @@ ARROWS: dict[str, set[str]] = {
     "logs": set(),
     "data": {"sources"},
     "transfer": {"manifest"},
-    "checkpoint": {"manifest", "transfer"},
+    "checkpoint": {"manifest"},
     "summary": {"logs"},
     "augment": {"ops"},
     "losses": {"ops"},

@@ -49,6 +49,7 @@ def make(
     return inpaint.make(
         net=net, coach=Coach(dtype=config.dtype, **config.coach), norm=norm, size=section.size,
         rounds=rounds, n_random=n_random, random_share=section.random_share,
+        sample_use=section.sample_use,
         masks=section.masks, loss=dict(section.loss, activation=activation),
         augmentation=section.augmentation,
         net_tx=optim.make_optimizer(net_schedule, **section.net_optim),

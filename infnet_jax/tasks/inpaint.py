@@ -61,7 +61,6 @@ def make_masks(
     alpha_train: float = 1.0,
     alpha_use: float = 100.0,
     hard_use: bool = True,
-    sample_use: bool = True,
     inclusive: bool = True,
 ) -> tuple[Callable, Callable, Callable]:
     """Three mask makers, each to [B, H, W, 1] float32, 1 = visible (eq. 2-3).
@@ -70,7 +69,6 @@ def make_masks(
       keep_ratio: share of cells left visible (the public `drop_ratio` *keeps* this share).
       alpha_train, alpha_use: steepness of eq. 3 while the coach learns, and while it serves.
       hard_use: threshold the mask when it serves the network.
-      sample_use: sample z when it serves (as coded), else take its mean.
       inclusive: keep the k-th cell itself (False: as coded, k - 1 cells are kept).
 
     Returns:
@@ -91,7 +89,6 @@ def make_masks(
         mask = coach_lib.visible_from_score(score, alpha=alpha_use, hard=True, **kwargs)
         return coach_lib.upsample_mask(mask, size)
 
-    train.sample, use.sample = True, sample_use
     return train, use, random
 
 
@@ -104,6 +101,7 @@ def make(
     rounds: list[tuple[str, int]],
     n_random: int,
     random_share: float,
+    sample_use: bool,
     masks: Mapping[str, Any],
     loss: Mapping[str, Any],
     augmentation: Mapping[str, Any],
@@ -119,8 +117,9 @@ def make(
       norm: input and target scale.
       size: side of the square training images, pixels.
       rounds, n_random: order of play, and the first steps with random masks (`make_rounds`).
-      random_share: share of each batch that gets random masks all along (paper: 0); without it
-        the network forgets every mask but those of the present coach.
+      random_share: share of each batch that gets random masks all along (paper: 0), meant to
+        keep the network from forgetting all masks but those of the present coach.
+      sample_use: the serving coach samples z (as coded), else it takes the mean.
       masks, loss: keyword arguments of `make_masks` and of `losses.inpaint_loss`.
       augmentation: keyword arguments of `augment.augment`.
       kld_weight: weight of the KL term in the coach's loss (eq. 1 has none: 0).
@@ -155,9 +154,9 @@ def make(
     def fill(variables: Mapping, masked: jax.Array):
         return net.apply(variables, masked, train=False, head="inpaint")
 
-    def propose(variables: Mapping, x: jax.Array, key: jax.Array, maker: Callable) -> jax.Array:
-        out = coach.apply(variables, x, train=False, key=key if maker.sample else None)
-        return maker(out, x.shape[1:3])
+    def propose(variables: Mapping, x: jax.Array, key: jax.Array) -> jax.Array:
+        out = coach.apply(variables, x, train=False, key=key if sample_use else None)
+        return mask_use(out, x.shape[1:3])
 
     def coach_step(state, batch, key):
         keys = jax.random.split(key)
@@ -187,7 +186,7 @@ def make(
         keys = jax.random.split(key, 3)
         x, target = prepare(batch, keys[0])
         drawn = mask_random(keys[1], x.shape[0], x.shape[1:3])
-        proposed = propose(state.coach.variables, x, keys[2], mask_use)
+        proposed = propose(state.coach.variables, x, keys[2])
         chosen = jnp.arange(x.shape[0]) < random_share * x.shape[0]
         chosen = jnp.logical_or(chosen, state.step < n_random)
         visible = jnp.where(chosen[:, None, None, None], drawn, proposed)
@@ -212,7 +211,7 @@ def make(
         keys = jax.random.split(key, 2)
         out = {"image": normalise.grey(target, norm)}
         visible = {
-            "coach": propose(state.coach.averaged, x, keys[0], mask_use),
+            "coach": propose(state.coach.averaged, x, keys[0]),
             "random": mask_random(keys[1], x.shape[0], x.shape[1:3]),
         }
         for name, mask in visible.items():
