@@ -7,7 +7,7 @@ PRESETS = ("demo", "semiseg", "paper", "authors", "tiny")
 
 def optimizer(name: str, **kwargs) -> ConfigDict:
     """Arguments of `optim.make_optimizer`, all present so that each can be overridden."""
-    base = dict(name=name, weight_decay=0.0, momentum=0.9, clip_value=0.0, clip_norm=0.0,
+    base = dict(name=name, weight_decay=0.0, momentum=0.9, eps=1e-8, clip_value=0.0, clip_norm=0.0,
                 lookahead_every=0, lookahead_rate=0.5)
     return ConfigDict({**base, **kwargs})
 
@@ -34,6 +34,7 @@ def get_base() -> ConfigDict:
     c.dtype = "float32"  # compute; parameters, losses and statistics stay float32
     c.distributed = False  # True: let JAX find the processes of a TPU pod or a SLURM job
     c.stages = ("segment", "evaluate")
+    c.weights = ""  # folder from `infnet-jax import-torch` to start the first training stage from
 
     c.data = ConfigDict(dict(
         name="phantom", data_dir="", manual_dir="",
@@ -57,7 +58,7 @@ def get_base() -> ConfigDict:
     c.segment.augmentation = augmentation(
         rotate_degrees=20.0, scale=(0.75, 1.35), gamma=0.3, contrast=0.2, noise=0.03,
     )
-    c.segment.optim = optimizer("adamw", weight_decay=1e-2, clip_norm=5.0)
+    c.segment.optim = optimizer("adamw", weight_decay=1e-2, eps=1e-6, clip_norm=5.0)
     c.segment.schedule = schedule("cosine", 2e-3, warmup_steps=20)
     c.evaluate = ConfigDict(dict(tta=True, batch_size=8, threshold=0.5))
     return c

@@ -38,9 +38,9 @@ def get_config(preset: str = "demo") -> ConfigDict:
         random_share=0.5,  # of each batch gets random masks all along; in paper and code: 0
     ))
     p.augmentation = common.augmentation(scale=(0.8, 1.25))
-    p.net_optim = common.optimizer("adamw", weight_decay=1e-2, clip_norm=5.0)
+    p.net_optim = common.optimizer("adamw", weight_decay=1e-2, eps=1e-6, clip_norm=5.0)
     p.net_schedule = common.schedule("cosine", 1e-3, warmup_steps=10)
-    p.coach_optim = common.optimizer("adam", clip_norm=5.0)
+    p.coach_optim = common.optimizer("adam", eps=1e-6, clip_norm=5.0)
     p.coach_schedule = common.schedule("constant", 1e-3)
     if preset == "semiseg":
         p.batch_size, p.validation, p.eval_every = 16, 48, 64

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from infnet_jax import normalise, optim
+from infnet_jax import loop, normalise, optim
 from infnet_jax.models.coach import Coach
 from infnet_jax.models.infnet import InfNet
 from infnet_jax.state import Task, TrainState
@@ -43,9 +43,7 @@ class Step:
         mask[:, size // 4 : size // 2, size // 4 : size // 2] = 1
         self._batch = jax.device_put({"image": image, "mask": mask})
         self._key = jax.random.key(0)
-        # This generator compiles in seconds where the default one takes half a minute.
-        trees = jax.jit(task.variables)(jax.random.key(0, impl="rbg"))
-        self.state: TrainState = task.start(trees)
+        self.state: TrainState = task.start(loop.init_variables(task, seed=0))
         began = time.perf_counter()
         step = jax.jit(task.steps[phase], donate_argnums=0)
         self._step = step.lower(self.state, self._batch, self._key).compile()

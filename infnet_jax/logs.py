@@ -50,6 +50,7 @@ class RunLog:
 
     Attributes:
       metrics_path: `<directory>/metrics.jsonl`; events are in `<directory>/tensorboard`.
+      phases: the phases that have run at least one step.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class RunLog:
         self._active = active
         self._writer = self._file = None
         self._last: dict[str, float] = {}
-        self._phases: set[str] = set()
+        self.phases: set[str] = set()
         self._n_timed, self._timed_seconds, self.compile_seconds = 0, 0.0, 0.0
         self._began = self._mark = time.perf_counter()
         self._drawn = -math.inf
@@ -133,11 +134,11 @@ class RunLog:
           phase: which compiled function ran (say "net 352"); its first run is not timed as speed.
         """
         now = time.perf_counter()
-        if phase in self._phases:
+        if phase in self.phases:
             self._n_timed += 1
             self._timed_seconds += now - self._mark
         else:
-            self._phases.add(phase)
+            self.phases.add(phase)
             self.compile_seconds += now - self._mark
         self._mark, self._step = now, step
         if self._active and sys.stderr.isatty() and now - self._drawn >= _REFRESH_SECONDS:

@@ -105,6 +105,7 @@ def make_optimizer(
     name: str = "adamw",
     weight_decay: float = 0.0,
     momentum: float = 0.9,
+    eps: float = 1e-8,
     clip_value: float = 0.0,
     clip_norm: float = 0.0,
     lookahead_every: int = 0,
@@ -116,6 +117,9 @@ def make_optimizer(
       schedule: update count -> learning rate.
       name: `adam` and `sgd` add `weight_decay` to the gradient (L2, as torch does); `adamw`
         decouples it and spares biases and batch-norm scales (arrays of one axis).
+      eps: of Adam, torch's by default. A larger one keeps Adam from magnifying rounding noise into
+        whole steps where the true gradient is 0, as of a bias in front of batch norm; else runs
+        on different devices drift apart through such parameters.
       clip_value: clamp of each gradient element (the public code: 0.5); 0 is off.
       clip_norm: bound on the global gradient norm; 0 is off.
       lookahead_every: fast updates per slow one (the public code: 5); 0 is off.
@@ -130,12 +134,12 @@ def make_optimizer(
         chain.append(optax.clip_by_global_norm(clip_norm))
     if name == "adamw":
         matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)  # noqa: E731
-        chain.append(optax.adamw(schedule, weight_decay=weight_decay, mask=matrices))
+        chain.append(optax.adamw(schedule, eps=eps, weight_decay=weight_decay, mask=matrices))
     elif name in ("adam", "sgd"):
         if weight_decay:
             chain.append(optax.add_decayed_weights(weight_decay))
-        rule = optax.adam(schedule) if name == "adam" else optax.sgd(schedule, momentum=momentum)
-        chain.append(rule)
+        adam, sgd = optax.adam(schedule, eps=eps), optax.sgd(schedule, momentum=momentum)
+        chain.append(adam if name == "adam" else sgd)
     else:
         raise ValueError(f"optim.name={name!r}: choose adam, adamw or sgd")
     tx = optax.chain(*chain)

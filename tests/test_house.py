@@ -45,8 +45,9 @@ ARROWS: dict[str, set[str]] = {
     "parity": _MODELS | {"losses", "convert"},
     "predict": _FRONT,
     "present": {"augment", "data", "figures", "logs", "summary", "evaluation"},
-    "train": _FRONT | {"predict", "present"},
-    "bench": {"tasks", "models", "normalise", "optim", "state"},
+    "loop": _FRONT | {"present"},
+    "train": _FRONT | {"predict", "present", "loop", "convert"},
+    "bench": {"tasks", "loop", "models", "normalise", "optim", "state"},
     "cli": {"__init__", "evaluation", "parity", "convert", "predict", "train", "bench"},
 }
 _MAIN = {"train", "predict", "mesh"}
@@ -134,7 +135,7 @@ def test_only_the_front_rooms_compile():
     """Everything below can be run and tested as plain numpy-like code."""
     compiles = re.compile(r"\bjax\.jit\b|\bimport jit\b")
     files = [path for path in _sources("infnet_jax") if compiles.search(path.read_text())]
-    assert {path.stem for path in files} <= {"train", "predict", "parity", "bench"}
+    assert {path.stem for path in files} <= {"loop", "predict", "parity", "bench"}
 
 
 def test_no_tensorflow_and_no_module_that_pulls_it_in():

@@ -1,5 +1,6 @@
 """The loop with a toy task (faults, resuming, early stopping), and the real tasks' steps."""
 
+import json
 import os
 import signal
 from itertools import count
@@ -9,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from safetensors.numpy import save_file
 
 import tfds_builders
 from configs import selfsup, supervised
-from infnet_jax import data, mesh as mesh_lib, tasks, train, workdir
+from infnet_jax import data, loop, mesh as mesh_lib, tasks, train, workdir
 from infnet_jax.logs import load_rows
 from infnet_jax.state import Task, make_player, make_state
 from infnet_jax.tasks import inpaint, segment
@@ -152,7 +154,7 @@ def test_each_step_gets_the_batch_of_its_index(start, right):
         def iterate(self, index):
             return ({"x": np.full(8, i)} for i in count(index))
 
-    stream = train._batches(toy(total=7), Numbers(), mesh_lib.make_mesh(), start)
+    stream = loop._batches(toy(total=7), Numbers(), mesh_lib.make_mesh(), start)
     assert [int(batch["x"][0]) for batch in stream] == right
 
 
@@ -183,6 +185,28 @@ def test_another_config_is_refused_before_anything_is_written(tmp_path, dataset)
         train.run(config, workdir=tmp_path, dataset=dataset, name="x", command="x")
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
     assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_run_starts_from_imported_weights(tmp_path, dataset):
+    def imported(folder, value):
+        folder.mkdir()
+        save_file({"params/w": np.asarray(value, np.float32)}, folder / "variables.safetensors")
+        (folder / "report.json").write_text("{}")
+        return str(folder)
+
+    config = supervised.get_config("tiny")
+    config.weights = imported(tmp_path / "good", 5.0)
+    state = train._start(toy(), "segment", config, tmp_path)
+    assert float(state.net.params["w"]) == 5.0
+    listing = json.loads((tmp_path / "segment" / "transfer.json").read_text())
+    assert listing["loaded"] == ["params/w"] and listing["from"] == config.weights
+    config.weights = imported(tmp_path / "wide", [5.0, 6.0])
+    with pytest.raises(ValueError, match=r"wide.*no leaf to load; shapes differ at params/w"):
+        train._start(toy(), "segment", config, tmp_path)
+    config.weights = str(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match="none"):
+        train.run(config, workdir=tmp_path / "run", dataset=dataset, name="x", command="x")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "segment", "evaluate"])
@@ -316,8 +340,7 @@ def compiled(task, mesh):
 
 
 def begin(task, mesh):
-    trees = jax.jit(task.variables)(jax.random.key(0, impl="rbg"))
-    return mesh_lib.replicate(task.start(trees), mesh)
+    return mesh_lib.replicate(task.start(loop.init_variables(task, seed=0)), mesh)
 
 
 def changed(before, after):
