@@ -48,7 +48,7 @@ def get_base() -> ConfigDict:
         inpaint_head="none",  # tanh_parallel (as coded) | linear_replace (as written) | none
     ))
     c.segment = ConfigDict(dict(
-        splits=("train",), validation=6, patience=0,
+        splits=("train",), validation=12, patience=0,
         size=128, batch_size=8, scales=(1.0,), steps=420, eval_every=60,
         loss=dict(kind="structure",  # structure | structure_as_run | focal
                   lambda_bce=1.0, edge_weight=1.0, alpha=1.0, gamma=2.0),
@@ -80,7 +80,7 @@ def semiseg(c: ConfigDict) -> None:
     c.data.name = "covid_semiseg/binary"
     c.model.width = 32
     s = c.segment
-    s.size, s.steps, s.eval_every, s.validation = 160, 900, 100, 0
+    s.size, s.steps, s.eval_every, s.validation = 160, 1500, 100, 0
 
 
 def tiny(c: ConfigDict) -> None:

@@ -2,18 +2,44 @@
 
 import re
 
+import jax
 import numpy as np
+import optax
 import pytest
 
 from infnet_jax import bench, cli
+from infnet_jax.state import Task, make_player, make_state
 
 
-@pytest.mark.slow
-def test_rows_name_the_three_steps_and_count_their_updates():
-    rows = list(bench.run("resnet18", 1, 64, 2))
-    assert [row.name for row in rows] == ["segment", "pretrain coach", "pretrain net"]
-    assert [row.updates for row in rows] == [3, 3, 3]  # one that does not count, then two
-    assert all(row.rate > 0 and row.compile_seconds > 0 for row in rows)
+def shapes(tree):
+    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+
+
+def test_the_three_steps_of_a_real_network_keep_the_state_s_shapes():
+    seen = []
+    for task in bench.make_tasks("resnet18", 64):
+        state = jax.eval_shape(lambda k, t=task: t.start(t.variables(k)), jax.random.key(0))
+        picture = jax.ShapeDtypeStruct((2, 64, 64, 1), np.uint8)
+        batch = {"image": picture, "mask": picture}
+        for phase, step in task.steps.items():
+            after, _ = jax.eval_shape(step, state, batch, jax.random.key(0))
+            assert shapes(after) == shapes(state)
+            seen.append(phase)
+    assert seen == ["size64", "coach", "net"]
+
+
+def test_a_step_carries_its_state_on():
+    def add(state, batch, key):
+        shown = batch["mask"].sum() / batch["image"].size
+        return state.replace(step=state.step + 1), {"lesion": shown}
+
+    tx = optax.sgd(0.1)
+    net = {"params": {"w": np.zeros(1, np.float32)}, "batch_stats": {}}
+    start = lambda trees: make_state(make_player(trees["net"], tx, False), None, "max")  # noqa: E731
+    task = Task(lambda key: {"net": net}, start, {"add": add}, *[None] * 7)
+    step = bench.Step(task, "add", batch=3, size=8)
+    assert step.compile_seconds > 0 and step() > 0 and step() > 0
+    assert int(step.state.step) == 2
 
 
 def test_the_rate_is_steps_over_their_time(monkeypatch):
