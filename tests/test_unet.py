@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from infnet_jax.models.fcn8s import FCN8s
+from infnet_jax.models.fcn8s import FCN8s, doubling
 from infnet_jax.models.infnet import is_output_layer
 from infnet_jax.models.unet import UNet
 
@@ -143,13 +143,10 @@ def test_fcn8s_keeps_the_size_and_refuses_what_does_not_divide():
         _shapes(model, 3, size=48)
 
 
-def test_fcn8s_transposed_convolution_doubles_as_the_public_one():
-    """An impulse at row r of a stride-2 transposed 3x3 (pad 1, output pad 1) marks 2r-1..2r+1."""
-    import flax.linen as nn
-
-    layer = nn.ConvTranspose(1, (3, 3), (2, 2), padding=((1, 2), (1, 2)), use_bias=False)
+def test_an_impulse_at_row_r_reaches_rows_2r_minus_1_to_2r_plus_1():
     impulse = jnp.zeros((1, 3, 3, 1)).at[0, 1, 2, 0].set(1.0)
-    out = layer.apply({"params": {"kernel": jnp.ones((3, 3, 1, 1))}}, impulse)[0, :, :, 0]
+    variables = {"params": {"kernel": jnp.ones((3, 3, 1, 1)), "bias": jnp.zeros(1)}}
+    out = doubling(1, jnp.float32).apply(variables, impulse)[0, :, :, 0]
     expected = np.zeros((6, 6))
     expected[1:4, 3:6] = 1.0
     np.testing.assert_array_equal(out, expected)

@@ -11,6 +11,17 @@ from infnet_jax.ops import BatchNorm, Conv, check_divisible, he_fan_out, max_poo
 STRIDE = 32
 
 
+def doubling(features: int, dtype: DTypeLike, name: str | None = None) -> nn.ConvTranspose:
+    """Transposed 3x3 convolution with stride 2 that doubles each side exactly.
+
+    Padding 1 and output padding 1 of the public code: row r reaches rows 2r - 1 to 2r + 1.
+    """
+    return nn.ConvTranspose(
+        features, (3, 3), (2, 2), padding=((1, 2), (1, 2)), kernel_init=he_fan_out, dtype=dtype,
+        name=name,
+    )  # fmt: skip
+
+
 class FCN8s(nn.Module):
     """VGG-16 with max-pooling, and five transposed convolutions back to the input's size.
 
@@ -43,11 +54,7 @@ class FCN8s(nn.Module):
         pool3, pool4, pool5 = (max_pool(taps[name], 2, 2) for name in ("f8", "f16", "f32"))
         x = pool5
         for i, factor in enumerate((8.0, 4.0, 2.0, 1.0, 0.5), start=1):
-            # One more row at the end than at the start: each side doubles exactly.
-            x = nn.ConvTranspose(
-                int(factor * self.width), (3, 3), (2, 2), padding=((1, 2), (1, 2)),
-                kernel_init=he_fan_out, dtype=self.dtype, name=f"deconv{i}",
-            )(x)  # fmt: skip
+            x = doubling(int(factor * self.width), self.dtype, f"deconv{i}")(x)
             x = nn.relu(x)
             if i <= 2:
                 x = x + (pool4, pool3)[i - 1]
