@@ -1,4 +1,4 @@
-"""Public PyTorch weights to flax variables: Inf-Net on three trunks, bare trunks, the coach.
+"""Public PyTorch weights to flax variables: Inf-Net on three trunks, bare trunks, coach, U-Nets.
 
 Every tensor on either side must be explained: matched, or unused for a stated reason. Anything
 else raises, since a silently missing tensor leaves a network half random.
@@ -24,15 +24,18 @@ def _template(network: str, inpainting: bool) -> dict[tuple[str, ...], tuple[int
     """Shapes of all variables of a network by path, collection first."""
     from infnet_jax.models.coach import Coach
     from infnet_jax.models.infnet import InfNet
+    from infnet_jax.models.unet import UNet
 
+    head, channels = "tanh_parallel" if inpainting else "none", 3
     if network == "coach":
         model = Coach()
+    elif network.startswith("unet_"):
+        model, channels = UNet(improved=network.endswith("_improved"), inpaint_head=head), 6
     else:
-        head = "tanh_parallel" if inpainting else "none"
         model = InfNet(network.partition("_")[2], inpaint_head=head)
 
     def init(key: jax.Array) -> Variables:
-        return model.init(key, np.zeros((1, 32, 32, 3), np.float32), train=False)
+        return model.init(key, np.zeros((1, 32, 32, channels), np.float32), train=False)
 
     flat = flatten_dict(jax.eval_shape(init, jax.random.key(0)))
     return {
@@ -49,8 +52,8 @@ def convert(
 
     Args:
         state: tensor name to array, torch layouts. A leading "module." on all names is dropped.
-        network: one of NETWORKS; None finds it by the names. An Inf-Net state dict with the
-            authors' inpainting heads gives those of `inpaint_head="tanh_parallel"`. A bare trunk
+        network: one of NETWORKS; None finds it by the names. A state dict with the authors'
+            inpainting heads gives those of `inpaint_head="tanh_parallel"`. A bare trunk
             gives only the sub-trees below "trunk".
 
     Returns:

@@ -91,6 +91,23 @@ def _infnet_outputs(spec: dict[str, Any], names: list[str]) -> dict[str, jax.Arr
     return ours
 
 
+def _unet_outputs(spec: dict[str, Any], names: list[str]) -> dict[str, jax.Array]:
+    from infnet_jax.models.unet import UNet
+
+    variables, report = convert(_rule_state(spec["params"]))
+    improved = report["network"].endswith("_improved")
+    model = UNet(improved=improved, inpaint_head=report["inpaint_head"])
+    image, stride = _rule_input(spec["input"]), spec["stride"]
+
+    @jax.jit
+    def apply(variables: Any, image: jax.Array) -> dict[str, jax.Array]:
+        heads = {k: _BLOCK_HEADS[k] for k in {name.split("/")[0] for name in names}}
+        found = {k: model.apply(variables, image, train=False, head=h) for k, h in heads.items()}
+        return {f"{k}/{name}": v for k, out in found.items() for name, v in out.items()}
+
+    return {k: v[:, ::stride, ::stride] for k, v in apply(variables, image).items()}
+
+
 def _coach_outputs(spec: dict[str, Any], names: list[str]) -> dict[str, jax.Array]:
     from infnet_jax.models.coach import Coach, visible_from_score
 
@@ -135,6 +152,8 @@ _PAIRS = {
     "infnet_resnet50": _infnet_outputs,
     "infnet_res2net50": _infnet_outputs,
     "infnet_vgg16": _infnet_outputs,
+    "unet_multi": _unet_outputs,
+    "unet_multi_improved": _unet_outputs,
     "coach": _coach_outputs,
     "losses": _loss_outputs,
 }

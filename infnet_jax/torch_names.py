@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 NETWORKS = (
     "infnet_resnet50", "infnet_res2net50", "infnet_vgg16", "coach",
-    "trunk_resnet18", "trunk_resnet50", "trunk_res2net50",
+    "trunk_resnet18", "trunk_resnet50", "trunk_res2net50", "unet_multi", "unet_multi_improved",
 )  # fmt: skip
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean",
@@ -50,11 +50,26 @@ def _head_parts(block: str, layer: str) -> str:
     return f"{_ATTENTION[block]}_{names.get(layer) or f'conv{int(layer[-1]) + 2}'}"
 
 
+def _unet_name(parts: list[str]) -> str:
+    """Torch name of a layer of a multi-class U-Net."""
+    if parts[0] in ("out_seg", "out_inpaint"):
+        return "outc.conv" if parts[0] == "out_seg" else "out_inpainting.conv"
+    part, block, layer = parts
+    # Per convolution the public block holds three modules: convolution, batch norm, ReLU.
+    inner = f"double_conv.{3 * (int(layer[-1]) - 1) + layer.startswith('bn')}"
+    if part == "trunk":
+        return f"inc.{inner}" if block == "down0" else f"{block}.maxpool_conv.1.{inner}"
+    suffix = "_inpainting" if part == "decoder_inpaint" else ""
+    return f"{block}{suffix}.conv.{inner}"
+
+
 def torch_name(path: tuple[str, ...], network: str) -> str:
     """Name in the public state dict of the variable at `path` (without its collection)."""
     *parts, leaf = path
     kind, _, backbone = network.partition("_")
-    if parts[0] == "trunk":
+    if kind == "unet":
+        name = _unet_name(parts)
+    elif parts[0] == "trunk":
         prefix = {"coach": "", "trunk": ""}.get(kind, "vgg." if backbone == "vgg16" else "resnet.")
         name = prefix + ".".join(_trunk_part(part, backbone) for part in parts[1:])
     elif kind == "coach":
@@ -85,6 +100,10 @@ def detect_network(names: Iterable[str]) -> str:
     prefix = "infnet_" if any(name.startswith("ra4_conv1.") for name in names) else "trunk_"
     if "mu.weight" in names and "pred.weight" in names:
         return "coach"
+    if "inc.double_conv.0.weight" in names:
+        # A decoder of its own for inpainting is what tells the improved variant by names.
+        improved = any(name.startswith("up1_inpainting.") for name in names)
+        return "unet_multi_improved" if improved else "unet_multi"
     if any(name.startswith("vgg.conv1.") for name in names) and prefix == "infnet_":
         return "infnet_vgg16"
     if any(".convs.0." in name for name in names):

@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 _MODELS = {"ops", "models"}
-_TASKS = _MODELS | {"augment", "losses", "metrics", "counts", "normalise", "optim", "state"}
+_LOSSES = {"losses", "losses_multi"}
+_TASKS = _MODELS | _LOSSES | {"augment", "metrics", "counts", "normalise", "optim", "state"}
 _DISK = {"data", "checkpoint", "transfer", "mesh", "figures", "logs", "summary", "workdir"}
 _FRONT = _TASKS | _DISK | {"tasks", "evaluation"}
 # A room of infnet_jax -> the rooms it may import. A new room needs a row: say what it may know.
@@ -36,6 +37,7 @@ ARROWS: dict[str, set[str]] = {
     "summary": {"logs"},
     "augment": {"ops"},
     "losses": {"ops"},
+    "losses_multi": set(),
     "metrics": {"soft_metrics"},
     "counts": {"metrics"},
     "models": _MODELS,

@@ -1,36 +1,45 @@
-"""VGG-16 feature trunk as Inf-Net uses it: no batch normalisation, average pooling."""
+"""VGG-16 feature trunk without batch normalisation, as Inf-Net and FCN8s use it."""
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from infnet_jax.ops import Conv, avg_pool, he_fan_out
+from infnet_jax.ops import Conv, avg_pool, he_fan_out, max_pool
 
-STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # (channels, convolutions)
+STAGES = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))  # (multiple of the width, convolutions)
+POOLS = {"avg": avg_pool, "max": max_pool}
 
 
 class VGG16(nn.Module):
-    """Trunk that returns the feature maps after its second to fifth stage."""
+    """Trunk that returns the feature maps after its second to fifth stage.
 
+    Attributes:
+        width: channels of the first stage, 64 in VGG-16.
+        pool: between stages, "avg" (Inf-Net's change) or "max" (the original).
+        dtype: compute dtype.
+    """
+
+    width: int = 64
+    pool: str = "avg"
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> dict[str, Array]:
-        """Maps [B, H, W, C] to taps f4, f8, f16, f32 of 128, 256, 512 and 512 channels.
+        """Maps [B, H, W, C] to taps f4, f8, f16, f32 of 2, 4, 8 and 8 times `width` channels.
 
         The names keep their places in the ResNets; the strides here are 2, 4, 8 and 16. `train`
         is accepted for the trunks' common signature and changes nothing.
         """
         taps = {}
-        for stage, (channels, convolutions) in enumerate(STAGES):
+        for stage, (multiple, convolutions) in enumerate(STAGES):
             if stage:
-                x = avg_pool(x, 2, 2)
+                x = POOLS[self.pool](x, 2, 2)
             for i in range(convolutions):
                 x = nn.relu(
                     Conv(
-                        channels, 3, use_bias=True, kernel_init=he_fan_out, dtype=self.dtype,
-                        name=f"conv{stage + 1}_{i + 1}",
+                        multiple * self.width, 3, use_bias=True, kernel_init=he_fan_out,
+                        dtype=self.dtype, name=f"conv{stage + 1}_{i + 1}",
                     )(x)
                 )  # fmt: skip
             if stage:

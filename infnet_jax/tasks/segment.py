@@ -9,7 +9,8 @@ import numpy as np
 import optax
 
 from infnet_jax import augment, losses, normalise
-from infnet_jax.state import Task, make_player, make_state, update_player
+from infnet_jax.state import Task, make_player, make_state
+from infnet_jax.tasks.supervised import average_views, make_update, training_sides
 
 MAPS = ("coarse", "s32", "s16", "s8")
 
@@ -80,12 +81,12 @@ def make(
       steps: updates in all.
       loss: keyword arguments of `make_loss`; augmentation: of `augment.augment`.
       schedule: update count -> learning rate, for the log.
-      ema_decay: of the averaged weights; 0 keeps none. Early on the average follows faster,
-        with decay min(ema_decay, (1 + step) / (10 + step)).
+      ema_decay: of the averaged weights (see `make_update`); 0 keeps none.
     """
     objective = make_loss(**loss)
     channels = len(norm.mean)
-    sizes = [max(32, round(size * s / 32) * 32) if s != 1 else size for s in scales]
+    sizes = training_sides(size, scales)
+    update = make_update(net, objective, tx, schedule, ema_decay)
 
     def variables(key: jax.Array):
         image = jnp.zeros((1, size, size, channels))
@@ -106,28 +107,7 @@ def make(
 
     def make_step(side: int):
         def step(state, batch, key):
-            x, mask = prepare(batch, key, side)
-
-            def objective_of(params):
-                outputs, new = net.apply(
-                    {"params": params, "batch_stats": state.net.batch_stats}, x,
-                    train=True, mutable=["batch_stats"],
-                )
-                total, parts = objective(outputs, mask)
-                return total, (parts, new["batch_stats"])
-
-            grad = jax.value_and_grad(objective_of, has_aux=True)
-            (total, (parts, stats)), grads = grad(state.net.params)
-            count = state.step.astype(jnp.float32)
-            decay = jnp.minimum(ema_decay, (1.0 + count) / (10.0 + count))
-            player = update_player(state.net, grads, stats, tx, decay)
-            metrics = {
-                "loss": total,
-                **{f"loss_{k}": v for k, v in parts.items()},
-                "grad": optax.tree.norm(grads),
-                "lr": jnp.asarray(schedule(state.step), jnp.float32),
-            }
-            return state.replace(step=state.step + 1, net=player), metrics
+            return update(state, *prepare(batch, key, side))
 
         return step
 
@@ -172,14 +152,7 @@ def predict(
     def probs(view: jax.Array) -> jax.Array:
         return jax.nn.sigmoid(net.apply(variables, view, train=False)["s8"])
 
-    if not tta:
-        return probs(x)
-    turns = [(flip, k) for flip in (False, True) for k in range(4)]
-    views = jnp.stack([jnp.rot90(x[:, :, ::-1] if f else x, k, axes=(1, 2)) for f, k in turns])
-    # One copy of the network in the program: eight would take minutes to compile.
-    found = jax.lax.map(probs, views)
-    back = [jnp.rot90(y, -k, axes=(1, 2)) for y, (_, k) in zip(found, turns, strict=True)]
-    return sum(y[:, :, ::-1] if f else y for y, (f, _) in zip(back, turns, strict=True)) / 8.0
+    return average_views(probs, x) if tta else probs(x)
 
 
 def summarise(rows: list[Mapping[str, np.ndarray]]) -> dict[str, float]:

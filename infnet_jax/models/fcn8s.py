@@ -1,0 +1,63 @@
+"""FCN8s on VGG-16, the multi-class baseline of the public code (after Long et al. 2015)."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+from infnet_jax.models.vgg import VGG16
+from infnet_jax.ops import BatchNorm, Conv, check_divisible, he_fan_out, max_pool
+
+STRIDE = 32
+
+
+def doubling(features: int, dtype: DTypeLike, name: str | None = None) -> nn.ConvTranspose:
+    """Transposed 3x3 convolution with stride 2 that doubles each side exactly.
+
+    Padding 1 and output padding 1 of the public code: row r reaches rows 2r - 1 to 2r + 1.
+    """
+    return nn.ConvTranspose(
+        features, (3, 3), (2, 2), padding=((1, 2), (1, 2)), kernel_init=he_fan_out, dtype=dtype,
+        name=name,
+    )  # fmt: skip
+
+
+class FCN8s(nn.Module):
+    """VGG-16 with max-pooling, and five transposed convolutions back to the input's size.
+
+    Differs from the original FCN8s as the public code does: skips are added after the ReLU of
+    512- and 256-channel maps, before their batch norm, instead of to class scores.
+
+    Attributes:
+        classes: channels of the logits.
+        width: channels of VGG's first stage (64 as published); all others follow.
+        dtype: compute dtype; the output is float32.
+    """
+
+    classes: int = 3
+    width: int = 64
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> dict[str, Array]:
+        """Maps [B, H, W, C] to {"logits": float32 [B, H, W, classes]}.
+
+        Args:
+            x: normalised input, the slice with or without the prior; H and W divisible by 32.
+            train: whether batch normalisation uses (and updates by) batch statistics.
+
+        Raises:
+            ValueError: if a size is not a multiple of 32.
+        """
+        check_divisible(x, STRIDE, "FCN8s")
+        taps = VGG16(self.width, "max", self.dtype, name="trunk")(x, train=train)
+        pool3, pool4, pool5 = (max_pool(taps[name], 2, 2) for name in ("f8", "f16", "f32"))
+        x = pool5
+        for i, factor in enumerate((8.0, 4.0, 2.0, 1.0, 0.5), start=1):
+            x = doubling(int(factor * self.width), self.dtype, f"deconv{i}")(x)
+            x = nn.relu(x)
+            if i <= 2:
+                x = x + (pool4, pool3)[i - 1]
+            x = BatchNorm(dtype=self.dtype, name=f"bn{i}")(x, train=train)
+        logits = Conv(self.classes, 1, use_bias=True, dtype=self.dtype, name="out_seg")(x)
+        return {"logits": logits.astype(jnp.float32)}
