@@ -18,23 +18,29 @@ from infnet_jax.sources import (
     PICTURES,
     Example,
     Source,
+    WithPriors,
     decode,
     examples,
+    group_folds,
     open_split,
     select,
     split_validation,
     statistics,
+    text,
 )
 
 __all__ = [
     "Batches",
     "Source",
+    "WithPriors",
     "eval_batches",
     "examples",
+    "group_folds",
     "open_split",
     "select",
     "split_validation",
     "statistics",
+    "text",
 ]
 
 Batch = dict[str, np.ndarray]
@@ -73,7 +79,7 @@ class Batches:
           seed: of the order of examples.
           process_index: which share to read, 0 <= process_index < process_count.
           process_count: number of processes; must divide batch_size.
-          fields: pictures to read, out of image, mask, lung.
+          fields: pictures to read, out of image, mask, lung, prior.
           cache_bytes: resized examples are kept in memory until this many bytes are used.
 
         Raises:
@@ -92,6 +98,11 @@ class Batches:
         self._order = functools.lru_cache(maxsize=4)(
             lambda epoch: np.random.default_rng((seed, epoch)).permutation(self._ends[-1])
         )
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The pictures in each batch."""
+        return self._fields
 
     @property
     def example_count(self) -> int:
@@ -181,7 +192,7 @@ class _Reader:
     def _picture(self, example: Example, name: str) -> np.ndarray:
         if name == "mask" and name not in example:
             return np.zeros((self._size, self._size, 1), np.uint8)
-        return _resize(decode(example, name), self._size, labels=name != "image")
+        return _resize(decode(example, name), self._size, labels=name in ("mask", "lung"))
 
 
 def _check_share(batch_size: int, process_index: int, process_count: int) -> None:

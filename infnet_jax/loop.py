@@ -1,6 +1,6 @@
 """The one training loop: steps, evaluations, checkpoints and log of a stage, whatever its task."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,9 @@ def fit(
         write_text(directory / "parameters.txt", overview + "\n")
         restored = saver.restore(state)
         state, start = restored or (state, 0)
-        evaluate = _make_evaluate(task, section, held_out, mesh) if monitored else None
+        evaluate = None
+        if monitored:
+            evaluate = _make_evaluate(task, section, held_out, batches.fields, mesh)
         with RunLog(
             directory, name=directory.name, total_steps=task.total_steps,
             batch_size=section.batch_size, start_step=start, active=jax.process_index() == 0,
@@ -169,7 +171,7 @@ def _batches(
 
 
 def _make_evaluate(
-    task: Task, section: ConfigDict, held_out: data.Source, mesh: Any
+    task: Task, section: ConfigDict, held_out: data.Source, fields: Sequence[str], mesh: Any
 ) -> Callable[[TrainState, jax.Array], list[dict[str, np.ndarray]]]:
     """A function that evaluates every held-out example once; rows of padding are dropped."""
 
@@ -181,7 +183,7 @@ def _make_evaluate(
     def evaluate(state: TrainState, key: jax.Array) -> list[dict[str, np.ndarray]]:
         rows = []
         for batch in data.eval_batches(
-            held_out, None, batch_size=section.batch_size, size=section.size,
+            held_out, None, batch_size=section.batch_size, size=section.size, fields=fields,
             process_index=jax.process_index(), process_count=jax.process_count(),
         ):
             out = jax.device_get(step(state, mesh_lib.shard_batch(batch, mesh), key))

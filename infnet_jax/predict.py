@@ -1,6 +1,7 @@
 """The `evaluate` stage: the best weights, the test split once, maps and tables on disk."""
 
 import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,97 +10,146 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from infnet_jax import data, evaluation, mesh as mesh_lib, metrics, tasks
-from infnet_jax.tasks import segment
+from infnet_jax.tasks import multi, segment
 from infnet_jax.transfer import load_parameters
 from infnet_jax.workdir import write_json
 
+CASES = ("best", "median", "worst")
+
 
 def evaluate(
-    config: ConfigDict, *, workdir: Path, dataset: Path, statistics: tuple[float, float]
+    config: ConfigDict, *, workdir: Path, test: data.Source, train: data.Source,
+    statistics: tuple[float, float],
 ) -> dict[str, Any]:
-    """Evaluates the segmentation network of a workdir on its test split.
+    """Evaluates the last network that a workdir trained (`segment` or `multi`) on a test split.
 
     The weights are those of the best evaluation, or the last ones where nothing was held out;
     averaged if the stage keeps an average. Writes `evaluation.json`, `evaluation.csv` (a row a
-    slice), `predictions/<id>.png` (8-bit probabilities at the slice's own size) and, for the
-    figures, `evaluate/cases.npz`.
+    slice), `predictions/[<class>/]<id>.png` (8-bit probabilities at the slice's own size) and, for
+    the figures, `evaluate/<class>.npz`.
+
+    Args:
+      test: examples with masks; for `multi` with a `prior` too.
+      train: examples whose masks make the floor.
 
     Returns:
-      What `evaluation.json` holds: `toolbox` and `empty_aware` summaries and the `floors`.
+      What `evaluation.json` holds: `weights`, and in `classes` for `infection`, or for `ggo` and
+      `consolidation`, the `toolbox` and `empty_aware` summaries and the `floors`.
     """
-    section = config.evaluate
-    part = "best" if config.segment.validation else "latest"
-    player = load_parameters(workdir / "segment" / "checkpoints", part=part)["net"]
-    weights = player["ema"] or {k: player[k] for k in ("params", "batch_stats")}
-    source = data.open_split(dataset, config.data.test)
-    maps = sweep(config, weights, source, statistics)
-    cases = list(data.examples(source))
-    truths = [case["mask"][..., 0] > 0 for case in cases]
-    records = [
-        metrics.toolbox(m, t, threshold=section.threshold)
-        for m, t in zip(maps, truths, strict=True)
-    ]
-    train = data.examples(data.open_split(dataset, config.data.train))
-    result = {
-        reading: metrics.summarise(records, reading) for reading in ("toolbox", "empty_aware")
-    }
-    result["floors"] = evaluation.floors([c["mask"][..., 0] > 0 for c in train], truths)
-    result["weights"] = part
+    stage = tasks.last_trained(config)
+    part = "best" if config[stage].validation else "latest"
+    weights = load_weights(workdir / stage / "checkpoints", part)
+    maps = sweep(stage, config, weights, test, statistics)
+    cases, fitted_cases = list(data.examples(test)), list(data.examples(train))
+    result: dict[str, Any] = {"weights": part, "classes": {}}
+    rows = [{"id": case["id"]} for case in cases]
+    for name, channel in classes(stage).items():
+        probs = maps if channel is None else [m[..., channel] for m in maps]
+        truths, fitted = ([_marked(c, channel) for c in some] for some in (cases, fitted_cases))
+        records = [
+            metrics.toolbox(p, t, threshold=config.evaluate.threshold)
+            for p, t in zip(probs, truths, strict=True)
+        ]
+        result["classes"][name] = {
+            **{r: metrics.summarise(records, r) for r in ("toolbox", "empty_aware")},
+            "floors": evaluation.floors(fitted, truths),
+        }
+        dice = [metrics.threshold_scores(r, "none", "empty_aware")["dice"] for r in records]
+        for row, record, value in zip(rows, records, dice, strict=True):
+            row[f"dice_{name}"] = value
+            row[f"dice_{name}_toolbox"] = metrics.threshold_scores(record)["dice"]
+        if jax.process_index() == 0:
+            folder = workdir / "predictions" / ("" if channel is None else name)
+            full = _write_maps(folder, cases, probs)
+            _keep_cases(workdir / "evaluate" / f"{name}.npz", cases, truths, full, dice)
     if jax.process_index() == 0:
-        _write(workdir, result, cases, maps, records)
+        with (workdir / "evaluation.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        write_json(workdir / "evaluation.json", result)
     return result
 
 
-def sweep(
-    config: ConfigDict, weights: dict, source: data.Source, statistics: tuple[float, float]
-) -> list[np.ndarray]:
-    """Probability maps [S, S] float32 of every example of a source, in its order."""
-    net, norm = tasks.make_net(config), tasks.make_norm(config, statistics)
-    mesh = mesh_lib.make_mesh()
-    batch_size, size = config.evaluate.batch_size, config.segment.size
-    mesh_lib.check_batch(batch_size, mesh, "evaluate.batch_size")
+def classes(stage: str) -> dict[str, int | None]:
+    """What a stage's network finds: name -> channel of its maps, None where they have none."""
+    return {"infection": None} if stage == "segment" else dict(multi.LESIONS)
 
-    def probs(variables: dict, image: jax.Array) -> jax.Array:
-        return segment.predict(net, variables, image, norm, tta=config.evaluate.tta)[..., 0]
+
+def load_weights(checkpoints: Path, part: str) -> dict[str, Any]:
+    """The variables of the network in a stage's checkpoint, averaged if the stage averages."""
+    player = load_parameters(checkpoints, part=part)["net"]
+    return player["ema"] or {k: player[k] for k in ("params", "batch_stats")}
+
+
+def sweep(
+    stage: str, config: ConfigDict, weights: dict, source: data.Source,
+    statistics: tuple[float, float],
+) -> list[np.ndarray]:
+    """Probability maps of every example of a source, in its order.
+
+    Returns:
+      float32 [S, S] each for `segment`, [S, S, 3] for `multi` (whose examples need a `prior`).
+    """
+    norm = tasks.make_norm(config, statistics)
+    mesh, tta = mesh_lib.make_mesh(), config.evaluate.tta
+    batch_size, size = config.evaluate.batch_size, config[stage].size
+    mesh_lib.check_batch(batch_size, mesh, "evaluate.batch_size")
+    if stage == "segment":
+        net, fields = tasks.make_net(config), ("image",)
+
+        def probs(variables: dict, batch: Mapping) -> jax.Array:
+            return segment.predict(net, variables, batch["image"], norm, tta=tta)[..., 0]
+    else:
+        net, head = tasks.make_multi_net(config), config.multi.loss.head
+        fields = ("image", "prior") if config.multi.with_prior else ("image",)
+
+        def probs(variables: dict, batch: Mapping) -> jax.Array:
+            prior = batch.get("prior")
+            return multi.predict(net, variables, batch["image"], prior, norm, tta=tta, head=head)
 
     step = jax.jit(probs, out_shardings=mesh_lib.replicated(mesh))
     weights, maps = mesh_lib.replicate(weights, mesh), []
     for batch in data.eval_batches(
-        source, None, batch_size=batch_size, size=size,
+        source, None, batch_size=batch_size, size=size, fields=fields,
         process_index=jax.process_index(), process_count=jax.process_count(),
     ):
-        image = mesh_lib.shard_batch({"image": batch["image"]}, mesh)["image"]
-        maps.extend(np.asarray(step(weights, image)))
+        sharded = mesh_lib.shard_batch({name: batch[name] for name in fields}, mesh)
+        maps.extend(np.asarray(step(weights, sharded)))
     return maps[: len(source)]
 
 
-def _write(
-    workdir: Path, result: dict, cases: list[dict], maps: list[np.ndarray], records: list[dict]
-) -> None:
-    """The files of the stage; maps are enlarged to the slice's own size, as the toolbox does."""
+def _marked(case: Mapping[str, Any], channel: int | None) -> np.ndarray:
+    """True mask of one class, or of any lesion."""
+    mask = case["mask"][..., 0]
+    return mask > 0 if channel is None else mask == channel
+
+
+def _write_maps(
+    folder: Path, cases: Sequence[Mapping], maps: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+    """Writes the maps as 8-bit pictures at the slice's own size, as the toolbox reads them."""
     import cv2
 
-    (workdir / "predictions").mkdir(exist_ok=True)
-    (workdir / "evaluate").mkdir(exist_ok=True)
-    dice = [metrics.threshold_scores(r, "none", "empty_aware")["dice"] for r in records]
-    rows = []
-    for case, prob, record, value in zip(cases, maps, records, dice, strict=True):
-        full = metrics.resize_map(prob, case["mask"].shape[:2])
+    folder.mkdir(parents=True, exist_ok=True)
+    full = [metrics.resize_map(m, c["mask"].shape[:2]) for m, c in zip(maps, cases, strict=True)]
+    for case, prob in zip(cases, full, strict=True):
         name = f"{case['id'].replace('/', '_')}.png"
-        cv2.imwrite(str(workdir / "predictions" / name), np.round(full * 255).astype(np.uint8))
-        toolbox = metrics.threshold_scores(record, "minmax", "toolbox")["dice"]
-        rows.append({"id": case["id"], "dice": value, "dice_toolbox": toolbox})
-    with (workdir / "evaluation.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    write_json(workdir / "evaluation.json", result)
+        cv2.imwrite(str(folder / name), np.round(prob * 255).astype(np.uint8))
+    return full
+
+
+def _keep_cases(
+    path: Path, cases: Sequence[Mapping], truths: Sequence[np.ndarray],
+    maps: Sequence[np.ndarray], dice: Sequence[float],
+) -> None:
+    """Keeps the slices with the best, median and worst Dice for the figures."""
     order = [i for i in np.argsort(dice) if not np.isnan(dice[i])]
     chosen = [order[-1], order[len(order) // 2], order[0]] if order else [0, 0, 0]
     kept = {}
-    for title, i in zip(("best", "median", "worst"), chosen, strict=True):
+    for title, i in zip(CASES, chosen, strict=True):
         kept[f"{title}_image"] = cases[i]["image"][..., 0]
-        kept[f"{title}_truth"] = cases[i]["mask"][..., 0] > 0
-        kept[f"{title}_prob"] = metrics.resize_map(maps[i], cases[i]["mask"].shape[:2])
+        kept[f"{title}_truth"], kept[f"{title}_prob"] = truths[i], maps[i]
         kept[f"{title}_dice"] = np.float32(dice[i])
-    np.savez_compressed(workdir / "evaluate" / "cases.npz", **kept)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(path, **kept)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from infnet_jax import augment, data, figures
+from infnet_jax import augment, data, figures, tasks
 from infnet_jax.logs import RunLog, load_rows
 from infnet_jax.summary import markdown_table, write_summary
 
@@ -17,6 +17,12 @@ PRETRAIN_PANELS = (
     ("Inpainter", {"rec": "erased pixels, training", "loss": "total loss"}),
     ("Coach", {"coach_rec": "reconstruction error", "coach_loss": "coach loss, 1 - error"}),
     ("Held-out error", {"rec_coach": "under coach masks", "rec_random": "under random masks"}),
+)
+MULTI_PANELS = (
+    ("Training loss", {"loss": "total"}),
+    ("Dice at 0.5, held-out slices", {"dice_ggo": "ground glass",
+                                      "dice_consolidation": "consolidation"}),
+    ("Learning rate", {"lr": "rate"}),
 )
 SEGMENT_PANELS = (
     ("Training loss (eq. 5)", {"loss": "total"}),
@@ -32,6 +38,8 @@ def save_panel(log: RunLog, panel: Mapping[str, np.ndarray], step: int) -> None:
     np.savez_compressed(folder / f"{step:08d}.npz", **panel)
     if "filled_coach" in panel:
         columns = [panel["image"], panel["image"] * panel["visible_coach"], panel["filled_coach"]]
+    elif panel["probs"].ndim == 4:  # consolidation white, ground glass grey
+        columns = [panel["mask"] / 2, panel["probs"] @ np.array([0.0, 0.5, 1.0])]
     else:
         columns = [panel["mask"], panel["probs"]]
     grid = np.concatenate([np.concatenate(list(c), axis=0) for c in columns], axis=1)
@@ -56,14 +64,26 @@ def write(
     if "pretrain" in config.stages:
         more_pictures, more_tables = _pretrain(workdir)
         pictures, tables = pictures + more_pictures, tables + more_tables
-    if "segment" in config.stages:
-        pictures += _curves(workdir, "segment", SEGMENT_PANELS, "Fine-tuning.")
+    for stage, panels, caption in (
+        ("segment", SEGMENT_PANELS, "Fine-tuning."),
+        ("multi", MULTI_PANELS, "The multi-class network."),
+    ):
+        if stage in config.stages:
+            pictures += _curves(workdir, stage, panels, caption)
+    if "prior" in config.stages and config.prior.kind == "crossfit":
+        score = json.loads((workdir / "prior" / "cross_validation.json").read_text())["dice"]
+        notes.append(
+            f"The prior of each training slice comes from the one of {config.prior.folds} networks "
+            f"that had not seen it (their cross-validated Dice at {config.evaluate.threshold:g} is "
+            f"{score:.3f}); that of any other slice is the mean of all of them."
+        )
     if "evaluate" in config.stages:
         result = json.loads((workdir / "evaluation.json").read_text())
         table = result_table(result)
         (workdir / "table.txt").write_text(table.strip() + "\n")
         tables.insert(0, ("Test split", table))
-        pictures += _evaluation(workdir, result, config.evaluate.threshold)
+        for name, summaries in result["classes"].items():
+            pictures += _evaluation(workdir, name, summaries, config.evaluate.threshold)
     notes += _readings(config)
     return write_summary(
         workdir, config_name=name, command=command, stages=timings, tables=tables,
@@ -72,15 +92,18 @@ def write(
 
 
 def result_table(result: Mapping[str, Any]) -> str:
-    """The test table in Markdown: our row in both readings, and the floors."""
+    """The test table in Markdown: per class our row in both readings, and the floors."""
     header = ["", "Dice (mean over 256 thresholds)", "Dice at 0.5", "IoU at 0.5", "Sen", "Spe",
               "S", "E", "wF", "MAE", "ROC-AUC"]
-    rows = [
-        _row("model, toolbox reading", result["toolbox"], "minmax"),
-        _row("model, empty-aware reading", result["empty_aware"], "none"),
-        *(_row(f"floor: {name.replace('_', ' ')}", floor["toolbox"], "minmax")
-          for name, floor in result["floors"].items()),
-    ]
+    rows = []
+    for name, found in result["classes"].items():
+        of = "" if len(result["classes"]) == 1 else f"{name}, "
+        rows += [
+            _row(f"{of}model, toolbox reading", found["toolbox"], "minmax"),
+            _row(f"{of}model, empty-aware reading", found["empty_aware"], "none"),
+            *(_row(f"{of}floor: {floor.replace('_', ' ')}", summary["toolbox"], "minmax")
+              for floor, summary in found["floors"].items()),
+        ]
     return markdown_table(header, rows)
 
 
@@ -157,22 +180,25 @@ def _augmentation(workdir: Path, config: ConfigDict, dataset: Path) -> list:
                   "which must move with its slice.")]
 
 
-def _evaluation(workdir: Path, result: Mapping[str, Any], threshold: float) -> list:
-    """Best, median and worst test slices, and the ROC curve."""
-    with np.load(workdir / "evaluate" / "cases.npz") as z:
+def _evaluation(
+    workdir: Path, name: str, summaries: Mapping[str, Any], threshold: float
+) -> list:
+    """Best, median and worst test slices of one class, and its ROC curve."""
+    with np.load(workdir / "evaluate" / f"{name}.npz") as z:
         cases = [
             (f"{title}, Dice {float(z[f'{title}_dice']):.2f}", z[f"{title}_image"],
              z[f"{title}_truth"], z[f"{title}_prob"])
             for title in ("best", "median", "worst")
         ]
-    pictures = [(
-        figures.overlays(cases, workdir / "figures" / "test_overlays.png", threshold),
-        "Test slices with the highest, median and lowest Dice at 0.5; truth and prediction as "
-        "contours.",
-    )]
-    fpr, tpr = (np.asarray(v) for v in result["toolbox"]["roc"])
-    roc = figures.roc(fpr, tpr, result["toolbox"]["roc_auc"], workdir / "figures" / "roc.png")
-    return [*pictures, (roc, "All test pixels pooled, raw probabilities.")]
+    folder, roc = workdir / "figures", summaries["toolbox"]["roc"]
+    return [
+        (figures.overlays(cases, folder / f"test_{name}.png", threshold),
+         f"Test slices with the highest, median and lowest Dice of {name} at 0.5; truth and "
+         "prediction as contours."),
+        (figures.roc(*(np.asarray(v) for v in roc), summaries["toolbox"]["roc_auc"],
+                     folder / f"roc_{name}.png"),
+         f"{name.capitalize()}: all test pixels pooled, raw probabilities."),
+    ]
 
 
 def _readings(config: ConfigDict) -> list[str]:
@@ -183,7 +209,7 @@ def _readings(config: ConfigDict) -> list[str]:
         "uses the stretched map in the toolbox reading and raw probabilities in the empty-aware "
         "one, which leaves out slices where truth and prediction are both empty.",
         f"Input normalisation `{config.data.norm}`, the same in every stage.",
-        f"Segmentation loss `{config.segment.loss.kind}`.",
+        f"Single-class loss `{config.segment.loss.kind}`.",
     ]
     if "pretrain" in config.stages:
         p = config.pretrain
@@ -193,7 +219,7 @@ def _readings(config: ConfigDict) -> list[str]:
             f"heads, KL weight {p.kld_weight:g}, coach gradient `{p.coach_grad}`; "
             f"`{config.segment.transfer}` weights transferred."
         )
-    held = config.segment.validation
+    held = config[tasks.last_trained(config)].validation
     notes.append(
         f"{held} training slices (whole groups) were held out to choose the checkpoint."
         if held else "No slice was held out: the last averaged weights are evaluated."

@@ -1,8 +1,8 @@
 """Random access to the examples of prepared TFDS folders.
 
 A *source* is anything with ``__len__`` and ``__getitem__(int) -> example``, where an example is a
-dict with ``image`` (and, where known, ``mask`` and ``lung``) as PNG bytes or uint8 [H, W, 1], and
-the texts ``id``, ``patient``, ``slice``, ``group``.
+dict with ``image`` (and, where known, ``mask``, ``lung`` and ``prior``) as PNG bytes or uint8
+[H, W, 1], and the texts ``id``, ``patient``, ``slice``, ``group``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 Example = Mapping[str, Any]
 
-PICTURES = ("image", "mask", "lung")
+PICTURES = ("image", "mask", "lung", "prior")
 TEXTS = ("id", "patient", "slice", "group")
 
 
@@ -43,6 +43,21 @@ class Subset:
 
     def __getitem__(self, index: int) -> Example:
         return self._source[self._indices[index]]
+
+
+class WithPriors:
+    """A source whose examples also have ``prior``, a probability map as uint8 [h, w, 1]."""
+
+    def __init__(self, source: Source, priors: Mapping[str, np.ndarray]):
+        """``priors`` maps an example's id to its map, uint8 [h, w]; a missing id is a KeyError."""
+        self._source, self._priors = source, priors
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Example:
+        example = self._source[index]
+        return {**example, "prior": self._priors[text(example["id"])][..., None]}
 
 
 def open_split(folder: str | Path, split: str) -> Source:
@@ -110,9 +125,7 @@ def split_validation(
     everything = np.arange(len(source))
     if wanted == 0:
         return everything, everything[:0]
-    members: dict[str, list[int]] = {}
-    for i in range(len(source)):
-        members.setdefault(text(source[i].get("group", f"\0{i}")), []).append(i)
+    members = _members(source)
     if len(members) < 2:
         raise ValueError(
             f"all {len(source)} examples share one group: no validation set can be drawn"
@@ -126,6 +139,38 @@ def split_validation(
     taken = taken or members[min((names[i] for i in order), key=lambda name: len(members[name]))]
     validation = np.sort(np.asarray(taken))
     return np.setdiff1d(everything, validation), validation
+
+
+def group_folds(source: Source, count: int, seed: int = 0) -> list[np.ndarray]:
+    """Deals whole groups (patients) to folds of about equal size, the same for the same seed.
+
+    Args:
+      source: the examples; only ``group`` is looked at, and without it each is its own group.
+      count: number of folds, at least 2.
+      seed: of the order in which the groups are dealt, each to the smallest fold so far.
+
+    Returns:
+      ``count`` arrays of indices, int64, ascending, disjoint, together all of ``source``.
+
+    Raises:
+      ValueError: fewer than two folds, or fewer groups than folds.
+    """
+    members = _members(source)
+    if not 2 <= count <= len(members):
+        raise ValueError(f"{count} folds cannot be made of {len(members)} groups: use 2 or more")
+    names = sorted(members)
+    folds: list[list[int]] = [[] for _ in range(count)]
+    for i in np.random.default_rng(seed).permutation(len(names)):
+        min(folds, key=len).extend(members[names[i]])
+    return [np.sort(np.asarray(fold)) for fold in folds]
+
+
+def _members(source: Source) -> dict[str, list[int]]:
+    """Indices of the examples of each group."""
+    members: dict[str, list[int]] = {}
+    for i in range(len(source)):
+        members.setdefault(text(source[i].get("group", f"\0{i}")), []).append(i)
+    return members
 
 
 def examples(source: Source) -> Iterator[dict[str, Any]]:

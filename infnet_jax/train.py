@@ -10,11 +10,13 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from infnet_jax import convert, data, loop, mesh as mesh_lib, predict, present, tasks
+from infnet_jax import convert, crossfit, data, loop, mesh as mesh_lib, predict, present, tasks
 from infnet_jax.models.infnet import is_output_layer
 from infnet_jax.state import Task, TrainState
 from infnet_jax.transfer import load_parameters, transfer
 from infnet_jax.workdir import claim, write_json
+
+STAGES = ("pretrain", "prior", "segment", "multi", "evaluate")
 
 
 def run(config: ConfigDict, *, workdir: Path, dataset: Path, name: str, command: str) -> Path:
@@ -36,9 +38,10 @@ def run(config: ConfigDict, *, workdir: Path, dataset: Path, name: str, command:
     workdir = Path(workdir).absolute()
     mesh = mesh_lib.make_mesh()
     for stage in config.stages:
-        if stage not in ("pretrain", "segment", "evaluate") or stage not in config:
+        if stage not in STAGES or stage not in config:
             raise ValueError(f"stages: {stage!r} is none of this config's stages")
-        mesh_lib.check_batch(config[stage].batch_size, mesh, f"{stage}.batch_size")
+        section = "segment" if stage == "prior" else stage
+        mesh_lib.check_batch(config[section].batch_size, mesh, f"{section}.batch_size")
     if config.weights:
         convert.load_imported(config.weights)  # unfit ones must not leave a workdir behind
     claim(workdir, config)
@@ -50,14 +53,9 @@ def run(config: ConfigDict, *, workdir: Path, dataset: Path, name: str, command:
             logging.info("%s: finished before, skipped", stage)
             timings.append(json.loads(done.read_text()))
             continue
-        if stage == "evaluate":
-            began = time.perf_counter()
-            predict.evaluate(config, workdir=workdir, dataset=dataset, statistics=statistics)
-            timing = {"name": stage, "seconds": time.perf_counter() - began}
-        else:
-            timing = train_stage(stage, config, workdir, dataset, mesh, statistics)
-            if timing is None:
-                raise SystemExit(f"{stage}: stopped on request; the same command resumes it")
+        timing = _run_stage(stage, config, workdir, dataset, mesh, statistics)
+        if timing is None:
+            raise SystemExit(f"{stage}: stopped on request; the same command resumes it")
         write_json(done, timing)
         timings.append(timing)
     return present.write(
@@ -65,46 +63,74 @@ def run(config: ConfigDict, *, workdir: Path, dataset: Path, name: str, command:
     )
 
 
+def _run_stage(
+    stage: str, config: ConfigDict, workdir: Path, dataset: Path, mesh: Any,
+    statistics: tuple[float, float],
+) -> dict | None:
+    """Runs one stage; returns its timing, None if it was asked to stop."""
+    if stage == "prior":
+        return crossfit.run(
+            config, workdir=workdir, dataset=dataset, mesh=mesh, statistics=statistics,
+            start=lambda task, folder: _start(task, "segment", config, workdir, folder),
+        )
+    if stage != "evaluate":
+        return train_stage(stage, config, workdir, dataset, mesh, statistics)
+    began = time.perf_counter()
+    test, train = (data.open_split(dataset, config.data[part]) for part in ("test", "train"))
+    if tasks.last_trained(config) == "multi":
+        test = crossfit.with_priors(test, config.data.test, config, workdir)
+    predict.evaluate(config, workdir=workdir, test=test, train=train, statistics=statistics)
+    return {"name": stage, "seconds": time.perf_counter() - began}
+
+
 def train_stage(
     stage: str, config: ConfigDict, workdir: Path, dataset: Path, mesh: Any,
     statistics: tuple[float, float],
 ) -> dict | None:
-    """Trains `pretrain` or `segment` to its end; returns its timing, None if asked to stop."""
+    """Trains one network to its end; returns its timing, None if asked to stop."""
     section = config[stage]
-    batches, held_out = _open_data(stage, config, dataset)
+    batches, held_out = _open_data(stage, config, dataset, workdir)
     task = tasks.make(stage, config, statistics, -(-batches.example_count // section.batch_size))
     return loop.fit(
         task, section, batches, held_out, directory=workdir / stage, mesh=mesh, seed=config.seed,
-        fresh=lambda: _start(task, stage, config, workdir),
+        fresh=lambda: _start(task, stage, config, workdir, workdir / stage),
     )
 
 
 def _open_data(
-    stage: str, config: ConfigDict, dataset: Path
+    stage: str, config: ConfigDict, dataset: Path, workdir: Path
 ) -> tuple[data.Batches, data.Source]:
     """The training stream of a stage and its held-out examples (whole groups)."""
-    section = config[stage]
+    section, fields = config[stage], ("image", "mask")
     sources = [data.open_split(dataset, split) for split in section.splits]
+    if stage == "multi" and section.with_prior:
+        fields = ("image", "mask", "prior")
+        sources = [
+            crossfit.with_priors(source, split, config, workdir)
+            for source, split in zip(sources, section.splits, strict=True)
+        ]
     # The last split gives the held-out examples: for pre-training that is the largest one.
     train, held_out = data.split_validation(
         sources[-1], count=section.validation, seed=config.seed
     )
     kept = [*sources[:-1], data.select(sources[-1], train)]
     batches = data.Batches(
-        kept, batch_size=section.batch_size, size=section.size, seed=config.seed,
+        kept, batch_size=section.batch_size, size=section.size, seed=config.seed, fields=fields,
         process_index=jax.process_index(), process_count=jax.process_count(),
     )
     return batches, data.select(sources[-1], held_out)
 
 
-def _start(task: Task, stage: str, config: ConfigDict, workdir: Path) -> TrainState:
+def _start(
+    task: Task, stage: str, config: ConfigDict, workdir: Path, directory: Path
+) -> TrainState:
     """Fresh weights, or what an earlier stage or an imported file gives, listed in a report."""
     trees = loop.init_variables(task, config.seed)
     if stage == "segment" and "pretrain" in config.stages:
         mode, origin = config.segment.transfer, "pretrain"
         learned = load_parameters(workdir / "pretrain" / "checkpoints", part="latest")["net"]
         learned = {name: learned[name] for name in trees["net"]}
-    elif config.weights:
+    elif config.weights and stage != "multi":
         mode, origin = "matching", config.weights
         learned, _ = convert.load_imported(config.weights)
     else:
@@ -119,7 +145,8 @@ def _start(task: Task, stage: str, config: ConfigDict, workdir: Path) -> TrainSt
     except ValueError as error:
         raise ValueError(f"weights from {origin}: {error}") from error
     listing = {"from": origin, "mode": mode, **report._asdict()}
-    write_json(workdir / stage / "transfer.json", listing)
+    write_json(directory / "transfer.json", listing)
     n = len(report.loaded)
-    print(f"{stage}: {n} arrays from {origin} ({mode}), see transfer.json", file=sys.stderr)
+    where = f"from {origin} ({mode}), see transfer.json"
+    print(f"{directory.name}: {n} arrays {where}", file=sys.stderr)
     return task.start(trees)

@@ -46,9 +46,10 @@ ARROWS: dict[str, set[str]] = {
     "convert": _MODELS | {"torch_names"},
     "parity": _MODELS | {"losses", "convert"},
     "predict": _FRONT,
-    "present": {"augment", "data", "figures", "logs", "summary", "evaluation"},
+    "present": {"augment", "data", "figures", "logs", "summary", "evaluation", "tasks"},
     "loop": _FRONT | {"present"},
-    "train": _FRONT | {"predict", "present", "loop", "convert"},
+    "crossfit": _FRONT | {"loop", "predict"},
+    "train": _FRONT | {"predict", "present", "loop", "convert", "crossfit"},
     "bench": {"tasks", "loop", "models", "normalise", "optim", "state"},
     "cli": {"__init__", "evaluation", "parity", "convert", "predict", "train", "bench"},
 }

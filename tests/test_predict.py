@@ -51,7 +51,7 @@ def test_result_table_holds_the_model_in_both_readings_and_the_floors():
     prob[3, 3] = 0.8  # one false positive: Dice at 0.5 is 16 / 17
     records = [metrics.toolbox(prob, truth)]
     result = {r: metrics.summarise(records, r) for r in ("toolbox", "empty_aware")}
-    result["floors"] = floors([truth], [truth])
+    result = {"classes": {"infection": {**result, "floors": floors([truth], [truth])}}}
     lines = present.result_table(json.loads(json.dumps(result))).splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:]] == [
         "model, toolbox reading", "model, empty-aware reading", "floor: all positive",
@@ -60,6 +60,11 @@ def test_result_table_holds_the_model_in_both_readings_and_the_floors():
     assert lines[2].split("|")[3].strip() == f"{16 / 17:.3f}"
     assert lines[4].split("|")[3].strip() == f"{2 * 8 / 24:.3f}"  # all positive: 2 * 8 / (8 + 16)
     assert lines[5].split("|")[3].strip() == "1.000"  # the training mask is the truth here
+    two = {"classes": {n: result["classes"]["infection"] for n in ("ggo", "consolidation")}}
+    lines = present.result_table(json.loads(json.dumps(two))).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2::4]] == [
+        "ggo, model, toolbox reading", "consolidation, model, toolbox reading",
+    ]
 
 
 def test_pretraining_table_compares_coach_and_random_masks(tmp_path):

@@ -4,14 +4,32 @@ from ml_collections import ConfigDict
 
 from infnet_jax import normalise, optim
 from infnet_jax.models.coach import Coach
+from infnet_jax.models.fcn8s import FCN8s
 from infnet_jax.models.infnet import InfNet
+from infnet_jax.models.unet import UNet
 from infnet_jax.state import Task
-from infnet_jax.tasks import inpaint, segment
+from infnet_jax.tasks import inpaint, multi, segment
 
 
 def make_net(config: ConfigDict) -> InfNet:
     """The segmentation network; its inpainting heads exist only where pre-training runs."""
     return InfNet(image_channels=config.data.channels, dtype=config.dtype, **config.model)
+
+
+def make_multi_net(config: ConfigDict) -> UNet | FCN8s:
+    """The multi-class network, fed the slice and, if `multi.with_prior`, the prior."""
+    arguments = dict(config.multi.net)
+    kind = arguments.pop("kind")
+    if kind not in ("unet", "fcn8s"):
+        raise ValueError(f"multi.net.kind={kind!r}: choose unet or fcn8s")
+    if kind == "unet":
+        return UNet(dtype=config.dtype, **arguments)
+    return FCN8s(dtype=config.dtype, width=arguments["width"])
+
+
+def last_trained(config: ConfigDict) -> str:
+    """The stage whose network is evaluated: `multi` where it is one of the stages."""
+    return "multi" if "multi" in config.stages else "segment"
 
 
 def make_norm(config: ConfigDict, statistics: tuple[float, float]) -> normalise.Norm:
@@ -22,32 +40,35 @@ def make_norm(config: ConfigDict, statistics: tuple[float, float]) -> normalise.
 def make(
     stage: str, config: ConfigDict, statistics: tuple[float, float], steps_per_epoch: int
 ) -> Task:
-    """The task of stage `pretrain` or `segment`.
+    """The task of stage `pretrain`, `segment` or `multi`.
 
     Args:
-      stage: one of the two.
+      stage: one of them.
       config: the whole config; each section below `config.<stage>` is the keyword arguments of
         one function, so that a key nobody reads is an error.
       statistics: mean and sd of the training images on the 0..1 scale.
       steps_per_epoch: batches in one pass over the stage's data.
     """
-    net, norm = make_net(config), make_norm(config, statistics)
-    section = config[stage]
-    if stage == "segment":
+    norm, section = make_norm(config, statistics), config[stage]
+    if stage in ("segment", "multi"):
         schedule = optim.make_schedule(total_steps=section.steps, **section.schedule)
-        return segment.make(
-            net=net, norm=norm, size=section.size, scales=tuple(section.scales),
-            steps=section.steps, loss=section.loss, augmentation=section.augmentation,
-            tx=optim.make_optimizer(schedule, **section.optim), schedule=schedule,
-            ema_decay=section.ema_decay,
-        )
+        supervised = dict(
+            norm=norm, size=section.size, scales=tuple(section.scales), steps=section.steps,
+            loss=section.loss, augmentation=section.augmentation, schedule=schedule,
+            tx=optim.make_optimizer(schedule, **section.optim), ema_decay=section.ema_decay,
+        )  # fmt: skip
+        if stage == "segment":
+            return segment.make(net=make_net(config), **supervised)
+        net = make_multi_net(config)
+        return multi.make(net=net, with_prior=section.with_prior, **supervised)
     rounds, n_random = inpaint.make_rounds(steps_per_epoch=steps_per_epoch, **section.rounds)
     totals = {who: sum(n for phase, n in rounds if phase == who) for who in ("net", "coach")}
     net_schedule = optim.make_schedule(total_steps=totals["net"], **section.net_schedule)
     coach_schedule = optim.make_schedule(total_steps=totals["coach"], **section.coach_schedule)
     activation = "tanh" if config.model.inpaint_head == "tanh_parallel" else "linear"
     return inpaint.make(
-        net=net, coach=Coach(dtype=config.dtype, **config.coach), norm=norm, size=section.size,
+        net=make_net(config), coach=Coach(dtype=config.dtype, **config.coach), norm=norm,
+        size=section.size,
         rounds=rounds, n_random=n_random, random_share=section.random_share,
         sample_use=section.sample_use,
         masks=section.masks, loss=dict(section.loss, activation=activation),

@@ -1,0 +1,57 @@
+"""Background, ground-glass opacity, consolidation: a U-Net fed the slice and a single-class prior.
+
+    python main.py --config=configs/multi.py            # phantom, two cores, minutes
+    python main.py --config=configs/multi.py:semiseg --config.data.manual_dir=DIR
+
+Stages: `prior` trains the single-class network of `configs/supervised.py` once a fold, so that each
+training slice gets the map of a network that has not seen it; `multi` trains on slice and prior.
+Presets: demo (the default), semiseg, paper, authors, tiny; see `configs/selfsup.py`.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common, supervised
+
+
+def get_config(preset: str = "demo") -> ConfigDict:
+    """The config of a preset: that of `supervised.py`, its network made the prior."""
+    c = supervised.get_config(preset)
+    c.stages = ("prior", "multi", "evaluate")
+    c.data.name = c.data.name.replace("/binary", "/multiclass")
+    c.prior = ConfigDict(dict(
+        kind="crossfit",  # crossfit | truth (an upper bound: nobody has it at test time)
+        folds=3,
+        splits=(),  # further splits that get a prior, such as "unlabeled"
+    ))
+    m = c.multi = c.segment.copy_and_resolve_references()
+    del m.transfer
+    m.with_prior = True  # False: the slice alone
+    m.net = ConfigDict(dict(
+        kind="unet",  # unet | fcn8s
+        width=24, improved=False, inpaint_head="none",
+    ))
+    m.loss = ConfigDict(dict(
+        head="softmax",  # softmax | sigmoid (public code)
+        gamma=0.0,  # 2: focal
+        class_weights=(), smoothing=0.0, smoothed="all",
+        dice_weight=1.0,  # the public code has no Dice term: 0
+        dice_over="batch",
+    ))
+    if preset == "demo":
+        c.segment.update(steps=150, validation=0)
+        m.update(steps=240, eval_every=60)
+        c.prior.folds = 2
+    elif preset == "semiseg":
+        c.model.width = 24
+        c.segment.update(size=144, steps=500)
+        m.update(size=144, steps=1200)
+    elif preset == "tiny":
+        c.prior.folds, m.net.width = 2, 4
+    else:
+        m.net.update(width=64, improved=preset == "authors")
+        m.loss.update(head="sigmoid", dice_weight=0.0)
+        m.optim = common.optimizer("sgd", momentum=0.7)
+        m.schedule = common.schedule("constant", 1e-2)
+        m.batch_size, m.scales = 12, (1.0,)
+        m.steps, m.eval_every = 500 * 4, 5 * 4  # 45 slices are four batches
+    return c

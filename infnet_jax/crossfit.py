@@ -1,0 +1,135 @@
+"""The `prior` stage: a single-class map of every slice from networks that have not seen it.
+
+A multi-class network that is trained beside true masks learns to copy them, and then meets
+predictions when it is tested. So each training slice gets the map of the fold that left it out,
+and every other slice the mean over the folds.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from infnet_jax import data, loop, metrics, predict, tasks
+from infnet_jax.state import Task, TrainState
+from infnet_jax.workdir import write_json
+
+KINDS = ("crossfit", "truth")
+
+
+def run(
+    config: ConfigDict, *, workdir: Path, dataset: Path, mesh: Any,
+    statistics: tuple[float, float], start: Callable[[Task, Path], TrainState],
+) -> dict | None:
+    """Trains a single-class network a fold, by the settings of `config.segment`.
+
+    Writes `prior/fold<k>/` (a training folder each), `prior/fold<k>.npz` (its maps of every split)
+    and `prior/cross_validation.json`: the mean Dice of the training slices' maps at the threshold.
+
+    Args:
+      start: (task, folder of the fold) -> state of step 0.
+
+    Returns:
+      The timing, or None if it was asked to stop.
+
+    Raises:
+      ValueError: an unknown `prior.kind`, or more folds than groups.
+    """
+    if config.prior.kind not in KINDS:
+        raise ValueError(f"prior.kind={config.prior.kind!r}: choose {' or '.join(KINDS)}")
+    began, folder = time.perf_counter(), workdir / "prior"
+    steps = 0
+    if config.prior.kind == "crossfit":
+        source = data.open_split(dataset, config.data.train)
+        folds = data.group_folds(source, config.prior.folds, config.seed)
+        for k, held in enumerate(folds):
+            if (folder / f"fold{k}.npz").exists():
+                continue
+            timing = _train_fold(
+                config, source, held, folder / f"fold{k}", mesh, statistics, start
+            )
+            if timing is None:
+                return None
+            steps += timing["steps"]
+            _write_maps(config, folder / f"fold{k}", held, dataset, statistics)
+        if jax.process_index() == 0:
+            _write_score(config, workdir, source)
+    return {"name": "prior", "seconds": time.perf_counter() - began, "steps": steps}
+
+
+def with_priors(source: data.Source, split: str, config: ConfigDict, workdir: Path) -> data.Source:
+    """The source with a `prior` in each example, as `config.prior.kind` says.
+
+    Args:
+      source: of the whole split called `split`, or a part of it.
+    """
+    if config.prior.kind == "truth":  # an upper bound: nobody has it at test time
+        maps = {e["id"]: 255 * (e["mask"][..., 0] > 0).astype(np.uint8)
+                for e in data.examples(source)}
+        return data.WithPriors(source, maps)
+    sums: dict[str, list[np.ndarray]] = {}
+    for path in sorted((workdir / "prior").glob("fold*.npz")):
+        with np.load(path) as z:
+            for key in z.files:
+                where, _, name = key.partition("/")
+                if where == split:
+                    sums.setdefault(name, []).append(z[key])
+    maps = {name: np.round(np.mean(found, axis=0)).astype(np.uint8)
+            for name, found in sums.items()}
+    return data.WithPriors(source, maps)
+
+
+def _train_fold(
+    config: ConfigDict, source: data.Source, held: np.ndarray, directory: Path, mesh: Any,
+    statistics: tuple[float, float], start: Callable,
+) -> dict | None:
+    """One fold; what it left out is watched, but chooses nothing: the last weights serve."""
+    section = config.segment
+    kept = np.setdiff1d(np.arange(len(source)), held)
+    batches = data.Batches(
+        data.select(source, kept), batch_size=section.batch_size, size=section.size,
+        seed=config.seed, process_index=jax.process_index(), process_count=jax.process_count(),
+    )
+    task = tasks.make("segment", config, statistics, -(-len(kept) // section.batch_size))
+    return loop.fit(
+        task, section, batches, data.select(source, held), directory=directory, mesh=mesh,
+        seed=config.seed, fresh=lambda: start(task, directory),
+    )
+
+
+def _write_maps(
+    config: ConfigDict, directory: Path, held: np.ndarray, dataset: Path,
+    statistics: tuple[float, float],
+) -> None:
+    """The fold's maps: of the training slices it left out, and of all the other splits."""
+    weights = predict.load_weights(directory / "checkpoints", "latest")
+    found = {}
+    for split in dict.fromkeys([config.data.train, config.data.test, *config.prior.splits]):
+        source = data.open_split(dataset, split)
+        if split == config.data.train:
+            source = data.select(source, held)
+        maps = predict.sweep("segment", config, weights, source, statistics)
+        for i, prob in enumerate(maps):
+            name = f"{split}/{data.text(source[i]['id'])}"
+            found[name] = np.round(255 * prob).astype(np.uint8)
+    if jax.process_index() == 0:
+        fresh = directory.with_suffix(".tmp.npz")
+        np.savez_compressed(fresh, **found)
+        fresh.replace(directory.with_suffix(".npz"))
+
+
+def _write_score(config: ConfigDict, workdir: Path, source: data.Source) -> None:
+    """Cross-validated Dice: each training slice by the network that had not seen it."""
+    cut = 255 * config.evaluate.threshold
+    dice = {}
+    for example in data.examples(with_priors(source, config.data.train, config, workdir)):
+        truth = example["mask"][..., 0] > 0
+        found = metrics.resize_map(example["prior"][..., 0].astype(np.float32), truth.shape) >= cut
+        if total := truth.sum() + found.sum():
+            dice[example["id"]] = float(2 * (truth & found).sum() / total)
+    mean = float(np.mean(list(dice.values()))) if dice else None
+    write_json(workdir / "prior" / "cross_validation.json", {"dice": mean, "slices": dice})
