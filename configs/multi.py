@@ -24,7 +24,6 @@ def get_config(preset: str = "demo") -> ConfigDict:
         splits=(),  # further splits that get a prior, such as "unlabeled"
     ))
     m = c.multi = c.segment.copy_and_resolve_references()
-    del m.transfer
     m.with_prior = True  # False: the slice alone
     m.net = ConfigDict(dict(
         kind="unet",  # unet | fcn8s

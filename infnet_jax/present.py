@@ -61,9 +61,10 @@ def write(
         return path
     pictures, tables, notes = [], [], []
     pictures += _augmentation(workdir, config, dataset)
-    if "pretrain" in config.stages:
-        more_pictures, more_tables = _pretrain(workdir)
-        pictures, tables = pictures + more_pictures, tables + more_tables
+    for stage in ("pretrain", "pretrain_multi"):
+        if stage in config.stages:
+            more_pictures, more_tables = _pretrain(workdir, stage)
+            pictures, tables = pictures + more_pictures, tables + more_tables
     for stage, panels, caption in (
         ("segment", SEGMENT_PANELS, "Fine-tuning."),
         ("multi", MULTI_PANELS, "The multi-class network."),
@@ -116,14 +117,14 @@ def _row(label: str, summary: Mapping[str, Any], at: str) -> list[str]:
     return [label, *(f"{value:.3f}" for value in values)]
 
 
-def _pretrain(workdir: Path) -> tuple[list, list]:
+def _pretrain(workdir: Path, stage: str) -> tuple[list, list]:
     """Curves, the panel of masks over time, and the table that asks if the coach is hard."""
-    rows = load_rows(workdir / "pretrain" / "metrics.jsonl")
-    pictures = _curves(workdir, "pretrain", PRETRAIN_PANELS, (
+    rows = load_rows(workdir / stage / "metrics.jsonl")
+    pictures = _curves(workdir, stage, PRETRAIN_PANELS, (
         "Both players. The coach earns its name where the error under its masks lies above the "
         "error under random masks of the same keep ratio."
     ))
-    panels = sorted((workdir / "pretrain" / "panels").glob("*.npz"))
+    panels = sorted((workdir / stage / "panels").glob("*.npz"))
     judged = [row for row in rows if "rec_coach" in row]
     if panels:
         picked = sorted({round(i * (len(panels) - 1) / 3) for i in range(4)})
@@ -132,7 +133,8 @@ def _pretrain(workdir: Path) -> tuple[list, list]:
             with np.load(path) as z:
                 lines.append((f"step {int(path.stem)}", z["image"], z["visible_coach"],
                               z["filled_coach"]))
-        out = figures.inpainting_panel(lines, workdir / "figures" / "inpainting.png")
+        name = "inpainting.png" if stage == "pretrain" else "inpainting_multi.png"
+        out = figures.inpainting_panel(lines, workdir / "figures" / name)
         pictures.append((out, "Held-out slices at several moments of pre-training: what the coach "
                               "erases (orange) and what Inf-Net paints in."))
     if not judged:
@@ -147,7 +149,8 @@ def _pretrain(workdir: Path) -> tuple[list, list]:
          ["share of cells in which two slices' coach masks differ",
           f"{last['mask_difference']:.3f}"]],
     )
-    return pictures, [("Is the coach hard?", table)]
+    of = "" if stage == "pretrain" else " (multi-class)"
+    return pictures, [(f"Is the coach hard?{of}", table)]
 
 
 def _curves(workdir: Path, stage: str, panels: Sequence, caption: str) -> list:

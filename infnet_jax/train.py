@@ -16,7 +16,7 @@ from infnet_jax.state import Task, TrainState
 from infnet_jax.transfer import load_parameters, transfer
 from infnet_jax.workdir import claim, write_json
 
-STAGES = ("pretrain", "prior", "segment", "multi", "evaluate")
+STAGES = ("pretrain", "prior", "segment", "pretrain_multi", "multi", "evaluate")
 
 
 def run(config: ConfigDict, *, workdir: Path, dataset: Path, name: str, command: str) -> Path:
@@ -103,7 +103,7 @@ def _open_data(
     """The training stream of a stage and its held-out examples (whole groups)."""
     section, fields = config[stage], ("image", "mask")
     sources = [data.open_split(dataset, split) for split in section.splits]
-    if stage == "multi" and section.with_prior:
+    if stage in ("multi", "pretrain_multi") and config.multi.with_prior:
         fields = ("image", "mask", "prior")
         sources = [
             crossfit.with_priors(source, split, config, workdir)
@@ -126,11 +126,12 @@ def _start(
 ) -> TrainState:
     """Fresh weights, or what an earlier stage or an imported file gives, listed in a report."""
     trees = loop.init_variables(task, config.seed)
-    if stage == "segment" and "pretrain" in config.stages:
-        mode, origin = config.segment.transfer, "pretrain"
-        learned = load_parameters(workdir / "pretrain" / "checkpoints", part="latest")["net"]
+    before = {"segment": "pretrain", "multi": "pretrain_multi"}.get(stage)
+    if before in config.stages:
+        mode, origin = config[stage].transfer, before
+        learned = load_parameters(workdir / before / "checkpoints", part="latest")["net"]
         learned = {name: learned[name] for name in trees["net"]}
-    elif config.weights and stage != "multi":
+    elif config.weights and stage in ("pretrain", "segment"):
         mode, origin = "matching", config.weights
         learned, _ = convert.load_imported(config.weights)
     else:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import common, selfsup, supervised
+from configs import common, multi, multi_selfsup, selfsup, supervised
 from infnet_jax import tasks
 
 
@@ -17,18 +17,33 @@ def test_supervised_is_selfsup_without_pretraining(preset):
     assert alone.data == after.data
 
 
-@pytest.mark.parametrize("preset", ["tiny", "paper", "authors"])
-def test_preset_builds_its_tasks(preset):
-    config = selfsup.get_config(preset)
-    for stage in ("pretrain", "segment"):
+@pytest.mark.parametrize("preset", common.PRESETS)
+def test_multi_selfsup_is_multi_with_pretraining(preset):
+    alone, after = multi.get_config(preset), multi_selfsup.get_config(preset)
+    assert alone.stages == ("prior", "multi", "evaluate")
+    assert after.stages == ("pretrain", "prior", "pretrain_multi", "multi", "evaluate")
+    assert alone.multi.optim == after.multi.optim and alone.multi.loss == after.multi.loss
+    assert alone.data.name.endswith("/multiclass") or "phantom" in alone.data.name
+    assert {*after.pretrain_multi.splits} <= {after.data.train, *after.prior.splits}
+
+
+SINGLE, MULTI = ("pretrain", "segment"), ("pretrain_multi", "multi")
+
+
+@pytest.mark.parametrize(
+    ("file", "preset", "stages"),
+    [(selfsup, "tiny", SINGLE), (selfsup, "paper", SINGLE), (selfsup, "authors", SINGLE),
+     (multi_selfsup, "tiny", MULTI), (multi_selfsup, "authors", MULTI)],
+)  # fmt: skip
+def test_preset_builds_its_tasks(file, preset, stages):
+    config = file.get_config(preset)
+    for stage in stages:
         task = tasks.make(stage, config, (0.4, 0.2), 10)
         assert task.total_steps > 0
         state = jax.eval_shape(lambda key, t=task: t.start(t.variables(key)), jax.random.key(0))
         side, rows = config[stage].size, config[stage].batch_size
-        batch = {
-            "image": jax.ShapeDtypeStruct((rows, side, side, 1), jnp.uint8),
-            "mask": jax.ShapeDtypeStruct((rows, side, side, 1), jnp.uint8),
-        }
+        picture = jax.ShapeDtypeStruct((rows, side, side, 1), jnp.uint8)
+        batch = dict.fromkeys(("image", "mask", "prior"), picture)
         for name in list(task.steps)[:2]:  # further sizes of multi-scale training are alike
             after, metrics = jax.eval_shape(task.steps[name], state, batch, jax.random.key(0))
             assert jax.tree.structure(after) == jax.tree.structure(state), (stage, name)

@@ -75,7 +75,7 @@ def test_pretraining_table_compares_coach_and_random_masks(tmp_path):
         {"step": 8, "rec_coach": 0.3, "rec_random": 0.2, "mask_difference": 0.125},
     ]
     (stage / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    pictures, tables = present._pretrain(tmp_path)
+    pictures, tables = present._pretrain(tmp_path, "pretrain")
     assert "| ratio | 1.50 |" in tables[0][1]  # of the last evaluation, not the first
     assert "| 0.125 |" in tables[0][1]
     assert [path.name for path, _ in pictures] == ["pretrain_curves.png"]

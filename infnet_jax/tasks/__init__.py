@@ -23,7 +23,8 @@ def make_multi_net(config: ConfigDict) -> UNet | FCN8s:
     if kind not in ("unet", "fcn8s"):
         raise ValueError(f"multi.net.kind={kind!r}: choose unet or fcn8s")
     if kind == "unet":
-        return UNet(dtype=config.dtype, **arguments)
+        channels = config.data.channels * (2 if config.multi.with_prior else 1)
+        return UNet(image_channels=channels, dtype=config.dtype, **arguments)
     return FCN8s(dtype=config.dtype, width=arguments["width"])
 
 
@@ -40,7 +41,7 @@ def make_norm(config: ConfigDict, statistics: tuple[float, float]) -> normalise.
 def make(
     stage: str, config: ConfigDict, statistics: tuple[float, float], steps_per_epoch: int
 ) -> Task:
-    """The task of stage `pretrain`, `segment` or `multi`.
+    """The task of stage `pretrain`, `segment`, `pretrain_multi` or `multi`.
 
     Args:
       stage: one of them.
@@ -61,14 +62,16 @@ def make(
             return segment.make(net=make_net(config), **supervised)
         net = make_multi_net(config)
         return multi.make(net=net, with_prior=section.with_prior, **supervised)
+    net, head = make_net(config), config.model.inpaint_head
+    if stage == "pretrain_multi":
+        net, head = make_multi_net(config), config.multi.net.inpaint_head
     rounds, n_random = inpaint.make_rounds(steps_per_epoch=steps_per_epoch, **section.rounds)
     totals = {who: sum(n for phase, n in rounds if phase == who) for who in ("net", "coach")}
     net_schedule = optim.make_schedule(total_steps=totals["net"], **section.net_schedule)
     coach_schedule = optim.make_schedule(total_steps=totals["coach"], **section.coach_schedule)
-    activation = "tanh" if config.model.inpaint_head == "tanh_parallel" else "linear"
+    activation = "tanh" if head == "tanh_parallel" else "linear"
     return inpaint.make(
-        net=make_net(config), coach=Coach(dtype=config.dtype, **config.coach), norm=norm,
-        size=section.size,
+        net=net, coach=Coach(dtype=config.dtype, **config.coach), norm=norm, size=section.size,
         rounds=rounds, n_random=n_random, random_share=section.random_share,
         sample_use=section.sample_use,
         masks=section.masks, loss=dict(section.loss, activation=activation),
@@ -76,4 +79,5 @@ def make(
         net_tx=optim.make_optimizer(net_schedule, **section.net_optim),
         coach_tx=optim.make_optimizer(coach_schedule, **section.coach_optim),
         kld_weight=section.kld_weight, coach_grad=section.coach_grad,
+        with_prior=stage == "pretrain_multi" and config.multi.with_prior,
     )

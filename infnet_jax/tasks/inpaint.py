@@ -13,6 +13,7 @@ import optax
 from infnet_jax import augment, losses, normalise
 from infnet_jax.models import coach as coach_lib
 from infnet_jax.state import Task, make_player, make_state, update_player
+from infnet_jax.tasks.multi import network_input
 
 
 def make_rounds(
@@ -109,11 +110,12 @@ def make(
     coach_tx: optax.GradientTransformation,
     kld_weight: float,
     coach_grad: str,
+    with_prior: bool = False,
 ) -> Task:
     """The two-player task.
 
     Args:
-      net: an `InfNet` with an inpainting head; coach: a `Coach`.
+      net: an `InfNet`, or a `UNet`, with an inpainting head; coach: a `Coach`.
       norm: input and target scale.
       size: side of the square training images, pixels.
       rounds, n_random: order of play, and the first steps with random masks (`make_rounds`).
@@ -125,6 +127,8 @@ def make(
       kld_weight: weight of the KL term in the coach's loss (eq. 1 has none: 0).
       coach_grad: `through_net` lets the coach's gradient flow through the frozen network's
         input; `weights_only` stops it at the network's output.
+      with_prior: batches hold a `prior` too, moved and erased with its slice; input and target
+        are slice and prior, concatenated, the prior's target on -1..1 as the head's range is.
 
     Raises:
       ValueError: unknown `coach_grad`.
@@ -132,7 +136,7 @@ def make(
     if coach_grad not in ("through_net", "weights_only"):
         raise ValueError(f"pretrain.coach_grad={coach_grad!r}: choose through_net or weights_only")
     mask_train, mask_use, mask_random = make_masks(**masks)
-    channels = len(norm.mean)
+    channels = len(norm.mean) * (2 if with_prior else 1)
 
     def variables(key: jax.Array):
         image = jnp.zeros((1, size, size, channels))
@@ -146,10 +150,17 @@ def make(
         return make_state(*players, "min")
 
     def prepare(batch: Mapping[str, jax.Array], key: jax.Array | None):
-        image = batch["image"].astype(jnp.float32) / 255.0
+        fields = {"image": batch["image"].astype(jnp.float32) / 255.0}
+        if with_prior:
+            fields["prior"] = batch["prior"].astype(jnp.float32)
         if key is not None:
-            image = augment.augment(key, {"image": image}, **augmentation)["image"]
-        return normalise.network_input(image, norm), normalise.inpainting_target(image, norm)
+            fields = augment.augment(key, fields, **augmentation)
+        x = network_input(fields["image"], fields.get("prior"), norm)
+        target = normalise.inpainting_target(fields["image"], norm)
+        if with_prior:
+            prior = jnp.repeat(fields["prior"] / 127.5 - 1.0, len(norm.mean), axis=-1)
+            target = jnp.concatenate([target, prior], -1)
+        return x, target
 
     def fill(variables: Mapping, masked: jax.Array):
         return net.apply(variables, masked, train=False, head="inpaint")
@@ -209,17 +220,19 @@ def make(
         """Mean squared error of the final map per slice over erased pixels, coach and random."""
         x, target = prepare(batch, None)
         keys = jax.random.split(key, 2)
-        out = {"image": normalise.grey(target, norm)}
+        shown = slice(0, len(norm.mean))  # the slice, not its prior
+        out = {"image": normalise.grey(target[..., shown], norm)}
         visible = {
             "coach": propose(state.coach.averaged, x, keys[0]),
             "random": mask_random(keys[1], x.shape[0], x.shape[1:3]),
         }
         for name, mask in visible.items():
-            filled = fill(state.net.averaged, x * mask)["s8"]
+            found = fill(state.net.averaged, x * mask)
+            filled = found["s8" if "s8" in found else "recon"]
             error = ((filled - target) ** 2).mean(axis=-1) * (1.0 - mask[..., 0])
             out[f"error_{name}"] = error.sum((1, 2)) / jnp.maximum((1 - mask).sum((1, 2, 3)), 1)
             out[f"visible_{name}"] = mask[..., 0]
-            out[f"filled_{name}"] = normalise.grey(filled, norm)
+            out[f"filled_{name}"] = normalise.grey(filled[..., shown], norm)
         return out
 
     ends = list(accumulate(n for _, n in rounds))
