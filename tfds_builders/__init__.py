@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-NAMES = ("covid_semiseg", "phantom")
+NAMES = ("covid_semiseg", "medseg", "phantom")
 DEFAULT_DATA_DIR = Path("~/tensorflow_datasets")
 
 
@@ -88,12 +88,14 @@ def _existing(folder: Path, strict: bool) -> Path:
 
 
 def _checked_manual_dir(name: str, manual_dir: str | Path | None, builder: type) -> Path:
+    how = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
     if manual_dir is None:
-        how = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
         raise FileNotFoundError(f"{name} needs manual_dir. {how}")
     manual_dir = Path(manual_dir).expanduser().absolute()
     if not manual_dir.is_dir():
         raise FileNotFoundError(f"{manual_dir}: manual_dir of {name} is no folder")
+    if next(manual_dir.iterdir(), None) is None:
+        raise FileNotFoundError(f"{manual_dir}: manual_dir of {name} is empty. {how}")
     return manual_dir
 
 

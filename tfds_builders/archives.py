@@ -16,11 +16,12 @@ class Member:
     """One file: its name from the root (posix; `a.zip/b/c.jpg` for a member), and how to read it.
 
     `read()` returns the bytes and raises ValueError, naming the file, when it is damaged,
-    encrypted, or larger than allowed.
+    encrypted, or larger than allowed. `path` is None for a member of a zip.
     """
 
     name: str
     read: Callable[[], bytes]
+    path: Path | None = None
 
 
 def walk(root: Path, *, limit: int = MAX_MEMBER) -> Iterator[Member | ValueError]:
@@ -38,7 +39,8 @@ def walk(root: Path, *, limit: int = MAX_MEMBER) -> Iterator[Member | ValueError
             if path.suffix.lower() == ".zip":
                 yield from zip_members(path, relative, limit=limit)
             else:
-                yield Member(relative, lambda path=path, name=relative: _file(path, name, limit))
+                yield Member(relative, lambda path=path, name=relative: _file(path, name, limit),
+                             path)
 
 
 def zip_members(
@@ -46,7 +48,7 @@ def zip_members(
 ) -> Iterator[Member | ValueError]:
     """Yields the files of one zip as `walk` does; `name` is what messages call the zip.
 
-    The zip stays open until the next member is asked for, so read each before going on.
+    The zip stays open while its members are listed; reading one later opens it again.
     """
     try:
         archive = zipfile.ZipFile(path)
@@ -63,8 +65,8 @@ def zip_members(
             if leaves(info.filename):
                 yield ValueError(f"{inside}: the path leaves the archive; refused")
             else:
-                yield Member(inside, lambda info=info, inside=inside: read_member(
-                    archive, info, inside, limit=limit))
+                yield Member(inside, lambda info=info, inside=inside: _read(
+                    archive, path, info, inside, limit))
 
 
 def read_member(
@@ -85,6 +87,15 @@ def read_member(
     if len(data) > limit:
         raise ValueError(f"{name}: holds more than the {limit} bytes that may pass")
     return data
+
+
+def _read(
+    archive: zipfile.ZipFile, path: Path, info: zipfile.ZipInfo, name: str, limit: int
+) -> bytes:
+    if archive.fp is not None:  # still open
+        return read_member(archive, info, name, limit=limit)
+    with zipfile.ZipFile(path) as again:
+        return read_member(again, info, name, limit=limit)
 
 
 def leaves(member: str) -> bool:

@@ -64,7 +64,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Yields (key, example) pairs."""
 
     def _generate_examples(self, **kwargs: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Passes `_examples` on, and raises ValueError at the first repeated key."""
+        """Passes `_examples` on; ValueError at the first repeated key, or when there is none."""
         seen = set()
         for key, example in self._examples(**kwargs):
             if key in seen:
@@ -72,14 +72,21 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             seen.add(key)
             self.report.add(key, example)
             yield key, example
+        if not seen:
+            reasons = "; ".join(f"{f}: {r}" for f, r in list(self.report.skipped.items())[:3])
+            raise ValueError(f"{self.name}: a split has nothing readable; {reasons or 'no files'}")
 
     def _download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
         """Prepares the records, then writes manifest and report into the same (hidden) folder."""
         super()._download_and_prepare(*args, **kwargs)
+        self._complete_report()
         if self._read_files:
             lines = [f"{digest}  {name}\n" for name, digest in sorted(self._read_files.items())]
             Path(self.data_dir, MANIFEST).write_text("".join(lines), encoding="utf-8")
         self.report.write(Path(self.data_dir))
+
+    def _complete_report(self) -> None:  # noqa: B027 (most builders have nothing to add)
+        """Adds to the report what is only known at the end, such as counts that are expected."""
 
     def read_grey(self, path: Path, root: Path) -> np.ndarray:
         """Reads a grey picture as uint8 [H, W]; `root` is what the manifest's names start from.
