@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-NAMES = ("covid_semiseg", "medseg", "phantom")
+NAMES = ("covid_semiseg", "ictcf", "medseg", "phantom")
 DEFAULT_DATA_DIR = Path("~/tensorflow_datasets")
 
 

@@ -66,7 +66,7 @@ def load(data: bytes, name: object) -> Volume:
 
 
 def slices(volume: Volume, like: Volume | None = None) -> np.ndarray:
-    """Returns [Z, H, W] values, foot to head, each slice upright in radiological display.
+    """Returns [Z, H, W] stored numbers, foot to head, each slice upright in radiological display.
 
     Upright means: front of the body on top, the patient's right at image left. A header without
     orientation codes is taken as stored towards left, back and head.
@@ -77,10 +77,16 @@ def slices(volume: Volume, like: Volume | None = None) -> np.ndarray:
     """
     source = volume if like is None else like
     array = volume.array
-    if (volume.slope, volume.inter) != (1, 0):
-        array = array * np.float32(volume.slope) + np.float32(volume.inter)
     if source.coded:
         now = orientations.io_orientation(source.affine)
         turn = orientations.ornt_transform(now, orientations.axcodes2ornt(UPRIGHT))
         array = orientations.apply_orientation(array, turn)
     return np.transpose(array, (2, 1, 0))
+
+
+def values(volume: Volume, like: Volume | None = None) -> np.ndarray:
+    """As `slices`, but the values that the stored numbers stand for (float32 where scaled)."""
+    stored = slices(volume, like)
+    if (volume.slope, volume.inter) == (1, 0):
+        return stored
+    return stored * np.float32(volume.slope) + np.float32(volume.inter)

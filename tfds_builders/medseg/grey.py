@@ -2,7 +2,7 @@
 
 import numpy as np
 
-LOW, HIGH = -1350.0, 150.0  # Hounsfield units: level -600, width 1500
+LOW, HIGH = -1250.0, 250.0  # Hounsfield units: level -500, width 1500
 KINDS = {"hu": (LOW, HIGH), "grey": (0.0, 255.0), "share": (0.0, 1.0)}
 
 

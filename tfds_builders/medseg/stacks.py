@@ -77,13 +77,13 @@ def _nifti(source: sources.Source, remember: Remember) -> Stack:
         return found
 
     image, mask, lung = (volume(m) for m in (source.image, source.mask, source.lung))
-    picture = _grey(nifti.slices(image), source.image.name)
+    picture = _grey(nifti.values(image), source.image.name)
     notes = () if image.coded else (
         f"{source.image.name}: no orientation in its header; taken as stored left, back, head",)
     # Published masks do not always carry the header of their image: believe their own first.
     for like in (None, image):
-        labels = None if mask is None else nifti.slices(mask, like)
-        lungs = None if lung is None else nifti.slices(lung, like) > 0
+        labels = None if mask is None else nifti.values(mask, like)
+        lungs = None if lung is None else nifti.values(lung, like) > 0
         if _in_step(picture, labels, lungs):
             return Stack(picture, labels, lungs, notes)
         notes = (*notes, f"{source.image.name}: masks fit by the image's header, not by their own")
