@@ -25,9 +25,9 @@ def main(argv: list[str] | None = None) -> int:
         ":SPLIT if you like. Prints correlation, split and id of either, tab-separated.")
     overlap.add_argument("a", metavar="A")
     overlap.add_argument("b", metavar="B")
-    overlap.add_argument("--least", type=float, default=0.6,
+    overlap.add_argument("--least", type=float, default=0.7,
                          help="correlation of fine structure from which a pair is listed; "
-                         "copies reach 0.8 and more (default: %(default)s)")
+                         "copies reach 0.8, one patient's slices 0.5 (default: %(default)s)")
     overlap.set_defaults(run=_overlap)
     for command in (build, overlap):
         command.add_argument("--data_dir", default=str(DEFAULT_DATA_DIR),
