@@ -219,6 +219,7 @@ def hounsfield(levels):
     return (levels / 255 * 1500 - 1250).round().astype(np.int16)
 
 
+@pytest.mark.slow
 def test_real_volumes_in_both_forms(shared, tmp_path):
     folder, rows = real_rows(shared, "medseg-volumes")
     source, made = tmp_path / "nii", {}
