@@ -10,8 +10,15 @@ import pytest
 import tensorflow_datasets as tfds
 
 import tfds_builders
-from tfds_builders import nifti
-from tfds_builders.medseg import dummy_data, grey, medseg_dataset_builder as medseg, pose, stacks
+from tfds_builders import archives, nifti
+from tfds_builders.medseg import (
+    dummy_data,
+    grey,
+    medseg_dataset_builder as medseg,
+    pose,
+    sources,
+    stacks,
+)
 
 
 @pytest.fixture
@@ -150,6 +157,7 @@ def test_damaged_and_odd_files_are_skipped_with_the_reason(source, tmp_path):
     dummy_data.save_nifti(labels, source / "rp_msk/5.nii.gz")
     found, report = build("volumes", source, tmp_path)
     skipped = report["skipped"]
+    assert all("\n" not in reason for reason in skipped.values())
     assert set(skipped) == {f"rp_im/{n}.nii.gz" for n in (1, 2, 3, 4)} | {"rp_msk/5.nii.gz[1]"}
     assert all("not a readable NIfTI" in skipped[f"rp_im/{n}.nii.gz"] for n in (1, 2, 3, 4))
     assert "[7]" in skipped["rp_msk/5.nii.gz[1]"]
@@ -165,6 +173,44 @@ def test_declared_and_real_size_bombs_are_refused(monkeypatch):
         nifti.load(bytes(data), "bomb.nii")
     with pytest.raises(ValueError, match="more than 65536 bytes"):
         nifti.load(gzip.compress(image.to_bytes() + bytes(2**17)), "bomb.nii.gz")
+
+
+def spoilt(data, rng, other):
+    """Mutates a file: cut off, bytes of the header or anywhere changed, or another file's."""
+    data, kind = bytearray(data), rng.integers(4)
+    if kind == 0:
+        return bytes(data[: rng.integers(len(data))])
+    if kind == 1:
+        return other
+    for at in rng.integers(0, 128 if kind == 2 else len(data), 1 + rng.integers(6)):
+        data[at] = rng.integers(256)
+    return bytes(data)
+
+
+def test_mutated_files_are_read_in_step_or_refused(tmp_path):
+    rng, made = np.random.default_rng(7), dummy_data.chest(3)
+    for part in ("image", "labels", "lung"):
+        dummy_data.save_nifti(made[part], tmp_path / f"{part}.nii")
+    dummy_data.save_npy(made, tmp_path / "image.npy", tmp_path / "labels.npy")
+    whole = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    members = {name: archives.Member(name, (tmp_path / name).read_bytes, tmp_path / name)
+               for name in whole}
+    files = {True: ("image.npy", "labels.npy"), False: ("image.nii", "labels.nii", "lung.nii")}
+    refused = 0
+    for i in range(90):
+        names = files[i % 3 == 0]
+        name = rng.choice(names)
+        (tmp_path / name).write_bytes(spoilt(whole[name], rng, whole[rng.choice(list(whole))]))
+        try:
+            stack = stacks.read(sources.Source("1", *(members[n] for n in names)), lambda *_: None)
+            assert stack.image.dtype == np.uint8 and stack.image.ndim == 3
+            assert stack.image.shape == stack.labels.shape == stack.lung.shape
+        except ValueError as error:
+            refused += 1
+            assert ".np" in str(error) or ".nii" in str(error)
+            assert "\n" not in str(error)
+        (tmp_path / name).write_bytes(whole[name])
+    assert 20 < refused < 80
 
 
 def test_missing_files_say_what_is_expected(tmp_path):
