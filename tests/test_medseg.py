@@ -63,7 +63,12 @@ def test_volumes_are_split_by_patient(source, tmp_path):
     assert len(patients["train"]) == 6 and len(patients["test"]) == 2
     assert not patients["train"] & patients["test"]
     everything = found["train"] | found["test"]
-    assert everything["volume2_001"]["patient"] == everything["volume3_002"]["group"]
+    two, three = everything["volume2_001"], everything["volume3_002"]
+    assert two["patient"] == three["patient"] == b"volume2+3"
+    assert two["group"] == three["group"] == b"radiopaedia_org_covid-19-pneumonia-10"
+    assert everything["volume9_000"]["group"] == b"volume9"
+    groups = {s: {e["group"] for e in found[s].values()} for s in found}
+    assert not groups["train"] & groups["test"]
     assert report["expected"]["volumes"] == {"expected": 9, "found": 9}
     assert report["mask_classes"]["1"]["examples"] == 9
 
