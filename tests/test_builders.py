@@ -140,7 +140,7 @@ BAD_INPUTS = [  # config, file, what to do with it, words in the message
     ("multiclass", "TestingSet/MultiClassInfection-Test/GT/6.png",
      lambda p: write(p, np.full((40, 24), 38)), ("GT/6.png", "[38]")),
     ("multiclass", "TestingSet/MultiClassInfection-Test/GT/6.png",
-     lambda p: write(p, np.zeros((40, 24, 3))), ("GT/6.png", "RGB")),
+     lambda p: write(p, np.eye(3)[np.zeros((40, 24), int)]), ("GT/6.png", "RGB")),
     ("binary", f"{DOCTOR}/Imgs/4.jpg", lambda p: p.write_bytes(b""), ("Imgs/4.jpg", "0 bytes")),
     ("binary", f"{DOCTOR}/Imgs/4.jpg", lambda p: p.write_bytes(p.read_bytes()[:300]),
      ("Imgs/4.jpg", "not a readable picture")),

@@ -6,17 +6,24 @@ for that.
 
 import contextlib
 import importlib
+import json
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-NAMES = ("covid_semiseg", "phantom")
+NAMES = ("cc_ccii", "covid_chestxray", "covid_ct", "covid_semiseg", "phantom")
+RESUMABLE = "incomplete.resume_"  # starts the name of a folder that a killed build goes on from
 DEFAULT_DATA_DIR = Path("~/tensorflow_datasets")
 
 
 def prepare(
-    name: str, *, data_dir: str | Path = DEFAULT_DATA_DIR, manual_dir: str | Path | None = None
+    name: str,
+    *,
+    data_dir: str | Path = DEFAULT_DATA_DIR,
+    manual_dir: str | Path | None = None,
+    strict: bool = False,
 ) -> Path:
     """Builds a dataset unless it is there already.
 
@@ -28,6 +35,7 @@ def prepare(
         builder's first one.
       data_dir: where prepared datasets live, as in TFDS; `~` is expanded.
       manual_dir: the folder with the downloaded source files; not needed for `phantom`.
+      strict: a file that would be skipped, or a count that is not as expected, is an error.
 
     Returns:
       The versioned folder, such as `data_dir/covid_semiseg/binary/1.0.0`, to be read with
@@ -35,6 +43,7 @@ def prepare(
 
     Raises:
       ValueError: unknown name or config, or a source file is unfit; the message names it.
+        Strict, and the dataset that is there already was built with skips.
       FileNotFoundError: `manual_dir` is missing or has another layout.
     """
     import tensorflow_datasets as tfds  # takes a second; `--help` must not wait for it
@@ -47,21 +56,37 @@ def prepare(
     configs = [c.name for c in module.Builder.BUILDER_CONFIGS]
     if config and config not in configs:
         raise ValueError(f"unknown config {name!r}; {builder_name} has: {', '.join(configs)}")
-    builder = module.Builder(config=config or configs[0], data_dir=data_dir)
+    builder = module.Builder(config=config or configs[0], data_dir=data_dir, strict=strict)
     final = Path(builder.data_dir)
     if (final / "dataset_info.json").exists():
-        return final
+        return _existing(final, strict)
     if module.Builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         manual_dir = _checked_manual_dir(name, manual_dir, module.Builder)
     with _lock(final.parent):
         if (final / "dataset_info.json").exists():  # another process was faster
-            return final
+            return _existing(final, strict)
         for leftover in final.parent.glob(f"incomplete.*_{final.name}"):
-            shutil.rmtree(leftover)  # of a build that was killed: we hold the lock
+            if leftover.name != f"{RESUMABLE}{final.name}":
+                shutil.rmtree(leftover)  # of a build that was killed: we hold the lock
         config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
         with _progress():
             builder.download_and_prepare(download_config=config)
     return final
+
+
+def report_of(folder: Path) -> dict[str, Any]:
+    """Returns the quality report beside a prepared dataset; empty when it has none."""
+    path = folder / "report.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _existing(folder: Path, strict: bool) -> Path:
+    report = report_of(folder)
+    counts = report.get("expected", {}).values()
+    if strict and (report.get("skipped") or any(c["expected"] != c["found"] for c in counts)):
+        raise ValueError(f"{folder}: was built with skips or short counts (see report.json in it); "
+                         "remove it to build it strictly")
+    return folder
 
 
 def _checked_manual_dir(name: str, manual_dir: str | Path | None, builder: type) -> Path:

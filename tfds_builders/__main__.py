@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from tfds_builders import DEFAULT_DATA_DIR, NAMES, prepare
+from tfds_builders import DEFAULT_DATA_DIR, NAMES, prepare, report_of
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -17,14 +17,22 @@ def main(argv: list[str] | None = None) -> int:
     build.add_argument("--manual_dir", help="folder with the source files you have downloaded")
     build.add_argument("--data_dir", default=str(DEFAULT_DATA_DIR),
                        help="where prepared datasets are kept (default: %(default)s)")
+    build.add_argument("--strict", action="store_true",
+                       help="fail where a file would be skipped or a count is short")
     args = parser.parse_args(argv)
     if args.name.partition("/")[0] not in NAMES:
         build.error(f"unknown dataset {args.name!r}; there are: {', '.join(NAMES)}")
     try:
-        folder = prepare(args.name, data_dir=args.data_dir, manual_dir=args.manual_dir)
+        folder = prepare(args.name, data_dir=args.data_dir, manual_dir=args.manual_dir,
+                         strict=args.strict)
+        report = report_of(folder)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    if report:
+        from tfds_builders.report import summary  # not for `--help`: it loads OpenCV
+
+        print(summary(report), file=sys.stderr)
     print(folder)
     return 0
 

@@ -8,25 +8,19 @@ keys are checked for uniqueness here (TFDS reports a duplicate as a missing modu
 
 import abc
 import hashlib
-import io
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image, UnidentifiedImageError
 
+from tfds_builders.pictures import decode_grey, decode_labels, encode_png
+from tfds_builders.report import Report
+
+__all__ = ["Builder", "encode_png", "pair", "picture_feature", "pictures", "segmentation_features"]
 MANIFEST = "manifest.sha256"
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-
-
-def encode_png(picture: np.ndarray) -> bytes:
-    """Encodes uint8 [H, W] (or [H, W, 1]) as an 8-bit grey PNG; equal arrays give equal bytes."""
-    if picture.dtype != np.uint8:
-        raise ValueError(f"a picture to encode must be uint8, got {picture.dtype}")
-    return cv2.imencode(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 6])[1].tobytes()
 
 
 def picture_feature() -> tfds.features.Image:
@@ -51,12 +45,18 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """A TFDS builder that needs no TensorFlow and remembers which files it has read.
 
     Subclasses implement `_info`, `_split_generators`, and `_examples` in place of TFDS's
-    `_generate_examples`. Files read through `read_grey` and `read_labels` are listed with their
-    sha256 in `manifest.sha256` beside the prepared records (in the format of `sha256sum`).
+    `_generate_examples`. Files read through `read_grey`, `read_labels` and their `_from` forms are
+    listed with their sha256 in `manifest.sha256` beside the prepared records (in the format of
+    `sha256sum`). `report` counts every example by itself; a builder of messy downloads calls
+    `report.skip` or `report.attempt` for the files it leaves out. `report.json` and
+    `contact_sheet.png` appear beside the records.
     """
 
-    def __init__(self, *, file_format: str = "array_record", **kwargs: Any):
+    COUNTED: tuple[str, ...] = ()  # features whose values the report counts, such as `label`
+
+    def __init__(self, *, file_format: str = "array_record", strict: bool = False, **kwargs: Any):
         self._read_files: dict[str, str] = {}
+        self.report = Report(self.name, strict=strict, counted=self.COUNTED)
         super().__init__(file_format=file_format, **kwargs)
 
     @abc.abstractmethod
@@ -64,20 +64,29 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Yields (key, example) pairs."""
 
     def _generate_examples(self, **kwargs: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Passes `_examples` on, and raises ValueError at the first repeated key."""
+        """Passes `_examples` on; ValueError at the first repeated key, or when there is none."""
         seen = set()
         for key, example in self._examples(**kwargs):
             if key in seen:
                 raise ValueError(f"{self.name}: two examples share the key {key!r}")
             seen.add(key)
+            self.report.add(key, example)
             yield key, example
+        if not seen:
+            reasons = "; ".join(f"{f}: {r}" for f, r in list(self.report.skipped.items())[:3])
+            raise ValueError(f"{self.name}: a split has no readable file ({reasons or 'none at all'})")
 
     def _download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
-        """Prepares the records, then writes the manifest into the same (still hidden) folder."""
+        """Prepares the records, then writes manifest and report into the same (hidden) folder."""
         super()._download_and_prepare(*args, **kwargs)
+        self._complete_report()
         if self._read_files:
             lines = [f"{digest}  {name}\n" for name, digest in sorted(self._read_files.items())]
             Path(self.data_dir, MANIFEST).write_text("".join(lines), encoding="utf-8")
+        self.report.write(Path(self.data_dir))
+
+    def _complete_report(self) -> None:  # noqa: B027 (most builders have nothing to add)
+        """Adds to the report what is only known at the end, such as counts that are expected."""
 
     def read_grey(self, path: Path, root: Path) -> np.ndarray:
         """Reads a grey picture as uint8 [H, W]; `root` is what the manifest's names start from.
@@ -85,7 +94,8 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         Raises:
           ValueError: the file is empty, no picture, or not 8-bit; the message names it.
         """
-        return self._read(path, root, lambda picture: picture.convert("L"))
+        return self._decoded(path.read_bytes(), path, path.relative_to(root).as_posix(),
+                             decode_grey)
 
     def read_labels(self, path: Path, root: Path) -> np.ndarray:
         """Reads a label picture as uint8 [H, W]: palette indices, grey levels, or 0/1 bits.
@@ -93,31 +103,26 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         Raises:
           ValueError: the file is empty, no picture, or has colours instead of labels.
         """
+        return self._decoded(path.read_bytes(), path, path.relative_to(root).as_posix(),
+                             decode_labels)
 
-        def labels(picture: Image.Image) -> Image.Image:
-            if picture.mode not in ("1", "L", "P"):
-                raise ValueError(f"{path}: a label picture must be grey or palette, "
-                                 f"not {picture.mode}")
-            return picture
+    def grey_from(self, data: bytes, name: str) -> np.ndarray:
+        """As `read_grey`, from bytes at hand (of an archive's member) that `name` names."""
+        return self._decoded(data, name, name, decode_grey)
 
-        return self._read(path, root, labels)
+    def labels_from(self, data: bytes, name: str) -> np.ndarray:
+        """As `read_labels`, from bytes at hand (of an archive's member) that `name` names."""
+        return self._decoded(data, name, name, decode_labels)
 
-    def _read(
-        self, path: Path, root: Path, convert: Callable[[Image.Image], Image.Image]
+    def remember(self, data: bytes, name: str) -> None:
+        """Lists a file that was read in some other way in the manifest."""
+        self._read_files[name] = hashlib.sha256(data).hexdigest()
+
+    def _decoded(
+        self, data: bytes, said: object, name: str, decode: Callable[[bytes, object], np.ndarray]
     ) -> np.ndarray:
-        data = path.read_bytes()
-        if not data:
-            raise ValueError(f"{path}: the file is empty (0 bytes); copy it again")
-        try:
-            with Image.open(io.BytesIO(data)) as picture:
-                picture.load()
-                wide = picture.mode.startswith(("I", "F"))
-                array = None if wide else np.asarray(convert(picture)).astype(np.uint8)
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise ValueError(f"{path}: not a readable picture ({error}); copy it again") from error
-        if array is None:
-            raise ValueError(f"{path}: expected an 8-bit picture, got mode {picture.mode}")
-        self._read_files[path.relative_to(root).as_posix()] = hashlib.sha256(data).hexdigest()
+        array = decode(data, said)
+        self.remember(data, name)
         return array
 
 
