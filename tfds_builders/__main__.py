@@ -19,12 +19,17 @@ def main(argv: list[str] | None = None) -> int:
                        help="where prepared datasets are kept (default: %(default)s)")
     build.add_argument("--strict", action="store_true",
                        help="fail where a file would be skipped or a count is short")
+    build.add_argument("--beam_pipeline_options",
+                       help="build on Apache Beam, as `runner=DirectRunner,...` (cc_ccii only)")
     args = parser.parse_args(argv)
     if args.name.partition("/")[0] not in NAMES:
         build.error(f"unknown dataset {args.name!r}; there are: {', '.join(NAMES)}")
+    beam = args.beam_pipeline_options and [
+        f"--{option}" for option in args.beam_pipeline_options.split(",")
+    ]
     try:
         folder = prepare(args.name, data_dir=args.data_dir, manual_dir=args.manual_dir,
-                         strict=args.strict)
+                         strict=args.strict, beam_options=beam)
         report = report_of(folder)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

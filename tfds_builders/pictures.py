@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 MAX_PIXELS = 50_000_000  # declared width x height; the largest chest X-rays have about 25 million
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # told by content: names lie about it
@@ -69,6 +69,8 @@ def _decode(data: bytes, name: object, convert: Callable[[Image.Image], object])
                 picture.load()
     except Exception as error:  # damaged bytes make Pillow raise nearly anything
         reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        if isinstance(error, UnidentifiedImageError):  # it names an address: another in each run
+            reason = f"none of {', '.join(FORMATS)}"
         raise ValueError(f"{name}: not a readable picture ({reason}); copy it again") from error
     if width * height > MAX_PIXELS:
         raise ValueError(f"{name}: declares {width} x {height} pixels; at most {MAX_PIXELS} pass")

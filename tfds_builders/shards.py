@@ -8,6 +8,7 @@ and plain TFDS reads the result. Records keep the order of the listing: shuffle 
 """
 
 import abc
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -80,7 +81,9 @@ def write_shard(shard: Shard, *, folder: Path, reader: Reader) -> None:
         writer = ArrayRecordWriter(str(partial), "group_size:1")  # as TFDS: random access
         try:
             for key, example in reader.examples(shard.items, report):
-                data = serializer.serialize_example(features.encode_example(example))
+                proto = serializer.get_tf_example(features.encode_example(example))
+                # Not TFDS's own call, whose order of features is another in each process.
+                data = proto.SerializeToString(deterministic=True)
                 writer.write(data)
                 report.add(key, example)
                 examples, size = examples + 1, size + len(data)
@@ -120,7 +123,7 @@ def write_here(shards: list[Shard], folder: Path, reader: Reader) -> Iterator[Sh
       OSError: a process died, as it does when memory runs out. What is finished stays.
     """
     write = functools.partial(write_shard, folder=folder, reader=reader)
-    workers = min(len(os.sched_getaffinity(0)), len(shards))
+    workers = min(_cores(), len(shards))
     if workers <= 1:
         for shard in shards:
             write(shard)
@@ -136,6 +139,13 @@ def write_here(shards: list[Shard], folder: Path, reader: Reader) -> Iterator[Sh
                       "again: finished shards are kept") from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux, where a container may have fewer than the machine
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _end_with_parent() -> None:
@@ -164,7 +174,8 @@ def write_on_beam(
 
     with beam.Pipeline(runner=runner, options=options) as pipeline:
         shards_on_workers = pipeline | beam.Create(shards) | beam.Reshuffle()
-        _ = shards_on_workers | beam.Map(write_shard, folder=folder, reader=reader)
+        # In a lambda, because Beam would check annotations against what it can't infer.
+        _ = shards_on_workers | beam.Map(lambda s: write_shard(s, folder=folder, reader=reader))
     yield from shards
 
 
@@ -176,6 +187,13 @@ class ShardedBuilder(base.Builder, skip_registration=True):
     final name appears by one rename when all is done, and the bytes are those of a build without
     interruption. `beam_runner` or `beam_options` of the `DownloadConfig` move it to Beam.
     """
+
+    EXAMPLES_PER_SHARD = 1000  # about 150 MB of 512 x 512 slices
+
+    @property
+    def in_shards(self) -> bool:
+        """Whether this config is built so; a small one may be left to TFDS by overriding this."""
+        return True
 
     @abc.abstractmethod
     def plan(self, manual_dir: Path) -> tuple[dict[str, list[Any]], Reader]:
@@ -189,12 +207,18 @@ class ShardedBuilder(base.Builder, skip_registration=True):
         Raises:
           ValueError: no example was readable, or the report is strict and something was skipped.
         """
+        if not self.in_shards:
+            super().download_and_prepare(download_config=download_config, **kwargs)
+            return
         config, final = download_config or tfds.download.DownloadConfig(), Path(self.data_dir)
         if (final / "dataset_info.json").exists():
             return
         folder = final.parent / f"{RESUMABLE}{final.name}"
         if (folder / JOURNAL).is_dir() or not (folder / "dataset_info.json").exists():
             self._fill(folder, config)
+        default = final.parent.parent / ".config" / "metadata.json"  # where TFDS looks for it
+        default.parent.mkdir(exist_ok=True)
+        _write_json(default, {"default_config_name": self.BUILDER_CONFIGS[0].name})
         os.replace(folder, final)
         self.info.read_from_directory(final)
 
@@ -210,7 +234,8 @@ class ShardedBuilder(base.Builder, skip_registration=True):
             done = write_on_beam(shards, folder, reader, config.beam_runner, config.beam_options)
         else:
             done = write_here(shards, folder, reader)
-        self._finish(folder, tfds.core.utils.tqdm(done, total=len(shards), unit=" shards"))
+        with contextlib.closing(done):  # an error here stops the processes too
+            self._finish(folder, tfds.core.utils.tqdm(done, total=len(shards), unit=" shards"))
 
     def _shards(self, split: str, items: list[Any]) -> Iterator[Shard]:
         size, template = self.EXAMPLES_PER_SHARD, self._get_filename_template(split)
@@ -218,8 +243,6 @@ class ShardedBuilder(base.Builder, skip_registration=True):
         for index in range(count):
             name = template.sharded_filepath(shard_index=index, num_shards=count).name
             yield Shard(split, name, tuple(items[index * size : (index + 1) * size]))
-
-    EXAMPLES_PER_SHARD = 1000  # about 150 MB of 512 x 512 slices
 
     def _finish(self, folder: Path, shards: Iterable[Shard]) -> None:
         """Gathers the journal while shards get ready, then writes the metadata beside them."""
@@ -238,6 +261,7 @@ class ShardedBuilder(base.Builder, skip_registration=True):
                                 filename_template=self._get_filename_template(split))
             for split, found in lengths.items()
         ]))
+        self._complete_report()
         self.info.write_to_directory(folder)
         self.report.write(folder)
         # From here on the folder is complete: one rename says so, and clearing up may be cut short.

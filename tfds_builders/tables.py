@@ -11,9 +11,9 @@ def read(path: Path) -> list[dict[str, str]]:
     """Reads a CSV or xlsx file as one dict per row, with all cells as trimmed text.
 
     Header names are compared after trimming, folding case, and turning every run of other
-    characters into `_`: `Patientid`, ` patientid` are one name. A nameless column and lines that
-    start with `##` are left out; a missing cell is ''. All sheets of an xlsx are read, one after
-    the other.
+    characters into `_`: `Patientid` and ` patientid` are one name. A nameless column and the lines
+    at the top that start with `##` are left out; a missing cell is ''. All sheets of an xlsx are
+    read, one after the other.
 
     Raises:
       ValueError: the file is no table or has no header; the message names it.
@@ -67,9 +67,10 @@ def _csv(path: Path) -> list[list[str]]:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = data.decode("latin-1")  # never fails; older tables came out of spreadsheets
-    lines = "\n".join(line for line in text.splitlines() if not line.startswith("##"))
+    while text.startswith("##"):
+        text = text.partition("\n")[2]
     try:
-        return list(csv.reader(io.StringIO(lines)))
+        return list(csv.reader(io.StringIO(text, newline="")))
     except csv.Error as error:
         raise ValueError(f"{path}: not a CSV table ({error})") from error
 

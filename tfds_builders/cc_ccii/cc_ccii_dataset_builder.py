@@ -96,16 +96,20 @@ class Builder(shards.ShardedBuilder):
 
     def __init__(self, *, strict: bool = False, **kwargs: Any):
         super().__init__(strict=strict, **kwargs)
-        counted = ("label",) if self.builder_config.name == "slices" else ()
+        counted = ("label",) if self.in_shards else ()
         self.report = Report(self.name, strict=strict, counted=counted)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        slices = self.builder_config.name == "slices"
         return self.dataset_info_from_configs(
-            features=SliceReader(Path(), layout.Tables({}, {}, None)).features() if slices
+            features=SliceReader(Path(), layout.Tables({}, {}, None)).features() if self.in_shards
             else lesion_set.features(),
             homepage="http://ncov-ai.big.ac.cn",
         )
+
+    @property
+    def in_shards(self) -> bool:
+        """True for `slices`; the 750 of `lesions` need no more than TFDS's own way."""
+        return self.builder_config.name == "slices"
 
     def plan(self, manual_dir: Path) -> tuple[dict[str, list[Any]], shards.Reader]:
         """Lists `slices`: splits by patient, the same for a subset when the slice table is there.
@@ -136,16 +140,12 @@ class Builder(shards.ShardedBuilder):
             self.report.note(f"{len(other)} scans have another number of slices than "
                              f"unzip_filenames.csv says, such as {', '.join(other[:5])}")
 
-    def download_and_prepare(self, **kwargs: Any) -> None:
-        """Builds `slices` in shards that a kill cannot undo, and the small `lesions` as usual."""
-        if self.builder_config.name == "slices":
-            super().download_and_prepare(**kwargs)
-        else:
-            super(shards.ShardedBuilder, self).download_and_prepare(**kwargs)
-
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         pairs = lesion_set.pairs(Path(dl_manager.manual_dir), self.report)
-        split_of = split_groups({scan for scan, *_ in pairs}, SHARES)
+        scans = {scan for scan, *_ in pairs}
+        self.report.expect("slices with masks", lesion_set.SLICES, len(pairs))
+        self.report.expect("scans with masks", lesion_set.SCANS, len(scans))
+        split_of = split_groups(scans, SHARES)
         splits = {split: [p for p in pairs if split_of[p[0]] == split] for split in SHARES}
         return {split: self._generate_examples(pairs=found) for split, found in splits.items()
                 if found}

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import re
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
@@ -101,7 +102,9 @@ def parse(source: str, member: str, stamp: int) -> Slice:
     label = _LABEL_OF.get(path.parts[-4].lower()) if len(path.parts) > 3 else None
     if label is None:
         label = _LABEL_OF[re.split(r"-\d", PurePosixPath(source).stem)[0].lower()]
-    return Slice(source, member, label, patient, scan, PurePosixPath(name).stem, stamp)
+    # Interned: the same few thousand words come back a hundred thousand times.
+    words = (sys.intern(word) for word in (patient, scan, PurePosixPath(name).stem))
+    return Slice(source, member, label, *words, stamp)
 
 
 def _members(source: Path) -> Iterator[tuple[str, int, str]]:
