@@ -111,14 +111,15 @@ def test_a_patient_is_on_one_side(source, tmp_path):
 
 def test_a_part_of_the_archives_is_split_like_the_whole(source, tmp_path):
     whole = {key: e["split"] for key, e in read(build(source, tmp_path)).items()}
-    part = tmp_path / "part"
-    part.mkdir()
-    for name in ("CP-1.zip", "unzip_filenames.csv"):
-        (part / name).write_bytes((source / name).read_bytes())
-    found = read(build(part, tmp_path / "other"))
-    assert 0 < len(found) < SLICES
-    assert {key: e["split"] for key, e in found.items()} == {key: whole[key] for key in found}
-    assert {e["lesion"] for e in found.values()} == {-1}  # no list
+    for label in ("COVID19", "CP", "Normal"):
+        part = tmp_path / label
+        part.mkdir()
+        for name in (f"{label}-1.zip", "unzip_filenames.csv"):
+            (part / name).write_bytes((source / name).read_bytes())
+        found = read(build(part, part))
+        assert 0 < len(found) < SLICES
+        assert {key: e["split"] for key, e in found.items()} == {key: whole[key] for key in found}
+        assert {e["lesion"] for e in found.values()} == {-1}  # no list
 
 
 def test_folders_give_the_records_of_archives(source, tmp_path):
@@ -194,6 +195,15 @@ def test_a_picture_that_declares_too_many_pixels_is_refused(archive, tmp_path):
     assert "8000 x 8000" in reason
 
 
+def test_a_file_beyond_the_limit_is_refused_in_a_folder_too(tmp_path):
+    below = tmp_path / "source/CP/1/2"
+    below.mkdir(parents=True)
+    (below / "3.png").write_bytes(png(np.zeros((8, 8))))
+    (below / "4.png").write_bytes(png(np.zeros((8, 8))) + bytes(layout.MAX_SLICE))
+    folder = build(tmp_path / "source", tmp_path)
+    assert "at most" in skipped(folder)["CP/1/2/4.png"] and list(read(folder)) == ["CP/1/2/3"]
+
+
 def test_a_truncated_archive_is_named_and_the_others_are_read(source, archive, tmp_path):
     data = (source / "CP-1.zip").read_bytes()
     (archive.parent / "CP-1.zip").write_bytes(data[: len(data) // 2])
@@ -249,6 +259,7 @@ def test_a_malformed_table_stops_the_build(name, text, words, archive, tmp_path)
 
 def test_no_archive_and_no_slice(tmp_path):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/other.zip").touch()
     with pytest.raises(FileNotFoundError, match="COVID19-1.zip"):
         build(tmp_path / "empty", tmp_path)
     (tmp_path / "empty/CP-1.zip").write_bytes(b"no zip")
@@ -261,6 +272,7 @@ def test_no_archive_and_no_slice(tmp_path):
     assert not list((tmp_path / "data/cc_ccii/slices").glob("1.0.0"))
 
 
+@pytest.mark.slow
 def test_killed_twice_and_resumed_gives_the_same_bytes(source, tmp_path):
     """Two processes; killed with SIGKILL once one shard, and once three are finished."""
     code = f"""
@@ -346,7 +358,7 @@ def test_leftovers_that_do_not_fit_are_made_again(source, tmp_path, monkeypatch)
 
 def test_other_sources_leave_nothing_of_the_old_ones(source, tmp_path, monkeypatch):
     interrupted(source, tmp_path, monkeypatch, after=3)
-    other = dummy_data.make(tmp_path / "other", 150, size=16, seed=1)
+    other = dummy_data.make(tmp_path / "other", SLICES, size=16, seed=1)  # shards of equal names
     assert_equal_bytes(build(other, tmp_path), build(other, tmp_path / "straight"))
 
 

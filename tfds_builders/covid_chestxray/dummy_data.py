@@ -18,7 +18,7 @@ ROWS = (  # patient, finding, view, modality, folder, filename
     ("4", "todo", "L", "X-ray", "images", "c.jpg"),
     ("5", "Pneumonia", "AP", "X-ray", "images", "d.jpg"),
     ("6", "No Finding", "PA", "X-ray", "images", "e.png"),
-    ("2", "Pneumonia/Viral/COVID-19", "Axial", "CT", "images", "f.png"),
+    ("3", "Pneumonia/Viral/SARS", "Axial", "CT", "images", "f.png"),
     ("7", "Pneumonia/Viral/COVID-19", "Axial", "CT", "volumes", "coronacases_org_001.nii.gz"),
 )
 SCORES = {"a-1.jpeg": ("6.0", "4.0"), "e.png": ("0.3", "0.0")}
