@@ -24,10 +24,10 @@ REQUIRES = [
     "scipy>=1.14",  # morphology, distances, statistics
     "opencv-python-headless>=4.10",  # fast decoding of pictures
     "pillow>=10",  # palette pictures, whose indices OpenCV loses
+    "nibabel>=5.3",  # NIfTI volumes, and what their headers say about orientation
+    "openpyxl>=3.1",  # clinical tables that are published as .xlsx
     "matplotlib>=3.9",  # figures
     "tensorboardX>=2.6.2",  # event files without TensorFlow
-    "nibabel>=5.2",  # CT volumes in NIfTI files
-    "openpyxl>=3.1",  # tables that come as xlsx
     "safetensors>=0.4",  # weights from and to other programs
 ]
 
@@ -35,7 +35,6 @@ EXTRAS = {
     "test": ["pytest>=8", "ruff>=0.8"],
     "cuda": ["jax[cuda12]>=0.10,<0.12"],  # NVIDIA GPUs
     "tpu": ["jax[tpu]>=0.10,<0.12"],
-    "beam": ["apache-beam>=2.77"],  # the largest dataset on a cluster
     "torch": ["torch>=2.2"],  # only to read the published .pth weights
 }
 

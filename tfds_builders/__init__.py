@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-NAMES = ("cc_ccii", "covid_chestxray", "covid_ct", "covid_semiseg", "phantom")
-RESUMABLE = "incomplete.resume_"  # starts the name of a folder that a killed build goes on from
+NAMES = ("covid_semiseg", "ictcf", "medseg", "phantom")
 DEFAULT_DATA_DIR = Path("~/tensorflow_datasets")
 
 
@@ -24,7 +23,6 @@ def prepare(
     data_dir: str | Path = DEFAULT_DATA_DIR,
     manual_dir: str | Path | None = None,
     strict: bool = False,
-    beam_options: list[str] | None = None,
 ) -> Path:
     """Builds a dataset unless it is there already.
 
@@ -37,8 +35,6 @@ def prepare(
       data_dir: where prepared datasets live, as in TFDS; `~` is expanded.
       manual_dir: the folder with the downloaded source files; not needed for `phantom`.
       strict: a file that would be skipped, or a count that is not as expected, is an error.
-      beam_options: builds on Apache Beam (the extra `beam`) with these options of its pipelines,
-        such as `--runner=DirectRunner`; only for datasets that are made in shards (cc_ccii/slices).
 
     Returns:
       The versioned folder, such as `data_dir/covid_semiseg/binary/1.0.0`, to be read with
@@ -65,15 +61,12 @@ def prepare(
         return _existing(final, strict)
     if module.Builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         manual_dir = _checked_manual_dir(name, manual_dir, module.Builder)
-    beam = _pipeline_options(name, beam_options, builder)
     with _lock(final.parent):
         if (final / "dataset_info.json").exists():  # another process was faster
             return _existing(final, strict)
         for leftover in final.parent.glob(f"incomplete.*_{final.name}"):
-            if leftover.name != f"{RESUMABLE}{final.name}":
-                shutil.rmtree(leftover)  # of a build that was killed: we hold the lock
-        config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False,
-                                              beam_options=beam)
+            shutil.rmtree(leftover)  # of a build that was killed: we hold the lock
+        config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
         with _progress():
             builder.download_and_prepare(download_config=config)
     return final
@@ -94,27 +87,15 @@ def _existing(folder: Path, strict: bool) -> Path:
     return folder
 
 
-def _pipeline_options(name: str, options: list[str] | None, builder: Any) -> Any:
-    if options is None:
-        return None
-    if not getattr(builder, "in_shards", False):
-        raise ValueError(f"{name} is not built in shards; leave Beam's options out")
-    try:
-        from apache_beam.options.pipeline_options import PipelineOptions
-    except ImportError as error:
-        raise ValueError(f"{name} on Beam needs the extra: pip install infnet-jax[beam]") from error
-    return PipelineOptions(options)
-
-
 def _checked_manual_dir(name: str, manual_dir: str | Path | None, builder: type) -> Path:
+    how = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
     if manual_dir is None:
-        how = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
         raise FileNotFoundError(f"{name} needs manual_dir. {how}")
     manual_dir = Path(manual_dir).expanduser().absolute()
     if not manual_dir.is_dir():
         raise FileNotFoundError(f"{manual_dir}: manual_dir of {name} is no folder")
-    if not any(manual_dir.iterdir()):  # TFDS would fail with an AssertionError
-        raise FileNotFoundError(f"{manual_dir}: manual_dir of {name} is empty")
+    if next(manual_dir.iterdir(), None) is None:
+        raise FileNotFoundError(f"{manual_dir}: manual_dir of {name} is empty. {how}")
     return manual_dir
 
 

@@ -1,7 +1,8 @@
-"""Command line: python -m tfds_builders build NAME [--manual_dir DIR] [--data_dir DIR]."""
+"""Command line: python -m tfds_builders build NAME, or overlap A B."""
 
 import argparse
 import sys
+from pathlib import Path
 
 from tfds_builders import DEFAULT_DATA_DIR, NAMES, prepare, report_of
 
@@ -15,31 +16,53 @@ def main(argv: list[str] | None = None) -> int:
     build = commands.add_parser("build", help="build a dataset unless it is there already")
     build.add_argument("name", metavar="NAME", help=f"NAME or NAME/CONFIG of {', '.join(NAMES)}")
     build.add_argument("--manual_dir", help="folder with the source files you have downloaded")
-    build.add_argument("--data_dir", default=str(DEFAULT_DATA_DIR),
-                       help="where prepared datasets are kept (default: %(default)s)")
     build.add_argument("--strict", action="store_true",
                        help="fail where a file would be skipped or a count is short")
-    build.add_argument("--beam_pipeline_options",
-                       help="build on Apache Beam, as `runner=DirectRunner,...` (cc_ccii only)")
+    build.set_defaults(run=_build)
+    overlap = commands.add_parser(
+        "overlap", help="list near-identical slices of two prepared datasets",
+        description="A and B: NAME, NAME/CONFIG or the folder of a prepared dataset, each with "
+        ":SPLIT if you like. Prints correlation, split and id of either, tab-separated.")
+    overlap.add_argument("a", metavar="A")
+    overlap.add_argument("b", metavar="B")
+    overlap.add_argument("--least", type=float, default=0.6,
+                         help="correlation of fine structure from which a pair is listed; "
+                         "copies reach 0.8 and more (default: %(default)s)")
+    overlap.set_defaults(run=_overlap)
+    for command in (build, overlap):
+        command.add_argument("--data_dir", default=str(DEFAULT_DATA_DIR),
+                             help="where prepared datasets are kept (default: %(default)s)")
     args = parser.parse_args(argv)
-    if args.name.partition("/")[0] not in NAMES:
+    if args.command == "build" and args.name.partition("/")[0] not in NAMES:
         build.error(f"unknown dataset {args.name!r}; there are: {', '.join(NAMES)}")
-    beam = args.beam_pipeline_options and [
-        f"--{option}" for option in args.beam_pipeline_options.split(",")
-    ]
     try:
-        folder = prepare(args.name, data_dir=args.data_dir, manual_dir=args.manual_dir,
-                         strict=args.strict, beam_options=beam)
-        report = report_of(folder)
+        args.run(args)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if report:
+    return 0
+
+
+def _build(args: argparse.Namespace) -> None:
+    folder = prepare(args.name, data_dir=args.data_dir, manual_dir=args.manual_dir,
+                     strict=args.strict)
+    if report := report_of(folder):
         from tfds_builders.report import summary  # not for `--help`: it loads OpenCV
 
         print(summary(report), file=sys.stderr)
     print(folder)
-    return 0
+
+
+def _overlap(args: argparse.Namespace) -> None:
+    from tfds_builders import overlap
+
+    data_dir = Path(args.data_dir).expanduser()
+    first, second = (overlap.open_prepared(what, data_dir) for what in (args.a, args.b))
+    pairs = overlap.overlap(first, second, least=args.least)
+    for pair in pairs:
+        print(pair.line())
+    print(f"{len(pairs)} near-identical pairs between {len(first.slices)} and "
+          f"{len(second.slices)} slices", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             yield key, example
         if not seen:
             reasons = "; ".join(f"{f}: {r}" for f, r in list(self.report.skipped.items())[:3])
-            raise ValueError(f"{self.name}: a split has no readable file ({reasons or 'none at all'})")
+            raise ValueError(f"{self.name}: a split has nothing readable; {reasons or 'no files'}")
 
     def _download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
         """Prepares the records, then writes manifest and report into the same (hidden) folder."""

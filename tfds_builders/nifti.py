@@ -82,3 +82,11 @@ def slices(volume: Volume, like: Volume | None = None) -> np.ndarray:
         turn = orientations.ornt_transform(now, orientations.axcodes2ornt(UPRIGHT))
         array = orientations.apply_orientation(array, turn)
     return np.transpose(array, (2, 1, 0))
+
+
+def values(volume: Volume, like: Volume | None = None) -> np.ndarray:
+    """As `slices`, but the values that the stored numbers stand for (float32 where scaled)."""
+    stored = slices(volume, like)
+    if (volume.slope, volume.inter) == (1, 0):
+        return stored
+    return stored * np.float32(volume.slope) + np.float32(volume.inter)

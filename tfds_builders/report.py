@@ -34,7 +34,7 @@ class Report:
         Args:
           name: the dataset's, for the summary.
           strict: see above.
-          counted: features whose values are counted, such as `label`.
+          counted: features whose values are counted where an example has them.
         """
         self.name, self.strict, self.counted = name, strict, counted
         self.skipped: dict[str, str] = {}  # file -> reason
@@ -94,7 +94,8 @@ class Report:
             self._pixels += pixels
             self._with_class += pixels > 0
         for name, counter in self._values.items():
-            counter[str(example[name])] += 1
+            if name in example:
+                counter[str(example[name])] += 1
         bits = hashing.perceptual_hash(image).tobytes().hex()
         self._keys[str(key)] = (str(example.get("group", key)), bits)
         order = hashlib.sha1(str(key).encode()).hexdigest()
@@ -173,7 +174,7 @@ class Report:
                           "sd": round(sd, 3)} if present.size else None,
             "mask_classes": {str(c): {"pixels": int(self._pixels[c]),
                                       "examples": int(self._with_class[c])} for c in classes},
-            "values": {name: dict(sorted(c.items())) for name, c in self._values.items()},
+            "values": {name: dict(sorted(c.items())) for name, c in self._values.items() if c},
             "sizes": dict(self._sizes.most_common(20)),
             "contact_sheet": [self._tiles[order][0] for order in sorted(self._tiles)],
         }

@@ -1,0 +1,193 @@
+"""The iCTCF builder: zips and folders, the clinical table, the slice-level set, messy files."""
+
+import collections
+import io
+import zipfile
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+import tfds_builders
+from tfds_builders.ictcf import clinical, dummy_data
+from tfds_builders.ictcf.ictcf_dataset_builder import Picture
+
+pytest.importorskip("openpyxl")
+
+
+@pytest.fixture
+def source(tmp_path):
+    return dummy_data.make(tmp_path / "ictcf")
+
+
+def build(config, source, tmp_path, **kwargs):
+    """Prepares a config; returns {split: {id: example}}, the report, and the label names."""
+    folder = tfds_builders.prepare(
+        f"ictcf/{config}", data_dir=tmp_path / "data", manual_dir=source, **kwargs)
+    builder = tfds.builder_from_directory(folder)
+    read = builder.as_data_source()
+    by_id = {split: {e["id"].decode(): e for e in read[split]} for split in read}
+    return by_id, tfds_builders.report_of(folder), builder.info.features
+
+
+def test_patients_packed_and_unpacked(source, tmp_path):
+    found, report, features = build("patients", source, tmp_path)
+    everything = found["train"] | found["test"]
+    assert len(everything) == 36 and not report["skipped"]
+    patients = {s: {e["patient"] for e in found[s].values()} for s in found}
+    assert not patients["train"] & patients["test"] and len(patients["test"]) == 6
+    example = everything["patient0006/CT/IMG-0001-00002"]
+    decoded = np.asarray(Image.open(io.BytesIO(dummy_data.picture(6001))))
+    np.testing.assert_array_equal(example["image"][..., 0], decoded)
+    assert features["severity"].int2str(int(example["severity"])) == "critically ill"
+    assert features["outcome"].int2str(int(example["outcome"])) == "deceased"
+    assert features["ct"].int2str(int(example["ct"])) == "unknown"
+    assert (example["age"], example["group"], example["slice"]) == (
+        45, b"patient0006", b"CT/IMG-0001-00002")
+    assert "mask" not in example  # nobody drew one
+    assert report["values"]["severity"] == dict.fromkeys(sorted(clinical.SEVERITIES), 6)
+    assert report["expected"]["patients in the table"] == {"expected": 1521, "found": 18}
+
+
+def test_the_same_slice_packed_and_unpacked_is_read_once(source, tmp_path):
+    dummy_data.write_patient(source, 3, packed=False)
+    found, report, _ = build("patients", source, tmp_path)
+    assert len(found["train"] | found["test"]) == 36
+    assert len(report["skipped"]) == 2
+    assert all("in its place" in reason for reason in report["skipped"].values())
+
+
+def test_a_partial_download_is_split_like_the_whole(source, tmp_path):
+    whole, _, _ = build("patients", source, tmp_path)
+    for number in (1, 5, 7, 9):
+        (source / f"Patient {number}.zip").unlink()
+    part, _, _ = build("patients", source, tmp_path / "again")
+    assert all(set(part[split]) <= set(whole[split]) for split in part)
+    assert len(part["train"]) + len(part["test"]) == 28
+
+
+def saved(picture, form, **kwargs):
+    file = io.BytesIO()
+    picture.save(file, form, **kwargs)
+    return file.getvalue()
+
+
+def test_messy_files_are_read_or_skipped_with_the_reason(source, tmp_path):
+    grey = Image.open(io.BytesIO(dummy_data.picture(1)))
+    below = source / "Patient 2/CT"
+    good = {"webp.png": saved(grey, "WEBP", lossless=True), "rgb.jpg": saved(
+        grey.convert("RGB"), "PNG"), "palette.png": saved(grey.convert("P"), "PNG"),
+        "bits.png": saved(grey.convert("1"), "PNG"), "肺 ünïcode.jpg": saved(grey, "PNG")}
+    bad = {"cut.jpg": dummy_data.picture(1)[:200], "empty.jpg": b"", "text.jpg": b"hello" * 99,
+           "deep.png": saved(Image.fromarray(np.zeros((4, 4), np.uint16)), "PNG"),
+           "movie.avi": b"RIFF"}
+    for name, data in (good | bad).items():
+        (below / name).write_bytes(data)
+    (source / "Patient 99").mkdir()
+    (source / "Patient 99/a.jpg").write_bytes(dummy_data.picture(2))
+    whole = (source / "Patient 5.zip").read_bytes()
+    (source / "Patient 5.zip").write_bytes(whole[: len(whole) // 2])
+    with zipfile.ZipFile(source / "Patient 7.zip", "a") as archive:
+        archive.writestr("../../escaped Patient 7/x.jpg", dummy_data.picture(3))
+    spoiled = bytearray((source / "Patient 9.zip").read_bytes())
+    spoiled[200] ^= 255  # inside the first picture: its checksum fails
+    (source / "Patient 9.zip").write_bytes(spoiled)
+    found, report, _ = build("patients", source, tmp_path)
+    everything = found["train"] | found["test"]
+    for name in good:
+        assert f"patient0002/CT/{name.rsplit('.', 1)[0]}" in everything
+    np.testing.assert_array_equal(everything["patient0002/CT/webp"]["image"][..., 0], grey)
+    assert set(everything["patient0002/CT/bits"]["image"].ravel()) == {0, 255}
+    skipped = report["skipped"]
+    assert set(skipped) == {f"Patient 2/CT/{name}" for name in bad} | {
+        "Patient 99/a.jpg", "Patient 5.zip", "Patient 7.zip/../../escaped Patient 7/x.jpg",
+        "Patient 9.zip/Patient 9/CT/IMG-0001-00001.jpg"}
+    assert "leaves the archive" in skipped["Patient 7.zip/../../escaped Patient 7/x.jpg"]
+    assert "download it again" in skipped["Patient 5.zip"]
+    assert "no patient of Patients.xlsx" in skipped["Patient 99/a.jpg"]
+    with pytest.raises(ValueError, match="--strict"):
+        build("patients", source, tmp_path / "strict", strict=True)
+    assert not list((tmp_path / "strict/data").rglob("1.0.0"))
+
+
+def test_bad_rows_are_skipped_and_a_bad_table_is_refused(source, tmp_path):
+    rows = dummy_data.rows(18)
+    rows[1] = rows[1][:6] + ("Dreadful",) + rows[1][7:]
+    rows[3] = rows[2]
+    rows[5] = (rows[5][0], None, *rows[5][2:])
+    dummy_data.write_table(source / "Patients.xlsx", rows)
+    found, report, _ = build("patients", source, tmp_path)
+    assert "morbidity 'Dreadful'" in report["skipped"]["Patients.xlsx row 3"]
+    assert "has a row already" in report["skipped"]["Patients.xlsx row 5"]
+    assert "Patients.xlsx row 7" in report["skipped"]
+    assert len(found["train"] | found["test"]) == 30  # those three have no row now
+    (source / "Patients.xlsx").write_bytes(b"PK\3\4 no table")
+    with pytest.raises(ValueError, match="Patients.xlsx: not a readable xlsx"):
+        build("patients", source, tmp_path / "b")
+    (source / "Patients.xlsx").unlink()
+    with pytest.raises(FileNotFoundError, match="no Patients.xlsx"):
+        build("patients", source, tmp_path / "c")
+
+
+def test_slices_without_patients_are_one_group(source, tmp_path):
+    found, report, features = build("slices", source.parent / "slices", tmp_path)
+    assert set(found) == {"train"} and len(found["train"]) == 6
+    assert {e["group"] for e in found["train"].values()} == {b"unknown"}
+    example = found["train"]["positive/IMG-00001"]
+    assert features["label"].int2str(int(example["label"])) == "positive"
+    assert report["values"]["label"] == {"negative": 2, "non_informative": 2, "positive": 2}
+
+
+def test_slices_with_patients_are_split_by_them(tmp_path):
+    below = tmp_path / "s/pCT"
+    below.mkdir(parents=True)
+    for number in range(1, 21):
+        for i in range(2):
+            (below / f"Patient {number} ({i}).jpg").write_bytes(dummy_data.picture(number + i))
+    found, _, _ = build("slices", tmp_path / "s", tmp_path)
+    patients = {s: {e["patient"] for e in found[s].values()} for s in found}
+    assert set(found) == {"train", "test"} and not patients["train"] & patients["test"]
+
+
+def test_what_a_path_tells():
+    def picture(name):
+        return Picture(dummy_member(name))
+
+    dummy_member = collections.namedtuple("Member", "name")
+    packed = picture("x/Patient 12.zip/Patient 12/CT/IMG-0001-00003.jpg")
+    assert packed.patient == 12 and packed.key == "patient0012/CT/IMG-0001-00003"
+    assert picture("Patient%2012/CT/IMG-0001-00003.JPG").key == packed.key
+    assert picture("Patient 1.zip/Patient 2/CT/a.jpg").patient is None
+    assert picture("NiCT.zip/NiCT/a.jpg").kind == "non_informative"
+    assert picture("pct/b/nCT/a.jpg").kind == "negative" and picture("a.jpg").kind is None
+
+
+def test_the_real_table(shared, tmp_path):
+    table = shared / "data/iCTCF/Patients.xlsx"
+    if not table.is_file():
+        pytest.skip("no iCTCF table")
+    skipped = []
+    rows = clinical.read(table, "Patients.xlsx", lambda *what: skipped.append(what))
+    assert len(rows) == 1521 == clinical.PATIENTS and not skipped and sorted(rows)[-1] == 1521
+    assert collections.Counter(row.severity for row in rows.values()) == {
+        "regular": 596, "control": 328, "suspected": 299, "severe": 202, "critically ill": 72,
+        "mild": 24}
+    assert collections.Counter(row.sex for row in rows.values()) == {"female": 765, "male": 756}
+    assert collections.Counter(row.ct for row in rows.values()) == {
+        "positive": 1006, "negative": 336, "unknown": 179}
+    assert collections.Counter(row.outcome for row in rows.values()) == {
+        "unknown": 802, "cured": 662, "deceased": 57}
+    split_of = clinical.split_patients(rows)
+    for severity in clinical.SEVERITIES:
+        ours = [split_of[n] for n, row in rows.items() if row.severity == severity]
+        assert ours.count("test") == len(ours) - round(0.8 * len(ours))
+    source = tmp_path / "s"
+    for number in (1, 300, 1000, 1521, 77, 900):
+        dummy_data.write_patient(source, number, packed=number % 2 == 1)
+    (source / "Patients.xlsx").write_bytes(table.read_bytes())
+    found, report, features = build("patients", source, tmp_path, strict=True)
+    for example in [e for split in found.values() for e in split.values()]:
+        row = rows[int(example["patient"][-4:])]
+        assert features["severity"].int2str(int(example["severity"])) == row.severity
+        assert example["age"] == row.age

@@ -1,0 +1,280 @@
+"""The medseg builder: both sets in both forms, on made-up and (if at hand) real slices."""
+
+import csv
+import gzip
+
+import cv2
+import nibabel as nib
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+import tfds_builders
+from tfds_builders import nifti
+from tfds_builders.medseg import dummy_data, grey, medseg_dataset_builder as medseg, pose, stacks
+
+
+@pytest.fixture
+def source(tmp_path):
+    return dummy_data.make(tmp_path / "medseg")
+
+
+def build(config, source, tmp_path, **kwargs):
+    """Prepares a config; returns {split: {id: example}} and the report."""
+    folder = tfds_builders.prepare(
+        f"medseg/{config}", data_dir=tmp_path / "data", manual_dir=source, **kwargs)
+    read = tfds.builder_from_directory(folder).as_data_source()
+    by_id = {split: {e["id"].decode(): e for e in read[split]} for split in read}
+    return by_id, tfds_builders.report_of(folder)
+
+
+def window(hu):
+    return np.clip((hu.astype(float) + 1250) / 1500 * 255, 0, 255)
+
+
+def test_slices_are_upright_windowed_and_split_like_covid_semiseg(source, tmp_path):
+    found, report = build("slices", source, tmp_path)
+    assert set(found["test"]) == {f"slice{k:03d}" for k in (6, 7, 8, 9)}
+    assert len(found["train"]) == 8 and len(found["unlabeled"]) == 2
+    made = dummy_data.chest(12)
+    for name, example in (found["train"] | found["test"]).items():
+        k = int(name[5:])
+        np.testing.assert_allclose(example["image"][..., 0], window(made["image"][k]), atol=0.51)
+        np.testing.assert_array_equal(example["mask"][..., 0], made["labels"][k])
+        np.testing.assert_array_equal(example["lung"][..., 0], made["lung"][k])
+        assert example["labelled"] and example["lung_known"] and example["patient"] == b""
+    assert found["train"]["slice004"]["group"] == found["train"]["slice005"]["group"]
+    assert found["train"]["slice010"]["group"] != found["train"]["slice003"]["group"]
+    for example in found["unlabeled"].values():
+        assert not (example["labelled"] or example["lung_known"] or example["mask"].any())
+    assert report["expected"]["labelled slices"] == {"expected": 100, "found": 12}
+
+
+def test_volumes_are_split_by_patient(source, tmp_path):
+    found, report = build("volumes", source, tmp_path)
+    patients = {s: {e["patient"].decode() for e in found[s].values()} for s in found}
+    assert len(patients["train"]) == 6 and len(patients["test"]) == 2
+    assert not patients["train"] & patients["test"]
+    everything = found["train"] | found["test"]
+    assert everything["volume2_001"]["patient"] == everything["volume3_002"]["group"]
+    assert report["expected"]["volumes"] == {"expected": 9, "found": 9}
+    assert report["mask_classes"]["1"]["examples"] == 9
+
+
+def test_a_partial_download_is_split_like_the_whole(source, tmp_path):
+    whole, _ = build("volumes", source, tmp_path)
+    for number in (1, 4, 7):
+        (source / f"rp_im/{number}.nii.gz").unlink()
+    part, report = build("volumes", source, tmp_path / "again")
+    for split in part:
+        assert set(part[split]) < set(whole[split]) or set(part[split]) == set(whole[split])
+    assert "expected rp_im/4.nii.gz" in report["skipped"]["rp_msk/4.nii.gz"]
+
+
+@pytest.mark.parametrize("config", ["slices", "volumes"])
+def test_npy_equals_nifti(config, source, tmp_path):
+    npy = dummy_data.make_npy(tmp_path / "npy")
+    found, report = build(config, npy, tmp_path / "b")
+    made = dummy_data.chest(12)
+    examples = found["train"] | found.get("test", {})
+    assert len(examples) == 12
+    for name, example in examples.items():
+        k = int(name[-3:])
+        np.testing.assert_allclose(example["image"][..., 0], window(made["image"][k]), atol=0.51)
+        np.testing.assert_array_equal(example["mask"][..., 0], made["labels"][k])
+        np.testing.assert_array_equal(example["lung"][..., 0], made["lung"][k])
+    if config == "volumes":
+        assert set(found) == {"train"} and {e["group"] for e in examples.values()} == {
+            b"all volumes"}
+        assert any("one group" in note for note in report["notes"])
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "SPR", "AIL", "PRI"])
+def test_any_header_orientation_comes_out_upright(codes):
+    made = dummy_data.chest(3)["image"]
+    lps = nib.Nifti1Image(made.transpose(2, 1, 0), dummy_data.LPS)
+    turn = nib.orientations.ornt_transform(
+        nib.orientations.io_orientation(lps.affine), nib.orientations.axcodes2ornt(codes))
+    turned = lps.as_reoriented(turn)
+    assert "".join(nib.aff2axcodes(turned.affine)) == codes
+    volume = nifti.load(turned.to_bytes(), "x.nii")
+    np.testing.assert_array_equal(nifti.slices(volume), made)
+
+
+def test_a_wrong_header_is_noticed_in_the_picture(source, tmp_path):
+    made = dummy_data.chest(12)
+    for name, part in (("tr_im", "image"), ("tr_mask", "labels"), ("tr_lungmasks", "lung")):
+        dummy_data.save_nifti(made[part], source / f"{name}.nii.gz", np.diag([1.0, 1, 5, 1]))
+    found, report = build("slices", source, tmp_path)  # the header says feet-up pictures
+    example = found["test"]["slice007"]
+    np.testing.assert_array_equal(example["mask"][..., 0], made["labels"][7])
+    assert any("turned by 180 degrees" in note for note in report["notes"])
+
+
+def test_masks_with_a_foreign_header_follow_their_image(source, tmp_path):
+    made = dummy_data.chest(12)
+    for name, part in (("tr_mask", "labels"), ("tr_lungmasks", "lung")):
+        dummy_data.save_nifti(made[part], source / f"{name}.nii.gz", np.diag([0.7, -0.7, 5, 1]))
+    found, report = build("slices", source, tmp_path)
+    np.testing.assert_array_equal(found["test"]["slice007"]["mask"][..., 0], made["labels"][7])
+    assert any("not by their own" in note for note in report["notes"])
+
+
+def test_masks_beside_the_picture_are_refused(source, tmp_path):
+    made = dummy_data.chest(3)
+    low = np.zeros_like(made["labels"])
+    low[:, 37:39, 38:43] = 1  # the lowest tip of the left lung
+    assert made["lung"][low > 0].all()
+    dummy_data.save_nifti(low[:, ::-1], source / "rp_msk/3.nii.gz")
+    dummy_data.save_nifti(made["labels"][:, :-1], source / "rp_msk/5.nii.gz")
+    found, report = build("volumes", source, tmp_path)
+    assert set(report["skipped"]) == {"rp_im/3.nii.gz", "rp_im/5.nii.gz"}
+    assert all("out of step with rp_msk" in reason for reason in report["skipped"].values())
+    assert report["expected"]["volumes"]["found"] == 7
+    with pytest.raises(ValueError, match=r"rp_im/.\.nii\.gz: out of step.*--strict"):
+        build("volumes", source, tmp_path / "strict", strict=True)
+    assert not list((tmp_path / "strict/data").rglob("1.0.0"))
+
+
+def test_damaged_and_odd_files_are_skipped_with_the_reason(source, tmp_path):
+    for number, spoil in {
+        1: lambda data: data[: len(data) // 2],
+        2: lambda data: b"",
+        3: lambda data: gzip.compress(b"no volume at all" * 50),
+        4: lambda data: data[:200] + bytes(64) + data[264:],
+    }.items():
+        path = source / f"rp_im/{number}.nii.gz"
+        path.write_bytes(spoil(path.read_bytes()))
+    labels = dummy_data.chest(3)["labels"]
+    labels[1, 0, 0] = 7
+    dummy_data.save_nifti(labels, source / "rp_msk/5.nii.gz")
+    found, report = build("volumes", source, tmp_path)
+    skipped = report["skipped"]
+    assert set(skipped) == {f"rp_im/{n}.nii.gz" for n in (1, 2, 3, 4)} | {"rp_msk/5.nii.gz[1]"}
+    assert all("not a readable NIfTI" in skipped[f"rp_im/{n}.nii.gz"] for n in (1, 2, 3, 4))
+    assert "[7]" in skipped["rp_msk/5.nii.gz[1]"]
+    assert len(found["train"]) + len(found["test"]) == 5 * 3 - 1
+
+
+def test_declared_and_real_size_bombs_are_refused(monkeypatch):
+    image = nib.Nifti1Image(np.zeros((8, 8, 8), np.int16), dummy_data.LPS)
+    data = bytearray(image.to_bytes())
+    monkeypatch.setattr(nifti, "MAX_BYTES", 2**16)
+    data[42:48] = np.array([1000, 1000, 1000], np.int16).tobytes()  # dim[1..3]
+    with pytest.raises(ValueError, match=r"bomb\.nii: .*more than 65536 bytes"):
+        nifti.load(bytes(data), "bomb.nii")
+    with pytest.raises(ValueError, match="more than 65536 bytes"):
+        nifti.load(gzip.compress(image.to_bytes() + bytes(2**17)), "bomb.nii.gz")
+
+
+def test_missing_files_say_what_is_expected(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="medseg/slices is empty. Download set 1"):
+        build("slices", tmp_path / "empty", tmp_path)
+    (tmp_path / "empty/readme.txt").touch()
+    with pytest.raises(FileNotFoundError, match="tr_im.nii.gz and tr_mask.nii.gz"):
+        build("slices", tmp_path / "empty", tmp_path)
+
+
+def test_scaled_numbers_are_unscaled():
+    data = bytearray(nib.Nifti1Image(np.full((2, 3, 4), 12, np.int16), dummy_data.LPS).to_bytes())
+    data[112:120] = np.array([2, -1024], np.float32).tobytes()  # scl_slope, scl_inter
+    got = nifti.values(nifti.load(bytes(data), "x"))
+    assert got.shape == (4, 3, 2) and (got == -1000).all()
+
+
+def test_classes_by_hand():
+    got = stacks.classes(np.array([[0, 1], [2, 3]]), 3, "x")
+    assert got.tolist() == [[0, 1], [2, 0]] and got.dtype == np.uint8
+    with pytest.raises(ValueError, match=r"x: label values \[3\]"):
+        stacks.classes(np.array([[3]]), 2, "x")
+    with pytest.raises(ValueError, match="0.5"):
+        stacks.classes(np.array([[0.5]]), 3, "x")
+
+
+def test_kinds_of_numbers_by_hand():
+    assert grey.kind_of(np.array([-1000.0, 40]), "x") == "hu"
+    assert grey.kind_of(np.array([np.nan, -1000, 40]), "x") == "hu"
+    assert grey.kind_of(np.array([0, 255]), "x") == "grey"
+    assert grey.kind_of(np.array([0, 0.5]), "x") == "share"
+    with pytest.raises(ValueError, match="x: values -100 to 300"):
+        grey.kind_of(np.array([-100, 300]), "x")
+    levels = grey.to_grey(np.array([[-1250, -500, 250, 3000, np.nan]]), "hu")
+    assert levels.tolist() == [[0, 128, 255, 255, 0]]
+
+
+def real_rows(shared, name):
+    folder = shared / "data" / name
+    if not folder.is_dir():
+        pytest.skip(f"no {name}")
+    with open(folder / "index.csv") as file:
+        return folder, list(csv.DictReader(file))
+
+
+def load(path):
+    return cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+
+
+def hounsfield(levels):
+    return (levels / 255 * 1500 - 1250).round().astype(np.int16)
+
+
+def test_real_volumes_in_both_forms(shared, tmp_path):
+    folder, rows = real_rows(shared, "medseg-volumes")
+    source, made = tmp_path / "nii", {}
+    for number in "12345":
+        names = [r["name"] for r in rows if r["volume"] == number][::2]
+        made[number] = [np.stack([load(folder / part / n) for n in names])
+                        for part in ("img", "label", "lung")]
+        affine = [dummy_data.LPS, np.diag([-1.0, 1, 5, 1])][int(number) % 2]
+        for part, stack in zip(("rp_im", "rp_msk", "rp_lung_msk"), made[number], strict=True):
+            stack = hounsfield(stack) if part == "rp_im" else stack
+            stored = stack if affine is dummy_data.LPS else stack[:, ::-1]
+            dummy_data.save_nifti(stored, source / part / f"{number}.nii", affine)
+            assert pose.quarter_turns(made[number][0]) == 0
+            assert pose.quarter_turns(np.rot90(made[number][0], 1, (1, 2))) == 3
+    found, report = build("volumes", source, tmp_path)
+    assert not report["skipped"] and not report["notes"]
+    examples = {k: e for split in found.values() for k, e in split.items()}
+    assert len(examples) == sum(len(image) for image, _, _ in made.values())
+    for key, example in examples.items():
+        number, z = key[6], int(key[-3:])
+        for name, stack in zip(("image", "mask", "lung"), made[number], strict=True):
+            want = stack[z] > 0 if name == "lung" else stack[z]
+            np.testing.assert_array_equal(example[name][..., 0], want, err_msg=f"{key} {name}")
+    npy = tmp_path / "npy"
+    npy.mkdir()
+    image, label, lung = (np.concatenate([m[i] for m in made.values()])[::3] for i in range(3))
+    dummy_data.save_npy({"image": hounsfield(image), "labels": label, "lung": lung},
+                        npy / "images_radiopedia.npy", npy / "masks_radiopedia.npy")
+    examples = build("volumes", npy, tmp_path / "npy")[0]["train"]
+    for z, (want, picture) in enumerate(zip(label, image, strict=True)):
+        example = examples[f"volumes_{z:03d}"]
+        np.testing.assert_array_equal(example["mask"][..., 0], want)
+        np.testing.assert_array_equal(example["image"][..., 0], picture)
+
+
+@pytest.mark.slow
+def test_real_slices_as_one_hundred(shared, tmp_path):
+    folder, rows = real_rows(shared, "COVID-SemiSeg-lungs")
+    stored = {part: np.zeros((512, 512, 100), np.uint8) for part in ("img", "label", "lung")}
+    for row in rows:
+        y, x, k = int(row["y0"]), int(row["x0"]), int(row["id"])
+        for part, array in stored.items():
+            picture = load(folder / part / f"{k}.png")
+            array[y : y + picture.shape[0], x : x + picture.shape[1], k] = picture
+    (tmp_path / "s").mkdir()
+    for name, array in (("tr_im", hounsfield(stored["img"])), ("tr_mask", stored["label"]),
+                        ("tr_lungmasks", stored["lung"])):
+        nib.save(nib.Nifti1Image(array, dummy_data.LPS), tmp_path / f"s/{name}.nii")
+    dummy_data.save_nifti(dummy_data.chest(10)["image"], tmp_path / "s/val_im.nii")
+    found, report = build("slices", tmp_path / "s", tmp_path, strict=True)  # all counts are whole
+    assert {s: len(e) for s, e in found.items()} == {"train": 52, "test": 48, "unlabeled": 10}
+    assert {int(k[5:]) for k in found["test"]} == {
+        int(r["id"]) for r in rows if r["split"] == "test"} == medseg.TEST_SLICES
+    for key, example in (found["train"] | found["test"]).items():
+        k = int(key[5:])
+        label = stored["label"][..., k].T
+        np.testing.assert_array_equal(example["mask"][..., 0], np.where(label == 3, 0, label))
+        np.testing.assert_array_equal(example["image"][..., 0], stored["img"][..., k].T)
+        np.testing.assert_array_equal(example["lung"][..., 0], stored["lung"][..., k].T > 0)
