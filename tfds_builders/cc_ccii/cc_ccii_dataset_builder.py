@@ -93,11 +93,7 @@ class Builder(shards.ShardedBuilder):
     unzip_filenames.csv and lesions_slices.csv, and for the config `lesions` ct_lesion_seg.zip, from
     http://ncov-ai.big.ac.cn/download, and pass as manual_dir the folder that holds them.
     """
-
-    def __init__(self, *, strict: bool = False, **kwargs: Any):
-        super().__init__(strict=strict, **kwargs)
-        counted = ("label",) if self.in_shards else ()
-        self.report = Report(self.name, strict=strict, counted=counted)
+    COUNTED = ("label",)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(

@@ -21,11 +21,7 @@ def slices(data: bytes, name: str) -> np.ndarray:
     """
     from tfds_builders import nifti  # nibabel takes a second; the X-rays do without it
 
-    volume = nifti.load(data, name)
-    stored = nifti.slices(volume)
-    hu = np.empty(stored.shape, np.float32)
-    np.multiply(stored, volume.slope, out=hu, casting="unsafe")
-    hu += volume.inter
+    hu = np.array(nifti.values(nifti.load(data, name)), np.float32)
     if not np.isfinite(hu).all():
         raise ValueError(f"{name}: has voxels that are no numbers")
     return windowed(hu)
