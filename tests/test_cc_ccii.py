@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 import tfds_builders
-from tfds_builders import RESUMABLE, shards
+from tfds_builders import RESUMABLE, shard_writers, shards
 from tfds_builders.cc_ccii import cc_ccii_dataset_builder as cc_ccii, dummy_data, layout
 from tfds_builders.report import Report
 
@@ -29,7 +29,7 @@ SLICES = 200
 @pytest.fixture(autouse=True)
 def small_shards_in_this_process(monkeypatch):
     monkeypatch.setattr(cc_ccii.Builder, "EXAMPLES_PER_SHARD", 30)
-    monkeypatch.setattr(shards, "_cores", lambda: 1)
+    monkeypatch.setattr(shard_writers, "_cores", lambda: 1)
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +219,27 @@ def test_a_name_twice_in_one_archive_means_the_first(archive, tmp_path):
     assert read(folder)["NCP/7/70/0000"]["image"].max() == 10 and len(skipped(folder)) == 1
 
 
+def test_shards_and_splits_without_anything_readable(source, tmp_path, monkeypatch):
+    """A shard may be empty, a split is left out; both are read past."""
+    monkeypatch.setattr(cc_ccii.Builder, "EXAMPLES_PER_SHARD", 2)
+    monkeypatch.setattr(cc_ccii, "SHARES", {"train": 0.5, "test": 0.5})
+    path = tmp_path / "source/CP-1.zip"
+    path.parent.mkdir()
+    for patient in (1, 2):
+        for number in range(6):
+            whole = patient == 1 and number not in (2, 3)
+            add(path, f"CP/{patient}/1/{number}.png", png(np.zeros((8, 8))) if whole else b"no")
+    folder = build(path.parent, tmp_path)
+    found = read(folder)
+    assert list(found) == [f"CP/1/1/{number}" for number in (0, 1, 4, 5)]
+    (split,) = tfds.builder_from_directory(folder).info.splits.values()
+    assert split.shard_lengths == [2, 0, 2]
+    assert len(list(folder.glob("*array_record*"))) == 3
+    report = json.loads((folder / "report.json").read_text())
+    assert any("nothing in it was readable" in note for note in report["notes"])
+    assert report["skipped_count"] == 8
+
+
 @pytest.mark.parametrize(("source", "member", "id"), [
     ("COVID19-3.zip", "NCP/1/2/0003.jpg", "NCP/1/2/0003"),
     ("NCP-3.zip", "1/2/0003.png", "NCP/1/2/0003"),
@@ -277,10 +298,10 @@ def test_killed_twice_and_resumed_gives_the_same_bytes(source, tmp_path):
     """Two processes; killed with SIGKILL once one shard, and once three are finished."""
     code = f"""
 import tfds_builders
-from tfds_builders import shards
+from tfds_builders import shard_writers
 from tfds_builders.cc_ccii import cc_ccii_dataset_builder as cc_ccii
 cc_ccii.Builder.EXAMPLES_PER_SHARD = 30
-shards._cores = lambda: 2
+shard_writers._cores = lambda: 2
 tfds_builders.prepare("cc_ccii", data_dir={str(tmp_path / "data")!r}, manual_dir={str(source)!r})
 """
     config = tmp_path / "data/cc_ccii/slices"
@@ -327,17 +348,17 @@ def running(pid):
 
 def interrupted(source, tmp_path, monkeypatch, after):
     """A build that fails once `after` shards are written; returns the folder that is left."""
-    count, write = iter(range(after)), shards.write_shard
+    count, write = iter(range(after)), shard_writers.write_shard
 
     def some(shard, **kwargs):
         if next(count, None) is None:
             raise OSError("no space left")
         write(shard, **kwargs)
 
-    monkeypatch.setattr(shards, "write_shard", some)
+    monkeypatch.setattr(shard_writers, "write_shard", some)
     with pytest.raises(OSError, match="no space left"):
         build(source, tmp_path)
-    monkeypatch.setattr(shards, "write_shard", write)
+    monkeypatch.setattr(shard_writers, "write_shard", write)
     return tmp_path / "data/cc_ccii/slices" / f"{RESUMABLE}1.0.0"
 
 
@@ -377,7 +398,7 @@ def test_killed_after_the_last_shard(source, tmp_path, monkeypatch):
             with pytest.raises(KeyboardInterrupt):
                 build(source, where)
         with monkeypatch.context() as patch:  # shards are not touched again
-            patch.setattr(shards, "ArrayRecordWriter", stop)
+            patch.setattr(shard_writers, "ArrayRecordWriter", stop)
             folder = build(source, where)
         assert_equal_bytes(folder, straight)
         names = [p.name for p in folder.parent.iterdir() if p.name != ".lock"]

@@ -28,7 +28,7 @@ class Config(tfds.core.BuilderConfig):
 
 @dataclasses.dataclass(frozen=True)
 class SliceReader:
-    """Reads listed slices straight out of their archives; see `shards.Reader`."""
+    """Reads listed slices straight out of their archives; see `shard_writers.Reader`."""
 
     root: Path
     tables: layout.Tables
