@@ -10,8 +10,15 @@ import pytest
 import tensorflow_datasets as tfds
 
 import tfds_builders
-from tfds_builders import nifti
-from tfds_builders.medseg import dummy_data, grey, medseg_dataset_builder as medseg, pose, stacks
+from tfds_builders import archives, nifti
+from tfds_builders.medseg import (
+    dummy_data,
+    grey,
+    medseg_dataset_builder as medseg,
+    pose,
+    sources,
+    stacks,
+)
 
 
 @pytest.fixture
@@ -56,7 +63,12 @@ def test_volumes_are_split_by_patient(source, tmp_path):
     assert len(patients["train"]) == 6 and len(patients["test"]) == 2
     assert not patients["train"] & patients["test"]
     everything = found["train"] | found["test"]
-    assert everything["volume2_001"]["patient"] == everything["volume3_002"]["group"]
+    two, three = everything["volume2_001"], everything["volume3_002"]
+    assert two["patient"] == three["patient"] == b"volume2+3"
+    assert two["group"] == three["group"] == b"radiopaedia_org_covid-19-pneumonia-10"
+    assert everything["volume9_000"]["group"] == b"volume9"
+    groups = {s: {e["group"] for e in found[s].values()} for s in found}
+    assert not groups["train"] & groups["test"]
     assert report["expected"]["volumes"] == {"expected": 9, "found": 9}
     assert report["mask_classes"]["1"]["examples"] == 9
 
@@ -150,6 +162,7 @@ def test_damaged_and_odd_files_are_skipped_with_the_reason(source, tmp_path):
     dummy_data.save_nifti(labels, source / "rp_msk/5.nii.gz")
     found, report = build("volumes", source, tmp_path)
     skipped = report["skipped"]
+    assert all("\n" not in reason for reason in skipped.values())
     assert set(skipped) == {f"rp_im/{n}.nii.gz" for n in (1, 2, 3, 4)} | {"rp_msk/5.nii.gz[1]"}
     assert all("not a readable NIfTI" in skipped[f"rp_im/{n}.nii.gz"] for n in (1, 2, 3, 4))
     assert "[7]" in skipped["rp_msk/5.nii.gz[1]"]
@@ -165,6 +178,44 @@ def test_declared_and_real_size_bombs_are_refused(monkeypatch):
         nifti.load(bytes(data), "bomb.nii")
     with pytest.raises(ValueError, match="more than 65536 bytes"):
         nifti.load(gzip.compress(image.to_bytes() + bytes(2**17)), "bomb.nii.gz")
+
+
+def spoilt(data, rng, other):
+    """Mutates a file: cut off, bytes of the header or anywhere changed, or another file's."""
+    data, kind = bytearray(data), rng.integers(4)
+    if kind == 0:
+        return bytes(data[: rng.integers(len(data))])
+    if kind == 1:
+        return other
+    for at in rng.integers(0, 128 if kind == 2 else len(data), 1 + rng.integers(6)):
+        data[at] = rng.integers(256)
+    return bytes(data)
+
+
+def test_mutated_files_are_read_in_step_or_refused(tmp_path):
+    rng, made = np.random.default_rng(7), dummy_data.chest(3)
+    for part in ("image", "labels", "lung"):
+        dummy_data.save_nifti(made[part], tmp_path / f"{part}.nii")
+    dummy_data.save_npy(made, tmp_path / "image.npy", tmp_path / "labels.npy")
+    whole = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    members = {name: archives.Member(name, (tmp_path / name).read_bytes, tmp_path / name)
+               for name in whole}
+    files = {True: ("image.npy", "labels.npy"), False: ("image.nii", "labels.nii", "lung.nii")}
+    refused = 0
+    for i in range(90):
+        names = files[i % 3 == 0]
+        name = rng.choice(names)
+        (tmp_path / name).write_bytes(spoilt(whole[name], rng, whole[rng.choice(list(whole))]))
+        try:
+            stack = stacks.read(sources.Source("1", *(members[n] for n in names)), lambda *_: None)
+            assert stack.image.dtype == np.uint8 and stack.image.ndim == 3
+            assert stack.image.shape == stack.labels.shape == stack.lung.shape
+        except ValueError as error:
+            refused += 1
+            assert ".np" in str(error) or ".nii" in str(error)
+            assert "\n" not in str(error)
+        (tmp_path / name).write_bytes(whole[name])
+    assert 20 < refused < 80
 
 
 def test_missing_files_say_what_is_expected(tmp_path):
@@ -219,6 +270,7 @@ def hounsfield(levels):
     return (levels / 255 * 1500 - 1250).round().astype(np.int16)
 
 
+@pytest.mark.slow
 def test_real_volumes_in_both_forms(shared, tmp_path):
     folder, rows = real_rows(shared, "medseg-volumes")
     source, made = tmp_path / "nii", {}

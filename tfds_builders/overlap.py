@@ -1,8 +1,10 @@
 """Near-identical slices between two prepared datasets: leaks from training into testing.
 
 A perceptual hash proposes pairs (of frames that are moved and zoomed a little), and a correlation
-of fine structure after alignment confirms them. Measured on copies of real slices that were moved
-by up to 6 %, zoomed by up to 10 %, rescaled to 50..150 % and saved as JPG of quality 30..95.
+of fine structure after alignment confirms them. Measured on COVID-SemiSeg's unlabelled slices, 240
+copies moved by up to 6 %, zoomed by up to 10 %, rescaled to 50..150 % and saved as JPG of quality
+30..95, among other patients' slices: at 0.7, 238 copies are found, and 2 of 505 pairs listed are
+neither copies nor slices of one patient.
 """
 
 import dataclasses
@@ -18,7 +20,7 @@ import tensorflow_datasets as tfds
 from tfds_builders import alignment, hashing
 
 RADIUS = 72  # of 256 bits: copies differ in up to 56, one in twenty of unrelated slices in fewer
-LEAST = 0.6  # correlation from which a pair is listed
+LEAST = 0.7  # correlation from which a pair is listed; the command says it again
 MAX_CANDIDATES = 12  # nearest hashes of a slice that are looked at
 _WORKING = 256  # pixels of the longer side; more detail than `alignment.SIDE` is of no use
 
@@ -144,7 +146,8 @@ def _candidates(
     """Yields (i, j, box of i, box of j) for the nearest hashes within RADIUS of each i."""
     others = [(j, box) for j in range(len(many.slices))
               for box in alignment.frames(many.picture(j))]
-    hashes = np.array([_hash(many.picture(j), box) for j, box in others])
+    hashes = np.array([_hash(many.picture(j), box) for j, box in others], np.uint64)
+    hashes = hashes.reshape(-1, hashing.WORDS)  # for no slices at all
     twice = set(few.slices) & set(many.slices) if itself else set()
     for i, mine in enumerate(few.slices):
         boxes = [near for box in alignment.frames(few.picture(i))

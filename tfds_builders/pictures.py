@@ -68,7 +68,7 @@ def _decode(data: bytes, name: object, convert: Callable[[Image.Image], object])
             if width * height <= MAX_PIXELS:  # told before anything is unpacked
                 picture.load()
     except Exception as error:  # damaged bytes make Pillow raise nearly anything
-        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        reason = " ".join(f"{type(error).__name__}: {error}".removesuffix(": ").split())
         if isinstance(error, UnidentifiedImageError):  # it names an address: another in each run
             reason = f"none of {', '.join(FORMATS)}"
         raise ValueError(f"{name}: not a readable picture ({reason}); copy it again") from error

@@ -22,6 +22,9 @@ HIGHEST = {"slices": 3, "volumes": 2}  # published label values
 # Slice k is COVID-SemiSeg's slice k, so its test slices are this set's test slices too.
 TEST_SLICES = frozenset((*range(6, 10), 18, 21, 36, 38, *range(59, 67), *range(68, 100)))
 PATIENTS = {str(n): f"volume{n}" for n in range(1, 10)} | {"2": "volume2+3", "3": "volume2+3"}
+# COVID-SemiSeg's unlabelled slices of the same cases; found by `overlap`, so that both agree.
+CASES = {n: f"radiopaedia_org_covid-19-pneumonia-{case}"
+         for n, case in {"1": 7, "2": 10, "3": 10, "4": 4, "5": 27}.items()}
 SHARES = {"train": 0.75, "test": 0.25}
 
 
@@ -136,7 +139,8 @@ def names(stack: str, z: int) -> dict[str, str]:
     """Returns patient, id and group of slice z of a stack (see `sources.Source`).
 
     Set 1 has no patient ids: each slice is its own group, but for those that look like one
-    patient. The npy form of set 2 does not say where a volume ends: all of it is one group.
+    patient. Volumes 1 to 5 are groups of COVID-SemiSeg too, and called as there. The npy form of
+    set 2 does not say where a volume ends: all of it is one group.
     """
     if stack == "slices":
         return {"patient": "", "id": f"slice{z:03d}",
@@ -146,4 +150,5 @@ def names(stack: str, z: int) -> dict[str, str]:
     if stack == "all":
         return {"patient": "", "id": f"volumes_{z:03d}", "group": "all volumes"}
     patient = PATIENTS.get(stack, f"volume{stack}")
-    return {"patient": patient, "id": f"volume{stack}_{z:03d}", "group": patient}
+    return {"patient": patient, "id": f"volume{stack}_{z:03d}",
+            "group": CASES.get(stack, patient)}

@@ -128,8 +128,9 @@ def _mapped(member: archives.Member, channels: int) -> np.ndarray:
         raise ValueError(f"{member.name}: npy files are too large to read inside a zip; unpack it")
     try:
         array = np.load(member.path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{member.name}: not a whole npy file ({error}); copy it again") from error
+    except Exception as error:  # a damaged header is parsed as Python, and may raise anything
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{member.name}: not a whole npy file ({reason}); copy again") from error
     if array.ndim != 4 or array.shape[-1] != channels or not array.size:
         raise ValueError(f"{member.name}: expected [slices, rows, columns, {channels}], "
                          f"got {array.shape}")
