@@ -35,6 +35,7 @@ EXTRAS = {
     "test": ["pytest>=8", "ruff>=0.8"],
     "cuda": ["jax[cuda12]>=0.10,<0.12"],  # NVIDIA GPUs
     "tpu": ["jax[tpu]>=0.10,<0.12"],
+    "beam": ["apache-beam>=2.77"],  # the largest dataset on a cluster
     "torch": ["torch>=2.2"],  # only to read the published .pth weights
 }
 

@@ -13,7 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-NAMES = ("covid_semiseg", "ictcf", "medseg", "phantom")
+NAMES = (
+    "cc_ccii", "covid_chestxray", "covid_ct", "covid_semiseg", "ictcf", "medseg", "phantom"
+)
+RESUMABLE = "incomplete.resume_"  # starts the name of a folder that a killed build goes on from
 DEFAULT_DATA_DIR = Path("~/tensorflow_datasets")
 
 
@@ -23,6 +26,7 @@ def prepare(
     data_dir: str | Path = DEFAULT_DATA_DIR,
     manual_dir: str | Path | None = None,
     strict: bool = False,
+    beam_options: list[str] | None = None,
 ) -> Path:
     """Builds a dataset unless it is there already.
 
@@ -35,6 +39,8 @@ def prepare(
       data_dir: where prepared datasets live, as in TFDS; `~` is expanded.
       manual_dir: the folder with the downloaded source files; not needed for `phantom`.
       strict: a file that would be skipped, or a count that is not as expected, is an error.
+      beam_options: builds on Apache Beam (the extra `beam`) with these options of its pipelines,
+        such as `--runner=DirectRunner`; only for datasets that are made in shards (cc_ccii/slices).
 
     Returns:
       The versioned folder, such as `data_dir/covid_semiseg/binary/1.0.0`, to be read with
@@ -61,12 +67,15 @@ def prepare(
         return _existing(final, strict)
     if module.Builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         manual_dir = _checked_manual_dir(name, manual_dir, module.Builder)
+    beam = _pipeline_options(name, beam_options, builder)
     with _lock(final.parent):
         if (final / "dataset_info.json").exists():  # another process was faster
             return _existing(final, strict)
         for leftover in final.parent.glob(f"incomplete.*_{final.name}"):
-            shutil.rmtree(leftover)  # of a build that was killed: we hold the lock
-        config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
+            if leftover.name != f"{RESUMABLE}{final.name}":
+                shutil.rmtree(leftover)  # of a build that was killed: we hold the lock
+        config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False,
+                                              beam_options=beam)
         with _progress():
             builder.download_and_prepare(download_config=config)
     return final
@@ -85,6 +94,19 @@ def _existing(folder: Path, strict: bool) -> Path:
         raise ValueError(f"{folder}: was built with skips or short counts (see report.json in it); "
                          "remove it to build it strictly")
     return folder
+
+
+def _pipeline_options(name: str, options: list[str] | None, builder: Any) -> Any:
+    """Makes Beam's options of command-line flags; ValueError where Beam is absent or no use."""
+    if options is None:
+        return None
+    if not getattr(builder, "in_shards", False):
+        raise ValueError(f"{name} is not built in shards; leave Beam's options out")
+    try:
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as error:
+        raise ValueError(f"{name} on Beam needs the extra: pip install infnet-jax[beam]") from error
+    return PipelineOptions(options)
 
 
 def _checked_manual_dir(name: str, manual_dir: str | Path | None, builder: type) -> Path:

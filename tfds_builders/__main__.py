@@ -18,6 +18,8 @@ def main(argv: list[str] | None = None) -> int:
     build.add_argument("--manual_dir", help="folder with the source files you have downloaded")
     build.add_argument("--strict", action="store_true",
                        help="fail where a file would be skipped or a count is short")
+    build.add_argument("--beam_pipeline_options", metavar="OPTIONS",
+                       help="build on Apache Beam, as `runner=DirectRunner,...` (cc_ccii only)")
     build.set_defaults(run=_build)
     overlap = commands.add_parser(
         "overlap", help="list near-identical slices of two prepared datasets",
@@ -27,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     overlap.add_argument("b", metavar="B")
     overlap.add_argument("--least", type=float, default=0.7,
                          help="correlation of fine structure from which a pair is listed; "
-                         "copies reach 0.8, one patient's slices 0.5 (default: %(default)s)")
+                         "copies reach 0.8 and more (default: %(default)s)")
     overlap.set_defaults(run=_overlap)
     for command in (build, overlap):
         command.add_argument("--data_dir", default=str(DEFAULT_DATA_DIR),
@@ -44,8 +46,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _build(args: argparse.Namespace) -> None:
+    options = args.beam_pipeline_options
+    beam = None if options is None else [f"--{option}" for option in options.split(",")]
     folder = prepare(args.name, data_dir=args.data_dir, manual_dir=args.manual_dir,
-                     strict=args.strict)
+                     strict=args.strict, beam_options=beam)
     if report := report_of(folder):
         from tfds_builders.report import summary  # not for `--help`: it loads OpenCV
 

@@ -1,0 +1,476 @@
+"""The cc_ccii builder and the resumable shards below it, on made-up archives."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+import tfds_builders
+from tfds_builders import RESUMABLE, shard_writers, shards
+from tfds_builders.cc_ccii import cc_ccii_dataset_builder as cc_ccii, dummy_data, layout
+from tfds_builders.report import Report
+
+ROOT = Path(__file__).parents[1]
+SLICES = 200
+
+
+@pytest.fixture(autouse=True)
+def small_shards_in_this_process(monkeypatch):
+    monkeypatch.setattr(cc_ccii.Builder, "EXAMPLES_PER_SHARD", 30)
+    monkeypatch.setattr(shard_writers, "_cores", lambda: 1)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return dummy_data.make(tmp_path_factory.mktemp("cc") / "CC-CCII", SLICES, size=16)
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """A folder with one archive of one NCP scan of 3 slices, to add to; and that archive."""
+    path = tmp_path / "source" / "COVID19-1.zip"
+    path.parent.mkdir()
+    for index in range(3):
+        add(path, f"NCP/7/70/{index:04d}.png", png(np.full((8, 8), 10 + index)))
+    return path
+
+
+def png(array):
+    buffer = io.BytesIO()
+    Image.fromarray(np.asarray(array, np.uint8)).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def add(path, name, data, **kwargs):
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(name, data, **kwargs)
+
+
+def build(source, tmp_path, config="slices", **kwargs):
+    name = f"cc_ccii/{config}"
+    return tfds_builders.prepare(name, data_dir=tmp_path / "data", manual_dir=source, **kwargs)
+
+
+def read(folder):
+    """All examples of all splits with plain TFDS: {id: example with its split}."""
+    builder = tfds.builder_from_directory(folder)
+    return {e["id"].decode(): {**e, "split": split} for split in builder.info.splits
+            for e in builder.as_data_source(split=split)}
+
+
+def skipped(folder):
+    return json.loads((folder / "report.json").read_text())["skipped"]
+
+
+def assert_equal_bytes(first, second):
+    names = sorted(path.name for path in first.iterdir())
+    assert names == sorted(path.name for path in second.iterdir())
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
+def test_every_slice_arrives_with_what_the_tables_say(source, tmp_path):
+    folder = build(source, tmp_path)
+    found = read(folder)
+    assert len(found) == SLICES and not skipped(folder)
+    shown = tfds.builder_from_directory(folder).info.splits["train"]
+    assert shown.num_shards == -(-shown.num_examples // 30) > 1
+    with zipfile.ZipFile(source / "COVID19-1.zip") as archive:
+        name = archive.namelist()[4]  # 0004.jpg of the first scan: a multiple of 4 is on the list
+        pixels = cv2.imdecode(np.frombuffer(archive.read(name), np.uint8), cv2.IMREAD_GRAYSCALE)
+    example = found[name.removesuffix(".jpg")]
+    np.testing.assert_array_equal(example["image"][..., 0], pixels)
+    assert (example["patient"], example["scan"], example["slice"]) == (b"0", b"1000", b"0004")
+    assert (example["label"], example["lesion"], example["sex"]) == (2, 1, b"M")
+    assert (example["age"], example["liver_function"], example["progression_days"]) == (40, 2.5, 1)
+    assert np.isnan(example["lung_function"]) and example["critical_illness"] == 0
+    other = next(e for e in found.values() if e["label"] == 0)
+    assert other["lesion"] == 0 and other["sex"] == b"" and np.isnan(other["age"])
+
+
+def test_a_patient_is_on_one_side(source, tmp_path):
+    sides = {}
+    for example in read(build(source, tmp_path)).values():
+        assert example["group"] == example["patient"]
+        sides.setdefault(example["patient"], set()).add(example["split"])
+    assert len(sides) > 5 and all(len(s) == 1 for s in sides.values())
+    assert set.union(*sides.values()) == {"train", "validation", "test"}
+
+
+def test_a_part_of_the_archives_is_split_like_the_whole(source, tmp_path):
+    whole = {key: e["split"] for key, e in read(build(source, tmp_path)).items()}
+    for label in ("COVID19", "CP", "Normal"):
+        part = tmp_path / label
+        part.mkdir()
+        for name in (f"{label}-1.zip", "unzip_filenames.csv"):
+            (part / name).write_bytes((source / name).read_bytes())
+        found = read(build(part, part))
+        assert 0 < len(found) < SLICES
+        assert {key: e["split"] for key, e in found.items()} == {key: whole[key] for key in found}
+        assert {e["lesion"] for e in found.values()} == {-1}  # no list
+
+
+def test_folders_give_the_records_of_archives(source, tmp_path):
+    unpacked = tmp_path / "unpacked"
+    for path in source.glob("*-1.zip"):
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(unpacked)  # ours, so it may be unpacked
+    for path in source.glob("*.csv"):
+        (unpacked / path.name).write_bytes(path.read_bytes())
+    first, second = build(source, tmp_path), build(unpacked, tmp_path / "other")
+    for path in first.glob("*array_record*"):
+        assert path.read_bytes() == (second / path.name).read_bytes()
+
+
+def test_damaged_slices_are_skipped_with_a_reason_and_the_rest_is_right(tmp_path):
+    whole = dummy_data.make(tmp_path / "whole", 120, size=16)
+    spoilt = dummy_data.make(tmp_path / "spoilt", 120, size=16, damaged=0.2)
+    good, found = read(build(whole, tmp_path)), read(folder := build(spoilt, tmp_path / "b"))
+    reasons = skipped(folder)
+    assert len(found) + len(reasons) == 120 and 5 < len(reasons) < 50
+    assert all(".zip/" in file and "not a readable picture" in r for file, r in reasons.items())
+    assert {len({id for id in good if id in file}) for file in reasons} == {1}  # names its slice
+    with pytest.raises(ValueError, match="--strict"):
+        build(spoilt, tmp_path / "strict", strict=True)
+    assert not (tmp_path / "strict/data/cc_ccii/slices/1.0.0").exists()
+
+
+REFUSED = [  # member, its bytes, how it is stored, words of the reason
+    ("../NCP/7/70/9.png", png(np.zeros((8, 8))), {}, "leaves the archive"),
+    ("/NCP/7/70/9.png", png(np.zeros((8, 8))), {}, "leaves the archive"),
+    ("C:\\NCP\\7\\70\\9.png", png(np.zeros((8, 8))), {}, "leaves the archive"),
+    ("NCP\\..\\..\\9.png", png(np.zeros((8, 8))), {}, "leaves the archive"),
+    ("NCP/7/70/9.png", bytes(layout.MAX_SLICE + 1), {"compress_type": zipfile.ZIP_DEFLATED},
+     "at most"),
+    ("NCP/7/70/9.png", bytes(1000), {"compress_type": zipfile.ZIP_LZMA}, "compression"),
+    ("NCP/7/70/9.png", b"", {}, "empty"),
+    ("ncp/7/70/0001.png", png(np.zeros((8, 8))), {}, "came before"),
+    ("NCP/7/70/notes.txt", b"x", {}, "not a slice"),
+    ("9.png", png(np.zeros((8, 8))), {}, "out of place"),
+    ("NCP/7/70/9.png", cv2.imencode(".png", np.zeros((8, 8), np.uint16))[1].tobytes(), {}, "8-bit"),
+]
+
+
+@pytest.mark.parametrize(("member", "data", "how", "words"), REFUSED, ids=range(len(REFUSED)))
+def test_what_is_refused_is_named_and_the_rest_is_read(
+    member, data, how, words, archive, tmp_path
+):
+    add(archive, member, data, **how)
+    folder = build(archive.parent, tmp_path)
+    (file, reason), = skipped(folder).items()
+    assert file == f"COVID19-1.zip/{member}" and words in reason
+    assert sorted(e["image"][0, 0, 0] for e in read(folder).values()) == [10, 11, 12]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "source"]
+    assert len(list(archive.parent.iterdir())) == 1  # nothing came out of it
+
+
+def test_a_lie_about_the_size_unpacks_no_more_than_was_declared(archive, tmp_path):
+    add(archive, "NCP/7/70/9.png", bytes(1 << 20), compress_type=zipfile.ZIP_DEFLATED)
+    data = archive.read_bytes()  # both headers say 1 MiB; make them say 100 bytes
+    assert data.count((1 << 20).to_bytes(4, "little")) == 2
+    archive.write_bytes(data.replace((1 << 20).to_bytes(4, "little"), (100).to_bytes(4, "little")))
+    folder = build(archive.parent, tmp_path)
+    (file, reason), = skipped(folder).items()
+    assert file.endswith("9.png") and "damaged" in reason and len(read(folder)) == 3
+
+
+def test_a_picture_that_declares_too_many_pixels_is_refused(archive, tmp_path):
+    data = bytearray(png(np.zeros((8, 8))))
+    data[16:24] = (8_000).to_bytes(4, "big") * 2  # IHDR's width and height, and then its CRC
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    add(archive, "NCP/7/70/9.png", bytes(data))
+    (_, reason), = skipped(build(archive.parent, tmp_path)).items()
+    assert "8000 x 8000" in reason
+
+
+def test_a_file_beyond_the_limit_is_refused_in_a_folder_too(tmp_path):
+    below = tmp_path / "source/CP/1/2"
+    below.mkdir(parents=True)
+    (below / "3.png").write_bytes(png(np.zeros((8, 8))))
+    (below / "4.png").write_bytes(png(np.zeros((8, 8))) + bytes(layout.MAX_SLICE))
+    folder = build(tmp_path / "source", tmp_path)
+    assert "at most" in skipped(folder)["CP/1/2/4.png"] and list(read(folder)) == ["CP/1/2/3"]
+
+
+def test_a_truncated_archive_is_named_and_the_others_are_read(source, archive, tmp_path):
+    data = (source / "CP-1.zip").read_bytes()
+    (archive.parent / "CP-1.zip").write_bytes(data[: len(data) // 2])
+    folder = build(archive.parent, tmp_path)
+    (file, reason), = skipped(folder).items()
+    assert file == "CP-1.zip" and "not a whole zip" in reason and len(read(folder)) == 3
+
+
+def test_a_name_twice_in_one_archive_means_the_first(archive, tmp_path):
+    with pytest.warns(UserWarning, match="Duplicate name"):
+        add(archive, "NCP/7/70/0000.png", png(np.full((8, 8), 200)))
+    folder = build(archive.parent, tmp_path)
+    assert read(folder)["NCP/7/70/0000"]["image"].max() == 10 and len(skipped(folder)) == 1
+
+
+def test_shards_and_splits_without_anything_readable(source, tmp_path, monkeypatch):
+    """A shard may be empty, a split is left out; both are read past."""
+    monkeypatch.setattr(cc_ccii.Builder, "EXAMPLES_PER_SHARD", 2)
+    monkeypatch.setattr(cc_ccii, "SHARES", {"train": 0.5, "test": 0.5})
+    path = tmp_path / "source/CP-1.zip"
+    path.parent.mkdir()
+    for patient in (1, 2):
+        for number in range(6):
+            whole = patient == 1 and number not in (2, 3)
+            add(path, f"CP/{patient}/1/{number}.png", png(np.zeros((8, 8))) if whole else b"no")
+    folder = build(path.parent, tmp_path)
+    found = read(folder)
+    assert list(found) == [f"CP/1/1/{number}" for number in (0, 1, 4, 5)]
+    (split,) = tfds.builder_from_directory(folder).info.splits.values()
+    assert split.shard_lengths == [2, 0, 2]
+    assert len(list(folder.glob("*array_record*"))) == 3
+    report = json.loads((folder / "report.json").read_text())
+    assert any("nothing in it was readable" in note for note in report["notes"])
+    assert report["skipped_count"] == 8
+
+
+@pytest.mark.parametrize(("source", "member", "id"), [
+    ("COVID19-3.zip", "NCP/1/2/0003.jpg", "NCP/1/2/0003"),
+    ("NCP-3.zip", "1/2/0003.png", "NCP/1/2/0003"),
+    ("Normal-1.zip", "data/normal/1/2/x.y.png", "Normal/1/2/x.y"),
+    ("NCP", "1/2/3.png", "NCP/1/2/3"),
+    ("below/CP", "1/2/3.png", "CP/1/2/3"),
+    ("CP-1.zip", "odd/1/2/3.png", "CP/1/2/3"),
+])
+def test_ids_of_members(source, member, id):
+    assert layout.parse(source, member, 0).id == id
+
+
+def test_sources_come_in_order_of_their_numbers(tmp_path):
+    for name in ("CP-10.zip", "CP-9.zip", "COVID19-1.zip", "below/Normal-2.zip", "other.zip"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    names = [path.relative_to(tmp_path).as_posix() for path in layout.sources(tmp_path)]
+    assert names == ["below/Normal-2.zip", "CP-9.zip", "CP-10.zip", "COVID19-1.zip"]
+
+
+def test_a_scan_with_other_counts_than_listed_is_noted(archive, tmp_path):
+    table = archive.parent / "unzip_filenames.csv"
+    table.write_text("zip_file,label,patient_id,scan_id,n_slice\nNCP-1.zip,NCP,7,70,5\n")
+    notes = json.loads((build(archive.parent, tmp_path) / "report.json").read_text())["notes"]
+    assert any("7/70: 3 of 5" in note for note in notes)
+
+
+@pytest.mark.parametrize(("name", "text", "words"), [
+    ("metadata.csv", "a,b\n1,2\n", ("metadata.csv", "patient_id")),
+    ("unzip_filenames.csv", "", ("unzip_filenames.csv", "no table")),
+])
+def test_a_malformed_table_stops_the_build(name, text, words, archive, tmp_path):
+    (archive.parent / name).write_text(text)
+    with pytest.raises(ValueError) as caught:
+        build(archive.parent, tmp_path)
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_no_archive_and_no_slice(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/other.zip").touch()
+    with pytest.raises(FileNotFoundError, match="COVID19-1.zip"):
+        build(tmp_path / "empty", tmp_path)
+    (tmp_path / "empty/CP-1.zip").write_bytes(b"no zip")
+    with pytest.raises(ValueError, match="no archive there holds a slice"):
+        build(tmp_path / "empty", tmp_path)
+    (tmp_path / "empty/CP-1.zip").unlink()
+    add(tmp_path / "empty/CP-1.zip", "CP/1/2/3.png", b"no picture")
+    with pytest.raises(ValueError, match="not one readable example"):
+        build(tmp_path / "empty", tmp_path)
+    assert not list((tmp_path / "data/cc_ccii/slices").glob("1.0.0"))
+
+
+@pytest.mark.slow
+def test_killed_twice_and_resumed_gives_the_same_bytes(source, tmp_path):
+    """Two processes; killed with SIGKILL once one shard, and once three are finished."""
+    code = f"""
+import tfds_builders
+from tfds_builders import shard_writers
+from tfds_builders.cc_ccii import cc_ccii_dataset_builder as cc_ccii
+cc_ccii.Builder.EXAMPLES_PER_SHARD = 30
+shard_writers._cores = lambda: 2
+tfds_builders.prepare("cc_ccii", data_dir={str(tmp_path / "data")!r}, manual_dir={str(source)!r})
+"""
+    config = tmp_path / "data/cc_ccii/slices"
+    journal = config / f"{RESUMABLE}1.0.0" / shards.JOURNAL
+    kept = {}
+    for number in (1, 3):
+        child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT,
+                                 stderr=subprocess.DEVNULL)
+        end = time.monotonic() + 60
+        while len(list(journal.glob("*.json"))) < number:
+            assert child.poll() is None and time.monotonic() < end
+            time.sleep(0.002)
+        below = children(child.pid)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        while any(map(running, below)):
+            assert time.monotonic() < end, "the build's processes outlive it"
+            time.sleep(0.01)
+        assert not (config / "1.0.0").exists()
+        for path, stamp in kept.items():
+            assert path.stat().st_mtime_ns == stamp
+        records = [journal.parent / path.stem for path in journal.glob("*.json")]
+        kept = {path: path.stat().st_mtime_ns for path in records}
+    folder = build(source, tmp_path)
+    assert [path.name for path in config.iterdir() if path.name != ".lock"] == ["1.0.0"]
+    for path, stamp in kept.items():  # made once
+        assert (folder / path.name).stat().st_mtime_ns == stamp
+    assert_equal_bytes(folder, build(source, tmp_path / "straight"))
+
+
+def children(pid):
+    """Ids of the processes below one."""
+    found = [int(word) for path in Path(f"/proc/{pid}/task").glob("*/children")
+             for word in path.read_text().split()]
+    return found + [below for child in found for below in children(child)]
+
+
+def running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def interrupted(source, tmp_path, monkeypatch, after):
+    """A build that fails once `after` shards are written; returns the folder that is left."""
+    count, write = iter(range(after)), shard_writers.write_shard
+
+    def some(shard, **kwargs):
+        if next(count, None) is None:
+            raise OSError("no space left")
+        write(shard, **kwargs)
+
+    monkeypatch.setattr(shard_writers, "write_shard", some)
+    with pytest.raises(OSError, match="no space left"):
+        build(source, tmp_path)
+    monkeypatch.setattr(shard_writers, "write_shard", write)
+    return tmp_path / "data/cc_ccii/slices" / f"{RESUMABLE}1.0.0"
+
+
+def test_leftovers_that_do_not_fit_are_made_again(source, tmp_path, monkeypatch):
+    left = interrupted(source, tmp_path, monkeypatch, after=4)
+    records = sorted(left.glob("*array_record*"))
+    assert len(records) == 4
+    first, second, third, fourth = records
+    first.write_bytes(first.read_bytes()[:1000])  # cut short
+    second.unlink()
+    (left / shards.JOURNAL / f"{third.name}.json").write_text('{"digest"')
+    (left / "half.partial").touch()
+    stamp = fourth.stat().st_mtime_ns
+    folder = build(source, tmp_path)
+    assert (folder / fourth.name).stat().st_mtime_ns == stamp
+    assert_equal_bytes(folder, build(source, tmp_path / "straight"))
+
+
+def test_other_sources_leave_nothing_of_the_old_ones(source, tmp_path, monkeypatch):
+    interrupted(source, tmp_path, monkeypatch, after=3)
+    other = dummy_data.make(tmp_path / "other", SLICES, size=16, seed=1)  # shards of equal names
+    assert_equal_bytes(build(other, tmp_path), build(other, tmp_path / "straight"))
+
+
+def test_killed_after_the_last_shard(source, tmp_path, monkeypatch):
+    """At each of the last steps: metadata, report, clearing up, and just after the final name."""
+    straight = build(source, tmp_path / "straight")
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    for owner, name in ((tfds.core.DatasetInfo, "write_to_directory"), (Report, "write"),
+                        (shards.shutil, "rmtree"), (tfds.core.DatasetInfo, "read_from_directory")):
+        where = tmp_path / name
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, stop)
+            with pytest.raises(KeyboardInterrupt):
+                build(source, where)
+        with monkeypatch.context() as patch:  # shards are not touched again
+            patch.setattr(shard_writers, "ArrayRecordWriter", stop)
+            folder = build(source, where)
+        assert_equal_bytes(folder, straight)
+        names = [p.name for p in folder.parent.iterdir() if p.name != ".lock"]
+        assert names == ["1.0.0"], names
+
+
+def test_lesions_have_masks_and_lungs(source, tmp_path):
+    folder = build(source, tmp_path, "lesions")
+    found = read(folder)
+    assert len(found) == 6
+    with zipfile.ZipFile(source / "ct_lesion_seg.zip") as archive:
+        truth = np.array(Image.open(io.BytesIO(archive.read("mask/1/2.png"))))
+    example = found["1/2"]
+    np.testing.assert_array_equal(example["mask"][..., 0], np.array([0, 0, 1, 2])[truth])
+    np.testing.assert_array_equal(example["lung"][..., 0], truth > 0)
+    assert example["group"] == b"1" and example["patient"] == b""
+    expected = json.loads((folder / "report.json").read_text())["expected"]
+    assert expected["slices with masks"] == {"expected": 750, "found": 6}
+    assert len((folder / "manifest.sha256").read_text().splitlines()) == 12
+
+
+@pytest.mark.parametrize(("member", "data", "words"), [
+    ("mask/0/9.png", png(np.zeros((16, 16))), "no image"),
+    ("image/0/9.jpg", png(np.zeros((16, 16))), "no mask"),
+    ("image/../../9.jpg", b"", "leaves"),
+    ("readme.txt", b"x", "out of place"),
+])
+def test_unpaired_lesion_slices_are_skipped(member, data, words, source, tmp_path):
+    copy = tmp_path / "source/ct_lesion_seg.zip"
+    copy.parent.mkdir()
+    copy.write_bytes((source / copy.name).read_bytes())
+    add(copy, member, data)
+    folder = build(copy.parent, tmp_path, "lesions")
+    (file, reason), = skipped(folder).items()
+    assert file == member and words in reason and len(read(folder)) == 6
+
+
+@pytest.mark.parametrize(("mask", "words"), [
+    (np.full((16, 16), 4), "[4]"), (np.zeros((16, 15)), "(16, 15)"), (None, "no image"),
+])
+def test_a_lesion_mask_out_of_step_takes_its_image_along(mask, words, tmp_path):
+    path = tmp_path / "source/ct_lesion_seg.zip"
+    path.parent.mkdir()
+    for name in ("0", "1"):
+        add(path, f"image/5/{name}.jpg", png(np.full((16, 16), 50)))
+        data = png(np.ones((16, 16)) if name == "0" or mask is None else mask)
+        add(path, f"mask/5/{name if mask is not None or name == '0' else '2'}.png", data)
+    folder = build(path.parent, tmp_path, "lesions")
+    assert words in "".join(skipped(folder).values()) and list(read(folder)) == ["5/0"]
+
+
+def test_beam_gives_the_same_bytes(source, tmp_path):
+    pytest.importorskip("apache_beam")
+    beam = build(source, tmp_path, beam_options=["--runner=DirectRunner"])
+    assert_equal_bytes(beam, build(source, tmp_path / "here"))
+
+
+def test_beam_is_for_shards_only(source, tmp_path):
+    with pytest.raises(ValueError, match="cc_ccii/lesions is not built in shards"):
+        build(source, tmp_path, "lesions", beam_options=["--runner=DirectRunner"])
+
+
+def test_plain_tfds_reads_the_default_config(source, tmp_path):
+    build(source, tmp_path)
+    code = f"""
+import sys
+import tensorflow_datasets as tfds
+found = tfds.data_source("cc_ccii", split="test", data_dir={str(tmp_path / "data")!r})
+assert not {{"tensorflow", "tfds_builders"}} & set(sys.modules)
+print(len(found), found[0]["image"].shape)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True,
+                          text=True, env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("(16, 16, 1)\n")

@@ -1,0 +1,205 @@
+"""The covid_chestxray builder on made-up files."""
+
+import gzip
+import json
+
+import nibabel
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+import tfds_builders
+from tfds_builders.covid_chestxray import dummy_data, metadata, volumes
+
+
+@pytest.fixture
+def source(tmp_path):
+    return dummy_data.make(tmp_path / "covid-chestxray-dataset")
+
+
+def build(source, tmp_path, config="xray", **kwargs):
+    return tfds_builders.prepare(f"covid_chestxray/{config}", data_dir=tmp_path / "data",
+                                 manual_dir=source, **kwargs)
+
+
+def read(folder):
+    builder = tfds.builder_from_directory(folder)
+    return {e["id"].decode(): {**e, "split": split} for split in builder.info.splits
+            for e in builder.as_data_source(split=split)}
+
+
+def skipped(folder):
+    return json.loads((folder / "report.json").read_text())["skipped"]
+
+
+def test_xrays_with_labels_scores_and_metadata(source, tmp_path):
+    folder = build(source.parent / source.name, tmp_path)
+    found = read(folder)
+    assert set(found) == {"a-1.jpeg", "a-2.jpeg", "b.webp-day5.png", "c.jpg", "d.jpg", "e.png"}
+    labels = {key: metadata.LABELS[e["label"]] for key, e in found.items()}
+    assert labels == {"a-1.jpeg": "covid", "a-2.jpeg": "covid", "b.webp-day5.png": "non_covid",
+                      "c.jpg": "unknown", "d.jpg": "non_covid", "e.png": "non_covid"}
+    one = found["a-1.jpeg"]
+    assert (one["geographic_extent"], one["opacity"], one["age"], one["offset"]) == (6, 4, 60, 3)
+    assert np.isnan(found["a-2.jpeg"]["opacity"])
+    assert one["finding"] == b"Pneumonia/Viral/COVID-19" and one["license"] == b"CC BY-NC-SA"
+    assert found["a-2.jpeg"]["view"] == b"AP Supine"
+    np.testing.assert_array_equal(found["b.webp-day5.png"]["image"][..., 0],
+                                  np.array(Image.open(source / "images/b.webp-day5.png")))
+    assert not skipped(folder)
+
+
+def test_lung_masks_are_put_on_their_xrays(source, tmp_path):
+    found = read(build(source, tmp_path))
+    expected = np.zeros((30, 40), np.uint8)
+    expected[5:15, 4:14] = 1
+    assert found["a-1.jpeg"]["has_lung"]
+    np.testing.assert_array_equal(found["a-1.jpeg"]["lung"][..., 0], expected)
+    assert not found["a-2.jpeg"]["has_lung"] and not found["a-2.jpeg"]["lung"].any()
+    for example in found.values():
+        assert example["lung"].shape == example["image"].shape
+
+
+def test_a_lung_mask_of_half_the_size_is_enlarged_and_another_shape_refused(source, tmp_path):
+    masks = source / "annotations/lungVAE-masks"
+    half = np.zeros((15, 20), np.uint8)
+    half[3, 7] = 255
+    Image.fromarray(half).save(masks / "a-1_mask.png")
+    Image.fromarray(half.T).save(masks / "b.webp-day5_mask.png")
+    folder = build(source, tmp_path)
+    found = read(folder)
+    assert np.argwhere(found["a-1.jpeg"]["lung"][..., 0]).tolist() == [
+        [6, 14], [6, 15], [7, 14], [7, 15]]
+    assert not found["b.webp-day5.png"]["has_lung"]
+    (file, reason), = skipped(folder).items()
+    assert file == "annotations/lungVAE-masks/b.webp-day5_mask.png" and "(20, 15)" in reason
+
+
+def test_a_patient_is_on_one_side_in_every_config(source, tmp_path):
+    sides = {}
+    for config in ("xray", "ct_picture", "ct_volume"):
+        for example in read(build(source, tmp_path, config)).values():
+            sides.setdefault(example["group"], set()).add(example["split"])
+    assert set(sides) == {b"2", b"3", b"4", b"5", b"6", b"7"}
+    assert all(len(found) == 1 for found in sides.values())
+
+
+def test_the_early_header_gives_the_same_records(source, tmp_path):
+    early = read(build(dummy_data.make(tmp_path / "early", early=True), tmp_path / "early"))
+    late = read(build(source, tmp_path))
+    assert set(early) == set(late)
+    for key, example in early.items():
+        np.testing.assert_array_equal(example["image"], late[key]["image"])
+        for name in ("label", "patient", "view", "modality", "opacity"):
+            np.testing.assert_array_equal(example[name], late[key][name])
+    pictures = build(tmp_path / "early", tmp_path / "early", "ct_picture")
+    assert list(read(pictures)) == ["f.png"]
+
+
+def test_volumes_are_upright_slices_in_the_lung_window(source, tmp_path):
+    found = read(build(source, tmp_path, "ct_volume"))
+    assert sorted(found) == [f"coronacases_org_001.nii.gz/{z}" for z in range(3)]
+    top = found["coronacases_org_001.nii.gz/2"]["image"][..., 0]
+    assert top.shape == (10, 12)
+    # 12 voxels left to right, 10 back to front; the bright one is right, in front: top left.
+    assert np.argwhere(top == 255).tolist() == [[0, 0]]
+    low, high = volumes.WINDOW
+    assert set(np.unique(top)) == {round(255 * (-1000 - low) / (high - low)), 255}
+    assert not (found["coronacases_org_001.nii.gz/0"]["image"] == 255).any()
+
+
+def test_grey_levels_are_no_hu():
+    np.testing.assert_array_equal(volumes.windowed(np.float32([0, 17, 255])), [0, 17, 255])
+    np.testing.assert_array_equal(volumes.windowed(np.float32([-1250, -500, 250, 900])),
+                                  [0, 128, 255, 255])
+
+
+@pytest.mark.parametrize(("finding", "label"), [
+    ("Pneumonia/Viral/COVID-19", "covid"), ("COVID-19", "covid"), ("COVID-19, ARDS", "covid"),
+    ("covid-19", "covid"), ("Pneumonia/Viral/SARS", "non_covid"), ("No Finding", "non_covid"),
+    ("", "unknown"), ("todo", "unknown"), ("Unknown", "unknown"), ("Pneumonia", "non_covid"),
+])
+def test_labels_of_findings(finding, label):
+    assert metadata.label(finding) == label
+
+
+def cut(path, length=100):
+    path.write_bytes(path.read_bytes()[:length])
+
+
+def drop_row(source):
+    path = source / "metadata.csv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, lines[1]]) + "\n")
+
+
+SKIPS = [  # config, what to do, file, words of the reason
+    ("xray", lambda s: (s / "images/e.png").unlink(), "images/e.png", "not there"),
+    ("xray", lambda s: cut(s / "images/e.png"), "e.png", "not a readable picture"),
+    ("xray", lambda s: cut(s / "annotations/lungVAE-masks/a-1_mask.png", 30),
+     "annotations/lungVAE-masks/a-1_mask.png", "not a readable picture"),
+    ("xray", drop_row, "metadata.csv row 10", "has a row before"),
+]
+
+
+@pytest.mark.parametrize(("config", "damage", "file", "words"), SKIPS, ids=range(len(SKIPS)))
+def test_unfit_files_are_skipped_with_a_reason(config, damage, file, words, source, tmp_path):
+    damage(source)
+    folder = build(source, tmp_path, config)
+    (name, reason), = skipped(folder).items()
+    assert name == file and words in reason
+    assert len(read(folder)) == (5 if "e.png" in file else 6)
+
+
+VOLUMES = [  # bytes of the volume, words of the reason
+    (lambda data: data[:100], "not a readable NIfTI"),
+    (lambda data: b"no volume", "not a readable NIfTI"),
+    (lambda data: gzip.decompress(data)[:400], "not a readable NIfTI"),
+]
+
+
+@pytest.mark.parametrize(("damage", "words"), VOLUMES, ids=range(len(VOLUMES)))
+def test_a_damaged_volume_is_skipped(damage, words, source, tmp_path):
+    path = source / "volumes/coronacases_org_001.nii.gz"
+    whole = path.read_bytes()
+    path.with_name("second.nii.gz").write_bytes(damage(whole))
+    table = source / "metadata.csv"
+    row = table.read_text().splitlines()[-1].replace("coronacases_org_001", "second")
+    table.write_text(table.read_text() + row + "\n")  # the same patient: the split is not empty
+    folder = build(source, tmp_path, "ct_volume")
+    (file, reason), = skipped(folder).items()
+    assert file == "second.nii.gz" and words in reason and len(read(folder)) == 3
+
+
+def test_voxels_that_are_no_numbers_are_refused(tmp_path):
+    voxels = np.zeros((4, 4, 4), np.float32)
+    voxels[0, 0, 0] = np.nan
+    data = nibabel.Nifti1Image(voxels, np.eye(4)).to_bytes()
+    with pytest.raises(ValueError, match="v.nii: has voxels that are no numbers"):
+        volumes.slices(data, "v.nii")
+
+
+def scores(text):
+    def write(source):
+        path = source / "annotations/covid-severity-scores.csv"
+        path.write_text(f"## c\nfilename,geographic_mean,opacity_mean\n{text}\n")
+    return write
+
+
+STOPS = [
+    (lambda s: (s / "metadata.csv").write_text("a,b\n1,2\n"), "no column patientid"),
+    (lambda s: (s / "metadata.csv").unlink(), "expected metadata.csv"),
+    (lambda s: (s / "images").rename(s / "pictures"), "no images/"),
+    (scores("a.png,9.0,1.0"), "a.png has the scores '9.0'"),
+    (scores("a.png,,1.0"), "a.png has the scores ''"),
+]
+
+
+@pytest.mark.parametrize(("damage", "words"), STOPS, ids=range(len(STOPS)))
+def test_what_stops_the_build(damage, words, source, tmp_path):
+    damage(source)
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        build(source, tmp_path)
+    assert words in str(caught.value)
+    assert not list((tmp_path / "data").rglob("1.0.0"))
