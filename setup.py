@@ -32,7 +32,7 @@ REQUIRES = [
 ]
 
 EXTRAS = {
-    "test": ["pytest>=8", "ruff>=0.8"],
+    "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.8"],  # xdist: two files at a time
     "cuda": ["jax[cuda12]>=0.10,<0.12"],  # NVIDIA GPUs
     "tpu": ["jax[tpu]>=0.10,<0.12"],
     "beam": ["apache-beam>=2.77"],  # the largest dataset on a cluster
