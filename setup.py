@@ -23,6 +23,7 @@ REQUIRES = [
     "numpy>=2",  # host-side arrays
     "scipy>=1.14",  # morphology, distances, statistics
     "opencv-python-headless>=4.10",  # fast decoding of pictures
+    "nibabel>=5.2",  # NIfTI volumes in and masks out
     "pillow>=10",  # palette pictures, whose indices OpenCV loses
     "matplotlib>=3.9",  # figures
     "tensorboardX>=2.6.2",  # event files without TensorFlow
@@ -33,6 +34,10 @@ EXTRAS = {
     "test": ["pytest>=8", "ruff>=0.8"],
     "cuda": ["jax[cuda12]>=0.10,<0.12"],  # NVIDIA GPUs
     "tpu": ["jax[tpu]>=0.10,<0.12"],
+    "dicom": [
+        "pydicom>=3",  # DICOM series in
+        "highdicom>=0.23",  # masks out as DICOM-SEG, whose rules are many
+    ],
     "torch": ["torch>=2.2"],  # only to read the published .pth weights
 }
 
@@ -47,7 +52,7 @@ setup(
     packages=find_packages(
         include=["infnet_jax", "infnet_jax.*", "tfds_builders", "tfds_builders.*"]
     ),
-    package_data={"": ["*.txt", "*.tsv", "*.bib", "*.md"]},
+    package_data={"": ["*.txt", "*.tsv", "*.bib", "*.md", "*.html"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["infnet-jax=infnet_jax.cli:main"]},

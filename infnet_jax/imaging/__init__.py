@@ -10,7 +10,8 @@ import numpy as np
 from infnet_jax.imaging import dicom, dicom_seg, nifti, pictures
 from infnet_jax.imaging.scan import LEVEL, WIDTH, Grid, Scan
 
-__all__ = ["LEVEL", "WIDTH", "Grid", "Scan", "Source", "find", "read", "read_labels", "write_mask"]
+__all__ = ["LEVEL", "WIDTH", "Grid", "Scan", "Source", "find", "read", "read_labels",
+           "scan_of_labels", "write_mask"]
 
 CLASSES = {1: "Ground-glass opacity", 2: "Consolidation"}
 
@@ -65,6 +66,21 @@ def read(source: Source) -> Scan:
         return dicom.read(list(source.files), source.name)
     reader = {"picture": pictures.read, "nifti": nifti.read}[source.kind]
     return reader(source.files[0], source.name)
+
+
+def scan_of_labels(path: Path, name: str) -> Scan:
+    """A scan that shows where a label map is not 0, for masks whose scan is not at hand."""
+    if _kind(path) == "nifti":
+        labels, affine = nifti.read_labels(path)
+        cube = tuple(labels.shape)
+        spacing, oriented = nifti.spacing_of(affine), True
+    else:
+        labels = pictures.read_labels(path)[None]
+        cube, spacing, oriented = tuple(labels.shape), None, False
+    grid = Grid(cube, cube, (0, 1, 2), (False, False, False))
+    shown = np.where(labels > 0, 90, 0).astype(np.uint8)
+    return Scan(name, "labels", shown, False, oriented, spacing, grid, None,
+                [f"{name}: no image given, the mask itself is shown"])
 
 
 def read_labels(path: Path, scan: Scan | None = None) -> np.ndarray:
@@ -142,7 +158,7 @@ def _whole(path: Path, write: Callable[[Path], object]) -> Path:
 
 
 def _affine(scan: Scan | None) -> np.ndarray | None:
-    if scan is None or scan.kind == "picture":
+    if scan is None or scan.origin is None:
         return None
     if scan.kind == "dicom":
         return scan.origin["affine"]

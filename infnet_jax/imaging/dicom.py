@@ -39,7 +39,7 @@ def read(files: list[Path], name: str) -> scan_lib.Scan:
     slices = list(_zip_members(files[0]) if zipped else ((str(p), p) for p in files))
     folder = str(files[0] if zipped or len(files) == 1 else files[0].parent)
     headers = [(label, _header(label, data)) for label, data in slices]
-    notes = _check_series(headers, folder)
+    notes = _check_series(headers, folder, name)
     ordered, affine = _in_order(headers, folder, notes)
     stack = np.stack([_pixels(label, d) for label, d in ordered])  # [slice, row, column]
     first = ordered[0][1]
@@ -91,7 +91,9 @@ def _header(label: str, data: Path | bytes) -> "pydicom.Dataset":
     return found
 
 
-def _check_series(headers: list[tuple[str, "pydicom.Dataset"]], folder: str) -> list[str]:
+def _check_series(
+    headers: list[tuple[str, "pydicom.Dataset"]], folder: str, name: str
+) -> list[str]:
     """One series of one size; returns the warnings."""
     if not headers:
         raise ValueError(f"{folder}: no DICOM slice in it")
@@ -102,7 +104,7 @@ def _check_series(headers: list[tuple[str, "pydicom.Dataset"]], folder: str) -> 
             odd = next(label for label, d in headers if str(d.get(tag, "")) == rare)
             raise ValueError(f"{folder}: {len(kinds)} {what} mixed (see {odd}); give one at a time")
     modality = str(headers[0][1].get("Modality", "")) or "none"
-    return [] if modality == "CT" else [f"{folder}: modality {modality}, taken as CT all the same"]
+    return [] if modality == "CT" else [f"{name}: modality {modality}, taken as CT all the same"]
 
 
 def _in_order(
@@ -121,7 +123,7 @@ def _in_order(
         normal = np.cross(row, column)
         height = [float(np.dot(d.ImagePositionPatient, normal)) for d in placed]
     else:
-        notes.append(f"{folder}: slices without positions, ordered by number, first at the feet")
+        notes.append("slices without positions, ordered by number, the first at the feet")
         tag = "SliceLocation" if all(d.get("SliceLocation") for _, d in headers) else None
         height = [_number(label, d, tag or "InstanceNumber") for label, d in headers]
     order = np.argsort(height, kind="stable")

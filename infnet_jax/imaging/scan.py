@@ -111,7 +111,7 @@ def finish(
     notes = list(warnings)
     if may_be_hu and not hu:
         notes.append(
-            f"{file}: values {array.min():g} to {array.max():g} cannot be HU; "
+            f"{name}: values {array.min():g} to {array.max():g} cannot be HU; "
             "taken as a picture in a lung window"
         )
     scan = Scan(name, kind, grid.canonical(array), hu, oriented, spacing, grid, origin, notes)
