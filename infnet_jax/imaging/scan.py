@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 
 LEVEL, WIDTH = -600, 1500  # lung window in HU, the one that networks and pages see
-# A chest CT in a lung window is bright or dark, with sharp borders between: over 1,905 real slices
-# the two measures of `_looks_like_ct` are at least 0.63 and 0.76; a soft film has 0.47 in the second.
+# A chest CT in a lung window is bright or dark, with sharp borders between: over 1,905 slices
+# the measures of `_looks_like_ct` are at least 0.63 and 0.76; a soft film has 0.47 in the second.
 TWO_TONED, SHARP = 0.5, 0.6
 
 
