@@ -19,7 +19,7 @@ TUBE = 0.012  # windpipe and bowel loops are smaller than this share of the pict
 OPENING, CLOSING = 0.006, 0.03  # radii that cut off airways, and that bridge vessels
 MAX_HOLE = 0.08  # of both lungs: larger holes are the domes of the diaphragm
 MAX_NOTCH = 0.3  # of a lung: larger notches in its outer wall are no lesion
-WORK = 400  # pixels of the longer side; finer detail does not matter to these rules
+WORK = 320  # pixels of the longer side; finer detail does not matter to these rules
 _PAD = 0.12  # room around the picture for the closing
 
 

@@ -5,7 +5,6 @@ volume of 300 slices costs a few megabytes and one picture at a time. Patients a
 disk as they are added.
 """
 
-import base64
 import html
 import json
 import os
@@ -14,27 +13,14 @@ import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
-import cv2
 import numpy as np
 
+from infnet_jax.outlines import Case, describe
 from infnet_jax.severity import CT_SS_CUTOFF, N_REGIONS, Severity
 
-SIDE = 448  # pixels of the longer side of a picture in the page
 GRADES = ("0 (below 1 %)", "1 (1 % to below 50 %)", "2 (50 % and more)")
-
-
-class Case(Protocol):
-    """What is shown of a scan; maps are [D, H, W]."""
-
-    name: str
-    pictures: np.ndarray  # uint8, lung window
-    mask: np.ndarray  # uint8: 0, 1 ground glass, 2 consolidation
-    lung: np.ndarray  # bool
-    regions: np.ndarray  # uint8: 0..20
-    warnings: list[str]
-    uncertainty: np.ndarray | None  # float 0..1
 
 
 class Page:
@@ -75,7 +61,7 @@ class Page:
         index = 0
         for case in cases:
             for i in range(len(case.mask)):
-                slice_ = json.dumps(_slice(case, i)).replace("</", "<\\/")
+                slice_ = json.dumps(describe(case, i)).replace("</", "<\\/")
                 write(f'<script type="application/json" data-slice="{index}">{slice_}</script>\n')
                 index += 1
         write("</section>\n")
@@ -207,53 +193,6 @@ def _notes(cases: Sequence[Case]) -> str:
     notes = [note for case in cases for note in case.warnings]
     items = "".join(f"<li>{html.escape(n)}</li>" for n in dict.fromkeys(notes))
     return f'<h3>Warnings</h3><ul class="notes">{items}</ul>' if items else ""
-
-
-def _slice(case: Case, i: int) -> dict[str, Any]:
-    """What the page holds of one slice."""
-    picture = case.pictures[i]
-    scale = min(1.0, SIDE / max(picture.shape))
-    width, height = (max(round(n * scale), 1) for n in picture.shape[::-1])
-    small = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
-    mask, lung = case.mask[i], case.lung[i]
-    inside, infected = int(lung.sum()), int((mask > 0).sum())
-    text = f"{100 * infected / inside:.1f} % of the lung infected" if inside else "no lung"
-    found = np.unique(case.regions[i])
-    return {
-        "name": case.name, "number": i + 1, "of": len(case.mask), "text": text,
-        "w": width, "h": height, "image": _data(".jpg", small, "jpeg"),
-        "ggo": _path(mask == 1, scale), "consolidation": _path(mask == 2, scale),
-        "lung": _path(lung, scale),
-        "regions": [[int(r), _path(case.regions[i] == r, scale)] for r in found if r],
-        "unsure": None if case.uncertainty is None else _unsure(case.uncertainty[i], small.shape),
-    }
-
-
-def _path(mask: np.ndarray, scale: float) -> str:
-    """The outlines of a mask as an SVG path, in pixels of the shown picture."""
-    lines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    parts = []
-    for line in lines:
-        points = cv2.approxPolyDP(line, 0.4 / scale, True)[:, 0].astype(float)
-        if len(points) > 1:
-            steps = "L".join(f"{(x + 0.5) * scale:.1f} {(y + 0.5) * scale:.1f}" for x, y in points)
-            parts.append(f"M{steps}Z")
-    return "".join(parts)
-
-
-def _unsure(values: np.ndarray, shape: tuple[int, int]) -> str:
-    """Uncertainty as a violet picture, the more opaque the more uncertain."""
-    small = cv2.resize(values.astype(np.float32), shape[::-1], interpolation=cv2.INTER_AREA)
-    out = np.zeros((*shape, 4), np.uint8)
-    out[..., :3] = (255, 120, 220)
-    out[..., 3] = np.round(np.clip(small, 0, 1) * 255)
-    return _data(".png", out, "png")
-
-
-def _data(suffix: str, picture: np.ndarray, kind: str) -> str:
-    quality = [cv2.IMWRITE_JPEG_QUALITY, 82] if kind == "jpeg" else []
-    _, encoded = cv2.imencode(suffix, picture, quality)
-    return f"data:image/{kind};base64,{base64.b64encode(encoded.tobytes()).decode()}"
 
 
 def _colour(share: float) -> str:

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-N_REGIONS, N_LOBES, N_ZONES = 20, 5, 6
-GGO, CONSOLIDATION = 1, 2
+N_REGIONS, N_LOBES, N_ZONES, GGO, CONSOLIDATION = 20, 5, 6, 1, 2
 CT_SS_CUTOFF = 19.5  # Yang et al. 2020: above it, severe
 SHARE_BOUNDS = (1, 50)  # percent: none or trace, moderate, severe (the public code's grades)
 LOBAR_BOUNDS = (5, 25, 50, 75)  # percent; 25-point score
@@ -53,12 +52,11 @@ class Tally:
                 f"voxels of {self.volume_ml} and {other.volume_ml} ml cannot be pooled: "
                 "give slices of one spacing, or no spacing"
             )
-        sums = {"volume_ml": self.volume_ml}
-        for field in dataclasses.fields(self):
-            mine, theirs = getattr(self, field.name), getattr(other, field.name)
-            if field.name not in sums:
-                sums[field.name] = None if mine is None or theirs is None else mine + theirs
-        return Tally(**sums)
+        sums = {}
+        for name, mine in vars(self).items():
+            theirs = getattr(other, name)
+            sums[name] = None if mine is None or theirs is None else mine + theirs
+        return Tally(**sums | {"volume_ml": self.volume_ml})
 
 
 @dataclasses.dataclass
@@ -66,10 +64,10 @@ class Severity:
     """A patient's scores. Shares are 0..1 of the parenchyma; None: what it needs is not known.
 
     Attributes:
-      infected_share: infected / lung, 0..1; NaN without a lung voxel. PO is the same in percent.
+      infected_share: infected / lung, 0..1; NaN without a lung voxel.
       grade: 0 (below 1 %), 1 (1 % and more), 2 (50 % and more); None without a lung.
-      po_percent: opacity, percent of the lung (Chaganti et al.).
-      pho_percent: opacity above -200 HU, percent of the lung; None without HU.
+      po_percent, pho_percent: opacity, and opacity above -200 HU (None without HU), percent of
+        the lung (Chaganti et al.).
       ggo_share, consolidation_share: of the lung, 0..1.
       lung_ml, infected_ml: millilitres; None without spacing.
       ct_ss: 0..40, cut-off 19.5; rescaled by 20 / used where regions are too small to count;
@@ -153,10 +151,9 @@ def count(
         raise ValueError(f"mask holds {strange}: 0, 1 (ground glass) and 2 (consolidation) allowed")
     infected = mask > 0
     inside = (np.asarray(lung) > 0) | infected
-    per_label = {
-        name: None if maps[name] is None else _per_label(name, maps[name], n, inside, infected)
-        for name, n in (("regions", N_REGIONS), ("lobes", N_LOBES), ("zones", N_ZONES))
-    }
+    sizes = (("regions", N_REGIONS), ("lobes", N_LOBES), ("zones", N_ZONES))
+    per_label = {k: None if maps[k] is None else _per_label(k, maps[k], n, inside, infected)
+                 for k, n in sizes}
     return Tally(
         lung=int(inside.sum()),
         ggo=int((mask == GGO).sum()),
@@ -173,20 +170,19 @@ def grade(tally: Tally, *, min_region: int = 1) -> Severity:
     share = _ratio(infected, lung)
     parts: dict[str, Any] = dict.fromkeys(
         ("ct_ss", "ct_ss_regions", "region_shares", "regions_used", "severe", "outside_regions",
-         "lobar_25", "tss", "lobe_shares", "six_zone")
-    )
+         "lobar_25", "tss", "lobe_shares", "six_zone"))
     if tally.regions is not None:
         parts |= _ct_ss(tally.regions, min_region)
     if tally.lobes is not None:
-        whole, sick = tally.lobes[:, 1:]
-        pairs = list(zip(sick.tolist(), whole.tolist(), strict=True))
+        whole, sick = tally.lobes[:, 1:].tolist()
+        pairs = list(zip(sick, whole, strict=True))
         parts["lobar_25"] = sum(_points(i, w, LOBAR_BOUNDS) for i, w in pairs)
         parts["tss"] = sum(_points(i, w, QUARTERS) for i, w in pairs)
         parts["lobe_shares"] = [_ratio(i, w) for i, w in pairs]
     if tally.zones is not None:
         whole, sick = tally.zones[:, 1:].tolist()
-        parts["six_zone"] = sum(
-            _points(i, w, QUARTERS) for i, w in zip(sick, whole, strict=True))
+        pairs = zip(sick, whole, strict=True)
+        parts["six_zone"] = sum(_points(i, w, QUARTERS) for i, w in pairs)
     return Severity(
         infected_share=share,
         grade=None if lung == 0 else sum(100 * infected >= b * lung for b in SHARE_BOUNDS),
@@ -225,12 +221,8 @@ def _ct_ss(regions: np.ndarray, min_region: int) -> dict[str, Any]:
     used = sum(p >= 0 for p in points)
     total = N_REGIONS * sum(p for p in points if p > 0) / used if used else float("nan")
     return {
-        "ct_ss": total,
-        "ct_ss_regions": points,
-        "region_shares": shares,
-        "regions_used": used,
-        "severe": total > CT_SS_CUTOFF if used else None,
-        "outside_regions": int(regions[1, 0]),
+        "ct_ss": total, "ct_ss_regions": points, "region_shares": shares, "regions_used": used,
+        "severe": total > CT_SS_CUTOFF if used else None, "outside_regions": int(regions[1, 0]),
     }
 
 

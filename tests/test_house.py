@@ -52,7 +52,8 @@ ARROWS: dict[str, set[str]] = {
     "regions": set(),
     "imaging": {"imaging"},
     "lungs": {"regions"},
-    "report": {"severity"},
+    "outlines": set(),
+    "report": {"outlines", "severity"},
     "scoring": {"imaging", "lungs", "regions", "severity"},
     "score_files": {"imaging", "report", "scoring", "severity"},
     "cli": {
@@ -182,8 +183,9 @@ def test_no_source_names_a_folder_of_one_machine():
     assert not found, found
 
 
-@pytest.mark.parametrize("room", ["severity", "detection", "regions", "lungs", "imaging", "report",
-                                  "scoring", "score_files"])
+@pytest.mark.parametrize("room", [
+    "severity", "detection", "regions", "lungs", "imaging", "outlines", "report", "scoring",
+    "score_files"])
 def test_rooms_for_scans_know_nothing_of_jax(room):
     folder = ROOT / "infnet_jax"
     files = [folder / f"{room}.py"] if (folder / f"{room}.py").exists() else sorted(

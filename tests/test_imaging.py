@@ -113,6 +113,11 @@ def test_pictures_of_8_and_16_bits_and_a_visible_mask(tmp_path):
     np.testing.assert_array_equal(imaging.read_labels(path, a), mask)
 
 
+def test_a_palette_mask_takes_no_label_that_it_would_lose():
+    with pytest.raises(ValueError, match="label 4"):
+        imaging.pictures.encode_mask(np.array([[0, 4]]))
+
+
 def test_names_are_unique_and_come_from_the_path(tmp_path):
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from infnet_jax import report, severity
+from infnet_jax import outlines, report, severity
 
 
 @dataclasses.dataclass
@@ -123,8 +123,8 @@ def test_large_slices_are_shown_smaller(tmp_path):
     case = _case(depth=2, size=size)
     text = _write(tmp_path / "r.html", case)
     one = _Slices(text).slices[1]
-    assert (one["w"], one["h"]) == (report.SIDE, report.SIDE)
-    assert max(float(x) for x in re.findall(r"[\d.]+", one["lung"])) < report.SIDE
+    assert (one["w"], one["h"]) == (outlines.SIDE, outlines.SIDE)
+    assert max(float(x) for x in re.findall(r"[\d.]+", one["lung"])) < outlines.SIDE
 
 
 def test_several_scans_follow_each_other(tmp_path):

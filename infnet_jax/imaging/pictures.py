@@ -53,8 +53,14 @@ def read_labels(path: Path) -> np.ndarray:
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
-    """A palette PNG of a mask [H, W]: index 1 red, 2 green, 3 yellow."""
-    picture = Image.fromarray(mask.astype(np.uint8), mode=None)
+    """A palette PNG of a mask [H, W]: index 1 red, 2 green, 3 yellow.
+
+    Raises:
+      ValueError: a label above 3, which the small palette would cut off in silence.
+    """
+    if mask.max(initial=0) >= len(PALETTE) // 3:
+        raise ValueError(f"mask holds label {mask.max()}: 0 to {len(PALETTE) // 3 - 1} allowed")
+    picture = Image.fromarray(mask.astype(np.uint8))
     picture.putpalette(PALETTE)
     out = io.BytesIO()
     picture.save(out, format="PNG")
