@@ -24,18 +24,23 @@ REQUIRES = [
     "scipy>=1.14",  # morphology, distances, statistics
     "opencv-python-headless>=4.10",  # fast decoding of pictures
     "pillow>=10",  # palette pictures, whose indices OpenCV loses
-    "nibabel>=5.3",  # NIfTI volumes, and what their headers say about orientation
+    "nibabel>=5.3",  # NIfTI volumes in, masks out, and which way the patient lies
     "openpyxl>=3.1",  # clinical tables that are published as .xlsx
     "matplotlib>=3.9",  # figures
     "tensorboardX>=2.6.2",  # event files without TensorFlow
     "safetensors>=0.4",  # weights from and to other programs
 ]
 
+DICOM = [
+    "pydicom>=3",  # DICOM series in
+    "highdicom>=0.23",  # masks out as DICOM-SEG, whose rules are many
+]
 EXTRAS = {
-    "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.8"],  # xdist: two files at a time
+    "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.8", *DICOM],  # xdist: two files at a time
     "cuda": ["jax[cuda12]>=0.10,<0.12"],  # NVIDIA GPUs
     "tpu": ["jax[tpu]>=0.10,<0.12"],
     "beam": ["apache-beam>=2.77"],  # the largest dataset on a cluster
+    "dicom": DICOM,
     "torch": ["torch>=2.2"],  # only to read the published .pth weights
 }
 
@@ -50,7 +55,7 @@ setup(
     packages=find_packages(
         include=["infnet_jax", "infnet_jax.*", "tfds_builders", "tfds_builders.*"]
     ),
-    package_data={"": ["*.txt", "*.tsv", "*.bib", "*.md"]},
+    package_data={"": ["*.txt", "*.tsv", "*.bib", "*.md", "*.html"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["infnet-jax=infnet_jax.cli:main"]},

@@ -72,6 +72,15 @@ def _make_parser() -> _Parser:
             f"--{name}", type=int, default=default, metavar="N", help="default: %(default)s"
         )
     verb.set_defaults(run=_bench)
+
+    verb = verbs.add_parser("severity", help="score existing infection masks; no model is run")
+    verb.add_argument("masks", type=_existing, nargs="+", metavar="MASK", help="files or folders")
+    verb.add_argument("--out", type=Path, required=True, metavar="DIR")
+    for name, what in (("images", "the scans"), ("lung", "lung masks"), ("lobes", "lobe maps 1..5"),
+                       ("regions", "maps of 20 regions or segments")):
+        verb.add_argument(f"--{name}", type=_existing, metavar="PATH", help=what)
+    verb.add_argument("--one-patient", action="store_true", help="all are slices of one patient")
+    verb.set_defaults(run=_severity)
     return parser
 
 
@@ -79,6 +88,15 @@ def _evaluate(options: argparse.Namespace) -> int:
     from infnet_jax import evaluation
 
     return evaluation.run(options.predictions, options.truth, csv=options.csv, label=options.label)
+
+
+def _severity(options: argparse.Namespace) -> int:
+    from infnet_jax import score_files
+
+    return score_files.run(
+        options.masks, out=options.out, images=options.images, lung=options.lung,
+        lobes=options.lobes, regions=options.regions, one_patient=options.one_patient,
+    )
 
 
 def _parity(options: argparse.Namespace) -> int:

@@ -51,7 +51,18 @@ ARROWS: dict[str, set[str]] = {
     "crossfit": _FRONT | {"loop", "predict"},
     "train": _FRONT | {"predict", "present", "loop", "convert", "crossfit"},
     "bench": {"tasks", "loop", "models", "normalise", "optim", "state"},
-    "cli": {"__init__", "evaluation", "parity", "convert", "predict", "train", "bench"},
+    "severity": set(),
+    "detection": set(),
+    "regions": set(),
+    "imaging": {"imaging"},
+    "lungs": {"regions"},
+    "outlines": set(),
+    "report": {"outlines", "severity"},
+    "scoring": {"imaging", "lungs", "regions", "severity"},
+    "score_files": {"imaging", "report", "scoring", "severity"},
+    "cli": {
+        "__init__", "evaluation", "parity", "convert", "predict", "train", "bench", "score_files",
+    },
 }
 _MAIN = {"train", "predict", "mesh"}
 
@@ -174,3 +185,14 @@ def test_no_source_names_a_folder_of_one_machine():
         if path.search(line)
     ]
     assert not found, found
+
+
+@pytest.mark.parametrize("room", [
+    "severity", "detection", "regions", "lungs", "imaging", "outlines", "report", "scoring",
+    "score_files"])
+def test_rooms_for_scans_know_nothing_of_jax(room):
+    folder = ROOT / "infnet_jax"
+    files = [folder / f"{room}.py"] if (folder / f"{room}.py").exists() else sorted(
+        (folder / room).glob("*.py"))
+    names = [name.split(".")[0] for path in files for _, name in _imports(path)]
+    assert names and not set(names) & {"jax", "flax", "optax", "orbax"}

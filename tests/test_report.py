@@ -1,145 +1,183 @@
-"""The quality report: counts by hand, skips, strictness, look-alikes, merging, and the sheet."""
+"""The page: self-contained, light, escaped, whole or absent, and driven in a browser."""
 
+import base64
+import dataclasses
+import html.parser
 import json
+import os
+import re
+import shutil
 
 import cv2
 import numpy as np
 import pytest
 
-import tfds_builders
-from tfds_builders import __main__ as command, base, contact_sheet, hashing, report
-from tfds_builders.ictcf import dummy_data
-from tfds_builders.report import Report
+from infnet_jax import outlines, report, severity
 
 
-def png(array):
-    return base.encode_png(np.asarray(array, np.uint8))
+@dataclasses.dataclass
+class Case:
+    name: str
+    pictures: np.ndarray
+    mask: np.ndarray
+    lung: np.ndarray
+    regions: np.ndarray
+    warnings: list
+    uncertainty: np.ndarray | None = None
 
 
-def chequered(seed, side=64):
-    noise = np.random.default_rng(seed).integers(0, 256, (24, 24), dtype=np.uint8)
-    return cv2.resize(noise, (side, side), interpolation=cv2.INTER_CUBIC)
+def _case(depth=12, size=64, name="scan", **changes):
+    grey = np.random.default_rng(0).integers(60, 90, (depth, size, size)).astype(np.uint8)
+    lung = np.zeros(grey.shape, bool)
+    lung[:, 8:-8, 8:-8] = True
+    regions = np.where(lung, 1 + (np.arange(size) * 20 // size), 0).astype(np.uint8)
+    mask = np.zeros(grey.shape, np.uint8)
+    mask[depth // 2, 20:30, 10:20], mask[(depth // 2 + 1) % depth, 20:24, 30:40] = 1, 2
+    return Case(name, grey, mask, lung, regions, []) if not changes else dataclasses.replace(
+        Case(name, grey, mask, lung, regions, []), **changes)
 
 
-def test_figures_by_hand():
-    made = Report("x", counted=("label",))
-    made.add("a", {"image": png([[0, 100], [100, 200]]), "mask": png([[0, 1], [2, 2]]),
-                   "label": "sick", "group": "p"})
-    made.add("b", {"image": png([[100, 100]]), "mask": png([[0, 0]]), "label": "well",
-                   "group": "p"})
-    made.add("c", {"image": png([[100, 100]]), "mask": png([[0, 0]]), "labelled": False})
-    got = made.as_dict()
-    assert (got["read"], got["groups"], got["skipped_count"]) == (3, 2, 0)
-    assert got["intensity"] == {"min": 0, "max": 200, "mean": 100.0, "sd": 50.0}
-    assert got["mask_classes"] == {"0": {"pixels": 3, "examples": 2},
-                                   "1": {"pixels": 1, "examples": 1},
-                                   "2": {"pixels": 2, "examples": 1}}
-    assert got["values"] == {"label": {"sick": 1, "well": 1}}
-    assert got["sizes"] == {"1x2": 2, "2x2": 1}
-    text = report.summary(got)
-    assert "3 examples in 2 groups" in text and "mask class 1: 16.67% of pixels, in 1" in text
+def _write(path, *cases, name="patient", model=None):
+    tally = [severity.count(c.mask, c.lung, regions=c.regions) for c in cases]
+    with report.Page(path, model=model or {}) as page:
+        page.add(name, cases, severity.grade(sum(tally[1:], tally[0])))
+    return path.read_text()
 
 
-def test_skips_and_strictness():
-    made = Report("x")
+class _Slices(html.parser.HTMLParser):
+    """The slices' JSON, all ids, and the text."""
 
-    def bad(value):
-        raise ValueError(f"f.png: holds {value}")
+    def __init__(self, text):
+        super().__init__()
+        self.slices, self.tags, self.text, self._open = {}, [], "", None
+        self.feed(text)
 
-    assert made.attempt("f.png", bad, 7) is None and made.skipped == {"f.png": "holds 7"}
-    assert made.attempt("g.png", lambda: 5) == 5 and "g.png" not in made.skipped
-    with pytest.raises(KeyError):  # a fault of ours is no fault of the file
-        made.attempt("g.png", {}.__getitem__, "no")
-    for i in range(12):
-        made.skip(f"h{i}", "odd")
-    made.expect("slices", 829, 800)
-    text = report.summary(made.as_dict())
-    assert "and 3 more" in text and "COUNT: 800 slices, the whole dataset has 829" in text
-    strict = Report("x", strict=True)
-    with pytest.raises(ValueError, match="^f.png: holds 7 .*--strict"):
-        strict.attempt("f.png", bad, 7)
-    with pytest.raises(ValueError, match="800 slices, the whole dataset has 829"):
-        strict.expect("slices", 829, 800)
-    strict.expect("slices", 829, 829)
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._open = dict(attrs).get("data-slice") if tag == "script" else None
 
+    def handle_endtag(self, tag):
+        self._open = None
 
-def test_look_alikes():
-    made, one = Report("x"), chequered(0)
-    coded, poor = (cv2.imdecode(cv2.imencode(".jpg", one, [cv2.IMWRITE_JPEG_QUALITY, q])[1],
-                                cv2.IMREAD_GRAYSCALE) for q in (60, 15))
-    assert (hashing.perceptual_hash(coded) != hashing.perceptual_hash(poor)).any()
-    for key, picture, group in (("a", one, "p"), ("b", one, "p"), ("c", coded, "q"),
-                                ("e", poor, "q"),
-                                ("d", chequered(1), "q"), ("flat", one * 0, "r"),
-                                ("flat too", one * 0, "s")):
-        made.add(key, {"image": png(picture), "group": group})
-    assert {(a, b): same for a, b, same in made.duplicates()} == {
-        ("a", "b"): True, ("a", "c"): False, ("b", "c"): False, ("a", "e"): False,
-        ("b", "e"): False}  # c and e: neighbours of one patient may look alike
-    assert "look-alikes: 5 pairs, of those listed 4 between groups" in report.summary(
-        made.as_dict())
+    def handle_data(self, data):
+        if self._open is not None:
+            self.slices[int(self._open)] = json.loads(data)
+        else:
+            self.text += data
 
 
-def test_many_pictures_are_compared_by_equal_hashes(monkeypatch):
-    monkeypatch.setattr(report, "MAX_COMPARED", 2)
-    made = Report("x")
-    for key, seed in (("a", 0), ("b", 1), ("c", 0), ("d", 0)):
-        made.add(key, {"image": png(chequered(seed))})
-    assert [pair[:2] for pair in made.duplicates()] == [("a", "c"), ("a", "d")]
+def test_each_slice_is_there_with_its_outlines(tmp_path):
+    page = _Slices(_write(tmp_path / "r.html", _case()))
+    assert sorted(page.slices) == list(range(12))
+    one = page.slices[6]
+    assert (one["w"], one["h"], one["number"], one["of"]) == (64, 64, 7, 12)
+    assert one["text"] == "4.3 % of the lung infected"  # 100 of 48 x 48
+    corners = [tuple(map(float, p)) for p in re.findall(r"([\d.]+) ([\d.]+)", one["ggo"])]
+    assert sorted(corners) == [(10.5, 20.5), (10.5, 29.5), (19.5, 20.5), (19.5, 29.5)]
+    assert one["consolidation"] == "" and page.slices[7]["consolidation"] != ""
+    assert [r for r, _ in one["regions"]] == list(range(3, 19))
+    raw = base64.b64decode(one["image"].split(",")[1])
+    shown = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_GRAYSCALE)
+    assert shown.shape == (64, 64) and abs(int(shown.mean()) - 75) < 3
 
 
-def test_merged_reports_equal_one(monkeypatch):
-    monkeypatch.setattr(report, "MAX_TILES", 4)
-    whole = Report("x", counted=("label",))
-    parts = [Report("x", counted=("label",)) for _ in range(3)]
-    for i in range(9):
-        example = {"image": png(chequered(i)), "mask": png(np.full((64, 64), i % 3)),
-                   "label": f"l{i % 2}", "group": f"g{i % 4}"}
-        whole.add(f"k{i}", example)
-        parts[i % 3].add(f"k{i}", example)
-        whole.skip(f"s{i}", "odd")
-        parts[i % 3].skip(f"s{i}", "odd")
-    merged = Report("x", counted=("label",))
-    for part in reversed(parts):
-        merged.merge(json.loads(json.dumps(part.state())))
-    assert merged.as_dict() == whole.as_dict()
-    assert len(merged.as_dict()["contact_sheet"]) == 4
+def test_it_starts_at_the_slice_of_most_infection_and_says_what_it_is(tmp_path):
+    case = _case(warnings=["a warning <here>"])
+    text = _write(tmp_path / "r.html", case, model={"checkpoint": "abc<1>"})
+    page = _Slices(text)
+    slider = next(a for t, a in page.tags if a.get("class") == "through")
+    assert (slider["value"], slider["max"]) == ("6", "11") and "aria-label" in slider
+    assert "Research use, not a medical device" in page.text and "cut-off 19.5" in page.text
+    assert "abc<1>" in page.text and "a warning <here>" in page.text  # escaped, so text
+    html_tag = next(a for t, a in page.tags if t == "html")
+    assert html_tag["lang"] == "en" and all("alt" in a for t, a in page.tags if t == "img")
 
 
-def test_tiles_by_hand():
-    tile = contact_sheet.tile(np.full((50, 100), 200, np.uint8), None)
-    assert tile.shape == (96, 96, 3) and (tile[24:72] == 200).all()
-    assert not tile[:24].any() and not tile[72:].any()
-    mask = np.zeros((96, 96), np.uint8)
-    mask[:48] = 1
-    tinted = contact_sheet.tile(np.full((96, 96), 100, np.uint8), mask)
-    assert (tinted[60] == 100).all()
-    assert (tinted[10] == np.round(0.55 * 100 + 0.45 * np.array([255, 170, 0]))).all()
-    framed = contact_sheet.tile(np.zeros((96, 96), np.uint8), mask[:50])
-    assert (framed[0] == (255, 0, 0)).all()  # mask and picture out of step
-    assert contact_sheet.sheet([tile] * 9).shape == (2 * 96, 8 * 96, 3)
+def test_names_cannot_break_the_page(tmp_path):
+    name = '</script><script>alert(1)</script>"\''
+    text = _write(tmp_path / "r.html", _case(name=name), name=name)
+    page = _Slices(text)
+    assert "alert(1)</script>" not in text and name in page.text
+    assert page.slices[0]["name"] == name
 
 
-def test_a_build_writes_report_and_sheet(tmp_path, capsys):
-    pytest.importorskip("openpyxl")
-    source = dummy_data.make(tmp_path / "ictcf", patients=12)
-    (source / "Patient 2/CT/cut.jpg").write_bytes(dummy_data.picture(0)[:99])
-    arguments = ["build", "ictcf", f"--manual_dir={source}", f"--data_dir={tmp_path / 'data'}"]
-    assert command.main(arguments) == 0
-    out, err = capsys.readouterr()
-    assert "ictcf: 24 examples in 12 groups; 1 files skipped" in err
-    assert "skipped Patient 2/CT/cut.jpg: not a readable picture" in err
-    folder = tmp_path / "data/ictcf/patients/1.0.0"
-    assert out == f"{folder}\n"
-    text = (folder / "report.json").read_text()
-    assert str(tmp_path) not in text
-    assert list(json.loads(text)["skipped"]) == ["Patient 2/CT/cut.jpg"]
-    page = cv2.imread(str(folder / "contact_sheet.png"))
-    assert page.shape == (3 * 96, 8 * 96, 3) and page.std() > 20
-    assert command.main([*arguments, "--strict"]) == 1  # what is there has skips
-    assert "built with skips or short counts" in capsys.readouterr().err
-    fresh = [*arguments[:-1], f"--data_dir={tmp_path / 'fresh'}", "--strict"]
-    assert command.main(fresh) == 1
-    assert "--strict" in capsys.readouterr().err
-    assert not list((tmp_path / "fresh").rglob("1.0.0"))
-    assert tfds_builders.report_of(tmp_path) == {}
+def test_nothing_leaves_the_page(tmp_path):
+    text = _write(tmp_path / "r.html", _case())
+    policy = next(a["content"] for t, a in _Slices(text).tags if a.get("http-equiv"))
+    assert policy.startswith("default-src 'none'")
+    links = set(re.findall(r"https?://[^\"' ]+", text))
+    assert links == {"http://www.w3.org/2000/svg"}  # a name, not an address
+
+
+def test_a_failed_page_leaves_nothing_behind(tmp_path):
+    (tmp_path / "r.html").write_text("old")
+    with pytest.raises(RuntimeError), report.Page(tmp_path / "r.html", model={}) as page:
+        page.add("a", [_case()], severity.score(np.zeros((1, 1), int), np.ones((1, 1))))
+        raise RuntimeError
+    assert [p.name for p in tmp_path.iterdir()] == ["r.html"]
+    assert (tmp_path / "r.html").read_text() == "old"
+
+
+def test_large_slices_are_shown_smaller(tmp_path):
+    size = 1000
+    case = _case(depth=2, size=size)
+    text = _write(tmp_path / "r.html", case)
+    one = _Slices(text).slices[1]
+    assert (one["w"], one["h"]) == (outlines.SIDE, outlines.SIDE)
+    assert max(float(x) for x in re.findall(r"[\d.]+", one["lung"])) < outlines.SIDE
+
+
+def test_several_scans_follow_each_other(tmp_path):
+    page = _Slices(_write(tmp_path / "r.html", _case(2, 64, "a"), _case(3, 40, "b")))
+    assert [(s["name"], s["number"], s["w"]) for s in page.slices.values()] == [
+        ("a", 1, 64), ("a", 2, 64), ("b", 1, 40), ("b", 2, 40), ("b", 3, 40)]
+
+
+@pytest.fixture
+def browser():
+    """A headless Chromium; CHROMIUM names the program where it is not on the path."""
+    api = pytest.importorskip("playwright.sync_api")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if program is None:
+        pytest.skip("no Chromium (set CHROMIUM)")
+    with api.sync_playwright() as play:
+        found = play.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_slider_keys_and_switches_in_a_browser(browser, tmp_path):
+    case = _case(uncertainty=np.random.default_rng(0).random((12, 64, 64)))
+    _write(tmp_path / "r.html", case)
+    page = browser.new_page(viewport={"width": 1100, "height": 900})
+    noise, asked = [], []
+    page.on("console", lambda m: noise.append(m.text))
+    page.on("pageerror", lambda e: noise.append(str(e)))
+    page.on("request", lambda r: asked.append(r.url))
+    page.goto((tmp_path / "r.html").as_uri())
+    said, stage = page.locator(".said"), page.locator(".stage")
+    page.wait_for_function("document.querySelector('.said').textContent.includes('slice 7 of 12')")
+    stage.focus()
+    for key, slice_ in (("ArrowRight", 8), ("End", 12), ("ArrowRight", 12), ("PageDown", 2),
+                        ("Home", 1), ("ArrowLeft", 1)):
+        page.keyboard.press(key)
+        assert f"slice {slice_} of 12" in said.inner_text(), key
+    page.locator(".through").fill("6")
+    assert "slice 7 of 12" in said.inner_text()
+    assert "slice 7 of 12" in page.locator("img.ct").get_attribute("alt")
+    assert page.locator("path.ggo").count() == 1 and page.locator("path.region").count() == 0
+    stage.focus()
+    page.keyboard.press("g")
+    assert page.locator("path.ggo").count() == 0
+    page.locator("input[data-kind=region]").check()
+    assert page.locator("path.region").count() == 16
+    before = page.locator("path.region").first.evaluate("e => e.style.fillOpacity")
+    page.locator(".opacity").fill("90")
+    assert page.locator("path.region").first.evaluate("e => e.style.fillOpacity") > before
+    assert not page.locator("img.unsure").is_visible()
+    page.locator("input[data-kind=unsure]").check()
+    assert page.locator("img.unsure").is_visible()
+    assert not noise and {u.split(":")[0] for u in asked} <= {"file", "data"}
+    assert sum(u.startswith("file:") for u in asked) == 1

@@ -1,0 +1,250 @@
+"""Severity scores of an infection mask: how much of which part of the lung is infected.
+
+Everything is counted first (`count`: whole numbers per region, which add up over the slices of a
+patient) and graded last (`grade`), so a patient's total never depends on how the slices were cut.
+Thresholds are compared in whole numbers: a region infected to exactly one half is on the boundary.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+N_REGIONS, N_LOBES, N_ZONES, GGO, CONSOLIDATION = 20, 5, 6, 1, 2
+CT_SS_CUTOFF = 19.5  # Yang et al. 2020: above it, severe
+SHARE_BOUNDS = (1, 50)  # percent: none or trace, moderate, severe (the public code's grades)
+LOBAR_BOUNDS = (5, 25, 50, 75)  # percent; 25-point score
+QUARTERS = (25, 50, 75)  # percent; TSS and the six zones
+DENSE_HU = -200  # above it, opacity counts as high (PHO)
+
+
+@dataclasses.dataclass
+class Tally:
+    """Whole-number counts of voxels; tallies of disjoint slices of one patient add up.
+
+    Attributes:
+      lung: lung voxels, infected ones included.
+      ggo, consolidation: voxels of class 1 and 2.
+      dense: infected voxels above -200 HU; None where no HU are known.
+      volume_ml: of one voxel; None without spacing.
+      regions, lobes, zones: int64 [2, n + 1] lung and infected voxels per label, or None;
+        column 0 is what no label covers.
+    """
+
+    lung: int
+    ggo: int
+    consolidation: int
+    dense: int | None
+    volume_ml: float | None
+    regions: np.ndarray | None
+    lobes: np.ndarray | None
+    zones: np.ndarray | None
+
+    def __add__(self, other: "Tally") -> "Tally":
+        """Pools two sets of slices; a part that one of them lacks is lost, never guessed.
+
+        Raises:
+          ValueError: the voxels have different volumes.
+        """
+        if self.volume_ml != other.volume_ml:
+            raise ValueError(
+                f"voxels of {self.volume_ml} and {other.volume_ml} ml cannot be pooled: "
+                "give slices of one spacing, or no spacing"
+            )
+        sums = {}
+        for name, mine in vars(self).items():
+            theirs = getattr(other, name)
+            sums[name] = None if mine is None or theirs is None else mine + theirs
+        return Tally(**sums | {"volume_ml": self.volume_ml})
+
+
+@dataclasses.dataclass
+class Severity:
+    """A patient's scores. Shares are 0..1 of the parenchyma; None: what it needs is not known.
+
+    Attributes:
+      infected_share: infected / lung, 0..1; NaN without a lung voxel.
+      grade: 0 (below 1 %), 1 (1 % and more), 2 (50 % and more); None without a lung.
+      po_percent, pho_percent: opacity, and opacity above -200 HU (None without HU), percent of
+        the lung (Chaganti et al.).
+      ggo_share, consolidation_share: of the lung, 0..1.
+      lung_ml, infected_ml: millilitres; None without spacing.
+      ct_ss: 0..40, cut-off 19.5; rescaled by 20 / used where regions are too small to count;
+        NaN where none is used.
+      ct_ss_regions: points 0, 1, 2 per region, int [20]; -1 not used.
+      region_shares: float [20], 0..1; NaN not used.
+      regions_used: 0..20.
+      severe: whether ct_ss is above its cut-off; None where ct_ss is not known.
+      lobar_25: 0..25, five lobes of 0..5 points. tss: 0..20, five lobes of 0..4.
+      lobe_shares: float [5], 0..1 (left upper, left lower, right upper, middle, lower).
+      six_zone: 0..24, six zones of 0..4 points.
+      outside_regions: infected voxels that no region covers (in the share, in no region).
+    """
+
+    infected_share: float
+    grade: int | None
+    po_percent: float
+    pho_percent: float | None
+    ggo_share: float
+    consolidation_share: float
+    lung_ml: float | None
+    infected_ml: float | None
+    ct_ss: float | None
+    ct_ss_regions: list[int] | None
+    region_shares: list[float] | None
+    regions_used: int | None
+    severe: bool | None
+    lobar_25: int | None
+    tss: int | None
+    lobe_shares: list[float] | None
+    six_zone: int | None
+    outside_regions: int | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: NaN becomes None."""
+        return {
+            name: [_known(v) for v in value] if isinstance(value, list) else _known(value)
+            for name, value in dataclasses.asdict(self).items()
+        }
+
+
+def score(mask: np.ndarray, lung: np.ndarray, *, min_region: int = 1, **known: Any) -> Severity:
+    """Scores one slice or one volume; for slices of several sizes, add up `count` and `grade`.
+
+    Args:
+      mask, lung, known: as in `count`, by the same names; so are the errors.
+      min_region: regions of fewer lung voxels are left out, and CT-SS is rescaled.
+    """
+    return grade(count(mask, lung, **known), min_region=min_region)
+
+
+def count(
+    mask: np.ndarray, lung: np.ndarray, *, regions: np.ndarray | None = None,
+    lobes: np.ndarray | None = None, zones: np.ndarray | None = None,
+    hu: np.ndarray | None = None, spacing: Sequence[float] | None = None,
+) -> Tally:
+    """Counts voxels.
+
+    Args:
+      mask: integer or bool, any shape: 0 none, 1 ground glass, 2 consolidation. In a bool mask
+        all infection counts as ground glass.
+      lung: same shape, lung where > 0; the infection is always united with it.
+      regions, lobes, zones: integer label maps of the same shape, 1..20, 1..5 and 1..6; 0 is
+        outside.
+      hu: Hounsfield units of the same shape.
+      spacing: voxel edges in mm.
+
+    Raises:
+      ValueError: shapes that differ, or labels out of range.
+    """
+    mask = np.asarray(mask)
+    mask = mask.astype(np.uint8) if mask.dtype == bool else mask
+    maps = {"lung": lung, "regions": regions, "lobes": lobes, "zones": zones, "hu": hu}
+    for name, other in maps.items():
+        if other is not None and np.shape(other) != mask.shape:
+            raise ValueError(
+                f"{name} has shape {np.shape(other)}, the mask {mask.shape}: bring both to one grid"
+            )
+    if not np.isin(mask, (0, GGO, CONSOLIDATION)).all():
+        strange = next(v for v in np.unique(mask) if v not in (0, GGO, CONSOLIDATION))
+        raise ValueError(f"mask holds {strange}: 0, 1 (ground glass) and 2 (consolidation) allowed")
+    infected = mask > 0
+    inside = (np.asarray(lung) > 0) | infected
+    sizes = (("regions", N_REGIONS), ("lobes", N_LOBES), ("zones", N_ZONES))
+    per_label = {k: None if maps[k] is None else _per_label(k, maps[k], n, inside, infected)
+                 for k, n in sizes}
+    return Tally(
+        lung=int(inside.sum()),
+        ggo=int((mask == GGO).sum()),
+        consolidation=int((mask == CONSOLIDATION).sum()),
+        dense=None if hu is None else int((infected & (np.asarray(hu) > DENSE_HU)).sum()),
+        volume_ml=None if spacing is None else float(np.prod(spacing)) / 1000,
+        **per_label,
+    )
+
+
+def grade(tally: Tally, *, min_region: int = 1) -> Severity:
+    """Turns a patient's pooled counts into scores; `min_region` as in `score`."""
+    infected, lung, ml = tally.ggo + tally.consolidation, tally.lung, tally.volume_ml
+    share = _ratio(infected, lung)
+    parts: dict[str, Any] = dict.fromkeys(
+        ("ct_ss", "ct_ss_regions", "region_shares", "regions_used", "severe", "outside_regions",
+         "lobar_25", "tss", "lobe_shares", "six_zone"))
+    if tally.regions is not None:
+        parts |= _ct_ss(tally.regions, min_region)
+    if tally.lobes is not None:
+        whole, sick = tally.lobes[:, 1:].tolist()
+        pairs = list(zip(sick, whole, strict=True))
+        parts["lobar_25"] = sum(_points(i, w, LOBAR_BOUNDS) for i, w in pairs)
+        parts["tss"] = sum(_points(i, w, QUARTERS) for i, w in pairs)
+        parts["lobe_shares"] = [_ratio(i, w) for i, w in pairs]
+    if tally.zones is not None:
+        whole, sick = tally.zones[:, 1:].tolist()
+        pairs = zip(sick, whole, strict=True)
+        parts["six_zone"] = sum(_points(i, w, QUARTERS) for i, w in pairs)
+    return Severity(
+        infected_share=share,
+        grade=None if lung == 0 else sum(100 * infected >= b * lung for b in SHARE_BOUNDS),
+        po_percent=100 * share,
+        pho_percent=None if tally.dense is None else 100 * _ratio(tally.dense, lung),
+        ggo_share=_ratio(tally.ggo, lung),
+        consolidation_share=_ratio(tally.consolidation, lung),
+        lung_ml=None if ml is None else lung * ml,
+        infected_ml=None if ml is None else infected * ml,
+        **parts,
+    )
+
+
+def dice(reference: np.ndarray, automatic: np.ndarray) -> float:
+    """Agreement of two masks, 2 |R and S| / (|R| + |S|) (paper, eq. 6), 0..1.
+
+    It says how well an automatic mask meets the reference, not how ill a patient is. Of an
+    infection inside its lung it is 2 r / (1 + r) with r the infected share. NaN if both are empty.
+
+    Raises:
+      ValueError: shapes that differ.
+    """
+    r, s = np.asarray(reference) > 0, np.asarray(automatic) > 0
+    if r.shape != s.shape:
+        raise ValueError(f"reference has shape {r.shape}, the automatic mask {s.shape}")
+    return _ratio(2 * int((r & s).sum()), int(r.sum()) + int(s.sum()))
+
+
+def _ct_ss(regions: np.ndarray, min_region: int) -> dict[str, Any]:
+    """CT-SS and its parts from counts [2, 21]."""
+    points, shares = [], []
+    for whole, sick in zip(*regions[:, 1:].tolist(), strict=True):
+        used = whole >= max(min_region, 1)
+        points.append(int(sick > 0) + int(2 * sick >= whole) if used else -1)
+        shares.append(_ratio(sick, whole) if used else float("nan"))
+    used = sum(p >= 0 for p in points)
+    total = N_REGIONS * sum(p for p in points if p > 0) / used if used else float("nan")
+    return {
+        "ct_ss": total, "ct_ss_regions": points, "region_shares": shares, "regions_used": used,
+        "severe": total > CT_SS_CUTOFF if used else None, "outside_regions": int(regions[1, 0]),
+    }
+
+
+def _per_label(
+    name: str, labels: np.ndarray, n: int, inside: np.ndarray, infected: np.ndarray
+) -> np.ndarray:
+    """Lung and infected voxels per label, int64 [2, n + 1]."""
+    labels = np.asarray(labels)
+    if labels.size and (labels.min() < 0 or labels.max() > n):
+        raise ValueError(f"{name} holds labels {labels.min()} to {labels.max()}: 0 to {n} allowed")
+    return np.stack([np.bincount(labels[k].astype(int), minlength=n + 1)
+                     for k in (inside, infected)])
+
+
+def _points(infected: int, whole: int, bounds: Sequence[int]) -> int:
+    """0 for no infection, else 1 and one more for each bound (percent) that is exceeded."""
+    return 0 if infected == 0 else 1 + sum(100 * infected > b * whole for b in bounds)
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")
+
+
+def _known(value: Any) -> Any:
+    return None if isinstance(value, float) and np.isnan(value) else value

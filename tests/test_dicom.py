@@ -1,0 +1,213 @@
+"""DICOM series in, DICOM-SEG and NIfTI out; every broken series is one clear line."""
+
+import shutil
+import zipfile
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+pydicom = pytest.importorskip("pydicom")
+pytest.importorskip("highdicom")
+
+from infnet_jax import imaging  # noqa: E402
+
+DEPTH, ROWS, COLS = 5, 24, 32
+SECRET = ("DOE^JANE", "PATIENT-0815", "19500131", "Dr Knows")
+
+
+def _values():
+    """HU int16 [D, H, W], D from the head down; a chest of a kind."""
+    z, y, x = np.mgrid[:DEPTH, :ROWS, :COLS]
+    hu = np.full((DEPTH, ROWS, COLS), -1000, np.int16)
+    hu[((x - 16) / 14) ** 2 + ((y - 12) / 10) ** 2 < 1] = 40
+    hu[((x - 10) / 4) ** 2 + ((y - 12) / 6) ** 2 < 1] = -850
+    hu[((x - 23) / 4) ** 2 + ((y - 11) / 5) ** 2 < 1] = -820
+    hu[1, 3, 4] = 77
+    return hu
+
+
+def _slice(i, series="1.2.3.4", **changes):
+    d = pydicom.Dataset()
+    d.file_meta = pydicom.dataset.FileMetaDataset()
+    d.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    d.file_meta.MediaStorageSOPClassUID = d.SOPClassUID = pydicom.uid.CTImageStorage
+    d.file_meta.MediaStorageSOPInstanceUID = d.SOPInstanceUID = f"{series}.{i + 1}"
+    d.StudyInstanceUID, d.SeriesInstanceUID, d.FrameOfReferenceUID = "1.2.3", series, "1.2.9"
+    d.PatientName, d.PatientID, d.PatientBirthDate, d.ReferringPhysicianName = SECRET
+    d.StudyDate, d.StudyTime, d.AccessionNumber, d.StudyID = "20200401", "101112", "ACC1", "ST1"
+    d.PatientSex = "F"
+    d.InstitutionName = "General Hospital"
+    d.Modality, d.InstanceNumber = "CT", i + 1
+    d.Rows, d.Columns, d.PixelSpacing, d.SliceThickness = ROWS, COLS, [0.8, 0.7], 2.5
+    d.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    d.ImagePositionPatient = [-10, -20, 300 - 2.5 * i]  # the first slice is at the head
+    d.SamplesPerPixel, d.PhotometricInterpretation = 1, "MONOCHROME2"
+    d.BitsAllocated = d.BitsStored = 16
+    d.HighBit, d.PixelRepresentation = 15, 0
+    d.RescaleSlope, d.RescaleIntercept = 1, -1024
+    d.PixelData = (_values()[i] + 1024).astype(np.uint16).tobytes()
+    for tag, value in changes.items():
+        if value is None:
+            delattr(d, tag)
+        else:
+            setattr(d, tag, value)
+    return d
+
+
+def _series(folder, which=range(DEPTH), **changes):
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in which:  # file names out of order: positions count
+        _slice(i, **changes).save_as(folder / f"im{(7 * i) % 5}", enforce_file_format=True)
+    return folder
+
+
+def _read(path):
+    return imaging.read(imaging.find([path])[0])
+
+
+def test_a_series_is_sorted_by_position_and_is_hu(tmp_path):
+    scan = _read(_series(tmp_path / "a"))
+    assert (scan.name, scan.kind, scan.is_hu, scan.oriented, scan.warnings) == (
+        "a", "dicom", True, True, [])
+    np.testing.assert_array_equal(scan.values, _values()[::-1])  # from the feet up
+    assert scan.spacing == pytest.approx((2.5, 0.8, 0.7))
+
+
+def test_masks_as_nifti_and_dicom_seg_lie_on_the_series(tmp_path):
+    scan = _read(_series(tmp_path / "a"))
+    mask = np.zeros(scan.values.shape, np.uint8)
+    mask[3, 3, 4], mask[0, 12, 20:23] = 1, 2  # canonical slice 3 is the series' second
+    (nifti, seg), notes = imaging.write_mask(scan, mask, tmp_path, suffix="_m")
+    assert not notes
+    image = nib.load(nifti)
+    place = np.argwhere(np.asarray(image.dataobj) == 1)
+    assert len(place) == 1
+    ras = nib.affines.apply_affine(image.affine, place[0])
+    np.testing.assert_allclose(ras, [-(-10 + 0.7 * 4), -(-20 + 0.8 * 3), 300 - 2.5], atol=1e-4)
+    found = pydicom.dcmread(seg)
+    assert (found.Rows, found.Columns, found.Modality) == (ROWS, COLS, "SEG")
+    assert [s.SegmentLabel for s in found.SegmentSequence] == [
+        "Ground-glass opacity", "Consolidation"]
+    frames = found.pixel_array.reshape(-1, ROWS, COLS)
+    groups = found.PerFrameFunctionalGroupsSequence
+    for frame, group in zip(frames, groups, strict=True):
+        segment = group.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        z = group.PlanePositionSequence[0].ImagePositionPatient[2]
+        want = (mask == segment)[round((z - 290) / 2.5)]
+        np.testing.assert_array_equal(frame > 0, want)
+    assert found.SOPInstanceUID != "1.2.3.4.2" and found.FrameOfReferenceUID == "1.2.9"
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_nothing_identifying_passes_unless_asked_for(keep, tmp_path):
+    scan = _read(_series(tmp_path / "a"))
+    mask = np.ones(scan.values.shape, np.uint8)
+    out = tmp_path / "out"
+    out.mkdir()
+    files, _ = imaging.write_mask(scan, mask, out, keep_identifiers=keep)
+    assert len(files) == 2
+    seg = files[1].read_bytes()
+    for word in (*SECRET, "ACC1", "20200401"):
+        assert (word.encode() in seg) == keep, word
+    for word in (*SECRET, "General Hospital"):
+        assert word.encode() not in files[0].read_bytes()
+    assert b"General Hospital" not in seg
+    assert not any(word in str(scan.warnings) + scan.name for word in SECRET)
+
+
+def test_an_empty_mask_has_no_seg_but_a_nifti(tmp_path):
+    scan = _read(_series(tmp_path / "a"))
+    files, notes = imaging.write_mask(scan, np.zeros(scan.values.shape, np.uint8), tmp_path)
+    assert [f.name for f in files] == ["a.nii.gz"] and "no infection" in notes[0]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "a.nii.gz"]
+
+
+def test_a_zip_is_read_like_its_folder(tmp_path):
+    folder = _series(tmp_path / "a")
+    shutil.make_archive(tmp_path / "b", "zip", folder)
+    np.testing.assert_array_equal(_read(tmp_path / "b.zip").values, _read(folder).values)
+
+
+def test_a_tilted_series_keeps_its_geometry(tmp_path):
+    axes = np.array([0.96, 0, 0.28, 0, 1, 0])
+    normal = np.cross(axes[:3], axes[3:])
+    folder = tmp_path / "a"
+    folder.mkdir()
+    for i in range(DEPTH):
+        place = (np.array([5, 6, 7]) - 3 * i * normal).tolist()
+        _slice(i, ImageOrientationPatient=axes.tolist(), ImagePositionPatient=place).save_as(
+            folder / f"{i}", enforce_file_format=True)
+    scan = _read(folder)
+    assert scan.spacing == pytest.approx((3, 0.8, 0.7))
+    files, _ = imaging.write_mask(scan, np.ones(scan.values.shape, np.uint8), tmp_path)
+    affine = nib.load(files[0]).affine
+    np.testing.assert_allclose(affine[:3, 0], [-0.96 * 0.7, 0, 0.28 * 0.7], atol=1e-5)
+
+
+def _break(folder, what):
+    """Breaks a good series; returns words of its line."""
+    if what == "missing slice":
+        (folder / "im4").unlink()  # the third from the head
+        return "slices are missing"
+    if what == "doubled position":
+        shutil.copy(folder / "im0", folder / "again")
+        return "same position"
+    if what == "mixed series":
+        _slice(2, series="1.2.3.5").save_as(folder / "other", enforce_file_format=True)
+        return "2 series mixed"
+    if what == "mixed sizes":
+        _slice(2, Rows=12, PixelData=bytes(12 * COLS * 2)).save_as(
+            folder / "im4", enforce_file_format=True)
+        return "2 sizes mixed"
+    if what == "modality":
+        _slice(2, Modality="CR").save_as(folder / "im4", enforce_file_format=True)
+        return "modality CR"
+    if what == "no position":
+        _slice(2, ImagePositionPatient=None).save_as(folder / "im4", enforce_file_format=True)
+        return "has no position"
+    data = (folder / "im4").read_bytes()
+    if what == "truncated pixels":
+        (folder / "im4").write_bytes(data[: -ROWS * COLS])
+    elif what == "truncated header":
+        (folder / "im4").write_bytes(data[:300])
+    return "im4: "
+
+
+@pytest.mark.parametrize("what", [
+    "missing slice", "doubled position", "mixed series", "mixed sizes", "modality", "no position",
+    "truncated pixels", "truncated header"])
+def test_a_broken_series_is_one_line_that_names_it(what, tmp_path):
+    folder = _series(tmp_path / "a")
+    words = _break(folder, what)
+    with pytest.raises(ValueError, match=words) as caught:
+        _read(folder)
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name, data, words", [
+    ("bad.zip", b"PK nothing", "damaged zip"), ("a.dcm", b"nothing", "damaged or no DICOM")])
+def test_broken_files(name, data, words, tmp_path):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=words):
+        _read(tmp_path / name)
+
+
+def test_a_zip_without_slices(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("readme.txt", "x")
+    with pytest.raises(ValueError, match="a.zip: no DICOM slice"):
+        _read(tmp_path / "a.zip")
+
+
+@pytest.mark.filterwarnings("ignore")  # the headers of this series are as poor as can be
+def test_the_real_hostile_series(shared, tmp_path):
+    scan = _read(shared / "data" / "dicom-series" / "slices")
+    assert scan.values.shape == (39, 630, 630) and not scan.is_hu
+    assert "modality NM" in scan.warnings[0] and "without positions" in scan.warnings[1]
+    mask = np.zeros(scan.values.shape, np.uint8)
+    mask[5, 100, 200] = 1
+    (path,), notes = imaging.write_mask(scan, mask, tmp_path)
+    back = nib.load(path)
+    assert "no positions" in notes[0] and back.shape == (630, 630, 39)
+    assert np.argwhere(np.asarray(back.dataobj)).tolist() == [[200, 100, 5]]

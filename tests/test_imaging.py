@@ -1,0 +1,213 @@
+"""Pictures and volumes in, masks out on the same grid, and one clear line for each bad input."""
+
+import zipfile
+
+import cv2
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from infnet_jax import imaging
+
+SIZE = 40
+
+
+def _chest(depth=6, size=SIZE):
+    """A small chest in HU, int16 [D, H, W], nothing in it symmetrical."""
+    z, y, x = np.mgrid[:depth, :size, :size]
+    hu = np.full((depth, size, size), -1000, np.int16)
+    hu[((x - 20) / 18) ** 2 + ((y - 20) / 15) ** 2 < 1] = 40
+    hu[((x - 12) / 6) ** 2 + ((y - 20) / 9) ** 2 < 1] = -850
+    hu[((x - 28) / 5) ** 2 + ((y - 21) / 8) ** 2 < 1] = -820
+    hu[0, 18:22, 10:13] = 30  # a lesion in the patient's right lung, at the feet
+    return hu
+
+
+def _affine(seed=0):
+    """An oblique affine whose nearest axes are a permutation with flips."""
+    rng = np.random.default_rng(seed)
+    turn, _ = np.linalg.qr(np.eye(3) + 0.15 * rng.standard_normal((3, 3)))
+    axes = np.eye(3)[rng.permutation(3)] * rng.choice((-1, 1), 3)
+    affine = np.eye(4)
+    affine[:3, :3] = turn * np.sign(np.diag(turn)) @ axes @ np.diag((0.7, 0.8, 2.5))
+    affine[:3, 3] = rng.uniform(-100, 100, 3)
+    return affine
+
+
+def _nifti(path, array, affine):
+    image = nib.Nifti1Image(array, affine)
+    image.header["descrip"] = b"DOE^JANE 1950"
+    nib.save(image, path)
+    return path
+
+
+def _read(path):
+    return imaging.read(imaging.find([path])[0])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_mask_lies_on_the_grid_and_affine_of_its_oblique_volume(seed, tmp_path):
+    array = np.random.default_rng(seed).integers(-1000, 400, (7, 9, 11)).astype(np.int16)
+    path = _nifti(tmp_path / "a.nii.gz", array, _affine(seed))
+    scan = _read(path)
+    mask = (scan.values > 0).astype(np.uint8)
+    files, notes = imaging.write_mask(scan, mask, tmp_path, suffix="_mask")
+    back, source = nib.load(files[0]), nib.load(path)
+    assert [f.name for f in files] == ["a_mask.nii.gz"] and not notes
+    np.testing.assert_array_equal(back.affine, source.affine)
+    np.testing.assert_array_equal(np.asarray(back.dataobj), array > 0)
+    assert back.get_data_dtype() == np.uint8
+    assert (back.header["sform_code"], back.header["qform_code"]) == (
+        source.header["sform_code"], source.header["qform_code"])
+    assert b"DOE" not in back.header["descrip"].tobytes()
+
+
+def test_flipped_and_permuted_copies_are_read_alike(tmp_path):
+    hu = _chest()
+    affine = np.diag([-0.7, -0.7, 2.5, 1.0])  # x to the left, y to the back, z up
+    base = hu.transpose(2, 1, 0)
+    _nifti(tmp_path / "a.nii", base, affine)
+    flip = np.diag([-1.0, 1, 1, 1])
+    flip[0, 3] = base.shape[0] - 1
+    _nifti(tmp_path / "b.nii", base[::-1], affine @ flip)
+    _nifti(tmp_path / "c.nii", base.transpose(2, 0, 1), affine[:, [2, 0, 1, 3]])
+    scans = [imaging.read(s) for s in imaging.find([tmp_path])]
+    assert [s.name for s in scans] == ["a", "b", "c"]
+    for scan in scans:
+        np.testing.assert_array_equal(scan.values, hu)
+        assert scan.spacing == pytest.approx((2.5, 0.7, 0.7)) and scan.is_hu and scan.oriented
+
+
+def test_hu_are_shown_in_the_stated_window(tmp_path):
+    path = _nifti(tmp_path / "a.nii", _chest().transpose(2, 1, 0), np.diag([-1.0, -1, 1, 1]))
+    scan = _read(path)
+    assert scan.window == (-1350, 150) and scan.pictures().dtype == np.uint8
+    assert scan.picture(1)[20, 12] == round((1350 - 850) / 1500 * 255)
+    np.testing.assert_array_equal(scan.pictures()[2], scan.picture(2))
+
+
+@pytest.mark.parametrize("scale, dtype", [(1, np.uint8), (16, np.int16), (1 / 255, np.float32)])
+def test_values_that_cannot_be_hu_are_a_lung_window_with_a_warning(scale, dtype, tmp_path):
+    grey = np.clip((_chest().astype(float) + 1350) / 1500, 0, 1) * 255
+    array = (grey * scale).astype(dtype).transpose(2, 1, 0)
+    scan = _read(_nifti(tmp_path / "a.nii", array, np.diag([-1.0, -1, 1, 1])))
+    assert not scan.is_hu and "cannot be HU" in scan.warnings[0]
+    assert abs(int(scan.picture(1)[20, 12]) - 85) <= 25 and scan.picture(1).max() >= 235
+
+
+def test_pictures_of_8_and_16_bits_and_a_visible_mask(tmp_path):
+    grey = np.clip((_chest()[1].astype(float) + 1350) / 1500, 0, 1)
+    cv2.imwrite(str(tmp_path / "a.png"), np.round(grey * 255).astype(np.uint8))
+    cv2.imwrite(str(tmp_path / "b.png"), np.round(grey * 65535).astype(np.uint16))
+    cv2.imwrite(str(tmp_path / "c.jpg"), np.round(grey * 255).astype(np.uint8))
+    a, b, c = (imaging.read(s) for s in imaging.find([tmp_path]))
+    assert a.values.shape == (1, SIZE, SIZE) and not a.is_hu and not a.oriented and not a.warnings
+    for other, slack in ((b, 20), (c, 25)):
+        assert np.abs(a.picture(0).astype(int) - other.picture(0)).max() <= slack
+    mask = np.zeros((1, SIZE, SIZE), np.uint8)
+    mask[0, 3, 4], mask[0, 5, 6] = 1, 2
+    (path,), _ = imaging.write_mask(a, mask, tmp_path, suffix="_m")
+    with Image.open(path) as picture:
+        assert picture.mode == "P" and max(picture.convert("RGB").getpixel((4, 3))) == 255
+    np.testing.assert_array_equal(imaging.read_labels(path, a), mask)
+
+
+def test_a_palette_mask_takes_no_label_that_it_would_lose():
+    with pytest.raises(ValueError, match="label 4"):
+        imaging.pictures.encode_mask(np.array([[0, 4]]))
+
+
+def test_names_are_unique_and_come_from_the_path(tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        cv2.imwrite(str(tmp_path / folder / "1.png"), np.zeros((4, 4), np.uint8))
+    assert [s.name for s in imaging.find([tmp_path])] == ["one_1", "two_1"]
+    assert [s.name for s in imaging.find([tmp_path / "one"])] == ["1"]
+
+
+def _bad(tmp_path, what):
+    """A bad input of each kind, and words of the line it must give."""
+    rng, path = np.random.default_rng(0), tmp_path / "bad.nii"
+    chest = _chest().transpose(2, 1, 0).astype(np.float32)
+    if what == "4-D":
+        return _nifti(path, np.stack([chest, chest], -1), np.eye(4)), "one volume"
+    if what == "NaN":
+        chest[0, 0, 0] = np.nan
+        return _nifti(path, chest, np.eye(4)), "NaN"
+    if what == "constant":
+        return _nifti(path, np.zeros_like(chest), np.eye(4)), "one grey level"
+    if what == "truncated NIfTI":
+        whole = _nifti(tmp_path / "bad.nii", chest, np.eye(4)).read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        return path, "truncated"
+    if what == "truncated gzip":
+        path = _nifti(tmp_path / "bad.nii.gz", chest, np.eye(4))
+        path.write_bytes(path.read_bytes()[:900])
+        return path, "truncated"
+    if what == "no NIfTI":
+        path.write_bytes(b"hello")
+        return path, "no readable NIfTI"
+    path = tmp_path / "bad.png"
+    if what == "photo":
+        cv2.imwrite(str(path), rng.integers(0, 255, (60, 60, 3), np.uint8))
+        return path, "colour"
+    if what == "X-ray":
+        soft = cv2.GaussianBlur(rng.normal(0, 1, (90, 90)), (0, 0), 12)
+        cv2.imwrite(str(path), (127 + 120 * soft / np.abs(soft).max()).astype(np.uint8))
+        return path, "chest CT"
+    path.write_bytes(b"\x89PNG nothing")
+    return path, "no readable picture"
+
+
+@pytest.mark.parametrize("what", ["4-D", "NaN", "constant", "truncated NIfTI", "truncated gzip",
+                                  "no NIfTI", "photo", "X-ray", "no picture"])
+def test_bad_input_is_one_line_that_names_the_file(what, tmp_path):
+    path, words = _bad(tmp_path, what)
+    with pytest.raises(ValueError, match=words) as caught:
+        _read(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_unknown_and_missing_inputs(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(ValueError, match="a.txt: not a picture"):
+        imaging.find([tmp_path / "a.txt"])
+    with pytest.raises(ValueError, match="no picture, NIfTI or DICOM"):
+        imaging.find([tmp_path])
+    with pytest.raises(FileNotFoundError, match="b.nii does not exist"):
+        imaging.find([tmp_path / "b.nii"])
+
+
+def test_a_mask_of_another_grid_is_refused(tmp_path):
+    array = _chest().transpose(2, 1, 0)
+    scan = _read(_nifti(tmp_path / "a.nii", array, np.diag([-1.0, -1, 1, 1])))
+    mask = (array > 0).astype(np.uint8)
+    with pytest.raises(ValueError, match="m1.nii: shape"):
+        imaging.read_labels(_nifti(tmp_path / "m1.nii", mask[1:], np.diag([-1.0, -1, 1, 1])), scan)
+    with pytest.raises(ValueError, match="another affine"):
+        imaging.read_labels(_nifti(tmp_path / "m2.nii", mask, np.diag([-2.0, -1, 1, 1])), scan)
+    with pytest.raises(ValueError, match="not a label map"):
+        imaging.read_labels(_nifti(tmp_path / "m3.nii", mask + 0.5, np.diag([-1.0, -1, 1, 1])))
+
+
+def test_nothing_half_written_is_left(tmp_path, monkeypatch):
+    scan = _read(_nifti(tmp_path / "a.nii", _chest().transpose(2, 1, 0), np.eye(4)))
+
+    def fail(self, path):
+        open(path, "w").close()
+        raise OSError("disk full")
+
+    monkeypatch.setattr(nib.Nifti1Image, "to_filename", fail)
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(OSError, match="disk full"):
+        imaging.write_mask(scan, np.zeros(scan.values.shape, np.uint8), out)
+    assert not list(out.iterdir())
+
+
+def test_a_zip_member_outside_its_folder_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("../evil.dcm", b"x")
+    with pytest.raises(ValueError, match="a.zip: member '../evil.dcm'"):
+        _read(tmp_path / "a.zip")

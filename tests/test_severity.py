@@ -1,0 +1,196 @@
+"""Severity scores: identities, every boundary, and the phantom's known truth."""
+
+import numpy as np
+import pytest
+
+from infnet_jax import detection, severity
+from tfds_builders.phantom.phantom_dataset_builder import make_patient
+
+SHAPE = (20, 100)  # row r is region r + 1
+
+
+def _maps():
+    regions = np.repeat(np.arange(1, 21, dtype=np.uint8)[:, None], SHAPE[1], axis=1)
+    lobes, zones = (regions - 1) // 4 + 1, (regions - 1) * 6 // 20 + 1
+    return {"regions": regions, "lobes": lobes, "zones": zones}
+
+
+def _infected(*per_row):
+    """A mask with so many infected pixels in each row of 100."""
+    mask = np.zeros(SHAPE, np.uint8)
+    for row, n in enumerate(per_row):
+        mask[row, :n] = 1
+    return mask
+
+
+def test_all_infected_is_the_greatest_and_none_the_least():
+    lung = np.ones(SHAPE, bool)
+    most = severity.score(np.ones(SHAPE, np.uint8), lung, **_maps())
+    least = severity.score(np.zeros(SHAPE, np.uint8), lung, **_maps())
+    assert (most.ct_ss, most.lobar_25, most.tss, most.six_zone, most.grade) == (40, 25, 20, 24, 2)
+    assert (most.infected_share, most.po_percent, most.severe) == (1.0, 100.0, True)
+    assert (least.ct_ss, least.lobar_25, least.tss, least.six_zone, least.grade) == (0, 0, 0, 0, 0)
+    assert (least.infected_share, least.severe) == (0.0, False)
+
+
+@pytest.mark.parametrize(
+    "percent, points", [(0, 0), (1, 1), (49, 1), (50, 2), (51, 2), (100, 2)]
+)
+def test_region_points_at_their_bounds(percent, points):
+    s = severity.score(_infected(percent), np.ones(SHAPE), **_maps())
+    assert s.ct_ss_regions == [points] + [0] * 19 and s.ct_ss == points
+    assert s.region_shares[0] == percent / 100
+
+
+@pytest.mark.parametrize(
+    "infected, grade", [(0, 0), (19, 0), (20, 1), (999, 1), (1000, 2), (2000, 2)]
+)
+def test_grades_are_closed_at_exactly_1_50_and_100_percent(infected, grade):
+    mask = np.zeros(2000, np.uint8)
+    mask[:infected] = 1
+    assert severity.score(mask, np.ones(2000)).grade == grade
+
+
+@pytest.mark.parametrize(
+    "percent, lobar, tss",
+    [(0, 0, 0), (1, 1, 1), (5, 1, 1), (6, 2, 1), (25, 2, 1), (26, 3, 2), (50, 3, 2), (51, 4, 3),
+     (75, 4, 3), (76, 5, 4), (100, 5, 4)],
+)
+def test_lobe_and_zone_points_at_their_bounds(percent, lobar, tss):
+    mask, ones = np.zeros(100, np.uint8), np.ones(100, np.uint8)
+    mask[:percent] = 2
+    s = severity.score(mask, ones, lobes=ones, zones=ones)
+    assert (s.lobar_25, s.tss, s.six_zone) == (lobar, tss, tss)
+    assert s.lobe_shares[0] == percent / 100 and np.isnan(s.lobe_shares[1])
+
+
+def test_the_cut_off_lies_between_19_and_20_points():
+    at_19 = severity.score(_infected(*[100] * 9, 1), np.ones(SHAPE), **_maps())
+    at_20 = severity.score(_infected(*[100] * 10), np.ones(SHAPE), **_maps())
+    assert (at_19.ct_ss, at_19.severe, at_20.ct_ss, at_20.severe) == (19, False, 20, True)
+
+
+def test_more_infection_never_lowers_a_score():
+    rng = np.random.default_rng(0)
+    order = rng.permutation(np.prod(SHAPE))
+    mask, last = np.zeros(SHAPE, np.uint8), None
+    for n in range(0, 2001, 50):
+        mask.ravel()[order[:n]] = 1 + (order[:n] % 2)
+        s = severity.score(mask, np.ones(SHAPE), **_maps())
+        now = (s.infected_share, s.grade, s.ct_ss, s.lobar_25, s.tss, s.six_zone)
+        assert last is None or all(b >= a for a, b in zip(last, now, strict=True))
+        last = now
+    assert last == (1.0, 2, 40, 25, 20, 24)
+
+
+def test_slices_are_pooled_before_they_are_graded():
+    lung, one = np.ones((1, 100), np.uint8), np.ones((1, 100), np.uint8)
+    full, empty = np.ones((1, 100), np.uint8), np.zeros((1, 300), np.uint8)
+    ill = severity.count(full, lung, regions=one)
+    well = severity.count(empty, np.ones((1, 300)), regions=np.ones((1, 300), np.uint8))
+    s = severity.grade(ill + well)  # 100 of 400 pixels of region 1: 1 point, where 2 + 0 were two
+    assert (s.infected_share, s.ct_ss_regions[0], s.regions_used) == (0.25, 1, 1)
+    assert s.ct_ss == 20  # one point of one used region, rescaled to 20 regions
+
+
+def test_small_regions_are_dropped_and_the_rest_is_rescaled():
+    lung = np.ones(SHAPE, bool)
+    lung[:5, 30:] = False  # five regions of 30 pixels
+    s = severity.score(_infected(*[30] * 5, *[60] * 3), lung, min_region=31, **_maps())
+    assert s.regions_used == 15 and s.ct_ss_regions[:9] == [-1] * 5 + [2, 2, 2, 0]
+    assert s.ct_ss == pytest.approx(6 * 20 / 15)
+    assert np.isnan(s.region_shares[0]) and s.as_dict()["region_shares"][0] is None
+
+
+def test_infection_outside_the_lung_widens_it():
+    mask, lung = np.array([[1, 2, 0, 0]]), np.array([[0, 1, 1, 1]])
+    s = severity.score(mask, lung, regions=lung.astype(np.uint8))
+    assert s.infected_share == 0.5 and s.outside_regions == 1
+
+
+def test_classes_volumes_and_high_opacity():
+    mask, lung = np.array([1, 1, 2, 2, 0, 0, 0, 0, 0, 0]), np.ones(10)
+    hu = np.array([-500, -200, -199, 40, 100, -900, -900, -900, -900, -900])
+    s = severity.score(mask, lung, hu=hu, spacing=(10, 10, 10))
+    assert (s.ggo_share, s.consolidation_share) == (0.2, 0.2)
+    assert (s.lung_ml, s.infected_ml) == (10.0, 4.0)
+    assert (s.po_percent, s.pho_percent) == (40.0, 20.0)  # -200 is not above -200
+    bare = severity.score(mask, lung)
+    assert bare.pho_percent is bare.lung_ml is bare.ct_ss is bare.lobar_25 is bare.six_zone is None
+
+
+def test_no_lung_is_undefined_and_not_zero():
+    s = severity.score(np.zeros((2, 2), np.uint8), np.zeros((2, 2)), regions=np.zeros((2, 2), int))
+    assert np.isnan(s.infected_share) and s.grade is None
+    assert np.isnan(s.ct_ss) and s.severe is None and s.regions_used == 0
+    assert s.as_dict()["infected_share"] is None
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [({"lung": np.ones((3, 3))}, "lung has shape"), ({"mask": np.full(SHAPE, 3)}, "mask holds 3"),
+     ({"regions": np.full(SHAPE, 21)}, "regions holds labels 21"),
+     ({"hu": np.zeros((1, 1))}, "hu has shape")],
+)
+def test_wrong_maps_are_named(change, words):
+    given = {"mask": _infected(1), "lung": np.ones(SHAPE)} | change
+    with pytest.raises(ValueError, match=words):
+        severity.score(**given)
+
+
+def test_slices_of_other_spacing_are_not_pooled():
+    a, b = (severity.count(np.ones(1, int), np.ones(1), spacing=s) for s in ((1, 1, 1), (2, 1, 1)))
+    with pytest.raises(ValueError, match="0.001 and 0.002 ml"):
+        a + b
+
+
+def test_dice_is_equation_6():
+    r, s = np.array([1, 1, 1, 0]), np.array([0, 1, 1, 1])
+    assert severity.dice(r, s) == pytest.approx(4 / 6)
+    lung = np.ones(10)
+    assert severity.dice(np.arange(10) < 3, lung) == pytest.approx(2 * 0.3 / 1.3)
+    assert np.isnan(severity.dice(np.zeros(3), np.zeros(3)))
+    with pytest.raises(ValueError, match="shape"):
+        severity.dice(np.zeros(3), np.zeros(4))
+
+
+@pytest.mark.parametrize("patient", [0, 2, 4])  # number 4 is healthy
+def test_ct_ss_of_a_phantom_is_its_known_truth(patient):
+    slices = list(make_patient(3, patient, n_slices=4, size=96))
+    tally = None
+    for e in slices:
+        one = severity.count(e["mask"], e["lung"], regions=e["region"])
+        share = severity.grade(one).region_shares
+        np.testing.assert_allclose(np.nan_to_num(share), e["region_share"], atol=1e-6)
+        tally = one if tally is None else tally + one
+    truth = 0
+    for r in range(1, 21):  # counted by hand, region by region over all slices
+        whole = sum(int((e["region"] == r).sum()) for e in slices)
+        sick = sum(int(((e["region"] == r) & (e["mask"] > 0)).sum()) for e in slices)
+        truth += (sick > 0) + (sick / whole >= 0.5)
+    assert severity.grade(tally).ct_ss == truth and (truth > 0) == (patient != 4)
+
+
+def test_roc_by_hand():
+    curve = detection.roc([0.1, 0.4, 0.35, 0.8], [False, False, True, True])
+    assert curve.auc == pytest.approx(0.75)
+    assert curve.threshold.tolist() == [np.inf, 0.8, 0.4, 0.35, 0.1]
+    assert curve.sensitivity.tolist() == [0, 0.5, 0.5, 1, 1]
+    assert curve.specificity.tolist() == [1, 1, 0.5, 0.5, 0]
+    assert detection.roc([0.2, 0.2], [True, False]).auc == pytest.approx(0.5)  # ties: half
+
+
+def test_the_threshold_lies_between_training_patients():
+    t = detection.choose_threshold([0.0, 0.001, 0.02, 0.3], [False, False, True, True])
+    assert t == pytest.approx((0.001 + 0.02) / 2)
+    assert detection.detect([0.0, t, 0.5, np.nan], t).tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize(
+    "shares, infected, words",
+    [([0.1], [True], "alike"), ([np.nan, 1], [True, False], "patient 0"),
+     ([0.1, 0.2], [True], "one share each")],
+)
+def test_a_roc_needs_both_kinds_and_a_share_each(shares, infected, words):
+    with pytest.raises(ValueError, match=words):
+        detection.roc(shares, infected)
