@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,6 +74,26 @@ def _make_parser() -> _Parser:
         )
     verb.set_defaults(run=_bench)
 
+    verb = verbs.add_parser("predict", help="segment and score scans with a trained network")
+    verb.add_argument("inputs", type=_existing, nargs="+", metavar="INPUT",
+                      help="pictures, NIfTI volumes, DICOM folders or zips, or folders of them")
+    verb.add_argument("--checkpoint", type=_existing, required=True, metavar="DIR",
+                      help="the --workdir of a finished run of main.py")
+    verb.add_argument("--out", type=Path, required=True, metavar="DIR")
+    verb.add_argument("--tta", action=argparse.BooleanOptionalAction, default=None,
+                      help="average eight views, with an uncertainty map (default: as the run did)")
+    verb.add_argument("--batch", type=int, default=0, metavar="N", help="slices at once")
+    verb.add_argument("--device", choices=["cpu", "gpu", "tpu"], help="default: the fastest")
+    verb.add_argument("--lung", type=_existing, metavar="PATH", help="your own lung masks")
+    verb.add_argument("--lobes", type=_existing, metavar="PATH", help="your own lobe maps 1..5")
+    verb.add_argument("--one-patient", action="store_true", help="all inputs are one patient's")
+    verb.add_argument("--continue", dest="go_on", action="store_true",
+                      help="read back what this network has already written to --out")
+    verb.add_argument("--save-probabilities", action="store_true")
+    verb.add_argument("--keep-identifiers", action="store_true",
+                      help="let names, ids and dates pass from DICOM headers into DICOM-SEG")
+    verb.set_defaults(run=_predict)
+
     verb = verbs.add_parser("severity", help="score existing infection masks; no model is run")
     verb.add_argument("masks", type=_existing, nargs="+", metavar="MASK", help="files or folders")
     verb.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -88,6 +109,19 @@ def _evaluate(options: argparse.Namespace) -> int:
     from infnet_jax import evaluation
 
     return evaluation.run(options.predictions, options.truth, csv=options.csv, label=options.label)
+
+
+def _predict(options: argparse.Namespace) -> int:
+    if options.device:  # read by jax when it is first imported
+        os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(options.device, options.device)
+    from infnet_jax import scan_files
+
+    return scan_files.run(
+        options.inputs, checkpoint=options.checkpoint, out=options.out, lung=options.lung,
+        lobes=options.lobes, tta=options.tta, batch_size=options.batch,
+        save_probabilities=options.save_probabilities, go_on=options.go_on,
+        one_patient=options.one_patient, keep_identifiers=options.keep_identifiers,
+    )
 
 
 def _severity(options: argparse.Namespace) -> int:

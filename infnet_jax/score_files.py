@@ -37,7 +37,7 @@ def run(
         raise ValueError("give --images (lungs are found in them), --lung or --lobes")
     sources = imaging.find(masks)
     sides = {"images": images, "lung": lung, "lobes": lobes, "regions": regions}
-    found = {k: _by_name(v) for k, v in sides.items() if v is not None}
+    found = {k: imaging.by_name(v) for k, v in sides.items() if v is not None}
     out.mkdir(parents=True, exist_ok=True)
     failed, rows, together = 0, [], []
     with report.Page(out / "report.html", model={}) as page:
@@ -51,14 +51,20 @@ def run(
             if one_patient:
                 together.append(case)
             else:
-                rows.append(_add(page, scoring.pool(source.name, [case])))
+                rows.append(add(page, scoring.pool(source.name, [case])))
         if together:
-            rows.append(_add(page, scoring.pool(_patient_name(masks), together)))
-    scoring.write_tables(out, rows, model={})
+            rows.append(add(page, scoring.pool(_patient_name(masks), together)))
+    return conclude(out, rows, model={}, failed=failed)
+
+
+def conclude(out: Path, rows: Sequence[Row], *, model: dict[str, str], failed: int) -> int:
+    """Writes the tables, prints a line a patient, and returns the exit code."""
+    scoring.write_tables(out, rows, model=model)
     for name, _, scores, _ in rows:
         ct_ss = "not known" if scores.ct_ss is None else f"{scores.ct_ss:g} of 40"
         print(f"{name}: {100 * scores.infected_share:.1f} % of the lung infected, CT-SS {ct_ss}")
-    print(f"{len(rows)} scored, {failed} failed: {out / 'report.html'}")
+    n_scans = sum(len(scans) for _, scans, _, _ in rows)
+    print(f"{n_scans} scored, {failed} failed: {out / 'report.html'}")
     return 1 if failed else 0
 
 
@@ -79,7 +85,7 @@ def infection(labels: np.ndarray, file: str) -> tuple[np.ndarray, list[str]]:
 
 def _case(source: imaging.Source, found: dict, *, alone: bool) -> scoring.Case:
     path = source.files[0]
-    partner = {k: _partner(source.name, v, k, alone=alone) for k, v in found.items()}
+    partner = {k: imaging.partner(source.name, v, k, alone=alone) for k, v in found.items()}
     if source.kind == "dicom":
         raise ValueError(f"{path}: DICOM masks are not read; export them as NIfTI")
     scan = imaging.read(partner.pop("images")) if "images" in partner else (
@@ -91,29 +97,12 @@ def _case(source: imaging.Source, found: dict, *, alone: bool) -> scoring.Case:
                           regions=maps.get("regions"))
 
 
-def _by_name(path: Path) -> dict[str, imaging.Source]:
-    return {_plain(s.name): s for s in imaging.find([path])}
-
-
-def _partner(
-    name: str, found: dict[str, imaging.Source], what: str, *, alone: bool
-) -> imaging.Source:
-    if alone and len(found) == 1:
-        return next(iter(found.values()))
-    if _plain(name) not in found:
-        raise ValueError(f"{name}: no file of that name under --{what}")
-    return found[_plain(name)]
-
-
-def _plain(name: str) -> str:
-    return name.removesuffix("_0000")
-
-
 def _patient_name(masks: Sequence[Path]) -> str:
     return masks[0].resolve().name if masks[0].is_dir() else masks[0].resolve().parent.name
 
 
-def _add(page: report.Page, patient: scoring.Patient) -> Row:
+def add(page: report.Page, patient: scoring.Patient) -> Row:
+    """Puts a patient on the page; returns its row of the tables."""
     page.add(patient.name, patient.cases, patient.scores)
     notes = [note for case in patient.cases for note in case.warnings]
     return patient.name, [case.name for case in patient.cases], patient.scores, notes

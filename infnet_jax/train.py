@@ -46,6 +46,7 @@ def run(config: ConfigDict, *, workdir: Path, dataset: Path, name: str, command:
         convert.load_imported(config.weights)  # unfit ones must not leave a workdir behind
     claim(workdir, config)
     statistics = data.statistics(data.open_split(dataset, config.data.train))
+    write_json(workdir / "statistics.json", dict(zip(("mean", "sd"), statistics, strict=True)))
     timings = []
     for stage in config.stages:
         done = workdir / stage / "done.json"

@@ -59,9 +59,14 @@ ARROWS: dict[str, set[str]] = {
     "outlines": set(),
     "report": {"outlines", "severity"},
     "scoring": {"imaging", "lungs", "regions", "severity"},
+    "inference": _FRONT | {"predict"},
+    "scan_files": {
+        "__init__", "imaging", "inference", "logs", "lungs", "report", "score_files", "scoring",
+    },
     "score_files": {"imaging", "report", "scoring", "severity"},
     "cli": {
         "__init__", "evaluation", "parity", "convert", "predict", "train", "bench", "score_files",
+        "scan_files",
     },
 }
 _MAIN = {"train", "predict", "mesh"}
@@ -149,7 +154,7 @@ def test_only_the_front_rooms_compile():
     """Everything below can be run and tested as plain numpy-like code."""
     compiles = re.compile(r"\bjax\.jit\b|\bimport jit\b")
     files = [path for path in _sources("infnet_jax") if compiles.search(path.read_text())]
-    assert {path.stem for path in files} <= {"loop", "predict", "parity", "bench"}
+    assert {path.stem for path in files} <= {"loop", "predict", "inference", "parity", "bench"}
 
 
 def test_no_tensorflow_and_no_module_that_pulls_it_in():

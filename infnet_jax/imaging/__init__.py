@@ -10,8 +10,8 @@ import numpy as np
 from infnet_jax.imaging import dicom, dicom_seg, nifti, pictures
 from infnet_jax.imaging.scan import LEVEL, WIDTH, Grid, Scan
 
-__all__ = ["LEVEL", "WIDTH", "Grid", "Scan", "Source", "find", "read", "read_labels",
-           "scan_of_labels", "write_mask"]
+__all__ = ["LEVEL", "WIDTH", "Grid", "Scan", "Source", "by_name", "find", "partner", "read",
+           "read_labels", "scan_of_labels", "write_mask"]
 
 CLASSES = {1: "Ground-glass opacity", 2: "Consolidation"}
 
@@ -66,6 +66,28 @@ def read(source: Source) -> Scan:
         return dicom.read(list(source.files), source.name)
     reader = {"picture": pictures.read, "nifti": nifti.read}[source.kind]
     return reader(source.files[0], source.name)
+
+
+def by_name(path: Path) -> dict[str, Source]:
+    """The sources of a file or folder by name, without nnU-Net's channel suffix."""
+    return {_plain(source.name): source for source in find([path])}
+
+
+def partner(name: str, found: dict[str, Source], what: str, *, alone: bool) -> Source:
+    """The source that belongs to the scan called `name`.
+
+    Args:
+      found: by name; what: the option that gave them, for the message.
+      alone: whether there is one scan only; then a single file need not bear its name.
+
+    Raises:
+      ValueError: there is none.
+    """
+    if alone and len(found) == 1:
+        return next(iter(found.values()))
+    if _plain(name) not in found:
+        raise ValueError(f"{name}: no file of that name under --{what}")
+    return found[_plain(name)]
 
 
 def scan_of_labels(path: Path, name: str) -> Scan:
@@ -155,6 +177,10 @@ def _whole(path: Path, write: Callable[[Path], object]) -> Path:
     finally:
         fresh.unlink(missing_ok=True)
     return path
+
+
+def _plain(name: str) -> str:
+    return name.removesuffix("_0000")
 
 
 def _affine(scan: Scan | None) -> np.ndarray | None:

@@ -152,7 +152,7 @@ def network_input(image: jax.Array, prior: jax.Array | None, norm: normalise.Nor
     return jnp.concatenate([x, prior], -1)
 
 
-def predict(
+def views(
     net: Any,
     variables: Mapping,
     image: jax.Array,
@@ -160,8 +160,8 @@ def predict(
     norm: normalise.Norm,
     tta: bool = False,
     head: str = "softmax",
-) -> jax.Array:
-    """Class probabilities.
+) -> tuple[jax.Array, jax.Array | None]:
+    """Class probabilities, and how far the views disagree.
 
     Args:
       image: [B, S, S, 1] uint8.
@@ -170,7 +170,8 @@ def predict(
       head: `softmax` or `sigmoid`, as in training.
 
     Returns:
-      [B, S, S, 3] float32 in 0..1: background, ground-glass opacity, consolidation.
+      [B, S, S, 3] float32 in 0..1 (background, ground-glass opacity, consolidation), and with
+      `tta` the views' standard deviation, else None.
     """
     x = network_input(image.astype(jnp.float32) / 255.0, prior, norm)
 
@@ -178,7 +179,12 @@ def predict(
         logits = net.apply(variables, view, train=False)["logits"]
         return losses_multi.class_probs(logits, head)
 
-    return average_views(probs, x) if tta else probs(x)
+    return average_views(probs, x, tta)
+
+
+def predict(*args: Any, **kwargs: Any) -> jax.Array:
+    """The first of what `views` returns."""
+    return views(*args, **kwargs)[0]
 
 
 def summarise(rows: list[Mapping[str, np.ndarray]]) -> dict[str, float]:

@@ -131,28 +131,31 @@ def make(
     )
 
 
-def predict(
-    net: Any,
-    variables: Mapping,
-    image: jax.Array,
-    norm: normalise.Norm,
-    tta: bool = False,
-) -> jax.Array:
-    """Infection probability of the final map.
+def views(
+    net: Any, variables: Mapping, image: jax.Array, norm: normalise.Norm, tta: bool = False
+) -> tuple[jax.Array, jax.Array | None]:
+    """Infection probability of the final map, and how far the views disagree.
 
     Args:
       image: [B, S, S, 1] uint8.
       tta: average over the eight flips and quarter turns of the square.
 
     Returns:
-      [B, S, S, 1] float32 in 0..1.
+      [B, S, S, 1] float32 in 0..1, and with `tta` the views' standard deviation, else None.
     """
     x = normalise.network_input(image.astype(jnp.float32) / 255.0, norm)
 
     def probs(view: jax.Array) -> jax.Array:
         return jax.nn.sigmoid(net.apply(variables, view, train=False)["s8"])
 
-    return average_views(probs, x) if tta else probs(x)
+    return average_views(probs, x, tta)
+
+
+def predict(
+    net: Any, variables: Mapping, image: jax.Array, norm: normalise.Norm, tta: bool = False
+) -> jax.Array:
+    """The first of what `views` returns."""
+    return views(net, variables, image, norm, tta)[0]
 
 
 def summarise(rows: list[Mapping[str, np.ndarray]]) -> dict[str, float]:

@@ -60,16 +60,26 @@ def make_update(
     return update
 
 
-def average_views(probs: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-    """Mean of `probs` over the eight flips and quarter turns of square inputs, turned back.
+def average_views(
+    probs: Callable[[jax.Array], jax.Array], x: jax.Array, tta: bool
+) -> tuple[jax.Array, jax.Array | None]:
+    """Mean and spread of `probs` over the eight flips and quarter turns of square inputs.
 
     Args:
       probs: [B, S, S, C] -> [B, S, S, K].
       x: [B, S, S, C].
+      tta: False takes the input as it is.
+
+    Returns:
+      [B, S, S, K] the mean over the views, turned back, and their standard deviation (None
+      without `tta`).
     """
+    if not tta:
+        return probs(x), None
     turns = [(flip, k) for flip in (False, True) for k in range(4)]
     views = jnp.stack([jnp.rot90(x[:, :, ::-1] if f else x, k, axes=(1, 2)) for f, k in turns])
     # One copy of the network in the program: eight would take minutes to compile.
     found = jax.lax.map(probs, views)
     back = [jnp.rot90(y, -k, axes=(1, 2)) for y, (_, k) in zip(found, turns, strict=True)]
-    return sum(y[:, :, ::-1] if f else y for y, (f, _) in zip(back, turns, strict=True)) / 8.0
+    back = jnp.stack([y[:, :, ::-1] if f else y for y, (f, _) in zip(back, turns, strict=True)])
+    return back.mean(0), back.std(0)

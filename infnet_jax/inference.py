@@ -1,0 +1,187 @@
+"""A trained workdir as a function from slices to lesion probabilities."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from infnet_jax import predict, tasks
+from infnet_jax.tasks import multi, segment
+
+
+class Found(NamedTuple):
+    """What a network says of one slice, at the slice's own size.
+
+    Attributes:
+      probs: float32 [H, W], or [H, W, 3] (background, ground glass, consolidation), 0..1.
+      spread: float32 [H, W], standard deviation of the lesion's probability over the eight views,
+        0..0.5; None without test-time averaging.
+    """
+
+    probs: np.ndarray
+    spread: np.ndarray | None
+
+
+class Segmenter:
+    """The network that a workdir trained last, with its weights, input scale and prior.
+
+    Attributes:
+      classes: what its maps tell apart: `infection`, or `ggo` and `consolidation`.
+      threshold: probability from which a single-class network marks a pixel.
+      identity: name to text, for reports: run, stage, digest of the weights, network, data.
+    """
+
+    def __init__(self, workdir: Path | str, *, tta: bool | None = None, batch_size: int = 0):
+        """Loads weights; nothing is compiled yet.
+
+        Args:
+          workdir: of a finished run.
+          tta: average over eight views; None does as the config does.
+          batch_size: slices at once; 0 takes that of the config.
+
+        Raises:
+          FileNotFoundError: no run there, or it has not trained its last network yet.
+          ValueError: weights are damaged or belong to another network.
+        """
+        self._workdir = Path(workdir)
+        self._config = _read_config(self._workdir)
+        if tta is not None:
+            self._config.evaluate.tta = tta
+        self._batch = batch_size or self._config.evaluate.batch_size
+        statistics = json.loads((self._workdir / "statistics.json").read_text())
+        self._norm = tasks.make_norm(self._config, (statistics["mean"], statistics["sd"]))
+        self.stage = tasks.last_trained(self._config)
+        self.classes = tuple(predict.classes(self.stage))
+        self.threshold = self._config.evaluate.threshold
+        held_out = self._config[self.stage].validation
+        folder = self._workdir / self.stage / "checkpoints"
+        weights = predict.load_weights(folder, "best" if held_out else "latest")
+        self.identity = {
+            "run": self._workdir.resolve().name, "stage": self.stage, "weights": _digest(weights),
+            "trained on": f"{self._config.data.name}, {self._config.data.train}",
+            "network": _describe(self._config, self.stage),
+            "views": "8 flips and quarter turns" if self._config.evaluate.tta else "1",
+        }  # fmt: skip
+        self._priors = self._load_priors()
+        self._run = self._compile(self.stage, weights)
+
+    def __call__(self, slices: Iterator[np.ndarray]) -> Iterator[Found]:
+        """Yields what the network finds, slice by slice; any number of slices, few in memory.
+
+        Args:
+          slices: uint8 [H, W] in the lung window, upright as a radiologist sees them; sizes may
+            differ.
+        """
+        waiting: list[np.ndarray] = []
+        for picture in slices:
+            waiting.append(picture)
+            if len(waiting) == self._batch:
+                yield from self._batch_of(waiting)
+                waiting = []
+        if waiting:
+            yield from self._batch_of(waiting)
+
+    def _batch_of(self, pictures: list[np.ndarray]) -> Iterator[Found]:
+        image = self._stack(pictures, self._config[self.stage].size)
+        batch = {"image": image}
+        if self.stage == "multi" and self._config.multi.with_prior:
+            side = self._config.segment.size
+            small = {"image": self._stack(pictures, side)}
+            maps = np.mean([run(small)[0] for run in self._priors], axis=0)
+            # The stages stored their priors in eight bits, at the single-class network's size.
+            eight = np.round(255 * maps).astype(np.uint8)
+            batch["prior"] = self._stack(list(eight), self._config.multi.size)
+        probs, spread = self._run(batch)
+        for i, picture in enumerate(pictures):
+            size = picture.shape[::-1]
+            yield Found(
+                cv2.resize(probs[i], size, interpolation=cv2.INTER_LINEAR),
+                None if spread is None else cv2.resize(spread[i], size),
+            )
+
+    def _stack(self, pictures: list[np.ndarray], side: int) -> np.ndarray:
+        """Slices resized as in training, filled up to the compiled batch: uint8 [B, S, S, 1]."""
+        out = np.zeros((self._batch, side, side, 1), np.uint8)
+        for i, picture in enumerate(pictures):
+            shrinks = min(picture.shape) >= side
+            how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+            out[i, ..., 0] = cv2.resize(picture, (side, side), interpolation=how)
+        return out
+
+    def _load_priors(self) -> list[Callable]:
+        if self.stage != "multi" or not self._config.multi.with_prior:
+            return []
+        if self._config.prior.kind != "crossfit":
+            raise ValueError(
+                f"{self._workdir}: its prior is the truth (an upper bound), which no new scan has"
+            )
+        folders = sorted((self._workdir / "prior").glob("fold*/checkpoints"))
+        if not folders:
+            raise FileNotFoundError(f"{self._workdir}/prior: no fold of the prior is trained")
+        found = [predict.load_weights(folder, "latest") for folder in folders]
+        return [self._compile("segment", weights) for weights in found]
+
+    def _compile(self, stage: str, weights: Mapping) -> Callable:
+        """batch -> (probs, spread or None), numpy, for one set of weights."""
+        config, norm, tta = self._config, self._norm, self._config.evaluate.tta
+        if stage == "segment":
+            net = tasks.make_net(config)
+
+            def probs(variables, batch):
+                return segment.views(net, variables, batch["image"], norm, tta=tta)
+        else:
+            net, head = tasks.make_multi_net(config), config.multi.loss.head
+
+            def probs(variables, batch):
+                prior = batch.get("prior")
+                return multi.views(net, variables, batch["image"], prior, norm, tta=tta, head=head)
+
+        step, placed = jax.jit(probs), jax.device_put(weights)
+
+        def run(batch: Mapping) -> tuple[np.ndarray, np.ndarray | None]:
+            mean, spread = jax.device_get(step(placed, batch))
+            mean = np.array(mean[..., 0] if stage == "segment" else mean)
+            if spread is None:
+                return mean, None
+            # Of background: how sure the network is that there is any lesion.
+            return mean, np.array(spread[..., 0])
+
+        return run
+
+
+def _read_config(workdir: Path) -> ConfigDict:
+    """The resolved config of a run.
+
+    Raises:
+      FileNotFoundError: one of the files of a run is missing.
+    """
+    for name in ("config.json", "statistics.json"):
+        if not (workdir / name).is_file():
+            raise FileNotFoundError(
+                f"{workdir}: no trained run there ({name} is missing); give the --workdir of "
+                "python main.py"
+            )
+    return ConfigDict(json.loads((workdir / "config.json").read_text()))
+
+
+def _digest(weights: Mapping) -> str:
+    """The first 12 hex digits of a sha256 over all weights, in the order of their names."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(weights):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _describe(config: ConfigDict, stage: str) -> str:
+    side = config[stage].size
+    if stage == "segment":
+        return f"Inf-Net on {config.model.backbone}, width {config.model.width}, {side} x {side}"
+    net = config.multi.net
+    return f"{net.kind}, width {net.width}, {side} x {side}"

@@ -1,0 +1,162 @@
+"""`infnet-jax predict`: scans in; masks, severity and a page out."""
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from infnet_jax import __version__, imaging, lungs, report, score_files, scoring
+from infnet_jax.inference import Segmenter
+from infnet_jax.logs import clock
+
+
+def run(
+    inputs: Sequence[Path], *, checkpoint: Path, out: Path, lung: Path | None = None,
+    lobes: Path | None = None, tta: bool | None = None, batch_size: int = 0,
+    save_probabilities: bool = False, go_on: bool = False, one_patient: bool = False,
+    keep_identifiers: bool = False,
+) -> int:
+    """Segments and scores scans; one that fails is named and does not stop the others.
+
+    Writes `masks/`, `severity.csv`, `severity.json` and `report.html` into `out`, each file whole.
+
+    Args:
+      inputs: pictures, NIfTI volumes, DICOM folders or zips, or folders of them.
+      checkpoint: workdir of a finished run.
+      lung, lobes: folder (or file) with the user's own maps, by the scans' names.
+      tta: average over eight views, with their spread as uncertainty; None as the run did.
+      batch_size: slices at once; 0 as the run did.
+      save_probabilities: also `probabilities/<name>.npz`, float16 on the file's own grid.
+      go_on: scans whose masks this network has written here before are read back, not run again.
+      one_patient: all inputs belong to one patient and are scored together.
+      keep_identifiers: lets names, ids and dates pass from DICOM headers into DICOM-SEG.
+
+    Returns:
+      0, or 1 if any input failed.
+
+    Raises:
+      FileNotFoundError, ValueError: no input at all, or no usable checkpoint.
+      OSError: `out` cannot be written.
+    """
+    sources = imaging.find(inputs)
+    maps = {k: imaging.by_name(v) for k, v in (("lung", lung), ("lobes", lobes)) if v is not None}
+    segmenter = Segmenter(checkpoint, tta=tta, batch_size=batch_size)
+    for name in ("masks", ".finished", *(["probabilities"] if save_probabilities else [])):
+        (out / name).mkdir(parents=True, exist_ok=True)
+    failed = 0
+    rows: list[score_files.Row] = []
+    together: list[scoring.Case] = []
+    with report.Page(out / "report.html", model=segmenter.identity) as page:
+        for source in _progress(sources):
+            try:
+                case = _predict(source, segmenter, out, maps, alone=len(sources) == 1, go_on=go_on,
+                                save_probabilities=save_probabilities,
+                                keep_identifiers=keep_identifiers)
+            except (ValueError, OSError, ImportError) as error:
+                failed += 1
+                _say(f"infnet-jax predict: {' '.join(str(error).split())}")
+                continue
+            if one_patient:
+                together.append(case)
+            else:
+                rows.append(score_files.add(page, scoring.pool(source.name, [case])))
+        if together:
+            rows.append(score_files.add(page, scoring.pool(out.resolve().name, together)))
+    return score_files.conclude(out, rows, model=segmenter.identity, failed=failed)
+
+
+def segment(
+    segmenter: Segmenter, scan: imaging.Scan, lung: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Runs the network over the slices of a scan, from the first to the last that shows lung.
+
+    Args:
+      segmenter: as loaded; scan: as read.
+      lung: bool [D, H, W]; None runs every slice.
+
+    Returns:
+      mask uint8 [D, H, W]: 1 ground glass (or infection, of a single-class network), 2
+      consolidation; uncertainty float16 [D, H, W] in 0..1 or None; probs float16 [D, H, W, C],
+      one channel a class.
+    """
+    shape = scan.values.shape
+    mask = np.zeros(shape, np.uint8)
+    probs = np.zeros((*shape, len(segmenter.classes)), np.float16)
+    spread = None
+    shown = np.arange(len(mask)) if lung is None else np.flatnonzero(lung.any((1, 2)))
+    span = range(shown[0], shown[-1] + 1) if len(shown) else range(0)
+    for i, found in zip(span, segmenter(scan.picture(i) for i in span), strict=True):
+        if found.probs.ndim == 2:
+            mask[i], probs[i] = found.probs >= segmenter.threshold, found.probs[..., None]
+        else:
+            mask[i], probs[i] = found.probs.argmax(-1), found.probs[..., 1:]
+        if found.spread is not None:
+            spread = np.zeros(shape, np.float16) if spread is None else spread
+            spread[i] = 2 * found.spread  # the standard deviation of values in 0..1 is at most 0.5
+    return mask, spread, probs
+
+
+def _predict(
+    source: imaging.Source, segmenter: Segmenter, out: Path, maps: dict, *, alone: bool,
+    go_on: bool, save_probabilities: bool, keep_identifiers: bool,
+) -> scoring.Case:
+    """One scan: its mask written, its case returned."""
+    scan = imaging.read(source)
+    own = {
+        kind: imaging.read_labels(
+            imaging.partner(source.name, found, kind, alone=alone).files[0], scan)
+        for kind, found in maps.items()
+    }  # fmt: skip
+    lung = own.get("lung", own.get("lobes"))
+    if lung is None:
+        pictures = scan.pictures()
+        lung = lungs.segment(pictures) if len(pictures) > 1 else lungs.segment(pictures[0])[None]
+    marker = out / ".finished" / f"{source.name}.json"
+    identity = {"model": segmenter.identity, "threshold": segmenter.threshold}
+    if go_on and marker.exists():
+        before = json.loads(marker.read_text())
+        if {k: before[k] for k in identity} != identity:
+            raise ValueError(f"{source.name}: {out} has a mask of another model; use another --out")
+        mask = imaging.read_labels(out / "masks" / before["file"], scan)
+        return scoring.assess(scan, mask, lung, lobes=own.get("lobes"))
+    mask, uncertainty, probs = segment(segmenter, scan, lung if len(lung) > 1 else None)
+    case = scoring.assess(scan, mask, lung, lobes=own.get("lobes"), uncertainty=uncertainty)
+    files, notes = imaging.write_mask(
+        scan, mask, out / "masks", keep_identifiers=keep_identifiers, version=__version__
+    )
+    case.warnings.extend(notes)
+    if save_probabilities:
+        fresh = out / "probabilities" / f".part-{source.name}.npz"
+        on_grid = {name: scan.grid.source(probs[..., c])
+                   for c, name in enumerate(segmenter.classes)}
+        np.savez_compressed(fresh, **on_grid)
+        fresh.replace(out / "probabilities" / f"{source.name}.npz")
+    fresh = marker.with_suffix(".tmp")
+    fresh.write_text(json.dumps({**identity, "file": files[0].name}))
+    os.replace(fresh, marker)
+    return case
+
+
+def _progress(sources: Sequence[imaging.Source]) -> Iterator[imaging.Source]:
+    """The sources, with a line that says how far we are where a person is watching."""
+    began = time.perf_counter()
+    for i, source in enumerate(sources):
+        if sys.stderr.isatty():
+            spent = time.perf_counter() - began
+            left = clock(spent / i * (len(sources) - i)) if i else "--:--"
+            line = f"{i}/{len(sources)} done, ETA {left}  {source.name}"
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r{line[:width]}\x1b[K", end="", file=sys.stderr, flush=True)
+        yield source
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _say(line: str) -> None:
+    start = "\r\x1b[K" if sys.stderr.isatty() else ""
+    print(start + line, file=sys.stderr, flush=True)
