@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
-from infnet_jax import regions
+from infnet_jax import sides
 
 SOFT_SHARE = 0.75  # the threshold's place between lung and soft tissue: ground glass is below it
 BACKGROUND_CONTACT = 0.35  # share of its outline on the picture's edge that makes air outside
@@ -50,12 +50,23 @@ def segment(grey: np.ndarray) -> np.ndarray:
     if grey.ndim == 2:
         return _segment_slice(grey)
     out = np.array([_segment_slice(picture) for picture in grey], bool).reshape(grey.shape)
-    labels, n = ndimage.label(out, np.ones((3, 3, 3)))
-    if n > 1:  # gas in the bowel and the like hang together with no lung
-        sizes = np.bincount(labels.ravel())
-        sizes[0] = 0
-        out = (sizes >= 0.1 * sizes.max())[labels] & (labels > 0)
-    return out
+    return _without_islands(out) if out.any() else out
+
+
+def _without_islands(lung: np.ndarray) -> np.ndarray:
+    """Drops what hangs together with no lung in a volume, such as gas in the bowel."""
+    height, width = lung.shape[1:]
+    scale = min(1.0, 128 / max(height, width))  # touching or not is seen on a coarse grid too
+    coarse = np.stack([
+        cv2.resize(s.astype(np.float32), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) > 0
+        for s in lung
+    ])
+    labels, _ = ndimage.label(coarse, np.ones((3, 3, 3)))
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    kept = ((sizes >= 0.1 * sizes.max())[labels] & coarse).astype(np.uint8)
+    wide = [cv2.resize(k, (width, height), interpolation=cv2.INTER_NEAREST) for k in kept]
+    return lung & (np.stack(wide) > 0)
 
 
 def _segment_slice(grey: np.ndarray) -> np.ndarray:
@@ -157,7 +168,7 @@ def _fill_holes(lung: np.ndarray) -> np.ndarray:
 
 def _fill_notches(lung: np.ndarray, n: float) -> np.ndarray:
     """Fills notches of each lung's hull that open to the chest wall, not to the other lung."""
-    labels = regions.two_lungs(lung)
+    labels = sides.two_lungs(lung)
     if labels.max() < 2:
         return lung
     out, both = lung.copy(), _depth(_hull(lung))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from infnet_jax import imaging, lungs, regions as cuts, severity
+from infnet_jax import imaging, lungs, regions as cuts, severity, sides as halves
 
 SCHEMA = 1  # of severity.json; see docs/severity.md
 
@@ -81,11 +81,11 @@ def assess(
         raise ValueError(f"{scan.name}: no lung found; give its mask with --lung")
     known: dict[str, np.ndarray | None] = {"lobes": None, "zones": None}
     if lobes is not None:
-        known["lobes"] = cuts.unite(cuts.standard_lobes(lobes), mask)
+        known["lobes"] = halves.unite(cuts.standard_lobes(lobes), mask)
     if regions is None:
         regions, known["zones"] = _cut(scan, np.asarray(lung) > 0, mask, known["lobes"], notes)
     else:
-        regions = cuts.unite(regions, mask)
+        regions = halves.unite(regions, mask)
     tally = severity.count(
         mask, lung, regions=regions, hu=scan.values if scan.is_hu else None,
         spacing=scan.spacing, **known,
@@ -144,21 +144,21 @@ def _cut(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """20 regions and, for a volume, six zones; the infection gets the nearest one."""
     if lobes is not None:
-        return cuts.lobe_regions(lobes), cuts.zones(cuts.unite(_sides_of(lobes), mask))
+        return cuts.lobe_regions(lobes), cuts.zones(halves.unite(_sides_of(lobes), mask))
     if len(lung) > 1:
-        sides = cuts.unite(cuts.split(lung), mask)
+        sides = halves.unite(halves.split(lung), mask)
         return cuts.volume_regions(sides), cuts.zones(sides)
-    upright = scan.oriented or not cuts.lies_on_side(lung[0])
+    upright = scan.oriented or not halves.lies_on_side(lung[0])
     if not upright:
         notes.append(f"{scan.name}: the lungs lie above each other; taken as transposed")
-    sides = cuts.unite(cuts.split(lung[0], upright=upright), mask[0])
+    sides = halves.unite(halves.split(lung[0], upright=upright), mask[0])
     turned = cuts.slice_regions(sides if upright else sides.T)
     return (turned if upright else turned.T)[None], None
 
 
 def _sides_of(lobes: np.ndarray) -> np.ndarray:
     left = (lobes == cuts.LEFT_UPPER) | (lobes == cuts.LEFT_LOWER)
-    return np.where(left, cuts.LEFT, np.where(lobes > 0, cuts.RIGHT, 0)).astype(np.uint8)
+    return np.where(left, halves.LEFT, np.where(lobes > 0, halves.RIGHT, 0)).astype(np.uint8)
 
 
 def _write_whole(path: Path, text: str) -> None:

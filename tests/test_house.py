@@ -53,12 +53,13 @@ ARROWS: dict[str, set[str]] = {
     "bench": {"tasks", "loop", "models", "normalise", "optim", "state"},
     "severity": set(),
     "detection": set(),
-    "regions": set(),
+    "sides": set(),
+    "regions": {"sides"},
     "imaging": {"imaging"},
-    "lungs": {"regions"},
+    "lungs": {"sides"},
     "outlines": set(),
     "report": {"outlines", "severity"},
-    "scoring": {"imaging", "lungs", "regions", "severity"},
+    "scoring": {"imaging", "lungs", "regions", "severity", "sides"},
     "inference": _FRONT | {"predict"},
     "scan_files": {
         "__init__", "imaging", "inference", "logs", "lungs", "report", "score_files", "scoring",
@@ -193,8 +194,8 @@ def test_no_source_names_a_folder_of_one_machine():
 
 
 @pytest.mark.parametrize("room", [
-    "severity", "detection", "regions", "lungs", "imaging", "outlines", "report", "scoring",
-    "score_files"])
+    "severity", "detection", "sides", "regions", "lungs", "imaging", "outlines", "report",
+    "scoring", "score_files"])
 def test_rooms_for_scans_know_nothing_of_jax(room):
     folder = ROOT / "infnet_jax"
     files = [folder / f"{room}.py"] if (folder / f"{room}.py").exists() else sorted(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from infnet_jax import regions, severity
+from infnet_jax import regions, severity, sides as sides_lib
 from tfds_builders.phantom.phantom_dataset_builder import make_patient
 
 
@@ -18,7 +18,7 @@ def _lungs(depth=12):
 
 def test_split_finds_the_patients_right_lung_on_the_left_of_the_picture():
     lung = _lungs()
-    sides = regions.split(lung)
+    sides = sides_lib.split(lung)
     assert ((sides > 0) == lung).all()
     assert (sides[..., :38][lung[..., :38]] == 1).all()
     assert (sides[..., 40:][lung[..., 40:]] == 2).all()
@@ -27,7 +27,7 @@ def test_split_finds_the_patients_right_lung_on_the_left_of_the_picture():
 def test_touching_lungs_are_cut_at_the_bridge():
     lung = _lungs(1)[0]
     lung[29:31, 25:50] = True
-    sides = regions.split(lung)
+    sides = sides_lib.split(lung)
     cut = np.flatnonzero(np.diff(sides[29, 25:50].astype(int)))
     assert ((sides > 0) == lung).all() and len(cut) == 1 and 5 < cut[0] < 20
 
@@ -35,19 +35,19 @@ def test_touching_lungs_are_cut_at_the_bridge():
 def test_a_slice_with_one_lung_uses_the_middle_of_the_volume():
     lung = _lungs()
     lung[3, :, 40:] = False
-    assert set(np.unique(regions.split(lung)[3])) == {0, 1}
+    assert set(np.unique(sides_lib.split(lung)[3])) == {0, 1}
 
 
 def test_transposed_slices_are_recognised_and_split_along_rows():
     lung = _lungs(1)[0]
-    assert not regions.lies_on_side(lung) and regions.lies_on_side(lung.T)
-    assert not regions.lies_on_side(lung[:, :40])
-    np.testing.assert_array_equal(regions.split(lung.T, upright=False), regions.split(lung).T)
+    assert not sides_lib.lies_on_side(lung) and sides_lib.lies_on_side(lung.T)
+    assert not sides_lib.lies_on_side(lung[:, :40])
+    np.testing.assert_array_equal(sides_lib.split(lung.T, upright=False), sides_lib.split(lung).T)
 
 
 @pytest.mark.parametrize("cut", [regions.slice_regions, regions.volume_regions])
 def test_the_cuts_cover_each_lung_with_its_ten_regions(cut):
-    sides = regions.split(_lungs(1)[0] if cut is regions.slice_regions else _lungs())
+    sides = sides_lib.split(_lungs(1)[0] if cut is regions.slice_regions else _lungs())
     found = cut(sides)
     assert ((found > 0) == (sides > 0)).all()
     assert set(np.unique(found[sides == 1])) == set(range(1, 11))
@@ -56,7 +56,7 @@ def test_the_cuts_cover_each_lung_with_its_ten_regions(cut):
 
 def test_slice_regions_are_those_of_the_phantom():
     for e in make_patient(0, 0, n_slices=3, size=128):
-        found = regions.slice_regions(regions.split(e["lung"]))
+        found = regions.slice_regions(sides_lib.split(e["lung"]))
         assert (found == e["region"])[e["lung"] > 0].mean() > 0.98
 
 
@@ -65,9 +65,9 @@ def test_a_mirrored_patient_has_the_same_total(cut):
     rng = np.random.default_rng(1)
     lung = _lungs(1)[0] if cut is regions.slice_regions else _lungs()
     mask = (lung & (rng.random(lung.shape) < np.linspace(0, 1, 80))).astype(np.uint8)
-    sides = regions.split(lung)
+    sides = sides_lib.split(lung)
     straight = severity.score(mask, lung, regions=cut(sides))
-    turned = cut(regions.split(lung[..., ::-1]))
+    turned = cut(sides_lib.split(lung[..., ::-1]))
     mirrored = severity.score(mask[..., ::-1], lung[..., ::-1], regions=turned)
     assert straight.ct_ss == mirrored.ct_ss > 0
     a, b = straight.region_shares, mirrored.region_shares
@@ -86,7 +86,7 @@ def test_bands_go_from_front_to_back_and_thirds_from_the_top():
 
 
 def test_lobes_of_either_numbering_give_20_regions():
-    sides = regions.split(_lungs(16))
+    sides = sides_lib.split(_lungs(16))
     half = np.arange(16)[:, None, None] >= 8
     lobes = np.where(sides == 2, np.where(half, 1, 2), 0)
     third = np.where(half, 3, np.where(np.arange(60)[None, :, None] < 30, 4, 5))
@@ -105,7 +105,17 @@ def test_lobes_of_either_numbering_give_20_regions():
 
 def test_infection_beyond_the_lung_gets_the_nearest_label():
     labels, mask = np.array([[0, 0, 1, 0, 0, 2]]), np.array([[1, 0, 0, 1, 1, 0]])
-    assert regions.unite(labels, mask).tolist() == [[1, 0, 1, 1, 2, 2]]
+    assert sides_lib.unite(labels, mask).tolist() == [[1, 0, 1, 1, 2, 2]]
     assert labels[0, 0] == 0  # the caller's array is left alone
     with pytest.raises(ValueError, match="shape"):
-        regions.unite(labels, mask[0])
+        sides_lib.unite(labels, mask[0])
+
+
+def test_in_a_volume_the_same_slice_counts_first_and_then_the_nearest_one():
+    labels = np.zeros((4, 1, 4), np.uint8)
+    labels[0, 0], labels[1, 0, 3] = 7, 9
+    mask = np.zeros(labels.shape, np.uint8)
+    mask[1, 0, 0] = mask[3, 0, 1] = 1
+    found = sides_lib.unite(labels, mask)
+    assert found[:, 0].tolist() == [[7, 7, 7, 7], [9, 0, 0, 9], [0, 0, 0, 0], [0, 9, 0, 0]]
+    assert not sides_lib.unite(np.zeros_like(labels), mask).any()
