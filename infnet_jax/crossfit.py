@@ -117,6 +117,7 @@ def _write_maps(
             name = f"{split}/{data.text(source[i]['id'])}"
             found[name] = np.round(255 * prob).astype(np.uint8)
     if jax.process_index() == 0:
+        directory.parent.mkdir(parents=True, exist_ok=True)
         fresh = directory.with_suffix(".tmp.npz")
         np.savez_compressed(fresh, **found)
         fresh.replace(directory.with_suffix(".npz"))

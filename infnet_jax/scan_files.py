@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
 
 from infnet_jax import __version__, imaging, lungs, report, score_files, scoring
 from infnet_jax.inference import Segmenter
@@ -101,6 +102,26 @@ def segment(
     return mask, spread, probs
 
 
+def drop_detached(mask: np.ndarray, lung: np.ndarray) -> int:
+    """Clears, in place, patches that touch no lung in their slice: beside the body, in the belly.
+
+    Args:
+      mask: uint8 [D, H, W]; lung: bool [D, H, W].
+
+    Returns:
+      The number of pixels cleared.
+    """
+    before = np.count_nonzero(mask)
+    for i in range(len(mask)):
+        if mask[i].any():
+            patches, n = ndimage.label(mask[i] > 0, np.ones((3, 3)))
+            near = ndimage.binary_dilation(lung[i], np.ones((3, 3)))
+            touching = np.zeros(n + 1, bool)
+            touching[np.unique(patches[near])] = True
+            mask[i][~touching[patches]] = 0
+    return before - np.count_nonzero(mask)
+
+
 def _predict(
     source: imaging.Source, segmenter: Segmenter, out: Path, maps: dict, *, alone: bool,
     go_on: bool, save_probabilities: bool, keep_identifiers: bool,
@@ -125,6 +146,12 @@ def _predict(
         mask = imaging.read_labels(out / "masks" / before["file"], scan)
         return scoring.assess(scan, mask, lung, lobes=own.get("lobes"))
     mask, uncertainty, probs = segment(segmenter, scan, lung if len(lung) > 1 else None)
+    marked = np.count_nonzero(mask)
+    if dropped := drop_detached(mask, np.asarray(lung) > 0):
+        scan.warnings.append(
+            f"{scan.name}: {100 * dropped / marked:.0f} % of the marked pixels touched no lung and "
+            "were dropped"
+        )
     case = scoring.assess(scan, mask, lung, lobes=own.get("lobes"), uncertainty=uncertainty)
     files, notes = imaging.write_mask(
         scan, mask, out / "masks", keep_identifiers=keep_identifiers, version=__version__

@@ -152,3 +152,13 @@ def test_slices_beyond_the_lung_are_not_run():
     mask, uncertainty, probs = scan_files.segment(rule, scan, lung)
     assert rule.n_slices == 3 and uncertainty is None
     assert mask.shape == (5, 8, 8) and probs.shape == (5, 8, 8, 2) and not probs[[0, 4]].any()
+
+
+def test_patches_that_touch_no_lung_are_dropped():
+    lung, mask = np.zeros((2, 8, 8), bool), np.zeros((2, 8, 8), np.uint8)
+    lung[:, 2:5, 2:5] = True
+    mask[0, 5:7, 5] = 1  # touches the lung's corner only
+    mask[0, 0, 7] = 2  # far away
+    mask[1, 3, 4:8] = 2  # begins inside
+    assert scan_files.drop_detached(mask, lung) == 1
+    assert mask[0].sum() == 2 and mask[0, 0, 7] == 0 and mask[1].sum() == 8

@@ -1,0 +1,98 @@
+"""The prior of each slice comes from networks that have not seen it."""
+
+import json
+
+import numpy as np
+import pytest
+
+import tfds_builders
+from configs import multi
+from infnet_jax import crossfit, data, loop, predict, tasks
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return tfds_builders.prepare("phantom/tiny", data_dir=tmp_path_factory.mktemp("tfds"))
+
+
+@pytest.fixture
+def fit(dataset, monkeypatch, tmp_path):
+    """fit() runs the stage with networks that answer 40 (k + 1) / 255 everywhere, k the fold."""
+    config, trained = multi.get_config("tiny"), []
+
+    def train(task, section, batches, held_out, *, directory, **kwargs):
+        kept = {data.text(held_out[i]["group"]) for i in range(len(held_out))}
+        trained.append((directory.name, batches.example_count, kept))
+        return {"steps": 8}
+
+    def sweep(stage, config, weights, source, statistics):
+        return [np.full((4, 4), 40 * (weights + 1) / 255, np.float32)] * len(source)
+
+    monkeypatch.setattr(tasks, "make", lambda *_: None)
+    monkeypatch.setattr(loop, "fit", train)
+    monkeypatch.setattr(predict, "load_weights", lambda folder, part: int(folder.parent.name[4:]))
+    monkeypatch.setattr(predict, "sweep", sweep)
+
+    def run(**prior):
+        config.prior.update(prior)
+        timing = crossfit.run(
+            config, workdir=tmp_path, dataset=dataset, mesh=None, statistics=(0.3, 0.2), start=None
+        )
+        return config, trained, timing
+
+    return run
+
+
+def priors(dataset, split, config, workdir):
+    source = crossfit.with_priors(data.open_split(dataset, split), split, config, workdir)
+    return [(data.text(e["group"]), e["prior"]) for e in (source[i] for i in range(len(source)))]
+
+
+def test_a_training_slice_gets_the_fold_that_left_it_out(fit, dataset, tmp_path):
+    config, trained, timing = fit()
+    assert [name for name, _, _ in trained] == ["fold0", "fold1"] and timing["steps"] == 16
+    n = len(data.open_split(dataset, "train"))
+    assert sum(n - seen for _, seen, _ in trained) == n  # each slice is left out once
+    left_out = {group: k for k, (_, _, groups) in enumerate(trained) for group in groups}
+    for group, prior in priors(dataset, "train", config, tmp_path):
+        assert prior.shape == (4, 4, 1) and (prior == 40 * (left_out[group] + 1)).all()
+    assert all((p == 60).all() for _, p in priors(dataset, "test", config, tmp_path))  # the mean
+
+
+def test_a_finished_fold_is_not_trained_again(fit, tmp_path):
+    fit()
+    (tmp_path / "prior" / "fold1.npz").unlink()
+    _, trained, _ = fit()
+    assert [name for name, _, _ in trained] == ["fold0", "fold1", "fold1"]
+
+
+def test_the_cross_validated_dice_by_hand(fit, dataset, tmp_path):
+    config, _, _ = fit()
+    score = json.loads((tmp_path / "prior" / "cross_validation.json").read_text())
+    sick = [e for e in data.examples(data.open_split(dataset, "train")) if e["mask"].any()]
+    assert len(score["slices"]) == len(sick) and score["dice"] == 0.0  # 80 of 255 is below 0.5
+    config.evaluate.threshold = 0.1
+    crossfit._write_score(config, tmp_path, data.open_split(dataset, "train"))
+    score = json.loads((tmp_path / "prior" / "cross_validation.json").read_text())
+    share = {e["id"]: (e["mask"] > 0).mean() for e in sick}
+    right = [2 * share[name] / (1 + share[name]) for name in share]
+    healthy = len(data.open_split(dataset, "train")) - len(sick)  # all marked, none true: 0
+    assert score["dice"] == pytest.approx(sum(right) / (len(right) + healthy))
+
+
+def test_the_true_mask_as_an_upper_bound(fit, dataset, tmp_path):
+    config, trained, _ = fit(kind="truth")
+    assert not trained and not (tmp_path / "prior").exists()
+    source = data.open_split(dataset, "test")
+    with_prior = crossfit.with_priors(source, "test", config, tmp_path)
+    for i in range(len(source)):
+        truth = data.select(source, [i])
+        mask = next(iter(data.examples(truth)))["mask"]
+        np.testing.assert_array_equal(with_prior[i]["prior"], 255 * (mask > 0))
+
+
+def test_an_unknown_kind_and_too_many_folds(fit):
+    with pytest.raises(ValueError, match="'oracle': choose crossfit or truth"):
+        fit(kind="oracle")
+    with pytest.raises(ValueError, match="99 folds cannot be made of"):
+        fit(kind="crossfit", folds=99)
