@@ -63,6 +63,23 @@ def test_a_mask_lies_on_the_grid_and_affine_of_its_oblique_volume(seed, tmp_path
     assert b"DOE" not in back.header["descrip"].tobytes()
 
 
+@pytest.mark.parametrize("qform, sform", [(1, 0), (1, 2), (0, 1)])
+def test_the_codes_of_both_forms_pass_on(qform, sform, tmp_path):
+    image = nib.Nifti1Image(_chest().transpose(2, 1, 0), None)
+    image.set_qform(np.diag([-0.7, -0.7, 2.5, 1.0]) if qform else None, qform)
+    image.set_sform(np.diag([-0.7, -0.7, 2.6, 1.0]) if sform else None, sform)
+    nib.save(image, tmp_path / "a.nii")
+    scan = _read(tmp_path / "a.nii")
+    (path,), _ = imaging.write_mask(scan, np.zeros(scan.values.shape, np.uint8), tmp_path)
+    source, back = nib.load(tmp_path / "a.nii"), nib.load(path)
+    np.testing.assert_array_equal(back.affine, source.affine)
+    for form in ("get_qform", "get_sform"):
+        (want, code), (got, kept) = (getattr(i.header, form)(coded=True) for i in (source, back))
+        assert code == kept
+        if code:
+            np.testing.assert_array_equal(want, got)
+
+
 def test_flipped_and_permuted_copies_are_read_alike(tmp_path):
     hu = _chest()
     affine = np.diag([-0.7, -0.7, 2.5, 1.0])  # x to the left, y to the back, z up
