@@ -30,14 +30,17 @@ REQUIRES = [
     "safetensors>=0.4",  # weights from and to other programs
 ]
 
+DICOM = [
+    "pydicom>=3",  # DICOM series in
+    "highdicom>=0.23",  # masks out as DICOM-SEG, whose rules are many
+]
+
 EXTRAS = {
-    "test": ["pytest>=8", "ruff>=0.8"],
+    "test": ["pytest>=8", "ruff>=0.8", *DICOM],
+    "browser": ["playwright>=1.50"],  # drives the page in a Chromium that is installed already
     "cuda": ["jax[cuda12]>=0.10,<0.12"],  # NVIDIA GPUs
     "tpu": ["jax[tpu]>=0.10,<0.12"],
-    "dicom": [
-        "pydicom>=3",  # DICOM series in
-        "highdicom>=0.23",  # masks out as DICOM-SEG, whose rules are many
-    ],
+    "dicom": DICOM,
     "torch": ["torch>=2.2"],  # only to read the published .pth weights
 }
 

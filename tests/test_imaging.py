@@ -135,6 +135,19 @@ def test_a_palette_mask_takes_no_label_that_it_would_lose():
         imaging.pictures.encode_mask(np.array([[0, 4]]))
 
 
+def test_label_pictures_of_every_mode(tmp_path):
+    labels = np.array([[0, 1], [1, 0]], np.uint8)
+    for mode, name in (("L", "l.png"), ("1", "one.png"), ("RGB", "rgb.png")):
+        Image.fromarray(labels * (255 if mode == "1" else 1)).convert(mode).save(tmp_path / name)
+        np.testing.assert_array_equal(imaging.read_labels(tmp_path / name)[0], labels)
+    cv2.imwrite(str(tmp_path / "deep.png"), labels.astype(np.uint16) * 300)
+    with pytest.raises(ValueError, match="deep.png: label 300"):
+        imaging.read_labels(tmp_path / "deep.png")
+    (tmp_path / "bad.png").write_bytes(b"x")
+    with pytest.raises(ValueError, match="bad.png: no readable mask"):
+        imaging.read_labels(tmp_path / "bad.png")
+
+
 def test_names_are_unique_and_come_from_the_path(tmp_path):
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
@@ -224,7 +237,8 @@ def test_nothing_half_written_is_left(tmp_path, monkeypatch):
 
 
 def test_a_zip_member_outside_its_folder_is_refused(tmp_path):
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        archive.writestr("../evil.dcm", b"x")
-    with pytest.raises(ValueError, match="a.zip: member '../evil.dcm'"):
-        _read(tmp_path / "a.zip")
+    for name in ("../evil.dcm", "a/../../evil.dcm", "/evil.dcm", "C:/evil.dcm"):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            archive.writestr(name, b"x")
+        with pytest.raises(ValueError, match=f"a.zip: member '{name}'"):
+            _read(tmp_path / "a.zip")
