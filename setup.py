@@ -37,6 +37,7 @@ DICOM = [
 ]
 EXTRAS = {
     "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.8", *DICOM],  # xdist: two files at a time
+    "browser": ["playwright>=1.50"],  # drives the page in a Chromium that is installed already
     "cuda": ["jax[cuda12]>=0.10,<0.12"],  # NVIDIA GPUs
     "tpu": ["jax[tpu]>=0.10,<0.12"],
     "beam": ["apache-beam>=2.77"],  # the largest dataset on a cluster

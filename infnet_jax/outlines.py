@@ -54,10 +54,10 @@ def _path(mask: np.ndarray, scale: float) -> str:
 
 
 def _unsure(values: np.ndarray, shape: tuple[int, int]) -> str:
-    """Uncertainty as a violet picture, the more opaque the more uncertain."""
+    """Uncertainty as a green picture, the more opaque the more uncertain."""
     small = cv2.resize(values.astype(np.float32), shape[::-1], interpolation=cv2.INTER_AREA)
     out = np.zeros((*shape, 4), np.uint8)
-    out[..., :3] = (255, 120, 220)
+    out[..., :3] = (120, 255, 120)
     out[..., 3] = np.round(np.clip(small, 0, 1) * 255)
     return _data(".png", out, "png")
 

@@ -63,6 +63,23 @@ def test_a_mask_lies_on_the_grid_and_affine_of_its_oblique_volume(seed, tmp_path
     assert b"DOE" not in back.header["descrip"].tobytes()
 
 
+@pytest.mark.parametrize("qform, sform", [(1, 0), (1, 2), (0, 1)])
+def test_the_codes_of_both_forms_pass_on(qform, sform, tmp_path):
+    image = nib.Nifti1Image(_chest().transpose(2, 1, 0), None)
+    image.set_qform(np.diag([-0.7, -0.7, 2.5, 1.0]) if qform else None, qform)
+    image.set_sform(np.diag([-0.7, -0.7, 2.6, 1.0]) if sform else None, sform)
+    nib.save(image, tmp_path / "a.nii")
+    scan = _read(tmp_path / "a.nii")
+    (path,), _ = imaging.write_mask(scan, np.zeros(scan.values.shape, np.uint8), tmp_path)
+    source, back = nib.load(tmp_path / "a.nii"), nib.load(path)
+    np.testing.assert_array_equal(back.affine, source.affine)
+    for form in ("get_qform", "get_sform"):
+        (want, code), (got, kept) = (getattr(i.header, form)(coded=True) for i in (source, back))
+        assert code == kept
+        if code:
+            np.testing.assert_array_equal(want, got)
+
+
 def test_flipped_and_permuted_copies_are_read_alike(tmp_path):
     hu = _chest()
     affine = np.diag([-0.7, -0.7, 2.5, 1.0])  # x to the left, y to the back, z up
@@ -116,6 +133,19 @@ def test_pictures_of_8_and_16_bits_and_a_visible_mask(tmp_path):
 def test_a_palette_mask_takes_no_label_that_it_would_lose():
     with pytest.raises(ValueError, match="label 4"):
         imaging.pictures.encode_mask(np.array([[0, 4]]))
+
+
+def test_label_pictures_of_every_mode(tmp_path):
+    labels = np.array([[0, 1], [1, 0]], np.uint8)
+    for mode, name in (("L", "l.png"), ("1", "one.png"), ("RGB", "rgb.png")):
+        Image.fromarray(labels * (255 if mode == "1" else 1)).convert(mode).save(tmp_path / name)
+        np.testing.assert_array_equal(imaging.read_labels(tmp_path / name)[0], labels)
+    cv2.imwrite(str(tmp_path / "deep.png"), labels.astype(np.uint16) * 300)
+    with pytest.raises(ValueError, match="deep.png: label 300"):
+        imaging.read_labels(tmp_path / "deep.png")
+    (tmp_path / "bad.png").write_bytes(b"x")
+    with pytest.raises(ValueError, match="bad.png: no readable mask"):
+        imaging.read_labels(tmp_path / "bad.png")
 
 
 def test_names_are_unique_and_come_from_the_path(tmp_path):
@@ -207,7 +237,8 @@ def test_nothing_half_written_is_left(tmp_path, monkeypatch):
 
 
 def test_a_zip_member_outside_its_folder_is_refused(tmp_path):
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        archive.writestr("../evil.dcm", b"x")
-    with pytest.raises(ValueError, match="a.zip: member '../evil.dcm'"):
-        _read(tmp_path / "a.zip")
+    for name in ("../evil.dcm", "a/../../evil.dcm", "/evil.dcm", "C:/evil.dcm"):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            archive.writestr(name, b"x")
+        with pytest.raises(ValueError, match=f"a.zip: member '{name}'"):
+            _read(tmp_path / "a.zip")

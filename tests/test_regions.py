@@ -82,6 +82,9 @@ def test_bands_go_from_front_to_back_and_thirds_from_the_top():
     solid, zones = regions.volume_regions(sides), regions.zones(sides)
     assert set(np.unique(solid[4:])) == {0, 1, 2, 3} and set(np.unique(solid[:2, :, :8])) >= {6}
     assert solid[2, 0, 0] == 4 and solid[2, 0, 7] == 5  # lateral, medial
+    # Of the lowest third, below its top quarter: medial, front, lateral, back.
+    quarters = [solid[0, y, x] for y, x in ((10, 7), (0, 4), (10, 0), (19, 4))]
+    assert quarters == [7, 8, 9, 10]
     assert zones[5, 0, 0] == 1 and zones[3, 0, 0] == 2 and zones[0, 0, 0] == 3
 
 

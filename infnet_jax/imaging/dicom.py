@@ -41,11 +41,12 @@ def read(files: list[Path], name: str) -> scan_lib.Scan:
     headers = [(label, _header(label, data)) for label, data in slices]
     notes = _check_series(headers, folder, name)
     ordered, affine = _in_order(headers, folder, notes)
-    stack = np.stack([_pixels(label, d) for label, d in ordered])  # [slice, row, column]
+    pictures = []
+    for label, d in ordered:
+        pictures.append(scan_lib.plain_values(_pixels(label, d)))
+        del d.PixelData  # one copy of a volume is enough
     first = ordered[0][1]
-    array = scan_lib.plain_values(stack).transpose(2, 1, 0)  # as NIfTI has it: x, y, z
-    for _, d in ordered:
-        del d.PixelData
+    array = np.stack(pictures).transpose(2, 1, 0)  # as NIfTI has it: x, y, z
     known = affine is not None
     place = affine if known else _made_up_affine(first)
     grid = nifti.grid_of(place, array.shape, array.shape)
@@ -62,7 +63,8 @@ def _zip_members(path: Path) -> Iterator[tuple[str, bytes]]:
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
                 place = PurePosixPath(info.filename.replace("\\", "/"))
-                if place.is_absolute() or ".." in place.parts or ":" in info.filename:
+                drive = info.filename[1:2] == ":"  # as in C:
+                if place.is_absolute() or ".." in place.parts or drive:
                     raise ValueError(f"{path}: member {info.filename!r} lies outside its folder")
                 if info.is_dir() or place.name.startswith(".") or place.name == "DICOMDIR":
                     continue

@@ -41,15 +41,18 @@ def read_labels(path: Path) -> np.ndarray:
     """Labels [H, W] of a mask picture, uint8: palette indices, or grey levels as they are.
 
     Raises:
-      ValueError: unreadable.
+      ValueError: unreadable, or a label above 255; names the file.
     """
     try:
         with Image.open(path) as picture:
             if picture.mode not in ("P", "L", "1", "I", "I;16"):
                 picture = picture.convert("L")
-            return np.array(picture).astype(np.uint8)
+            labels = np.array(picture)
     except (OSError, UnidentifiedImageError, SyntaxError) as error:
         raise ValueError(f"{path}: no readable mask picture ({error})") from None
+    if labels.max(initial=0) > 255:
+        raise ValueError(f"{path}: label {labels.max()}; 0 to 255 expected (is it a scan?)")
+    return labels.astype(np.uint8)
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
