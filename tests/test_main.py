@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -154,37 +153,6 @@ def test_a_flipped_byte_costs_one_interval_and_nothing_else(whole, small, tmp_pa
     assert code == 0 and str(newest) in err and "segment: from step 24 of 30" in err, err
     assert (newest.parent / "damaged-30").is_dir()
     assert_same_result(whole, workdir)
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one_does(small, tmp_path):
-    """At rates where rounding is not magnified (see test_distributed.py)."""
-    gentle = ["--config.stages=('pretrain', 'segment')", "--config.pretrain.rounds.epochs=3",
-              "--config.segment.steps=6"]
-    for player in ("pretrain.net_", "pretrain.coach_", "segment."):
-        gentle += [f"--config.{player}optim.name=sgd", f"--config.{player}schedule.lr=1e-3",
-                   f"--config.{player}schedule.schedule=constant"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    one, two = tmp_path / "one", tmp_path / "two"
-    alone = finish(start([*small(one), *gentle]))
-    pair = [
-        start([*small(two), *gentle], JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2",
-              JAX_PROCESS_ID=str(index))
-        for index in range(2)
-    ]
-    for code, _, err in (alone, *(finish(process) for process in pair)):
-        assert code == 0, err
-    for stage, n_steps in zip(STAGES, (13, 6), strict=True):
-        ours, theirs = rows(two, stage), rows(one, stage)
-        assert [(r["step"], *r) for r in ours] == [(r["step"], *r) for r in theirs]
-        gaps = [
-            abs(a[k] / b[k] - 1)
-            for a, b in zip(ours, theirs, strict=True) for k in ("loss", "coach_loss") if k in a
-        ]
-        print(stage, [f"{gap:.1e}" for gap in gaps])
-        assert len(gaps) == n_steps and max(gaps) < 1e-5, gaps
 
 
 @pytest.mark.slow
