@@ -78,9 +78,8 @@ def published(c: ConfigDict) -> None:
 def semiseg(c: ConfigDict) -> None:
     """Real slices at a size that two cores train in about an hour."""
     c.data.name = "covid_semiseg/binary"
-    c.model.width = 32
     s = c.segment
-    s.size, s.steps, s.eval_every, s.validation = 160, 1500, 100, 0
+    s.size, s.steps, s.eval_every, s.validation = 224, 1200, 100, 0
 
 
 def tiny(c: ConfigDict) -> None:

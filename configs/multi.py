@@ -41,7 +41,6 @@ def get_config(preset: str = "demo") -> ConfigDict:
         m.update(steps=240, eval_every=60)
         c.prior.folds = 2
     elif preset == "semiseg":
-        c.model.width = 24
         c.segment.update(size=144, steps=500)
         m.update(size=144, steps=1200)
     elif preset == "tiny":

@@ -5,7 +5,7 @@
 
 Presets:
     demo (the default)  the two-core demonstration on the procedural `phantom` dataset
-    semiseg             COVID-SemiSeg at 160 x 160 on two cores
+    semiseg             COVID-SemiSeg at 224 x 224 on two cores
     paper               what the paper writes, at 352 x 352, for a GPU or TPU
     authors             what the authors' public code does, at 352 x 352, for a GPU or TPU
     tiny                seconds, for tests
