@@ -213,9 +213,9 @@ def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np
 
 
 def _curve(ax: "Axes", steps: np.ndarray, values: np.ndarray, *, label: str, colour: str) -> None:
-    """One curve; a long one pale under its running mean."""
+    """One curve; a long and restless one pale under its running mean."""
     window = len(values) // 20
-    if window < 2:
+    if window < 2 or np.abs(np.diff(values)).sum() < 3 * np.ptp(values):
         marker = "o" if len(values) < 25 else ""
         ax.plot(steps, values, color=colour, label=label, marker=marker, markersize=4)
         return

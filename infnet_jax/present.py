@@ -83,8 +83,8 @@ def write(
         table = result_table(result)
         (workdir / "table.txt").write_text(table.strip() + "\n")
         tables.insert(0, ("Test split", table))
-        for name, summaries in result["classes"].items():
-            pictures += _evaluation(workdir, name, summaries, config.evaluate.threshold)
+        for label, summaries in result["classes"].items():
+            pictures += _evaluation(workdir, label, summaries, config.evaluate.threshold)
     notes += _readings(config)
     return write_summary(
         workdir, config_name=name, command=command, stages=timings, tables=tables,

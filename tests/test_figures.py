@@ -42,12 +42,20 @@ def test_a_key_no_row_has_is_named(tmp_path):
 
 def test_the_running_mean_neither_lags_nor_sags_at_the_ends():
     ax = Figure().subplots()
-    steps = np.arange(100)
-    figures._curve(ax, steps, 3.0 * steps, label="ramp", colour="k")
-    figures._curve(ax, steps, np.full(100, 7.0), label="flat", colour="k")
+    steps, unrest = np.arange(100), np.tile([40.0, -40, 0, 40, -40], 20)  # any five add up to 0
+    figures._curve(ax, steps, 3.0 * steps + unrest, label="ramp", colour="k")
+    figures._curve(ax, steps, 7.0 + unrest, label="flat", colour="k")
     ramp, flat = (line.get_ydata() for line in ax.lines if not line.get_label().startswith("_"))
-    np.testing.assert_allclose(ramp[5:-5], 3.0 * steps[5:-5])
-    np.testing.assert_allclose(flat, 7.0)
+    np.testing.assert_allclose(ramp[2:-2], 3.0 * steps[2:-2])
+    np.testing.assert_allclose(flat[[0, *range(2, 98), 99]], 7.0)
+
+
+def test_a_curve_without_unrest_is_drawn_as_it_is():
+    ax = Figure().subplots()
+    rate = np.abs(np.arange(100) - 20.0)
+    figures._curve(ax, np.arange(100), rate, label="rate", colour="k")
+    assert len(ax.lines) == 1
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), rate)
 
 
 def test_learning_curves_draws_each_curve_in_its_own_colour(tmp_path):

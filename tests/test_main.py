@@ -93,6 +93,7 @@ def whole(small, tmp_path_factory):
     code, out, err = finish(start(small(workdir)))
     assert code == 0, err
     assert out.splitlines()[-1] == f"summary: {workdir / 'summary.md'}"
+    assert (workdir / "summary.md").read_text().startswith("# selfsup:tiny\n")
     for stage, n_steps in zip(STAGES, (23, 30), strict=True):
         trained = [r["step"] for r in rows(workdir, stage) if {"loss", "coach_loss"} & {*r}]
         assert trained == list(range(n_steps))
