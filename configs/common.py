@@ -34,12 +34,14 @@ def get_base() -> ConfigDict:
     c.dtype = "float32"  # compute; parameters, losses and statistics stay float32
     c.distributed = False  # True: let JAX find the processes of a TPU pod or a SLURM job
     c.stages = ("segment", "evaluate")
-    c.weights = ""  # folder from `infnet-jax import-torch` to start the first training stage from
+    # What the first training stage starts from: a folder from `infnet-jax import-torch`, or
+    # "imagenet_lite0" (extra `pretrained`, for backbone efficientnet_lite0).
+    c.weights = ""
 
     c.data = ConfigDict(dict(
         name="phantom", data_dir="", manual_dir="",
         train="train", test="test",
-        norm="dataset",  # dataset | imagenet | aerial_bgr; one for all stages
+        norm="dataset",  # dataset | imagenet | tf | aerial_bgr; one for all stages
         channels=1,  # 3 repeats the grey slice, for ImageNet weights
     ))
     c.model = ConfigDict(dict(

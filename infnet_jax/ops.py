@@ -70,6 +70,41 @@ class Conv(nn.Module):
         return y
 
 
+def same_padding(x: Array, kernel: int, stride: int) -> Array:
+    """Pads [B, H, W, C] with zeros as TensorFlow does for "SAME": an odd one goes to the end."""
+    for axis in (_ROWS, _COLUMNS):
+        short = (-(-x.shape[axis] // stride) - 1) * stride + kernel - x.shape[axis]
+        x = _pad_axis(x, axis, max(short, 0) // 2, max(short, 0) - max(short, 0) // 2, 0.0)
+    return x
+
+
+class DepthwiseConv(nn.Module):
+    """One kernel a channel, [B, H, W, C] -> [B, H', W', C], padded by `same_padding`.
+
+    Written as a sum of shifted products, which XLA fuses into one pass.
+
+    Attributes:
+        kernel: side of the window; stride: one int for both axes.
+        dtype: compute and output dtype; parameters stay float32.
+    """
+
+    kernel: int
+    stride: int = 1
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        k, s = self.kernel, self.stride
+        kernel = self.param("kernel", nn.initializers.he_normal(), (k, k, 1, x.shape[-1]))
+        rows, columns = (-(-x.shape[axis] // s) for axis in (_ROWS, _COLUMNS))
+        x, kernel = same_padding(x.astype(self.dtype), k, s), kernel.astype(self.dtype)
+        return sum(
+            x[:, i : i + s * (rows - 1) + 1 : s, j : j + s * (columns - 1) + 1 : s]
+            * kernel[i, j, 0]
+            for i in range(k) for j in range(k)
+        )  # fmt: skip
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation over all but the last axis, as torch does it.
 

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 
 NETWORKS = (
     "infnet_resnet50", "infnet_res2net50", "infnet_vgg16", "coach",
-    "trunk_resnet18", "trunk_resnet50", "trunk_res2net50", "unet_multi", "unet_multi_improved",
+    "trunk_resnet18", "trunk_resnet50", "trunk_res2net50", "trunk_efficientnet_lite0",
+    "unet_multi", "unet_multi_improved",
 )  # fmt: skip
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean",
@@ -32,6 +33,14 @@ def _trunk_part(part: str, backbone: str) -> str:
         stage = part.split("_")[0]
         return f"{stage}_1.{part}_1" if stage in ("conv4", "conv5") else f"{stage}.{part}"
     return part.replace("_", ".")
+
+
+def _lite_name(parts: list[str]) -> str:
+    """Torch name of a layer of the EfficientNet-lite0 trunk."""
+    if parts[0].startswith("stem"):
+        return "_bn0" if parts[0] == "stem_bn" else "_conv_stem"
+    layer = parts[1] if parts[1].startswith("bn") else f"{parts[1]}_conv"
+    return f"_blocks.{parts[0].removeprefix('block')}._{layer}"
 
 
 def _head_parts(block: str, layer: str) -> str:
@@ -69,6 +78,8 @@ def torch_name(path: tuple[str, ...], network: str) -> str:
     kind, _, backbone = network.partition("_")
     if kind == "unet":
         name = _unet_name(parts)
+    elif network == "trunk_efficientnet_lite0":
+        name = _lite_name(parts[1:])
     elif parts[0] == "trunk":
         prefix = {"coach": "", "trunk": ""}.get(kind, "vgg." if backbone == "vgg16" else "resnet.")
         name = prefix + ".".join(_trunk_part(part, backbone) for part in parts[1:])
@@ -83,7 +94,9 @@ def unused_reason(name: str) -> str | None:
     """Why a tensor of a public file has no place here; None if nothing explains it."""
     if name.endswith("num_batches_tracked"):
         return "batch counter, not needed with a fixed momentum"
-    if name.removeprefix("resnet.") in ("fc.weight", "fc.bias"):
+    if name.removeprefix("resnet.") in ("fc.weight", "fc.bias") or name.startswith(
+        ("_conv_head.", "_bn1.", "_fc.")
+    ):
         return "ImageNet classifier, not part of the network"
     if name.startswith(("vgg.conv4_2.", "vgg.conv5_2.")):
         return "second copy of conv4 and conv5, never called in the public code"
@@ -106,6 +119,8 @@ def detect_network(names: Iterable[str]) -> str:
         return "unet_multi_improved" if improved else "unet_multi"
     if any(name.startswith("vgg.conv1.") for name in names) and prefix == "infnet_":
         return "infnet_vgg16"
+    if "_conv_stem.weight" in names and "_blocks.0._depthwise_conv.weight" in names:
+        return "trunk_efficientnet_lite0"
     if any(".convs.0." in name for name in names):
         return f"{prefix}res2net50"
     if any(name.endswith("layer1.0.conv3.weight") for name in names):

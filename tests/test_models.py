@@ -30,7 +30,8 @@ def _count(tree: Any) -> int:
 @pytest.mark.parametrize(
     ("backbone", "trunk", "total"),
     [("resnet18", 11_176_512, None), ("resnet50", 23_508_032, 30_911_401),
-     ("res2net50", 23_669_352, 33_121_721 - 2_049_000), ("vgg16", None, 21_298_857)],
+     ("res2net50", 23_669_352, 33_121_721 - 2_049_000), ("vgg16", None, 21_298_857),
+     ("efficientnet_lite0", 2_958_848, None)],
 )  # fmt: skip
 def test_trainable_parameters_are_the_published_counts(backbone, trunk, total):
     params = _shapes(InfNet(backbone))["params"]

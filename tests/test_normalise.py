@@ -36,7 +36,7 @@ def test_grey_inverts_the_target():
 
 
 def test_wrong_kind_or_channel_count_is_named():
-    with pytest.raises(ValueError, match="choose dataset, imagenet or aerial_bgr"):
+    with pytest.raises(ValueError, match="choose dataset, imagenet, aerial_bgr or tf"):
         normalise.make_norm("zscore", 1, (0.0, 1.0))
     with pytest.raises(ValueError, match="needs data.channels=3, not 1"):
         normalise.make_norm("imagenet", 1, (0.0, 1.0))

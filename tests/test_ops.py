@@ -181,3 +181,17 @@ def test_resize_nearest_takes_the_floor_pixel(n_out, source):
 def test_check_divisible_names_size_and_multiple():
     with pytest.raises(ValueError, match="divisible by 32, got 64 x 48"):
         ops.check_divisible(jnp.ones((1, 64, 48, 1)), 32, "net")
+
+
+@pytest.mark.parametrize("size", [(8, 11), (7, 10)])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2)])
+def test_depthwise_convolution_is_the_grouped_one_padded_as_tensorflow_does(kernel, stride, size):
+    x = _array(2, *size, 3)
+    layer = ops.DepthwiseConv(kernel, stride)
+    weights = _array(kernel, kernel, 1, 3, seed=1)
+    ours = layer.apply({"params": {"kernel": weights}}, x)
+    expected = jax.lax.conv_general_dilated(
+        x, weights, (stride, stride), "SAME", feature_group_count=3,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )  # fmt: skip
+    np.testing.assert_allclose(ours, expected, atol=1e-5)

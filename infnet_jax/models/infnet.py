@@ -13,13 +13,14 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from infnet_jax.models.efficientnet import EfficientNetLite0
 from infnet_jax.models.infnet_blocks import RFB, EdgeBranch, PartialDecoder, ReverseAttention
 from infnet_jax.models.res2net import Res2Net
 from infnet_jax.models.resnet import ResNet
 from infnet_jax.models.vgg import VGG16
 from infnet_jax.ops import check_divisible, resize_bilinear
 
-BACKBONES = ("resnet18", "resnet50", "res2net50", "vgg16")
+BACKBONES = ("resnet18", "resnet50", "res2net50", "vgg16", "efficientnet_lite0")
 INPAINT_HEADS = ("none", "tanh_parallel", "linear_replace")
 HEADS = ("segment", "inpaint")
 
@@ -37,7 +38,8 @@ class InfNet(nn.Module):
     Attributes:
         backbone: one of BACKBONES.
         width: channels of the trunk's first stage and of the edge branch and reverse
-            attentions (the deepest has four times as many); other than 64 for resnet18 only.
+            attentions (the deepest has four times as many); other than 64 for resnet18 only, and
+            for efficientnet_lite0, whose own channels are fixed.
         max_pool: False leaves out the ResNets' stem pool (all resolutions double; small inputs).
         inpaint_head: one of INPAINT_HEADS.
         image_channels: channels of an inpainting output.
@@ -60,6 +62,8 @@ class InfNet(nn.Module):
         self._check_fields()
         if self.backbone == "vgg16":
             self.trunk = VGG16(dtype=self.dtype)
+        elif self.backbone == "efficientnet_lite0":
+            self.trunk = EfficientNetLite0(self.max_pool, self.dtype)
         elif self.backbone == "res2net50":
             self.trunk = Res2Net(self.max_pool, self.dtype)
         else:
@@ -134,7 +138,10 @@ class InfNet(nn.Module):
             raise ValueError(
                 f"inpaint_head must be one of {INPAINT_HEADS}, got {self.inpaint_head!r}"
             )
-        if self.width != 64 and self.backbone != "resnet18":
-            raise ValueError(f"width {self.width} is for resnet18 only; {self.backbone} has 64")
+        if self.width != 64 and self.backbone not in ("resnet18", "efficientnet_lite0"):
+            raise ValueError(
+                f"width {self.width} is for resnet18 and efficientnet_lite0 only; "
+                f"{self.backbone} has 64"
+            )
         if not self.max_pool and self.backbone == "vgg16":
             raise ValueError("max_pool=False does not apply to vgg16, which has no stem pool")
