@@ -94,7 +94,7 @@ def write(
         tables.insert(0, ("Test split", table))
         for label, summaries in result["classes"].items():
             pictures += _evaluation(workdir, label, summaries, config.evaluate.threshold)
-    notes += _readings(config)
+    notes += _readings(workdir, config)
     return write_summary(
         workdir, config_name=name, command=command, stages=timings, tables=tables,
         figures=pictures, notes=notes,
@@ -216,7 +216,21 @@ def _evaluation(
     ]
 
 
-def _readings(config: ConfigDict) -> list[str]:
+def _semi(workdir: Path, config: ConfigDict) -> str:
+    """What the unlabelled slices did."""
+    semi = config.semi
+    if semi.kind == "mean_teacher":
+        return (f"Mean teacher: consistency weight {semi.consistency.weight:g}, ramped up in "
+                f"{semi.consistency.ramp_steps} steps, on slices of `{semi.split}`.")
+    found = json.loads((workdir / "semi" / "pseudo.json").read_text())
+    return (
+        f"Pseudo-labels: {found['slices']} slices of `{semi.split}` in {found['rounds']} rounds; "
+        f"they mark {found['marked']:.1%} of the pixels, the true masks of the labelled slices "
+        f"{found['marked_in_masks']:.1%}."
+    )
+
+
+def _readings(workdir: Path, config: ConfigDict) -> list[str]:
     """The choices the numbers rest on."""
     notes = [
         f"Dice (mean over 256 thresholds) follows the published toolbox: each map is stretched to "
@@ -236,6 +250,8 @@ def _readings(config: ConfigDict) -> list[str]:
             f"heads, KL weight {p.kld_weight:g}, coach gradient `{p.coach_grad}`; "
             f"`{config.segment.transfer}` weights transferred."
         )
+    if "semi" in config.stages:
+        notes.append(_semi(workdir, config))
     held = config[tasks.last_trained(config)].validation
     notes.append(
         f"{held} training slices (whole groups) were held out to choose the checkpoint."
