@@ -155,7 +155,9 @@ def _rounds(
     maps, weights_of = _read_maps(stage.folder), "teacher"
     for k, group in enumerate(groups):
         name = f"round{k:04d}"
-        if not (stage.folder / name / "done.json").exists():
+        if (done := stage.folder / name / "done.json").exists():
+            yield json.loads(done.read_text())
+        else:
             weights = predict.load_weights(stage.folder / weights_of / "checkpoints", "latest")
             source = data.select(unlabelled, group)
             if not (stage.folder / f"{name}.npz").exists():

@@ -10,7 +10,7 @@ import pytest
 
 import tfds_builders
 from configs import semisup
-from infnet_jax import data, loop, mesh as mesh_lib, predict, semi, tasks, train
+from infnet_jax import data, loop, mesh as mesh_lib, predict, present, semi, tasks, train
 from infnet_jax.state import Task, make_player, make_state
 from infnet_jax.transfer import load_parameters
 
@@ -43,9 +43,9 @@ def test_each_slice_is_in_one_group_by_the_seed():
 
 
 def test_soft_labels_of_eight_bits_by_hand():
-    prob = np.float32([[0.2, 0.4], [0.3, 0.6]])
+    prob = np.float32([[0.25, 0.5], [0.375, 0.75]])
     plain, stretched = (semi.pseudo_label(prob, stretch) for stretch in (False, True))
-    assert plain.dtype == np.uint8 and plain.tolist() == [[51, 102], [76, 153]]
+    assert plain.dtype == np.uint8 and plain.tolist() == [[64, 128], [96, 191]]
     assert stretched.tolist() == [[0, 128], [64, 255]]
     assert semi.pseudo_label(np.full((2, 2), 0.4), True).tolist() == [[0, 0], [0, 0]]
 
@@ -262,10 +262,10 @@ def test_batches_hold_unlabelled_images_and_resume(dataset, tmp_path):
 def test_a_real_run_stores_what_the_teacher_says(dataset, tmp_path):
     config = small()
     config.model.update(kind="unet", width=2)
-    config.evaluate.tta = False
-    train.run(config, workdir=tmp_path, dataset=dataset, name="semisup:tiny", command="x")
-    statistics = json.loads((tmp_path / "statistics.json").read_text())
-    statistics = statistics["mean"], statistics["sd"]
+    config.evaluate.tta, config.segment.validation = False, 0
+    statistics = data.statistics(data.open_split(dataset, "train"))
+    mesh = mesh_lib.make_mesh()
+    assert train._run_stage("semi", config, tmp_path, dataset, mesh, statistics)["steps"] == 14
     weights = predict.load_weights(tmp_path / "semi" / "teacher" / "checkpoints", "latest")
     source = data.open_split(dataset, "unlabeled")
     maps = predict.sweep("segment", config, weights, source, statistics)
@@ -273,12 +273,31 @@ def test_a_real_run_stores_what_the_teacher_says(dataset, tmp_path):
     with np.load(tmp_path / "semi" / "round0000.npz") as z:
         assert len(z.files) == 5
         for name in z.files:
-            found = 255 * by_id[name]
-            assert np.abs(z[name] - found).max() < 0.51 and z[name].dtype == np.uint8
+            assert np.abs(z[name] - 255 * by_id[name]).max() < 0.51 and z[name].dtype == np.uint8
             assert len(np.unique(z[name])) > 2  # soft, not a mask
+    # `segment` starts from every weight of the pool's network, which is not the teacher.
+    task = tasks.make("segment", config, statistics, 1)
+    state = train._start(task, "segment", config, tmp_path, tmp_path / "segment")
+    pool = predict.load_weights(tmp_path / "semi" / "pool" / "checkpoints", "latest")
+    triples = zip(*(jax.tree.leaves(t["params"]) for t in (pool, state.net.variables, weights)),
+                  strict=True)
+    unlike = 0
+    for learned, started, teacher in triples:
+        np.testing.assert_array_equal(learned, started)
+        unlike += bool((learned != teacher).any())
+    assert unlike > 10
     listing = json.loads((tmp_path / "segment" / "transfer.json").read_text())
     assert listing["from"] == "semi" and not listing["fresh"] and not listing["mismatched"]
-    pool = predict.load_weights(tmp_path / "semi" / "pool" / "checkpoints", "latest")
-    teacher, fresh = (jax.tree.leaves(tree["params"]) for tree in (weights, pool))
-    assert any((a != b).any() for a, b in zip(teacher, fresh, strict=True))
-    assert "Test split" in (tmp_path / "summary.md").read_text()
+
+
+def test_the_summary_says_how_much_the_pseudo_labels_mark(tmp_path):
+    (tmp_path / "semi").mkdir()
+    report = {"rounds": 2, "slices": 8, "marked": 0.034, "marked_in_masks": 0.145}
+    (tmp_path / "semi" / "pseudo.json").write_text(json.dumps(report))
+    assert present._semi(tmp_path, small()) == (
+        "Pseudo-labels: 8 slices of `unlabeled` in 2 rounds; they mark 3.4% of the pixels, the "
+        "true masks of the labelled slices 14.5%."
+    )
+    assert "Mean teacher: consistency weight 10" in present._semi(
+        tmp_path, small(kind="mean_teacher")
+    )
