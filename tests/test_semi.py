@@ -265,7 +265,7 @@ def test_a_real_run_stores_what_the_teacher_says(dataset, tmp_path):
     config.evaluate.tta, config.segment.validation = False, 0
     statistics = data.statistics(data.open_split(dataset, "train"))
     mesh = mesh_lib.make_mesh()
-    assert train._run_stage("semi", config, tmp_path, dataset, mesh, statistics)["steps"] == 14
+    assert train._run_stage("semi", config, tmp_path, dataset, mesh, statistics)["steps"] == 13
     weights = predict.load_weights(tmp_path / "semi" / "teacher" / "checkpoints", "latest")
     source = data.open_split(dataset, "unlabeled")
     maps = predict.sweep("segment", config, weights, source, statistics)
