@@ -2,6 +2,8 @@
 
     python main.py --config=configs/selfsup.py            # phantom, two cores, some 8 minutes
     python main.py --config=configs/selfsup.py:semiseg --config.data.manual_dir=DIR
+    python main.py --config=configs/selfsup.py --config.pretrain.rounds.use_coach=False
+    python main.py --config=configs/selfsup.py --config.pretrain.pretext=rotation
 
 Presets:
     demo (the default)  the two-core demonstration on the procedural `phantom` dataset
@@ -23,9 +25,11 @@ def get_config(preset: str = "demo") -> ConfigDict:
     c.model.inpaint_head = "tanh_parallel"
     c.coach = ConfigDict(dict(width=16))
     p = c.pretrain = ConfigDict(dict(
+        pretext="inpaint",  # inpaint | rotation (for the network's share of the rounds, no coach)
         splits=("train", "unlabeled"), validation=20, size=128, batch_size=8, eval_every=48,
         rounds=dict(schedule="per_epoch",  # per_epoch | blocks
-                    epochs=5, coach_steps=12, net_steps=36, blocks=(), use_coach=True,
+                    epochs=5, coach_steps=12, net_steps=36, blocks=(),
+                    use_coach=True,  # False: random masks only
                     warmup_random_rounds=1),
         masks=dict(keep_ratio=0.75, alpha_train=1.0, alpha_use=100.0,
                    hard_use=True, inclusive=True),

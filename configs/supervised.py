@@ -2,6 +2,7 @@
 
     python main.py --config=configs/supervised.py            # phantom, two cores, minutes
     python main.py --config=configs/supervised.py:semiseg --config.data.manual_dir=DIR
+    python main.py --config=configs/supervised.py --config.model.kind=unet   # the plain U-Net
 
 Presets: demo (the default), semiseg, paper, authors, tiny; see `configs/selfsup.py`.
 """

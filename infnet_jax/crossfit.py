@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from infnet_jax import data, loop, metrics, predict, tasks
 from infnet_jax.state import Task, TrainState
-from infnet_jax.workdir import write_json
+from infnet_jax.workdir import write_json, write_npz
 
 KINDS = ("crossfit", "truth")
 
@@ -68,9 +68,7 @@ def with_priors(source: data.Source, split: str, config: ConfigDict, workdir: Pa
       source: of the whole split called `split`, or a part of it.
     """
     if config.prior.kind == "truth":  # an upper bound: nobody has it at test time
-        maps = {e["id"]: 255 * (e["mask"][..., 0] > 0).astype(np.uint8)
-                for e in data.examples(source)}
-        return data.WithPriors(source, maps)
+        return data.WithPriors(source, data.lesion_maps(source))
     sums: dict[str, list[np.ndarray]] = {}
     for path in sorted((workdir / "prior").glob("fold*.npz")):
         with np.load(path) as z:
@@ -116,11 +114,7 @@ def _write_maps(
         for i, prob in enumerate(maps):
             name = f"{split}/{data.text(source[i]['id'])}"
             found[name] = np.round(255 * prob).astype(np.uint8)
-    if jax.process_index() == 0:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        fresh = directory.with_suffix(".tmp.npz")
-        np.savez_compressed(fresh, **found)
-        fresh.replace(directory.with_suffix(".npz"))
+    write_npz(directory.with_suffix(".npz"), found)
 
 
 def _write_score(config: ConfigDict, workdir: Path, source: data.Source) -> None:

@@ -182,6 +182,8 @@ def _digest(weights: Mapping) -> str:
 def _describe(config: ConfigDict, stage: str) -> str:
     side = config[stage].size
     if stage == "segment":
-        return f"Inf-Net on {config.model.backbone}, width {config.model.width}, {side} x {side}"
+        unet = config.model.get("kind") == "unet"
+        name = "U-Net" if unet else f"Inf-Net on {config.model.backbone}"
+        return f"{name}, width {config.model.width}, {side} x {side}"
     net = config.multi.net
     return f"{net.kind}, width {net.width}, {side} x {side}"

@@ -1,7 +1,7 @@
 """The `evaluate` stage: the best weights, the test split once, maps and tables on disk."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,13 @@ def sweep(
     Returns:
       float32 [S, S] each for `segment`, [S, S, 3] for `multi` (whose examples need a `prior`).
     """
+    return make_sweep(stage, config, statistics)(weights, source)
+
+
+def make_sweep(
+    stage: str, config: ConfigDict, statistics: tuple[float, float]
+) -> Callable[[dict, data.Source], list[np.ndarray]]:
+    """`sweep` as a function of weights and source that is compiled once for all its calls."""
     norm = tasks.make_norm(config, statistics)
     mesh, tta = mesh_lib.make_mesh(), config.evaluate.tta
     batch_size, size = config.evaluate.batch_size, config[stage].size
@@ -109,14 +116,18 @@ def sweep(
             return multi.predict(net, variables, batch["image"], prior, norm, tta=tta, head=head)
 
     step = jax.jit(probs, out_shardings=mesh_lib.replicated(mesh))
-    weights, maps = mesh_lib.replicate(weights, mesh), []
-    for batch in data.eval_batches(
-        source, None, batch_size=batch_size, size=size, fields=fields,
-        process_index=jax.process_index(), process_count=jax.process_count(),
-    ):
-        sharded = mesh_lib.shard_batch({name: batch[name] for name in fields}, mesh)
-        maps.extend(np.asarray(step(weights, sharded)))
-    return maps[: len(source)]
+
+    def run(weights: dict, source: data.Source) -> list[np.ndarray]:
+        weights, maps = mesh_lib.replicate(weights, mesh), []
+        for batch in data.eval_batches(
+            source, None, batch_size=batch_size, size=size, fields=fields,
+            process_index=jax.process_index(), process_count=jax.process_count(),
+        ):
+            sharded = mesh_lib.shard_batch({name: batch[name] for name in fields}, mesh)
+            maps.extend(np.asarray(step(weights, sharded)))
+        return maps[: len(source)]
+
+    return run
 
 
 def _marked(case: Mapping[str, Any], channel: int | None) -> np.ndarray:

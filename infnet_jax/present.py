@@ -18,6 +18,10 @@ PRETRAIN_PANELS = (
     ("Coach", {"coach_rec": "reconstruction error", "coach_loss": "coach loss, 1 - error"}),
     ("Held-out error", {"rec_coach": "under coach masks", "rec_random": "under random masks"}),
 )
+ROTATION_PANELS = (
+    ("Which quarter turn: training", {"loss": "cross-entropy"}),
+    ("Held-out slices, chance 0.25", {"accuracy": "share of turns told"}),
+)
 MULTI_PANELS = (
     ("Training loss", {"loss": "total"}),
     ("Dice at 0.5, held-out slices", {"dice_ggo": "ground glass",
@@ -32,7 +36,12 @@ SEGMENT_PANELS = (
 
 
 def save_panel(log: RunLog, panel: Mapping[str, np.ndarray], step: int) -> None:
-    """Keeps a few evaluated slices for the figures, and shows them in TensorBoard."""
+    """Keeps a few evaluated slices for the figures, and shows them in TensorBoard.
+
+    A panel without maps (of the rotation pretext) is not kept.
+    """
+    if not {"filled_coach", "probs"} & {*panel}:
+        return
     folder = log.metrics_path.parent / "panels"
     folder.mkdir(exist_ok=True)
     np.savez_compressed(folder / f"{step:08d}.npz", **panel)
@@ -85,7 +94,7 @@ def write(
         tables.insert(0, ("Test split", table))
         for label, summaries in result["classes"].items():
             pictures += _evaluation(workdir, label, summaries, config.evaluate.threshold)
-    notes += _readings(config)
+    notes += _readings(workdir, config)
     return write_summary(
         workdir, config_name=name, command=command, stages=timings, tables=tables,
         figures=pictures, notes=notes,
@@ -120,6 +129,9 @@ def _row(label: str, summary: Mapping[str, Any], at: str) -> list[str]:
 def _pretrain(workdir: Path, stage: str) -> tuple[list, list]:
     """Curves, the panel of masks over time, and the table that asks if the coach is hard."""
     rows = load_rows(workdir / stage / "metrics.jsonl")
+    if any("train_accuracy" in row for row in rows):
+        caption = "Rotation as pretext: the trunk learns to tell which quarter turn a slice got."
+        return _curves(workdir, stage, ROTATION_PANELS, caption), []
     pictures = _curves(workdir, stage, PRETRAIN_PANELS, (
         "Both players. The coach earns its name where the error under its masks lies above the "
         "error under random masks of the same keep ratio."
@@ -204,7 +216,21 @@ def _evaluation(
     ]
 
 
-def _readings(config: ConfigDict) -> list[str]:
+def _semi(workdir: Path, config: ConfigDict) -> str:
+    """What the unlabelled slices did."""
+    semi = config.semi
+    if semi.kind == "mean_teacher":
+        return (f"Mean teacher: consistency weight {semi.consistency.weight:g}, ramped up in "
+                f"{semi.consistency.ramp_steps} steps, on slices of `{semi.split}`.")
+    found = json.loads((workdir / "semi" / "pseudo.json").read_text())
+    return (
+        f"Pseudo-labels: {found['slices']} slices of `{semi.split}` in {found['rounds']} rounds; "
+        f"they mark {found['marked']:.1%} of the pixels, the true masks of the labelled slices "
+        f"{found['marked_in_masks']:.1%}."
+    )
+
+
+def _readings(workdir: Path, config: ConfigDict) -> list[str]:
     """The choices the numbers rest on."""
     notes = [
         f"Dice (mean over 256 thresholds) follows the published toolbox: each map is stretched to "
@@ -217,11 +243,15 @@ def _readings(config: ConfigDict) -> list[str]:
     if "pretrain" in config.stages:
         p = config.pretrain
         notes.append(
+            "Pre-training: rotation prediction; the trunk alone is transferred."
+            if p.pretext == "rotation" else
             f"Pre-training: `{p.rounds.schedule}` schedule, reconstruction loss "
             f"`{p.loss.kind}` reduced by `{p.loss.reduction}`, `{config.model.inpaint_head}` "
             f"heads, KL weight {p.kld_weight:g}, coach gradient `{p.coach_grad}`; "
             f"`{config.segment.transfer}` weights transferred."
         )
+    if "semi" in config.stages:
+        notes.append(_semi(workdir, config))
     held = config[tasks.last_trained(config)].validation
     notes.append(
         f"{held} training slices (whole groups) were held out to choose the checkpoint."

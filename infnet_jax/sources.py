@@ -186,6 +186,11 @@ def examples(source: Source) -> Iterator[dict[str, Any]]:
         yield out | {name: text(example[name]) for name in TEXTS if name in example}
 
 
+def lesion_maps(source: Source) -> dict[str, np.ndarray]:
+    """The true masks as priors: uint8 [H, W] by id, 255 where there is a lesion of any class."""
+    return {e["id"]: 255 * (e["mask"][..., 0] > 0).astype(np.uint8) for e in examples(source)}
+
+
 def statistics(source: Source, indices: Sequence[int] | None = None) -> tuple[float, float]:
     """Mean and standard deviation of all image pixels on the [0, 1] scale, at native size.
 

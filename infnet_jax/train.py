@@ -10,13 +10,30 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from infnet_jax import convert, crossfit, data, loop, mesh as mesh_lib, predict, present, tasks
+from infnet_jax import (
+    convert,
+    crossfit,
+    data,
+    loop,
+    mesh as mesh_lib,
+    predict,
+    present,
+    semi,
+    tasks,
+)
 from infnet_jax.models.infnet import is_output_layer
 from infnet_jax.state import Task, TrainState
-from infnet_jax.transfer import load_parameters, transfer
+from infnet_jax.transfer import transfer
 from infnet_jax.workdir import claim, write_json
 
-STAGES = ("pretrain", "prior", "segment", "pretrain_multi", "multi", "evaluate")
+STAGES = ("pretrain", "prior", "semi", "segment", "pretrain_multi", "multi", "evaluate")
+# Stages of several networks, all by the settings of `segment`.
+WALKS = {"prior": crossfit.run, "semi": semi.run}
+# Stage -> where its first weights may come from; the first of these that is run counts.
+ORIGINS = {
+    "segment": ("semi", "pretrain"), "prior": ("pretrain",), "semi": ("pretrain",),
+    "multi": ("pretrain_multi",),
+}  # fmt: skip
 
 
 def run(config: ConfigDict, *, workdir: Path, dataset: Path, name: str, command: str) -> Path:
@@ -40,8 +57,10 @@ def run(config: ConfigDict, *, workdir: Path, dataset: Path, name: str, command:
     for stage in config.stages:
         if stage not in STAGES or stage not in config:
             raise ValueError(f"stages: {stage!r} is none of this config's stages")
-        section = "segment" if stage == "prior" else stage
+        section = "segment" if stage in WALKS else stage
         mesh_lib.check_batch(config[section].batch_size, mesh, f"{section}.batch_size")
+    if "semi" in config.stages:
+        mesh_lib.check_batch(config.semi.round.batch_size, mesh, "semi.round.batch_size")
     if config.weights:
         convert.load_imported(config.weights)  # unfit ones must not leave a workdir behind
     claim(workdir, config)
@@ -69,10 +88,10 @@ def _run_stage(
     statistics: tuple[float, float],
 ) -> dict | None:
     """Runs one stage; returns its timing, None if it was asked to stop."""
-    if stage == "prior":
-        return crossfit.run(
+    if stage in WALKS:
+        return WALKS[stage](
             config, workdir=workdir, dataset=dataset, mesh=mesh, statistics=statistics,
-            start=lambda task, folder: _start(task, "segment", config, workdir, folder),
+            start=lambda task, folder: _start(task, stage, config, workdir, folder),
         )
     if stage != "evaluate":
         return train_stage(stage, config, workdir, dataset, mesh, statistics)
@@ -119,6 +138,8 @@ def _open_data(
         kept, batch_size=section.batch_size, size=section.size, seed=config.seed, fields=fields,
         process_index=jax.process_index(), process_count=jax.process_count(),
     )
+    if stage == "segment" and tasks.has_mean_teacher(config):
+        batches = semi.pair(batches, config, dataset)
     return batches, data.select(sources[-1], held_out)
 
 
@@ -127,12 +148,13 @@ def _start(
 ) -> TrainState:
     """Fresh weights, or what an earlier stage or an imported file gives, listed in a report."""
     trees = loop.init_variables(task, config.seed)
-    before = {"segment": "pretrain", "multi": "pretrain_multi"}.get(stage)
-    if before in config.stages:
-        mode, origin = config[stage].transfer, before
-        learned = load_parameters(workdir / before / "checkpoints", part="latest")["net"]
-        learned = {name: learned[name] for name in trees["net"]}
-    elif config.weights and stage in ("pretrain", "segment"):
+    origin = next((o for o in ORIGINS.get(stage, ()) if o in config.stages), None)
+    if origin:
+        mode = config["segment" if stage in WALKS else stage].transfer
+        folder = workdir / origin / "checkpoints"
+        folder = semi.result_folder(config, workdir) if origin == "semi" else folder
+        learned = predict.load_weights(folder, "latest")
+    elif config.weights and stage in ("pretrain", "segment", *WALKS):
         mode, origin = "matching", config.weights
         learned, _ = convert.load_imported(config.weights)
     else:

@@ -13,10 +13,12 @@ from infnet_jax.tasks import segment
 class Ramp:
     """A stand-in for a network that no flip or turn leaves alone: the input times a ramp."""
 
+    output = "s8"
+
     def apply(self, variables, view, train):
         side = view.shape[1]
         ramp = jnp.arange(side * side, dtype=jnp.float32).reshape(1, side, side, 1) / side
-        return {"s8": variables["scale"] * view * ramp}
+        return {"edge": view, self.output: variables["scale"] * view * ramp}
 
 
 NORM = normalise.Norm(mean=(0.0,), sd=(1.0,), input_sd=(1.0,))
@@ -25,6 +27,12 @@ IMAGE = np.random.default_rng(0).integers(0, 255, (2, 6, 6, 1), np.uint8)
 
 def predict(image, tta):
     return np.asarray(segment.predict(Ramp(), {"scale": 0.5}, jnp.asarray(image), NORM, tta=tta))
+
+
+def test_a_unet_is_read_by_its_one_map(monkeypatch):
+    expected = predict(IMAGE, True)
+    monkeypatch.setattr(Ramp, "output", "logits")
+    np.testing.assert_array_equal(predict(IMAGE, True), expected)
 
 
 def test_averaging_is_the_mean_over_the_eight_views_turned_back():

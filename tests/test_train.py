@@ -14,7 +14,16 @@ from safetensors.numpy import save_file
 
 import tfds_builders
 from configs import selfsup, supervised
-from infnet_jax import data, loop, mesh as mesh_lib, tasks, train, workdir
+from infnet_jax import (
+    data,
+    loop,
+    losses,
+    mesh as mesh_lib,
+    normalise,
+    tasks,
+    train,
+    workdir,
+)
 from infnet_jax.logs import load_rows
 from infnet_jax.state import Task, make_player, make_state
 from infnet_jax.tasks import inpaint, segment
@@ -307,6 +316,33 @@ def test_summary_of_pretraining_by_hand():
     masks[:] = masks[1]
     assert inpaint.summarise([row(slice(0, 3))])["mask_difference"] == 0.0
     assert inpaint.summarise([row(slice(0, 1))])["mask_difference"] == 0.0
+
+
+def test_a_unet_has_the_region_loss_alone():
+    rng = np.random.default_rng(0)
+    logits, mask = rng.normal(size=(2, 8, 8, 1)), rng.random((2, 8, 8, 1)) > 0.5
+    logits, mask = jnp.asarray(logits, jnp.float32), jnp.asarray(mask, jnp.float32)
+    total, parts = segment.make_loss()({"logits": logits}, mask)
+    assert {*parts} == {"region"}
+    assert float(total) == pytest.approx(float(losses.structure_loss(logits, mask).mean()))
+    five = dict.fromkeys((*segment.MAPS, "edge"), logits)
+    total5, parts5 = segment.make_loss()(five, mask)
+    assert float(total5) == pytest.approx(4 * float(total) + float(parts5["edge"]), rel=1e-6)
+
+
+def test_soft_targets_are_the_prior_and_their_edge_is_at_one_half():
+    prior = np.zeros((1, 4, 4, 1), np.uint8)
+    prior[0, :2], prior[0, 2:] = 51, 204  # 0.2 above, 0.8 below
+    batch = {"image": prior, "mask": np.ones_like(prior), "prior": prior}
+    still = dict(flip_h=0.0, flip_v=0.0, quarter_turns=False)
+    norm = normalise.Norm((0.0,), (1.0,), (1.0,))
+    for soft, expected in ((True, prior / 255), (False, np.ones(prior.shape))):
+        _, mask = segment.prepare(batch, jax.random.key(0), 4, norm, still, soft)
+        np.testing.assert_allclose(mask, expected, rtol=1e-6)
+    outputs = dict.fromkeys((*segment.MAPS, "edge"), jnp.zeros((1, 4, 4, 1)))
+    outputs["edge"] = jnp.full((1, 4, 4, 1), -20.0).at[0, 1:3].set(20.0)
+    _, parts = segment.make_loss()(outputs, jnp.asarray(prior / 255, jnp.float32))
+    assert float(parts["edge"]) < 1e-6
 
 
 def test_summary_of_segmentation_by_hand():

@@ -1,5 +1,7 @@
 """From a config to the task of one stage."""
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from infnet_jax import normalise, optim
@@ -8,12 +10,19 @@ from infnet_jax.models.fcn8s import FCN8s
 from infnet_jax.models.infnet import InfNet
 from infnet_jax.models.unet import UNet
 from infnet_jax.state import Task
-from infnet_jax.tasks import inpaint, multi, segment
+from infnet_jax.tasks import inpaint, mean_teacher, multi, rotation, segment
 
 
-def make_net(config: ConfigDict) -> InfNet:
-    """The segmentation network; its inpainting heads exist only where pre-training runs."""
-    return InfNet(image_channels=config.data.channels, dtype=config.dtype, **config.model)
+def make_net(config: ConfigDict) -> InfNet | UNet:
+    """The single-class network; its inpainting heads exist only where pre-training runs."""
+    arguments, channels = dict(config.model), config.data.channels
+    kind = arguments.pop("kind", "infnet")  # runs of before have none
+    if kind not in ("infnet", "unet"):
+        raise ValueError(f"model.kind={kind!r}: choose infnet or unet")
+    if kind == "infnet":
+        return InfNet(image_channels=channels, dtype=config.dtype, **arguments)
+    shared = {name: arguments[name] for name in ("width", "inpaint_head")}
+    return UNet(classes=1, image_channels=channels, dtype=config.dtype, **shared)
 
 
 def make_multi_net(config: ConfigDict) -> UNet | FCN8s:
@@ -38,6 +47,29 @@ def make_norm(config: ConfigDict, statistics: tuple[float, float]) -> normalise.
     return normalise.make_norm(config.data.norm, config.data.channels, statistics)
 
 
+def has_mean_teacher(config: ConfigDict) -> bool:
+    """Whether `segment` learns from unlabelled slices too."""
+    return "semi" in config.stages and config.semi.kind == "mean_teacher"
+
+
+def make_segment(
+    config: ConfigDict, section: ConfigDict, statistics: tuple[float, float], soft: bool = False
+) -> Task:
+    """The single-class task by a section like `config.segment`; `soft` as `segment.make` says."""
+    norm = make_norm(config, statistics)
+    return segment.make(net=make_net(config), soft=soft, **_supervised(section, norm))
+
+
+def _supervised(section: ConfigDict, norm: normalise.Norm) -> dict[str, Any]:
+    """What the supervised tasks take alike."""
+    schedule = optim.make_schedule(total_steps=section.steps, **section.schedule)
+    return dict(
+        norm=norm, size=section.size, scales=tuple(section.scales), steps=section.steps,
+        loss=section.loss, augmentation=section.augmentation, schedule=schedule,
+        tx=optim.make_optimizer(schedule, **section.optim), ema_decay=section.ema_decay,
+    )  # fmt: skip
+
+
 def make(
     stage: str, config: ConfigDict, statistics: tuple[float, float], steps_per_epoch: int
 ) -> Task:
@@ -51,23 +83,30 @@ def make(
       steps_per_epoch: batches in one pass over the stage's data.
     """
     norm, section = make_norm(config, statistics), config[stage]
-    if stage in ("segment", "multi"):
-        schedule = optim.make_schedule(total_steps=section.steps, **section.schedule)
-        supervised = dict(
-            norm=norm, size=section.size, scales=tuple(section.scales), steps=section.steps,
-            loss=section.loss, augmentation=section.augmentation, schedule=schedule,
-            tx=optim.make_optimizer(schedule, **section.optim), ema_decay=section.ema_decay,
-        )  # fmt: skip
-        if stage == "segment":
-            return segment.make(net=make_net(config), **supervised)
+    if stage == "segment" and has_mean_teacher(config):
+        return mean_teacher.make(
+            net=make_net(config), **config.semi.consistency, **_supervised(section, norm)
+        )
+    if stage == "segment":
+        return make_segment(config, section, statistics)
+    if stage == "multi":
         net = make_multi_net(config)
-        return multi.make(net=net, with_prior=section.with_prior, **supervised)
+        return multi.make(net=net, with_prior=section.with_prior, **_supervised(section, norm))
     net, head = make_net(config), config.model.inpaint_head
     if stage == "pretrain_multi":
         net, head = make_multi_net(config), config.multi.net.inpaint_head
+    if section.pretext not in ("inpaint", "rotation"):
+        raise ValueError(f"{stage}.pretext={section.pretext!r}: choose inpaint or rotation")
     rounds, n_random = inpaint.make_rounds(steps_per_epoch=steps_per_epoch, **section.rounds)
     totals = {who: sum(n for phase, n in rounds if phase == who) for who in ("net", "coach")}
     net_schedule = optim.make_schedule(total_steps=totals["net"], **section.net_schedule)
+    with_prior = stage == "pretrain_multi" and config.multi.with_prior
+    if section.pretext == "rotation":  # trained for the network's share of the rounds
+        return rotation.make(
+            net=net, norm=norm, size=section.size, steps=totals["net"], schedule=net_schedule,
+            tx=optim.make_optimizer(net_schedule, **section.net_optim),
+            augmentation=section.augmentation, with_prior=with_prior,
+        )
     coach_schedule = optim.make_schedule(total_steps=totals["coach"], **section.coach_schedule)
     activation = "tanh" if head == "tanh_parallel" else "linear"
     return inpaint.make(
@@ -79,5 +118,5 @@ def make(
         net_tx=optim.make_optimizer(net_schedule, **section.net_optim),
         coach_tx=optim.make_optimizer(coach_schedule, **section.coach_optim),
         kld_weight=section.kld_weight, coach_grad=section.coach_grad,
-        with_prior=stage == "pretrain_multi" and config.multi.with_prior,
+        with_prior=with_prior,
     )

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from infnet_jax import augment, losses, normalise
-from infnet_jax.models import coach as coach_lib
+from infnet_jax.models import coach as coach_lib, final_map
 from infnet_jax.state import Task, make_player, make_state, update_player
 from infnet_jax.tasks.multi import network_input
 
@@ -227,8 +227,7 @@ def make(
             "random": mask_random(keys[1], x.shape[0], x.shape[1:3]),
         }
         for name, mask in visible.items():
-            found = fill(state.net.averaged, x * mask)
-            filled = found["s8" if "s8" in found else "recon"]
+            filled = final_map(fill(state.net.averaged, x * mask))
             error = ((filled - target) ** 2).mean(axis=-1) * (1.0 - mask[..., 0])
             out[f"error_{name}"] = error.sum((1, 2)) / jnp.maximum((1 - mask).sum((1, 2, 3)), 1)
             out[f"visible_{name}"] = mask[..., 0]

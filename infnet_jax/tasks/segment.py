@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from infnet_jax import augment, losses, normalise
+from infnet_jax.models import final_map
 from infnet_jax.state import Task, make_player, make_state
 from infnet_jax.tasks.supervised import average_views, make_update, training_sides
 
@@ -25,6 +26,8 @@ def make_loss(
 ) -> Callable:
     """Eq. 5: the sum of the region loss on four maps and the edge loss.
 
+    A U-Net has one map and no edge: its loss is the region loss alone.
+
     Args:
       kind: `structure` (boundary-weighted cross-entropy, as published), `structure_as_run`
         (the weights cancel, as the public code runs) or `focal`.
@@ -33,7 +36,8 @@ def make_loss(
       alpha, gamma: of the focal loss.
 
     Returns:
-      `loss(outputs, mask) -> (scalar, parts)`; `mask` [B, H, W, 1] float32 in {0, 1}.
+      `loss(outputs, mask) -> (scalar, parts)`; `mask` [B, H, W, 1] float32 in 0..1 (soft where
+      it is a pseudo-label; its edge is then that of the pixels above one half).
 
     Raises:
       ValueError: unknown kind.
@@ -51,8 +55,12 @@ def make_loss(
         raise ValueError(f"segment.loss.kind={kind!r}: choose structure, structure_as_run or focal")
 
     def loss(outputs: Mapping[str, jax.Array], mask: jax.Array):
+        if "edge" not in outputs:
+            total = region(final_map(outputs), mask).mean()
+            return total, {"region": total}
         parts = {name: region(outputs[name], mask).mean() for name in MAPS}
-        parts["edge"] = losses.edge_bce(outputs["edge"], losses.edge_target(mask)).mean()
+        edge = losses.edge_target((mask > 0.5).astype(jnp.float32))
+        parts["edge"] = losses.edge_bce(outputs["edge"], edge).mean()
         return sum(parts[n] for n in MAPS) + edge_weight * parts["edge"], parts
 
     return loss
@@ -70,11 +78,12 @@ def make(
     tx: optax.GradientTransformation,
     schedule: Callable,
     ema_decay: float,
+    soft: bool = False,
 ) -> Task:
     """The supervised task.
 
     Args:
-      net: an `InfNet`; norm: input scale.
+      net: an `InfNet`, or a `UNet` of one class; norm: input scale.
       size: side of the square training images, pixels.
       scales: each batch is used once per scale, one update each (multi-scale training); sides
         are rounded to multiples of 32.
@@ -82,6 +91,7 @@ def make(
       loss: keyword arguments of `make_loss`; augmentation: of `augment.augment`.
       schedule: update count -> learning rate, for the log.
       ema_decay: of the averaged weights (see `make_update`); 0 keeps none.
+      soft: see `prepare`.
     """
     objective = make_loss(**loss)
     channels = len(norm.mean)
@@ -95,19 +105,9 @@ def make(
     def start(trees: Mapping[str, Any]):
         return make_state(make_player(trees["net"], tx, ema_decay > 0), None, "max")
 
-    def prepare(batch: Mapping[str, jax.Array], key: jax.Array, side: int):
-        fields = {
-            "image": batch["image"].astype(jnp.float32) / 255.0,
-            "mask": (batch["mask"] > 0).astype(jnp.float32),
-        }
-        fields = augment.augment(key, fields, **augmentation)
-        if side != size:
-            fields = augment.resize_batch(fields, side)
-        return normalise.network_input(fields["image"], norm), fields["mask"]
-
     def make_step(side: int):
         def step(state, batch, key):
-            return update(state, *prepare(batch, key, side))
+            return update(state, *prepare(batch, key, side, norm, augmentation, soft))
 
         return step
 
@@ -131,6 +131,31 @@ def make(
     )
 
 
+def prepare(
+    batch: Mapping[str, jax.Array],
+    key: jax.Array,
+    side: int,
+    norm: normalise.Norm,
+    augmentation: Mapping[str, Any],
+    soft: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """Augmented network input [B, side, side, C] and target [B, side, side, 1], float32.
+
+    Args:
+      batch: uint8 [B, S, S, 1] each: `image` and `mask`, where any class but 0 is lesion.
+      augmentation: keyword arguments of `augment.augment`.
+      soft: the target is the batch's `prior`, an 8-bit probability, in place of its `mask`.
+    """
+    hard = (batch["mask"] > 0).astype(jnp.float32)
+    fields = {
+        "image": batch["image"].astype(jnp.float32) / 255.0,
+        "mask": batch["prior"].astype(jnp.float32) / 255.0 if soft else hard,
+    }
+    fields = augment.augment(key, fields, **augmentation)
+    fields = augment.resize_batch(fields, side)
+    return normalise.network_input(fields["image"], norm), fields["mask"]
+
+
 def views(
     net: Any, variables: Mapping, image: jax.Array, norm: normalise.Norm, tta: bool = False
 ) -> tuple[jax.Array, jax.Array | None]:
@@ -146,7 +171,7 @@ def views(
     x = normalise.network_input(image.astype(jnp.float32) / 255.0, norm)
 
     def probs(view: jax.Array) -> jax.Array:
-        return jax.nn.sigmoid(net.apply(variables, view, train=False)["s8"])
+        return jax.nn.sigmoid(final_map(net.apply(variables, view, train=False)))
 
     return average_views(probs, x, tta)
 

@@ -1,0 +1,108 @@
+"""Mean teacher (Tarvainen & Valpola 2017): unlabelled slices teach through the averaged weights.
+
+The teacher is the exponential average that the player keeps anyway. It sees each unlabelled slice
+undisturbed; the student sees it in the same position with other grey levels, and must agree.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from infnet_jax import augment, normalise
+from infnet_jax.models import final_map
+from infnet_jax.state import Task
+from infnet_jax.tasks import segment
+from infnet_jax.tasks.supervised import make_update, training_sides
+
+DISTURBANCES = (
+    "cutout", "cutout_mode", "cutout_prob", "gamma", "contrast", "brightness", "noise",
+)  # fmt: skip
+STILL = dict(flip_h=0.0, flip_v=0.0, quarter_turns=False)
+
+
+def ramp(step: jax.Array, weight: float, ramp_steps: int) -> jax.Array:
+    """Weight of the consistency loss: weight * exp(-5 (1 - t)^2), t from 0 to 1 in `ramp_steps`."""
+    t = jnp.minimum(step / jnp.float32(max(ramp_steps, 1)), 1.0)
+    return weight * jnp.exp(-5.0 * (1.0 - t) ** 2)
+
+
+def make_objective(loss: Callable) -> Callable:
+    """The supervised loss plus a share of the squared difference from the teacher's map.
+
+    Args:
+      loss: of `segment.make_loss`.
+
+    Returns:
+      `objective(outputs, (mask, taught, share)) -> (scalar, parts)`: the first rows of the outputs
+      belong to `mask` [L, H, W, 1], the rest to the teacher's probabilities `taught` [U, H, W, 1].
+    """
+
+    def objective(outputs: Mapping[str, jax.Array], target: tuple):
+        mask, taught, share = target
+        total, parts = loss({k: v[: len(mask)] for k, v in outputs.items()}, mask)
+        student = jax.nn.sigmoid(final_map(outputs)[len(mask) :])
+        consistency = ((student - taught) ** 2).mean()
+        return total + share * consistency, {**parts, "consistency": consistency}
+
+    return objective
+
+
+def views(
+    key: jax.Array, image: jax.Array, side: int, augmentation: Mapping[str, Any]
+) -> tuple[jax.Array, jax.Array]:
+    """What teacher and student see of unlabelled slices: one position, grey levels of their own.
+
+    Args:
+      image: uint8 [B, S, S, 1].
+      side: of the views, pixels.
+      augmentation: keyword arguments of `augment.augment`: those that move pixels make the
+        position, those in DISTURBANCES are for the student alone.
+
+    Returns:
+      Two float32 [B, side, side, 1], grey in 0..1.
+    """
+    keys = jax.random.split(key)
+    moves = {k: v for k, v in augmentation.items() if k not in DISTURBANCES}
+    disturbs = {k: v for k, v in augmentation.items() if k in DISTURBANCES}
+    fields = augment.augment(keys[0], {"image": image.astype(jnp.float32) / 255.0}, **moves)
+    fields = augment.resize_batch(fields, side)
+    return fields["image"], augment.augment(keys[1], fields, **STILL, **disturbs)["image"]
+
+
+def make(*, weight: float, ramp_steps: int, **supervised: Any) -> Task:
+    """The supervised task with the consistency term; its batches also hold `unlabelled` images.
+
+    Args:
+      weight, ramp_steps: of `ramp`.
+      supervised: what `segment.make` takes.
+
+    Raises:
+      ValueError: no average is kept, so that there is no teacher.
+    """
+    names = ("net", "norm", "size", "scales", "augmentation", "ema_decay")
+    net, norm, size, scales, augmentation, ema_decay = (supervised[name] for name in names)
+    if not ema_decay > 0:
+        raise ValueError(
+            f"segment.ema_decay={ema_decay}: the mean teacher is that average; choose 0.99 or so"
+        )
+    update = make_update(
+        net, make_objective(segment.make_loss(**supervised["loss"])), supervised["tx"],
+        supervised["schedule"], ema_decay,
+    )  # fmt: skip
+
+    def make_step(side: int):
+        def step(state, batch, key):
+            keys = jax.random.split(key)
+            x, mask = segment.prepare(batch, keys[0], side, norm, augmentation)
+            plain, disturbed = views(keys[1], batch["unlabelled"], side, augmentation)
+            seen = normalise.network_input(plain, norm)
+            taught = jax.nn.sigmoid(final_map(net.apply(state.net.ema, seen, train=False)))
+            x = jnp.concatenate([x, normalise.network_input(disturbed, norm)])
+            return update(state, x, (mask, taught, ramp(state.step, weight, ramp_steps)))
+
+        return step
+
+    steps = {f"size{side}": make_step(side) for side in training_sides(size, scales)}
+    return segment.make(**supervised)._replace(steps=steps)
