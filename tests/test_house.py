@@ -65,10 +65,11 @@ ARROWS: dict[str, set[str]] = {
     "scan_files": {
         "__init__", "imaging", "inference", "logs", "lungs", "report", "score_files", "scoring",
     },
+    "screening": {"data", "detection", "evaluation", "inference", "lungs", "scan_files"},
     "score_files": {"imaging", "report", "scoring", "severity"},
     "cli": {
         "__init__", "evaluation", "parity", "convert", "predict", "train", "bench", "score_files",
-        "scan_files",
+        "scan_files", "screening",
     },
 }
 _MAIN = {"train", "predict", "mesh", "mix"}
