@@ -41,6 +41,9 @@ def get_base() -> ConfigDict:
     c.data = ConfigDict(dict(
         name="phantom", data_dir="", manual_dir="",
         train="train", test="test",
+        # What `pretrain` trains on instead of pretrain.splits, such as
+        # "covid_semiseg/binary:unlabeled + 2 * ictcf"; see docs/data.md
+        pretrain="",
         norm="dataset",  # dataset | imagenet | tf | aerial_bgr; one for all stages
         channels=1,  # 3 repeats the grey slice, for ImageNet weights
     ))

@@ -94,6 +94,19 @@ def _make_parser() -> _Parser:
                       help="let names, ids and dates pass from DICOM headers into DICOM-SEG")
     verb.set_defaults(run=_predict)
 
+    verb = verbs.add_parser("detect", help="tell infected patients of a labelled dataset")
+    verb.add_argument("--checkpoint", type=_existing, required=True, metavar="DIR",
+                      help="the --workdir of a finished run of main.py")
+    verb.add_argument("--dataset", type=_existing, required=True, metavar="DIR",
+                      help="the version folder of a prepared dataset with labels, such as covid_ct")
+    verb.add_argument("--split", default="test", help="default: %(default)s")
+    verb.add_argument("--positive", nargs="+", default=[], metavar="LABEL",
+                      help="labels that mean infected (default: covid or NCP)")
+    verb.add_argument("--negative", nargs="+", default=[], metavar="LABEL",
+                      help="labels that mean not infected (default: all others but unknown)")
+    verb.add_argument("--csv", type=Path, metavar="OUT", help="also write one row a patient")
+    verb.set_defaults(run=_detect)
+
     verb = verbs.add_parser("severity", help="score existing infection masks; no model is run")
     verb.add_argument("masks", type=_existing, nargs="+", metavar="MASK", help="files or folders")
     verb.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -121,6 +134,15 @@ def _predict(options: argparse.Namespace) -> int:
         lobes=options.lobes, tta=options.tta, batch_size=options.batch,
         save_probabilities=options.save_probabilities, go_on=options.go_on,
         one_patient=options.one_patient, keep_identifiers=options.keep_identifiers,
+    )
+
+
+def _detect(options: argparse.Namespace) -> int:
+    from infnet_jax import screening
+
+    return screening.run(
+        options.checkpoint, options.dataset, options.split, positive=options.positive,
+        negative=options.negative, csv=options.csv,
     )
 
 

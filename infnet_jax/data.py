@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from infnet_jax.mix import epoch_order, quotas
 from infnet_jax.sources import (
     PICTURES,
     Example,
@@ -22,6 +23,7 @@ from infnet_jax.sources import (
     decode,
     examples,
     group_folds,
+    label_names,
     lesion_maps,
     open_split,
     select,
@@ -37,6 +39,7 @@ __all__ = [
     "eval_batches",
     "examples",
     "group_folds",
+    "label_names",
     "lesion_maps",
     "open_split",
     "select",
@@ -51,8 +54,9 @@ Batch = dict[str, np.ndarray]
 class Batches:
     """Endless shuffled training batches, indexed by step and pure in (seed, step).
 
-    Each epoch is a new permutation of all the examples of all the sources together; a batch may
-    straddle two epochs, and a set smaller than the batch repeats within it. Of the global batch of
+    Each epoch is a new permutation of all the examples of all the sources together (with weights,
+    of so many draws from each source as is its share); a batch may straddle two epochs, and a set
+    smaller than the batch repeats within it. Of the global batch of
     a step, process p of n gets rows p * batch_size / n onward, so any number of processes together
     see the batch that one process would.
 
@@ -67,6 +71,7 @@ class Batches:
         batch_size: int,
         size: int,
         seed: int,
+        weights: Sequence[float] | None = None,
         process_index: int = 0,
         process_count: int = 1,
         fields: Sequence[str] = ("image", "mask"),
@@ -75,7 +80,9 @@ class Batches:
         """Prepares the order; nothing is read yet.
 
         Args:
-          sources: one source, or a list whose examples are mixed in proportion to their numbers.
+          sources: one source, or a list whose examples are mixed.
+          weights: shares of the sources, relative to each other; None: in proportion to their
+            numbers of examples.
           batch_size: rows of the global batch.
           size: side of the square pictures, in pixels (images by area or bilinear, masks nearest).
           seed: of the order of examples.
@@ -96,9 +103,12 @@ class Batches:
         self._batch_size, self._first = batch_size, process_index * self._rows
         self._fields = tuple(fields)
         self._reader = _Reader(size, self._fields, cache_bytes)
+        sizes = [len(source) for source in self._sources]
+        drawn = quotas(sizes, weights)
+        self._length = sum(drawn)
         # One permutation per epoch: grain's shuffle costs 1 ms per index on sets this small.
         self._order = functools.lru_cache(maxsize=4)(
-            lambda epoch: np.random.default_rng((seed, epoch)).permutation(self._ends[-1])
+            lambda epoch: epoch_order(sizes, drawn, seed, epoch)
         )
 
     @property
@@ -109,12 +119,12 @@ class Batches:
     @property
     def example_count(self) -> int:
         """Examples in one epoch."""
-        return self._ends[-1]
+        return self._length
 
     def indices(self, step: int) -> list[int]:
         """Indices, into the sources laid end to end, of this process's rows at ``step``."""
         start = int(step) * self._batch_size + self._first
-        places = (divmod(start + row, self._ends[-1]) for row in range(self._rows))
+        places = (divmod(start + row, self._length) for row in range(self._rows))
         return [int(self._order(epoch)[place]) for epoch, place in places]
 
     def __getitem__(self, step: int) -> Batch:

@@ -48,6 +48,18 @@ def roc(shares: Sequence[float], infected: Sequence[bool]) -> Roc:
     return Roc(np.r_[np.inf, levels], sensitivity, 1 - false_alarm, auc)
 
 
+def sensitivity_at(curve: Roc, specificity: float) -> tuple[float, float, float]:
+    """The greatest sensitivity of an operating point whose specificity is at least this, 0..1.
+
+    Returns:
+      Its sensitivity, specificity and threshold; 0, 1 and infinity where only calling nobody
+      infected is as specific.
+    """
+    best = int(np.flatnonzero(curve.specificity >= specificity)[-1])
+    return (float(curve.sensitivity[best]), float(curve.specificity[best]),
+            float(curve.threshold[best]))
+
+
 def choose_threshold(shares: Sequence[float], infected: Sequence[bool]) -> float:
     """The share from which a patient is called infected, chosen on training patients.
 

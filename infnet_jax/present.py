@@ -94,6 +94,14 @@ def write(
         tables.insert(0, ("Test split", table))
         for label, summaries in result["classes"].items():
             pictures += _evaluation(workdir, label, summaries, config.evaluate.threshold)
+    if (listing := workdir / "pretrain" / "mix.json").exists():
+        parts = json.loads(listing.read_text())
+        dropped = sum(len(part["dropped"]) for part in parts)
+        notes.append(
+            f"Pre-trained on `{config.data.pretrain}`: "
+            f"{sum(part['examples'] for part in parts) - dropped} slices, without {dropped} that "
+            "are near-copies of the test split (`pretrain/mix.json`)."
+        )
     notes += _readings(workdir, config)
     return write_summary(
         workdir, config_name=name, command=command, stages=timings, tables=tables,

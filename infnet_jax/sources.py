@@ -89,6 +89,21 @@ def open_split(folder: str | Path, split: str) -> Source:
     return builder.as_data_source(split, decoders=decoders)
 
 
+def label_names(folder: str | Path) -> list[str]:
+    """The names of the classes of a prepared dataset's feature `label`, in their order.
+
+    Raises:
+      ValueError: it has no such feature.
+    """
+    import tensorflow_datasets as tfds
+
+    features = tfds.builder_from_directory(folder).info.features
+    if "label" not in features or not hasattr(features["label"], "names"):
+        raise ValueError(f"{folder}: no feature `label` with names; it has "
+                         f"{', '.join(sorted(features))}")
+    return list(features["label"].names)
+
+
 def select(source: Source, indices: Sequence[int]) -> Subset:
     """The examples of ``source`` at ``indices``, as a source."""
     return Subset(source, indices)

@@ -21,6 +21,7 @@ from infnet_jax import (
     semi,
     tasks,
 )
+from infnet_jax.mix import Mix
 from infnet_jax.models.infnet import is_output_layer
 from infnet_jax.state import Task, TrainState
 from infnet_jax.transfer import transfer
@@ -36,7 +37,10 @@ ORIGINS = {
 }  # fmt: skip
 
 
-def run(config: ConfigDict, *, workdir: Path, dataset: Path, name: str, command: str) -> Path:
+def run(
+    config: ConfigDict, *, workdir: Path, dataset: Path, name: str, command: str,
+    mix: Mix | None = None,
+) -> Path:
     """Runs the stages of a config; finished ones are skipped, an interrupted one resumes.
 
     Args:
@@ -44,6 +48,7 @@ def run(config: ConfigDict, *, workdir: Path, dataset: Path, name: str, command:
       workdir: everything is written below it; made if missing.
       dataset: folder of a prepared dataset.
       name, command: for the summary.
+      mix: what `pretrain` trains on; None: the dataset's own `pretrain.splits`.
 
     Returns:
       The path of `summary.md`.
@@ -73,7 +78,7 @@ def run(config: ConfigDict, *, workdir: Path, dataset: Path, name: str, command:
             logging.info("%s: finished before, skipped", stage)
             timings.append(json.loads(done.read_text()))
             continue
-        timing = _run_stage(stage, config, workdir, dataset, mesh, statistics)
+        timing = _run_stage(stage, config, workdir, dataset, mesh, statistics, mix)
         if timing is None:
             raise SystemExit(f"{stage}: stopped on request; the same command resumes it")
         write_json(done, timing)
@@ -85,7 +90,7 @@ def run(config: ConfigDict, *, workdir: Path, dataset: Path, name: str, command:
 
 def _run_stage(
     stage: str, config: ConfigDict, workdir: Path, dataset: Path, mesh: Any,
-    statistics: tuple[float, float],
+    statistics: tuple[float, float], mix: Mix | None,
 ) -> dict | None:
     """Runs one stage; returns its timing, None if it was asked to stop."""
     if stage in WALKS:
@@ -94,7 +99,7 @@ def _run_stage(
             start=lambda task, folder: _start(task, stage, config, workdir, folder),
         )
     if stage != "evaluate":
-        return train_stage(stage, config, workdir, dataset, mesh, statistics)
+        return train_stage(stage, config, workdir, dataset, mesh, statistics, mix)
     began = time.perf_counter()
     test, train = (data.open_split(dataset, config.data[part]) for part in ("test", "train"))
     if tasks.last_trained(config) == "multi":
@@ -105,11 +110,11 @@ def _run_stage(
 
 def train_stage(
     stage: str, config: ConfigDict, workdir: Path, dataset: Path, mesh: Any,
-    statistics: tuple[float, float],
+    statistics: tuple[float, float], mix: Mix | None = None,
 ) -> dict | None:
     """Trains one network to its end; returns its timing, None if asked to stop."""
     section = config[stage]
-    batches, held_out = _open_data(stage, config, dataset, workdir)
+    batches, held_out = _open_data(stage, config, dataset, workdir, mix)
     task = tasks.make(stage, config, statistics, -(-batches.example_count // section.batch_size))
     return loop.fit(
         task, section, batches, held_out, directory=workdir / stage, mesh=mesh, seed=config.seed,
@@ -118,11 +123,15 @@ def train_stage(
 
 
 def _open_data(
-    stage: str, config: ConfigDict, dataset: Path, workdir: Path
+    stage: str, config: ConfigDict, dataset: Path, workdir: Path, mix: Mix | None
 ) -> tuple[data.Batches, data.Source]:
     """The training stream of a stage and its held-out examples (whole groups)."""
-    section, fields = config[stage], ("image", "mask")
-    sources = [data.open_split(dataset, split) for split in section.splits]
+    section, fields, weights = config[stage], ("image", "mask"), None
+    if stage == "pretrain" and mix is not None:
+        sources = mesh_lib.first_process_first(lambda: _open_mix(mix, workdir / stage))
+        weights = mix.weights
+    else:
+        sources = [data.open_split(dataset, split) for split in section.splits]
     if stage in ("multi", "pretrain_multi") and config.multi.with_prior:
         fields = ("image", "mask", "prior")
         sources = [
@@ -136,11 +145,39 @@ def _open_data(
     kept = [*sources[:-1], data.select(sources[-1], train)]
     batches = data.Batches(
         kept, batch_size=section.batch_size, size=section.size, seed=config.seed, fields=fields,
-        process_index=jax.process_index(), process_count=jax.process_count(),
+        weights=weights, process_index=jax.process_index(), process_count=jax.process_count(),
     )
     if stage == "segment" and tasks.has_mean_teacher(config):
         batches = semi.pair(batches, config, dataset)
     return batches, data.select(sources[-1], held_out)
+
+
+def _open_mix(mix: Mix, directory: Path) -> list[data.Source]:
+    """The parts of a mix without slices of the test split, as `mix.json` lists them.
+
+    Finding those takes long for a large part, so a run that resumes reads the list.
+
+    Raises:
+      ValueError: a dataset has no such split, or nothing of a part is left.
+    """
+    sources, listing = [data.open_split(part.folder, part.split) for part in mix.parts], []
+    path = directory / "mix.json"
+    kept = json.loads(path.read_text()) if path.exists() else None
+    for i, (part, source) in enumerate(zip(mix.parts, sources, strict=True)):
+        dropped = set(kept[i]["dropped"] if kept else mix.copies(part))
+        ids = [data.text(source[n]["id"]) for n in range(len(source))] if dropped else []
+        rest = [n for n, found in enumerate(ids) if found not in dropped]
+        if dropped and not rest:
+            raise ValueError(f"data.pretrain: all slices of {part} are in the test split too")
+        listing.append({
+            "dataset": str(part.folder), "split": part.split, "weight": part.weight,
+            "examples": len(source), "dropped": sorted(dropped),
+        })
+        print(f"pretrain: {part}: {len(dropped)} of {len(source)} slices dropped, near-copies of "
+              "the test split", file=sys.stderr)
+        sources[i] = data.select(source, rest) if dropped else source
+    write_json(path, listing)
+    return sources
 
 
 def _start(

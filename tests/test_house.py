@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 _MODELS = {"ops", "models"}
 _LOSSES = {"losses", "losses_multi"}
 _TASKS = _MODELS | _LOSSES | {"augment", "metrics", "counts", "normalise", "optim", "state"}
-_DISK = {"data", "checkpoint", "transfer", "mesh", "figures", "logs", "summary", "workdir"}
+_DISK = {"data", "mix", "checkpoint", "transfer", "mesh", "figures", "logs", "summary", "workdir"}
 _FRONT = _TASKS | _DISK | {"tasks", "evaluation"}
 # A room of infnet_jax -> the rooms it may import. A new room needs a row: say what it may know.
 ARROWS: dict[str, set[str]] = {
@@ -32,7 +32,8 @@ ARROWS: dict[str, set[str]] = {
     "workdir": set(),
     "figures": set(),
     "logs": set(),
-    "data": {"sources"},
+    "mix": set(),
+    "data": {"mix", "sources"},
     "transfer": {"manifest"},
     "checkpoint": {"manifest"},
     "summary": {"logs"},
@@ -66,13 +67,14 @@ ARROWS: dict[str, set[str]] = {
     "scan_files": {
         "__init__", "imaging", "inference", "logs", "lungs", "report", "score_files", "scoring",
     },
+    "screening": {"data", "detection", "evaluation", "inference", "lungs", "scan_files"},
     "score_files": {"imaging", "report", "scoring", "severity"},
     "cli": {
         "__init__", "evaluation", "parity", "convert", "predict", "train", "bench", "score_files",
-        "scan_files",
+        "scan_files", "screening",
     },
 }
-_MAIN = {"train", "predict", "mesh"}
+_MAIN = {"train", "predict", "mesh", "mix"}
 
 
 def _sources(folder: str) -> list[Path]:

@@ -180,6 +180,15 @@ def test_roc_by_hand():
     assert detection.roc([0.2, 0.2], [True, False]).auc == pytest.approx(0.5)  # ties: half
 
 
+def test_sensitivity_at_a_specificity_by_hand():
+    curve = detection.roc([0.1, 0.2, 0.3, 0.4, 0.35, 0.8, 0.05], [False] * 4 + [True] * 3)
+    assert detection.sensitivity_at(curve, 0.95) == (pytest.approx(1 / 3), 1.0, 0.8)
+    assert detection.sensitivity_at(curve, 0.75) == (pytest.approx(2 / 3), 0.75, 0.35)
+    assert detection.sensitivity_at(curve, 0.0) == (1.0, 0.0, 0.05)
+    worst = detection.roc([0.9, 0.1], [False, True])
+    assert detection.sensitivity_at(worst, 0.95) == (0.0, 1.0, np.inf)
+
+
 def test_the_threshold_lies_between_training_patients():
     t = detection.choose_threshold([0.0, 0.001, 0.02, 0.3], [False, False, True, True])
     assert t == pytest.approx((0.001 + 0.02) / 2)

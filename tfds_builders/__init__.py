@@ -54,19 +54,13 @@ def prepare(
     import tensorflow_datasets as tfds  # takes a second; `--help` must not wait for it
 
     data_dir = Path(data_dir).expanduser().absolute()
-    builder_name, _, config = name.partition("/")
-    if builder_name not in NAMES:
-        raise ValueError(f"unknown dataset {name!r}; there are: {', '.join(NAMES)}")
-    module = importlib.import_module(f"tfds_builders.{builder_name}.{builder_name}_dataset_builder")
-    configs = [c.name for c in module.Builder.BUILDER_CONFIGS]
-    if config and config not in configs:
-        raise ValueError(f"unknown config {name!r}; {builder_name} has: {', '.join(configs)}")
-    builder = module.Builder(config=config or configs[0], data_dir=data_dir, strict=strict)
+    cls, config = find(name)
+    builder = cls(config=config, data_dir=data_dir, strict=strict)
     final = Path(builder.data_dir)
     if (final / "dataset_info.json").exists():
         return _existing(final, strict)
-    if module.Builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
-        manual_dir = _checked_manual_dir(name, manual_dir, module.Builder)
+    if cls.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        manual_dir = _checked_manual_dir(name, manual_dir, cls)
     beam = _pipeline_options(name, beam_options, builder)
     with _lock(final.parent):
         if (final / "dataset_info.json").exists():  # another process was faster
@@ -79,6 +73,22 @@ def prepare(
         with _progress():
             builder.download_and_prepare(download_config=config)
     return final
+
+
+def find(name: str) -> tuple[type, str]:
+    """The builder of `builder` or `builder/config`, and its config: the first unless named.
+
+    Raises:
+      ValueError: there is no such builder, or it has no such config.
+    """
+    builder_name, _, config = name.partition("/")
+    if builder_name not in NAMES:
+        raise ValueError(f"unknown dataset {name!r}; there are: {', '.join(NAMES)}")
+    module = importlib.import_module(f"tfds_builders.{builder_name}.{builder_name}_dataset_builder")
+    configs = [c.name for c in module.Builder.BUILDER_CONFIGS]
+    if config and config not in configs:
+        raise ValueError(f"unknown config {name!r}; {builder_name} has: {', '.join(configs)}")
+    return module.Builder, config or configs[0]
 
 
 def report_of(folder: Path) -> dict[str, Any]:

@@ -140,6 +140,18 @@ def overlap(first: Slices, second: Slices, *, least: float = LEAST) -> list[Pair
     return sorted(found, reverse=True)
 
 
+def copies(folder: Path, split: str, other: Path, other_split: str) -> list[str]:
+    """The ids of slices in one split that are near-identical to one of another split, sorted.
+
+    Of one dataset, slices that both splits hold count too.
+    """
+    first, second = Slices(folder, (split,)), Slices(other, (other_split,))
+    found = {pair.id_a for pair in overlap(first, second)}
+    if folder == other:
+        found |= {s.id for s in first.slices} & {s.id for s in second.slices}
+    return sorted(found)
+
+
 def _candidates(
     few: Slices, many: Slices, itself: bool
 ) -> Iterator[tuple[int, int, alignment.Box, alignment.Box]]:

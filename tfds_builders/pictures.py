@@ -67,6 +67,9 @@ def _decode(data: bytes, name: object, convert: Callable[[Image.Image], object])
             width, height = picture.size
             if width * height <= MAX_PIXELS:  # told before anything is unpacked
                 picture.load()
+                if picture.format == "PNG":
+                    # To load does not compare checksums: spoilt bytes may pass as other pixels.
+                    Image.open(io.BytesIO(data), formats=FORMATS).verify()
     except Exception as error:  # damaged bytes make Pillow raise nearly anything
         reason = " ".join(f"{type(error).__name__}: {error}".removesuffix(": ").split())
         if isinstance(error, UnidentifiedImageError):  # it names an address: another in each run
