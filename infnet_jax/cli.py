@@ -101,6 +101,7 @@ def _make_parser() -> _Parser:
                        ("regions", "maps of 20 regions or segments")):
         verb.add_argument(f"--{name}", type=_existing, metavar="PATH", help=what)
     verb.add_argument("--one-patient", action="store_true", help="all are slices of one patient")
+    verb.add_argument("--one-class", action="store_true", help="label 1 is any infection")
     verb.set_defaults(run=_severity)
     return parser
 
@@ -130,6 +131,7 @@ def _severity(options: argparse.Namespace) -> int:
     return score_files.run(
         options.masks, out=options.out, images=options.images, lung=options.lung,
         lobes=options.lobes, regions=options.regions, one_patient=options.one_patient,
+        one_class=options.one_class,
     )
 
 

@@ -144,7 +144,7 @@ def _predict(
         if {k: before[k] for k in identity} != identity:
             raise ValueError(f"{source.name}: {out} has a mask of another model; use another --out")
         mask = imaging.read_labels(out / "masks" / before["file"], scan)
-        return scoring.assess(scan, mask, lung, lobes=own.get("lobes"))
+        return scoring.assess(scan, mask, lung, lobes=own.get("lobes"), classes=segmenter.classes)
     mask, uncertainty, probs = segment(segmenter, scan, lung if len(lung) > 1 else None)
     marked = np.count_nonzero(mask)
     if dropped := drop_detached(mask, np.asarray(lung) > 0):
@@ -152,9 +152,11 @@ def _predict(
             f"{scan.name}: {100 * dropped / marked:.0f} % of the marked pixels touched no lung and "
             "were dropped"
         )
-    case = scoring.assess(scan, mask, lung, lobes=own.get("lobes"), uncertainty=uncertainty)
+    case = scoring.assess(scan, mask, lung, lobes=own.get("lobes"), uncertainty=uncertainty,
+                          classes=segmenter.classes)
     files, notes = imaging.write_mask(
-        scan, mask, out / "masks", keep_identifiers=keep_identifiers, version=__version__
+        scan, mask, out / "masks", classes=segmenter.classes, keep_identifiers=keep_identifiers,
+        version=__version__,
     )
     case.warnings.extend(notes)
     if save_probabilities:
