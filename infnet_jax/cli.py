@@ -103,6 +103,20 @@ def _make_parser() -> _Parser:
     verb.add_argument("--one-patient", action="store_true", help="all are slices of one patient")
     verb.add_argument("--one-class", action="store_true", help="label 1 is any infection")
     verb.set_defaults(run=_severity)
+
+    verb = verbs.add_parser("severity-study", help="hold predicted severity against true severity")
+    verb.add_argument("sources", type=_existing, nargs="+", metavar="SOURCE",
+                      help="prepared datasets, or folders with img/, label/ and lung/")
+    verb.add_argument("--checkpoint", type=_existing, metavar="DIR", help="a run that predicts; or")
+    verb.add_argument("--masks", type=_existing, metavar="DIR", help="predicted masks")
+    verb.add_argument("--out", type=Path, required=True, metavar="DIR")
+    verb.add_argument("--lungs", default="morphology", metavar="WAY",
+                      help="for the prediction: true, or as in predict (default: %(default)s)")
+    verb.add_argument("--split", default="test", help="of prepared datasets (default: %(default)s)")
+    verb.add_argument("--tta", action=argparse.BooleanOptionalAction, default=None,
+                      help="average eight views (default: as the run did)")
+    verb.add_argument("--clinical", type=_existing, metavar="FILE", help="iCTCF's Patients.xlsx")
+    verb.set_defaults(run=_severity_study)
     return parser
 
 
@@ -132,6 +146,15 @@ def _severity(options: argparse.Namespace) -> int:
         options.masks, out=options.out, images=options.images, lung=options.lung,
         lobes=options.lobes, regions=options.regions, one_patient=options.one_patient,
         one_class=options.one_class,
+    )
+
+
+def _severity_study(options: argparse.Namespace) -> int:
+    from infnet_jax import severity_study
+
+    return severity_study.run(
+        options.sources, out=options.out, checkpoint=options.checkpoint, masks=options.masks,
+        lung_way=options.lungs, split=options.split, tta=options.tta, table=options.clinical,
     )
 
 

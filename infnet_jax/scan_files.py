@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from infnet_jax import __version__, imaging, lungs, report, score_files, scoring
-from infnet_jax.inference import Segmenter
+from infnet_jax.inference import Found, Segmenter
 from infnet_jax.logs import clock
 
 
@@ -92,14 +92,18 @@ def segment(
     shown = np.arange(len(mask)) if lung is None else np.flatnonzero(lung.any((1, 2)))
     span = range(shown[0], shown[-1] + 1) if len(shown) else range(0)
     for i, found in zip(span, segmenter(scan.picture(i) for i in span), strict=True):
-        if found.probs.ndim == 2:
-            mask[i], probs[i] = found.probs >= segmenter.threshold, found.probs[..., None]
-        else:
-            mask[i], probs[i] = found.probs.argmax(-1), found.probs[..., 1:]
+        mask[i] = marked(found, segmenter.threshold)
+        probs[i] = found.probs[..., None] if found.probs.ndim == 2 else found.probs[..., 1:]
         if found.spread is not None:
             spread = np.zeros(shape, np.float16) if spread is None else spread
             spread[i] = 2 * found.spread  # the standard deviation of values in 0..1 is at most 0.5
     return mask, spread, probs
+
+
+def marked(found: Found, threshold: float) -> np.ndarray:
+    """The mask of one slice, uint8 [H, W]; the threshold is for single-class maps."""
+    one = found.probs.ndim == 2
+    return (found.probs >= threshold if one else found.probs.argmax(-1)).astype(np.uint8)
 
 
 def drop_detached(mask: np.ndarray, lung: np.ndarray) -> int:

@@ -57,6 +57,8 @@ ARROWS: dict[str, set[str]] = {
     "regions": {"sides"},
     "imaging": {"imaging"},
     "lungs": {"sides"},
+    "agreement": set(),
+    "clinical": {"agreement", "detection"},
     "outlines": set(),
     "report": {"outlines", "severity"},
     "scoring": {"imaging", "lungs", "regions", "severity", "sides"},
@@ -65,9 +67,16 @@ ARROWS: dict[str, set[str]] = {
         "__init__", "imaging", "inference", "logs", "lungs", "report", "score_files", "scoring",
     },
     "score_files": {"imaging", "report", "scoring", "severity"},
+    "find_lungs": {"imaging", "inference", "lungs"},
+    "truth": {"clinical", "data", "imaging", "score_files"},
+    "study_page": {"agreement", "clinical", "figures", "summary"},
+    "severity_study": {
+        "agreement", "clinical", "find_lungs", "imaging", "inference", "scan_files", "score_files",
+        "scoring", "severity", "study_page", "truth",
+    },
     "cli": {
         "__init__", "evaluation", "parity", "convert", "predict", "train", "bench", "score_files",
-        "scan_files",
+        "scan_files", "severity_study",
     },
 }
 _MAIN = {"train", "predict", "mesh"}
@@ -194,8 +203,8 @@ def test_no_source_names_a_folder_of_one_machine():
 
 
 @pytest.mark.parametrize("room", [
-    "severity", "detection", "sides", "regions", "lungs", "imaging", "outlines", "report",
-    "scoring", "score_files"])
+    "severity", "detection", "agreement", "clinical", "sides", "regions", "lungs", "imaging",
+    "outlines", "report", "scoring", "score_files"])
 def test_rooms_for_scans_know_nothing_of_jax(room):
     folder = ROOT / "infnet_jax"
     files = [folder / f"{room}.py"] if (folder / f"{room}.py").exists() else sorted(
