@@ -84,7 +84,9 @@ def _make_parser() -> _Parser:
                       help="average eight views, with an uncertainty map (default: as the run did)")
     verb.add_argument("--batch", type=int, default=0, metavar="N", help="slices at once")
     verb.add_argument("--device", choices=["cpu", "gpu", "tpu"], help="default: the fastest")
-    verb.add_argument("--lung", type=_existing, metavar="PATH", help="your own lung masks")
+    verb.add_argument("--lungs", default="morphology", metavar="WAY",
+                      help="morphology (the default), the --workdir of a run of configs/lung.py, "
+                      "or your own lung masks")
     verb.add_argument("--lobes", type=_existing, metavar="PATH", help="your own lobe maps 1..5")
     verb.add_argument("--one-patient", action="store_true", help="all inputs are one patient's")
     verb.add_argument("--continue", dest="go_on", action="store_true",
@@ -132,7 +134,7 @@ def _predict(options: argparse.Namespace) -> int:
     from infnet_jax import scan_files
 
     return scan_files.run(
-        options.inputs, checkpoint=options.checkpoint, out=options.out, lung=options.lung,
+        options.inputs, checkpoint=options.checkpoint, out=options.out, lung_way=options.lungs,
         lobes=options.lobes, tta=options.tta, batch_size=options.batch,
         save_probabilities=options.save_probabilities, go_on=options.go_on,
         one_patient=options.one_patient, keep_identifiers=options.keep_identifiers,

@@ -17,6 +17,7 @@ import numpy as np
 from infnet_jax.sources import (
     PICTURES,
     Example,
+    LungTarget,
     Source,
     WithPriors,
     decode,
@@ -31,8 +32,10 @@ from infnet_jax.sources import (
 
 __all__ = [
     "Batches",
+    "LungTarget",
     "Source",
     "WithPriors",
+    "decode",
     "eval_batches",
     "examples",
     "group_folds",

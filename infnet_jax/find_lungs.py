@@ -28,10 +28,7 @@ def choose(way: str, *, alone: bool = False) -> tuple[Finder, str]:
     if way == MORPHOLOGY:
         return morphology, MORPHOLOGY
     if (path / "config.json").is_file():
-        network = Segmenter(path)
-        if network.classes != ("lung",):
-            raise ValueError(f"--lungs {way}: that run finds {' and '.join(network.classes)}; give "
-                             "the workdir of a run of configs/lung.py")
+        network = Segmenter(path, lungs=True)
         name = f"network, run {network.identity['run']}, weights {network.identity['weights']}"
         return lambda scan: learned(network, scan), name
     if not path.exists():

@@ -82,7 +82,7 @@ def assess(
     if lung.shape != mask.shape:
         raise ValueError(f"{scan.name}: lung of shape {lung.shape}, mask of {mask.shape}")
     if not np.any(lung):
-        raise ValueError(f"{scan.name}: no lung found; give its mask with --lung")
+        raise ValueError(f"{scan.name}: no lung found; give its mask")
     known: dict[str, np.ndarray | None] = {"lobes": None, "zones": None}
     if lobes is not None:
         known["lobes"] = halves.unite(cuts.standard_lobes(lobes), mask)

@@ -45,7 +45,7 @@ def run(config: ConfigDict, *, workdir: Path, dataset: Path, name: str, command:
     if config.weights:
         convert.load_imported(config.weights)  # unfit ones must not leave a workdir behind
     claim(workdir, config)
-    statistics = data.statistics(data.open_split(dataset, config.data.train))
+    statistics = data.statistics(data.open_split(dataset, config.data.train, tasks.target(config)))
     write_json(workdir / "statistics.json", dict(zip(("mean", "sd"), statistics, strict=True)))
     timings = []
     for stage in config.stages:
@@ -77,7 +77,10 @@ def _run_stage(
     if stage != "evaluate":
         return train_stage(stage, config, workdir, dataset, mesh, statistics)
     began = time.perf_counter()
-    test, train = (data.open_split(dataset, config.data[part]) for part in ("test", "train"))
+    test, train = (
+        data.open_split(dataset, config.data[part], tasks.target(config))
+        for part in ("test", "train")
+    )
     if tasks.last_trained(config) == "multi":
         test = crossfit.with_priors(test, config.data.test, config, workdir)
     predict.evaluate(config, workdir=workdir, test=test, train=train, statistics=statistics)
@@ -103,7 +106,7 @@ def _open_data(
 ) -> tuple[data.Batches, data.Source]:
     """The training stream of a stage and its held-out examples (whole groups)."""
     section, fields = config[stage], ("image", "mask")
-    sources = [data.open_split(dataset, split) for split in section.splits]
+    sources = [data.open_split(dataset, split, tasks.target(config)) for split in section.splits]
     if stage in ("multi", "pretrain_multi") and config.multi.with_prior:
         fields = ("image", "mask", "prior")
         sources = [

@@ -64,7 +64,8 @@ ARROWS: dict[str, set[str]] = {
     "scoring": {"imaging", "lungs", "regions", "severity", "sides"},
     "inference": _FRONT | {"predict"},
     "scan_files": {
-        "__init__", "imaging", "inference", "logs", "lungs", "report", "score_files", "scoring",
+        "__init__", "find_lungs", "imaging", "inference", "logs", "report", "score_files",
+        "scoring",
     },
     "score_files": {"imaging", "report", "scoring", "severity"},
     "find_lungs": {"imaging", "inference", "lungs"},
