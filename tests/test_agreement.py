@@ -21,8 +21,8 @@ def test_rank_correlation_by_hand_with_ties():
     assert agreement.spearman([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
     # 1 - 6 * (1 + 1 + 1 + 1) / (4 * 15)
     assert agreement.spearman([1, 2, 3, 4], [2, 1, 4, 3]) == pytest.approx(0.6)
-    # Ranks 1.5 1.5 3 and 1 2 3: centred -.5 -.5 1 and -1 0 1 -> 1.5 / sqrt(1.5 * 2)
-    assert agreement.spearman([0, 0, 9], [1, 2, 3]) == pytest.approx(1.5 / np.sqrt(3))
+    # Ranks 1.5 1.5 3 4 and 1 2 3 4, centred: -1 -1 .5 1.5 and -1.5 -.5 .5 1.5
+    assert agreement.spearman([0, 0, 5, 9], [1, 2, 3, 4]) == pytest.approx(4.5 / np.sqrt(4.5 * 5))
     assert np.isnan(agreement.spearman([5, 5], [1, 2]))
 
 
