@@ -17,13 +17,29 @@ _WORKDIR = flags.DEFINE_string(
 )
 
 
+def _config_first(argv: list[str]) -> list[str]:
+    """The same words with `--config` in front: the keys of other flags are looked up in it."""
+    for i, word in enumerate(argv):
+        if word == "--":
+            break
+        if word in ("--config", "-config"):
+            return [argv[0], *argv[i : i + 2], *argv[1:i], *argv[i + 2 :]]
+        if word.startswith(("--config=", "-config=")):
+            return [argv[0], word, *argv[1:i], *argv[i + 1 :]]
+    return argv
+
+
 def _parse(argv: list[str]) -> list[str]:
     """Reads the flags; a wrong file, preset, key or value ends with one line and exit code 2."""
+    sys.argv = argv = _config_first(argv)  # ml_collections reads the program's own words too
     given = [arg.removeprefix("--").removeprefix("-") for arg in argv[1:]]
     for arg in given:
         path = arg.removeprefix("config=").partition(":")[0]
         if arg.startswith("config=") and not Path(path).is_file():
             _leave(f"--config={path}: there is no such file; try --config=configs/selfsup.py", 2)
+    names = {arg.partition("=")[0] for arg in given}
+    if "config" not in names and any(name.startswith("config.") for name in names):
+        _leave("--config is missing: try --config=configs/selfsup.py", 2)
     try:
         rest = flags.FLAGS(argv)
     except (AttributeError, KeyError) as error:

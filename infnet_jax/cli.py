@@ -84,7 +84,9 @@ def _make_parser() -> _Parser:
                       help="average eight views, with an uncertainty map (default: as the run did)")
     verb.add_argument("--batch", type=int, default=0, metavar="N", help="slices at once")
     verb.add_argument("--device", choices=["cpu", "gpu", "tpu"], help="default: the fastest")
-    verb.add_argument("--lung", type=_existing, metavar="PATH", help="your own lung masks")
+    verb.add_argument("--lungs", default="morphology", metavar="WAY",
+                      help="morphology (the default), the --workdir of a run of configs/lung.py, "
+                      "or your own lung masks")
     verb.add_argument("--lobes", type=_existing, metavar="PATH", help="your own lobe maps 1..5")
     verb.add_argument("--one-patient", action="store_true", help="all inputs are one patient's")
     verb.add_argument("--continue", dest="go_on", action="store_true",
@@ -114,7 +116,22 @@ def _make_parser() -> _Parser:
                        ("regions", "maps of 20 regions or segments")):
         verb.add_argument(f"--{name}", type=_existing, metavar="PATH", help=what)
     verb.add_argument("--one-patient", action="store_true", help="all are slices of one patient")
+    verb.add_argument("--one-class", action="store_true", help="label 1 is any infection")
     verb.set_defaults(run=_severity)
+
+    verb = verbs.add_parser("severity-study", help="hold predicted severity against true severity")
+    verb.add_argument("sources", type=_existing, nargs="+", metavar="SOURCE",
+                      help="prepared datasets, or folders with img/, label/ and lung/")
+    verb.add_argument("--checkpoint", type=_existing, metavar="DIR", help="a run that predicts; or")
+    verb.add_argument("--masks", type=_existing, metavar="DIR", help="predicted masks")
+    verb.add_argument("--out", type=Path, required=True, metavar="DIR")
+    verb.add_argument("--lungs", default="morphology", metavar="WAY",
+                      help="for the prediction: true, or as in predict (default: %(default)s)")
+    verb.add_argument("--split", default="test", help="of prepared datasets (default: %(default)s)")
+    verb.add_argument("--tta", action=argparse.BooleanOptionalAction, default=None,
+                      help="average eight views (default: as the run did)")
+    verb.add_argument("--clinical", type=_existing, metavar="FILE", help="iCTCF's Patients.xlsx")
+    verb.set_defaults(run=_severity_study)
     return parser
 
 
@@ -130,7 +147,7 @@ def _predict(options: argparse.Namespace) -> int:
     from infnet_jax import scan_files
 
     return scan_files.run(
-        options.inputs, checkpoint=options.checkpoint, out=options.out, lung=options.lung,
+        options.inputs, checkpoint=options.checkpoint, out=options.out, lung_way=options.lungs,
         lobes=options.lobes, tta=options.tta, batch_size=options.batch,
         save_probabilities=options.save_probabilities, go_on=options.go_on,
         one_patient=options.one_patient, keep_identifiers=options.keep_identifiers,
@@ -152,6 +169,16 @@ def _severity(options: argparse.Namespace) -> int:
     return score_files.run(
         options.masks, out=options.out, images=options.images, lung=options.lung,
         lobes=options.lobes, regions=options.regions, one_patient=options.one_patient,
+        one_class=options.one_class,
+    )
+
+
+def _severity_study(options: argparse.Namespace) -> int:
+    from infnet_jax import severity_study
+
+    return severity_study.run(
+        options.sources, out=options.out, checkpoint=options.checkpoint, masks=options.masks,
+        lung_way=options.lungs, split=options.split, tta=options.tta, table=options.clinical,
     )
 
 

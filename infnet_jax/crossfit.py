@@ -44,7 +44,7 @@ def run(
     began, folder = time.perf_counter(), workdir / "prior"
     steps = 0
     if config.prior.kind == "crossfit":
-        source = data.open_split(dataset, config.data.train)
+        source = data.open_split(dataset, config.data.train, tasks.target(config))
         folds = data.group_folds(source, config.prior.folds, config.seed)
         for k, held in enumerate(folds):
             if (folder / f"fold{k}.npz").exists():
@@ -107,7 +107,7 @@ def _write_maps(
     weights = predict.load_weights(directory / "checkpoints", "latest")
     found = {}
     for split in dict.fromkeys([config.data.train, config.data.test, *config.prior.splits]):
-        source = data.open_split(dataset, split)
+        source = data.open_split(dataset, split, tasks.target(config))
         if split == config.data.train:
             source = data.select(source, held)
         maps = predict.sweep("segment", config, weights, source, statistics)
@@ -118,13 +118,23 @@ def _write_maps(
 
 
 def _write_score(config: ConfigDict, workdir: Path, source: data.Source) -> None:
-    """Cross-validated Dice: each training slice by the network that had not seen it."""
+    """Cross-validated Dice: each training slice by the network that had not seen it.
+
+    Of lungs also `kept`, the share of a slice's infected pixels that lie inside.
+    """
     cut = 255 * config.evaluate.threshold
-    dice = {}
-    for example in data.examples(with_priors(source, config.data.train, config, workdir)):
+    dice, kept = {}, {}
+    for i, example in enumerate(
+        data.examples(with_priors(source, config.data.train, config, workdir))
+    ):
         truth = example["mask"][..., 0] > 0
         found = metrics.resize_map(example["prior"][..., 0].astype(np.float32), truth.shape) >= cut
         if total := truth.sum() + found.sum():
             dice[example["id"]] = float(2 * (truth & found).sum() / total)
+        if tasks.target(config) == "lung":
+            lesion = data.decode(source[i], "lesion")[..., 0] > 0
+            if lesion.any():
+                kept[example["id"]] = float((lesion & found).sum() / lesion.sum())
     mean = float(np.mean(list(dice.values()))) if dice else None
-    write_json(workdir / "prior" / "cross_validation.json", {"dice": mean, "slices": dice})
+    result = {"dice": mean, "slices": dice} | ({"kept": kept} if kept else {})
+    write_json(workdir / "prior" / "cross_validation.json", result)

@@ -18,6 +18,7 @@ from infnet_jax.mix import epoch_order, quotas
 from infnet_jax.sources import (
     PICTURES,
     Example,
+    LungTarget,
     Source,
     WithPriors,
     decode,
@@ -34,8 +35,10 @@ from infnet_jax.sources import (
 
 __all__ = [
     "Batches",
+    "LungTarget",
     "Source",
     "WithPriors",
+    "decode",
     "eval_batches",
     "examples",
     "group_folds",

@@ -32,32 +32,41 @@ class Segmenter:
     """The network that a workdir trained last, with its weights, input scale and prior.
 
     Attributes:
-      classes: what its maps tell apart: `infection`, or `ggo` and `consolidation`.
+      classes: what its maps tell apart: `infection`, `lung`, or `ggo` and `consolidation`.
       threshold: probability from which a single-class network marks a pixel.
       identity: name to text, for reports: run, stage, digest of the weights, network, data.
     """
 
-    def __init__(self, workdir: Path | str, *, tta: bool | None = None, batch_size: int = 0):
+    def __init__(
+        self, workdir: Path | str, *, tta: bool | None = None, batch_size: int = 0,
+        lungs: bool = False,
+    ):
         """Loads weights; nothing is compiled yet.
 
         Args:
           workdir: of a finished run.
           tta: average over eight views; None does as the config does.
           batch_size: slices at once; 0 takes that of the config.
+          lungs: a network of lungs is wanted, not one of lesions.
 
         Raises:
           FileNotFoundError: no run there, or it has not trained its last network yet.
-          ValueError: weights are damaged or belong to another network.
+          ValueError: weights are damaged or belong to another network, or it finds another thing.
         """
         self._workdir = Path(workdir)
         self._config = _read_config(self._workdir)
+        self.classes = tuple(predict.classes(self._config))
+        if (self.classes == ("lung",)) != lungs:
+            raise ValueError(
+                f"{workdir}: that run finds {' and '.join(self.classes)}; "
+                + ("give a run of configs/lung.py" if lungs else "it is for --lungs")
+            )
         if tta is not None:
             self._config.evaluate.tta = tta
         self._batch = batch_size or self._config.evaluate.batch_size
         statistics = json.loads((self._workdir / "statistics.json").read_text())
         self._norm = tasks.make_norm(self._config, (statistics["mean"], statistics["sd"]))
         self.stage = tasks.last_trained(self._config)
-        self.classes = tuple(predict.classes(self.stage))
         self.threshold = self._config.evaluate.threshold
         held_out = self._config[self.stage].validation
         folder = self._workdir / self.stage / "checkpoints"

@@ -53,6 +53,17 @@ def segment(grey: np.ndarray) -> np.ndarray:
     return _without_islands(out) if out.any() else out
 
 
+def tidy(found: np.ndarray) -> np.ndarray:
+    """What a network marks as lung, without specks, small holes and islands: bool [D, H, W]."""
+    out = np.zeros(found.shape, bool)
+    for i, marked in enumerate(found):
+        _, labels, stats, _ = cv2.connectedComponentsWithStats(marked.astype(np.uint8))
+        areas = stats[:, cv2.CC_STAT_AREA].copy()
+        areas[0] = 0
+        out[i] = _fill_holes((areas >= max(MIN_PART * areas.max(), 1))[labels])
+    return _without_islands(out) if len(out) > 1 and out.any() else out
+
+
 def _without_islands(lung: np.ndarray) -> np.ndarray:
     """Drops what hangs together with no lung in a volume, such as gas in the bowel."""
     height, width = lung.shape[1:]

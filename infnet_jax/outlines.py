@@ -1,6 +1,7 @@
 """One slice as the page shows it: a small picture, and outlines as SVG paths."""
 
 import base64
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import cv2
@@ -14,15 +15,16 @@ class Case(Protocol):
 
     name: str
     pictures: np.ndarray  # uint8, lung window
-    mask: np.ndarray  # uint8: 0, 1 ground glass, 2 consolidation
+    mask: np.ndarray  # uint8: 0, then a label for each class
+    classes: tuple[str, ...]  # ("infection",) or ("ggo", "consolidation")
     lung: np.ndarray  # bool
     regions: np.ndarray  # uint8: 0..20
     warnings: list[str]
     uncertainty: np.ndarray | None  # float 0..1
 
 
-def describe(case: Case, i: int) -> dict[str, Any]:
-    """What the page holds of slice `i`, ready for JSON."""
+def describe(case: Case, i: int, classes: Sequence[str]) -> dict[str, Any]:
+    """What the page holds of slice `i`, ready for JSON; with one class, it is all infection."""
     picture = case.pictures[i]
     scale = min(1.0, SIDE / max(picture.shape))
     width, height = (max(round(n * scale), 1) for n in picture.shape[::-1])
@@ -34,7 +36,10 @@ def describe(case: Case, i: int) -> dict[str, Any]:
     return {
         "name": case.name, "number": i + 1, "of": len(case.mask), "text": text,
         "w": width, "h": height, "image": _data(".jpg", small, "jpeg"),
-        "ggo": _path(mask == 1, scale), "consolidation": _path(mask == 2, scale),
+        "classes": [
+            [name, _path(mask == label if len(classes) > 1 else mask > 0, scale)]
+            for label, name in enumerate(classes, start=1)
+        ],
         "lung": _path(lung, scale),
         "regions": [[int(r), _path(case.regions[i] == r, scale)] for r in found if r],
         "unsure": None if case.uncertainty is None else _unsure(case.uncertainty[i], small.shape),

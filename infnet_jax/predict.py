@@ -33,8 +33,8 @@ def evaluate(
       train: examples whose masks make the floor.
 
     Returns:
-      What `evaluation.json` holds: `weights`, and in `classes` for `infection`, or for `ggo` and
-      `consolidation`, the `toolbox` and `empty_aware` summaries and the `floors`.
+      What `evaluation.json` holds: `weights`, and in `classes` for `infection` (or `lung`), or for
+      `ggo` and `consolidation`, the `toolbox` and `empty_aware` summaries and the `floors`.
     """
     stage = tasks.last_trained(config)
     part = "best" if config[stage].validation else "latest"
@@ -43,7 +43,7 @@ def evaluate(
     cases, fitted_cases = list(data.examples(test)), list(data.examples(train))
     result: dict[str, Any] = {"weights": part, "classes": {}}
     rows = [{"id": case["id"]} for case in cases]
-    for name, channel in classes(stage).items():
+    for name, channel in classes(config).items():
         probs = maps if channel is None else [m[..., channel] for m in maps]
         truths, fitted = ([_marked(c, channel) for c in some] for some in (cases, fitted_cases))
         records = [
@@ -71,9 +71,11 @@ def evaluate(
     return result
 
 
-def classes(stage: str) -> dict[str, int | None]:
-    """What a stage's network finds: name -> channel of its maps, None where they have none."""
-    return {"infection": None} if stage == "segment" else dict(multi.LESIONS)
+def classes(config: ConfigDict) -> dict[str, int | None]:
+    """What the last network finds: name -> channel of its maps, None where they have none."""
+    if tasks.last_trained(config) == "multi":
+        return dict(multi.LESIONS)
+    return {"lung" if tasks.target(config) == "lung" else "infection": None}
 
 
 def load_weights(checkpoints: Path, part: str) -> dict[str, Any]:

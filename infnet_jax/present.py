@@ -82,10 +82,15 @@ def write(
             pictures += _curves(workdir, stage, panels, caption)
     if "prior" in config.stages and config.prior.kind == "crossfit":
         score = json.loads((workdir / "prior" / "cross_validation.json").read_text())["dice"]
+        said = (
+            f"one of {config.prior.folds} networks that had not seen it (their cross-validated "
+            f"Dice at {config.evaluate.threshold:g} is {score:.3f})"
+        )
         notes.append(
-            f"The prior of each training slice comes from the one of {config.prior.folds} networks "
-            f"that had not seen it (their cross-validated Dice at {config.evaluate.threshold:g} is "
-            f"{score:.3f}); that of any other slice is the mean of all of them."
+            f"Cross-validation: each training slice by the {said}; see prior/cross_validation.json."
+            if tasks.target(config) == "lung" else
+            f"The prior of each training slice comes from the {said}; that of any other slice is "
+            "the mean of all of them."
         )
     if "evaluate" in config.stages:
         result = json.loads((workdir / "evaluation.json").read_text())
@@ -185,7 +190,7 @@ def _curves(workdir: Path, stage: str, panels: Sequence, caption: str) -> list:
 def _augmentation(workdir: Path, config: ConfigDict, dataset: Path) -> list:
     """Three training slices before and after augmentation, as the paper's Fig. 5."""
     section = config.segment
-    source = data.open_split(dataset, config.data.train)
+    source = data.open_split(dataset, config.data.train, tasks.target(config))
     batch = next(data.eval_batches(
         source, np.linspace(0, len(source) - 1, 3).astype(int), batch_size=3, size=section.size
     ))
@@ -199,8 +204,8 @@ def _augmentation(workdir: Path, config: ConfigDict, dataset: Path) -> list:
         workdir / "figures" / "augmentation.png",
         original_masks=fields["mask"][..., 0], augmented_masks=np.asarray(moved["mask"])[..., 0],
     )
-    return [(out, "Training slices before and after augmentation; the outline is the lesion mask, "
-                  "which must move with its slice.")]
+    return [(out, "Training slices before and after augmentation; the outline is the mask, which "
+                  "must move with its slice.")]
 
 
 def _evaluation(

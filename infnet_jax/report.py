@@ -20,6 +20,8 @@ import numpy as np
 from infnet_jax.outlines import Case, describe
 from infnet_jax.severity import CT_SS_CUTOFF, N_REGIONS, Severity
 
+CLASSES = {"infection": "Infection (I)", "ggo": "Ground glass (G)",
+           "consolidation": "Consolidation (C)"}
 GRADES = ("0 (below 1 %)", "1 (1 % to below 50 %)", "2 (50 % and more)")
 
 
@@ -55,13 +57,14 @@ class Page:
         write = self._body.write
         write(f'<section class="patient" id="p{number}" data-shares="{html.escape(shares)}" '
               f'aria-labelledby="h{number}">\n<h2 id="h{number}">{html.escape(name)}</h2>\n')
+        classes = min((case.classes for case in cases), key=len)  # one class blurs the others
         write('<div class="columns"><div>')
-        write(_viewer(name, cases))
+        write(_viewer(name, cases, classes))
         write(f"</div><div>{_scores(scores)}{_heat(scores)}{_notes(cases)}</div></div>\n")
         index = 0
         for case in cases:
             for i in range(len(case.mask)):
-                slice_ = json.dumps(describe(case, i)).replace("</", "<\\/")
+                slice_ = json.dumps(describe(case, i, classes)).replace("</", "<\\/")
                 write(f'<script type="application/json" data-slice="{index}">{slice_}</script>\n')
                 index += 1
         write("</section>\n")
@@ -117,10 +120,10 @@ def _overview(rows: list[str]) -> str:
     )
 
 
-def _viewer(name: str, cases: Sequence[Case]) -> str:
+def _viewer(name: str, cases: Sequence[Case], classes: Sequence[str]) -> str:
     """Picture, slider, switches; starts at the slice of most infection."""
     infected = np.concatenate([[int((m > 0).sum()) for m in case.mask] for case in cases])
-    boxes = [("ggo", "Ground glass (G)", True), ("consolidation", "Consolidation (C)", True),
+    boxes = [*((name, CLASSES[name], True) for name in classes),
              ("lung", "Lung (L)", True), ("region", "Regions by share (R)", False)]
     if any(case.uncertainty is not None for case in cases):
         boxes.append(("unsure", "Uncertainty (U)", False))
@@ -154,8 +157,10 @@ def _scores(s: Severity) -> str:
         ("Lobar score", _number(s.lobar_25), "0 to 25"),
         ("Total severity score (lobes)", _number(s.tss), "0 to 20"),
         ("Six zones", _number(s.six_zone), "0 to 24"),
-        ("Ground glass", _percent(s.ggo_share), "of the lung"),
-        ("Consolidation", _percent(s.consolidation_share), "of the lung"),
+        ("Ground glass", s.ggo_share if s.ggo_share is None else _percent(s.ggo_share),
+         "of the lung"),
+        ("Consolidation", s.consolidation_share if s.consolidation_share is None
+         else _percent(s.consolidation_share), "of the lung"),
         ("High opacity above -200 HU (PHO)",
          None if s.pho_percent is None else _percent(s.pho_percent / 100), "of the lung"),
         ("Lung volume", None if s.lung_ml is None else f"{s.lung_ml:.0f} ml", ""),

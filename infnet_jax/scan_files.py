@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from infnet_jax import __version__, imaging, lungs, report, score_files, scoring
-from infnet_jax.inference import Segmenter
+from infnet_jax import __version__, find_lungs, imaging, report, score_files, scoring
+from infnet_jax.inference import Found, Segmenter
 from infnet_jax.logs import clock
 
 
 def run(
-    inputs: Sequence[Path], *, checkpoint: Path, out: Path, lung: Path | None = None,
-    lobes: Path | None = None, tta: bool | None = None, batch_size: int = 0,
-    save_probabilities: bool = False, go_on: bool = False, one_patient: bool = False,
-    keep_identifiers: bool = False,
+    inputs: Sequence[Path], *, checkpoint: Path, out: Path,
+    lung_way: str = find_lungs.MORPHOLOGY, lobes: Path | None = None, tta: bool | None = None,
+    batch_size: int = 0, save_probabilities: bool = False, go_on: bool = False,
+    one_patient: bool = False, keep_identifiers: bool = False,
 ) -> int:
     """Segments and scores scans; one that fails is named and does not stop the others.
 
@@ -29,7 +29,8 @@ def run(
     Args:
       inputs: pictures, NIfTI volumes, DICOM folders or zips, or folders of them.
       checkpoint: workdir of a finished run.
-      lung, lobes: folder (or file) with the user's own maps, by the scans' names.
+      lung_way: as in `find_lungs.choose`; over lobes, only if it is not morphology.
+      lobes: folder (or file) with the user's own lobe maps, by the scans' names.
       tta: average over eight views, with their spread as uncertainty; None as the run did.
       batch_size: slices at once; 0 as the run did.
       save_probabilities: also `probabilities/<name>.npz`, float16 on the file's own grid.
@@ -45,17 +46,25 @@ def run(
       OSError: `out` cannot be written.
     """
     sources = imaging.find(inputs)
-    maps = {k: imaging.by_name(v) for k, v in (("lung", lung), ("lobes", lobes)) if v is not None}
     segmenter = Segmenter(checkpoint, tta=tta, batch_size=batch_size)
+    finder, lung_name = find_lungs.choose(lung_way, alone=len(sources) == 1)
+    lobe_maps = None if lobes is None else imaging.by_name(lobes)
+    if lobe_maps is not None and lung_way == find_lungs.MORPHOLOGY:
+        finder, lung_name = None, "given lobes"
+    identity = segmenter.identity | {"lungs": lung_name}
     for name in ("masks", ".finished", *(["probabilities"] if save_probabilities else [])):
         (out / name).mkdir(parents=True, exist_ok=True)
     failed = 0
     rows: list[score_files.Row] = []
     together: list[scoring.Case] = []
-    with report.Page(out / "report.html", model=segmenter.identity) as page:
+    with report.Page(out / "report.html", model=identity) as page:
         for source in _progress(sources):
             try:
-                case = _predict(source, segmenter, out, maps, alone=len(sources) == 1, go_on=go_on,
+                scan = imaging.read(source)
+                own = None if lobe_maps is None else imaging.read_labels(imaging.partner(
+                    source.name, lobe_maps, "lobes", alone=len(sources) == 1).files[0], scan)
+                lung = own if finder is None else finder(scan)
+                case = _predict(scan, segmenter, out, lung, own, identity=identity, go_on=go_on,
                                 save_probabilities=save_probabilities,
                                 keep_identifiers=keep_identifiers)
             except (ValueError, OSError, ImportError) as error:
@@ -68,7 +77,7 @@ def run(
                 rows.append(score_files.add(page, scoring.pool(source.name, [case])))
         if together:
             rows.append(score_files.add(page, scoring.pool(out.resolve().name, together)))
-    return score_files.conclude(out, rows, model=segmenter.identity, failed=failed)
+    return score_files.conclude(out, rows, model=identity, failed=failed)
 
 
 def segment(
@@ -92,14 +101,18 @@ def segment(
     shown = np.arange(len(mask)) if lung is None else np.flatnonzero(lung.any((1, 2)))
     span = range(shown[0], shown[-1] + 1) if len(shown) else range(0)
     for i, found in zip(span, segmenter(scan.picture(i) for i in span), strict=True):
-        if found.probs.ndim == 2:
-            mask[i], probs[i] = found.probs >= segmenter.threshold, found.probs[..., None]
-        else:
-            mask[i], probs[i] = found.probs.argmax(-1), found.probs[..., 1:]
+        mask[i] = marked(found, segmenter.threshold)
+        probs[i] = found.probs[..., None] if found.probs.ndim == 2 else found.probs[..., 1:]
         if found.spread is not None:
             spread = np.zeros(shape, np.float16) if spread is None else spread
             spread[i] = 2 * found.spread  # the standard deviation of values in 0..1 is at most 0.5
     return mask, spread, probs
+
+
+def marked(found: Found, threshold: float) -> np.ndarray:
+    """The mask of one slice, uint8 [H, W]; the threshold is for single-class maps."""
+    one = found.probs.ndim == 2
+    return (found.probs >= threshold if one else found.probs.argmax(-1)).astype(np.uint8)
 
 
 def drop_detached(mask: np.ndarray, lung: np.ndarray) -> int:
@@ -123,48 +136,42 @@ def drop_detached(mask: np.ndarray, lung: np.ndarray) -> int:
 
 
 def _predict(
-    source: imaging.Source, segmenter: Segmenter, out: Path, maps: dict, *, alone: bool,
-    go_on: bool, save_probabilities: bool, keep_identifiers: bool,
+    scan: imaging.Scan, segmenter: Segmenter, out: Path, lung: np.ndarray,
+    lobes: np.ndarray | None, *, identity: dict[str, str], go_on: bool, save_probabilities: bool,
+    keep_identifiers: bool,
 ) -> scoring.Case:
     """One scan: its mask written, its case returned."""
-    scan = imaging.read(source)
-    own = {
-        kind: imaging.read_labels(
-            imaging.partner(source.name, found, kind, alone=alone).files[0], scan)
-        for kind, found in maps.items()
-    }  # fmt: skip
-    lung = own.get("lung", own.get("lobes"))
-    if lung is None:
-        pictures = scan.pictures()
-        lung = lungs.segment(pictures) if len(pictures) > 1 else lungs.segment(pictures[0])[None]
-    marker = out / ".finished" / f"{source.name}.json"
-    identity = {"model": segmenter.identity, "threshold": segmenter.threshold}
+    marker = out / ".finished" / f"{scan.name}.json"
+    mine = {"model": identity, "threshold": segmenter.threshold}
     if go_on and marker.exists():
         before = json.loads(marker.read_text())
-        if {k: before[k] for k in identity} != identity:
-            raise ValueError(f"{source.name}: {out} has a mask of another model; use another --out")
+        if {k: before[k] for k in mine} != mine:
+            raise ValueError(f"{scan.name}: {out} has a mask of another model or other lungs; use "
+                             "another --out")
         mask = imaging.read_labels(out / "masks" / before["file"], scan)
-        return scoring.assess(scan, mask, lung, lobes=own.get("lobes"))
+        return scoring.assess(scan, mask, lung, lobes=lobes, classes=segmenter.classes)
     mask, uncertainty, probs = segment(segmenter, scan, lung if len(lung) > 1 else None)
-    marked = np.count_nonzero(mask)
+    n_marked = np.count_nonzero(mask)
     if dropped := drop_detached(mask, np.asarray(lung) > 0):
         scan.warnings.append(
-            f"{scan.name}: {100 * dropped / marked:.0f} % of the marked pixels touched no lung and "
-            "were dropped"
+            f"{scan.name}: {100 * dropped / n_marked:.0f} % of the marked pixels touched no lung "
+            "and were dropped"
         )
-    case = scoring.assess(scan, mask, lung, lobes=own.get("lobes"), uncertainty=uncertainty)
+    case = scoring.assess(scan, mask, lung, lobes=lobes, uncertainty=uncertainty,
+                          classes=segmenter.classes)
     files, notes = imaging.write_mask(
-        scan, mask, out / "masks", keep_identifiers=keep_identifiers, version=__version__
+        scan, mask, out / "masks", classes=segmenter.classes, keep_identifiers=keep_identifiers,
+        version=__version__,
     )
     case.warnings.extend(notes)
     if save_probabilities:
-        fresh = out / "probabilities" / f".part-{source.name}.npz"
+        fresh = out / "probabilities" / f".part-{scan.name}.npz"
         on_grid = {name: scan.grid.source(probs[..., c])
                    for c, name in enumerate(segmenter.classes)}
         np.savez_compressed(fresh, **on_grid)
-        fresh.replace(out / "probabilities" / f"{source.name}.npz")
+        fresh.replace(out / "probabilities" / f"{scan.name}.npz")
     fresh = marker.with_suffix(".tmp")
-    fresh.write_text(json.dumps({**identity, "file": files[0].name}))
+    fresh.write_text(json.dumps({**mine, "file": files[0].name}))
     os.replace(fresh, marker)
     return case
 

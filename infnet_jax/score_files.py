@@ -14,17 +14,19 @@ Row = tuple[str, list[str], severity.Severity, list[str]]
 def run(
     masks: Sequence[Path], *, out: Path, images: Path | None = None, lung: Path | None = None,
     lobes: Path | None = None, regions: Path | None = None, one_patient: bool = False,
+    one_class: bool = False,
 ) -> int:
     """Scores masks and writes `severity.csv`, `severity.json` and `report.html` into `out`.
 
     Args:
       masks: pictures, NIfTI files or folders of them; 0 none, 1 ground glass, 2 consolidation,
-        3 (effusion) is left out, and a mask of 0 and 255 counts as ground glass.
+        3 (effusion) is left out. A mask of 0 and 255 has one class, infection.
       out: folder, made if need be.
       images: the scans, a file or folder; paired by name (nnU-Net's `_0000` is ignored).
       lung, lobes, regions: label maps of the same grids, a file or folder, paired likewise.
         Without lung and lobes the lungs are found in the images.
       one_patient: all masks are slices of one patient.
+      one_class: label 1 is infection of any kind, as single-class networks write it.
 
     Returns:
       0, or 1 if an input failed: one line each on stderr, the others are written.
@@ -43,7 +45,7 @@ def run(
     with report.Page(out / "report.html", model={}) as page:
         for source in sources:
             try:
-                case = _case(source, found, alone=len(sources) == 1)
+                case = _case(source, found, alone=len(sources) == 1, one_class=one_class)
             except (ValueError, OSError, ImportError) as error:
                 failed += 1
                 print(f"infnet-jax severity: {' '.join(str(error).split())}", file=sys.stderr)
@@ -68,33 +70,38 @@ def conclude(out: Path, rows: Sequence[Row], *, model: dict[str, str], failed: i
     return 1 if failed else 0
 
 
-def infection(labels: np.ndarray, file: str) -> tuple[np.ndarray, list[str]]:
-    """A mask as 0, 1, 2, and warnings.
+def infection(
+    labels: np.ndarray, file: str, *, one_class: bool = False
+) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
+    """A mask as 0, 1, 2; what 1 and 2 are; and warnings.
 
     Raises:
       ValueError: labels that are neither 0..3 nor 0 and 255; names the file.
     """
     values = set(np.unique(labels).tolist())
-    if values <= {0, 255}:
-        return (labels > 0).astype(np.uint8), []
+    if 255 in values and values <= {0, 255} or one_class and values <= {0, 1}:
+        return (labels > 0).astype(np.uint8), ("infection",), []
+    if one_class:
+        raise ValueError(f"{file}: labels {sorted(values)[:6]}; --one-class allows 0 and 1, or 255")
     if not values <= {0, 1, 2, 3}:
         raise ValueError(f"{file}: labels {sorted(values)[:6]}; 0 to 3, or 0 and 255, expected")
     notes = [f"{file}: label 3 is taken as effusion and left out"] if 3 in values else []
-    return np.where(labels == 3, 0, labels).astype(np.uint8), notes
+    return np.where(labels == 3, 0, labels).astype(np.uint8), scoring.LESIONS, notes
 
 
-def _case(source: imaging.Source, found: dict, *, alone: bool) -> scoring.Case:
+def _case(source: imaging.Source, found: dict, *, alone: bool, one_class: bool) -> scoring.Case:
     path = source.files[0]
     partner = {k: imaging.partner(source.name, v, k, alone=alone) for k, v in found.items()}
     if source.kind == "dicom":
         raise ValueError(f"{path}: DICOM masks are not read; export them as NIfTI")
     scan = imaging.read(partner.pop("images")) if "images" in partner else (
         imaging.scan_of_labels(path, source.name))
-    mask, notes = infection(imaging.read_labels(path, scan), path.name)
+    labels = imaging.read_labels(path, scan)
+    mask, classes, notes = infection(labels, path.name, one_class=one_class)
     maps = {k: imaging.read_labels(s.files[0], scan) for k, s in partner.items()}
     scan.warnings += notes
     return scoring.assess(scan, mask, maps.get("lung"), lobes=maps.get("lobes"),
-                          regions=maps.get("regions"))
+                          regions=maps.get("regions"), classes=classes)
 
 
 def _patient_name(masks: Sequence[Path]) -> str:

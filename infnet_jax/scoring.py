@@ -13,6 +13,7 @@ import numpy as np
 
 from infnet_jax import imaging, lungs, regions as cuts, severity, sides as halves
 
+LESIONS = ("ggo", "consolidation")
 SCHEMA = 1  # of severity.json; see docs/severity.md
 
 
@@ -23,12 +24,13 @@ class Case:
     Attributes:
       name: of the scan.
       pictures: uint8, in the lung window.
-      mask: uint8, 0, 1 ground glass, 2 consolidation.
+      mask: uint8, 0, then a label for each class.
       lung: bool, the infection included.
       regions: uint8, 0..20.
       tally: its counts.
       warnings: one line each.
       uncertainty: float 0..1, or None.
+      classes: what labels 1 and 2 are: `infection`, or `ggo` and `consolidation`.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Case:
     tally: severity.Tally
     warnings: list[str]
     uncertainty: np.ndarray | None = None
+    classes: tuple[str, ...] = LESIONS
 
 
 @dataclasses.dataclass
@@ -53,7 +56,7 @@ class Patient:
 def assess(
     scan: imaging.Scan, mask: np.ndarray, lung: np.ndarray | None = None, *,
     lobes: np.ndarray | None = None, regions: np.ndarray | None = None,
-    uncertainty: np.ndarray | None = None,
+    uncertainty: np.ndarray | None = None, classes: Sequence[str] = LESIONS,
 ) -> Case:
     """Counts one scan's infection.
 
@@ -64,6 +67,7 @@ def assess(
       lobes, regions: the user's own maps 1..5 (or TotalSegmentator's 10..14) and 1..20; without
         them 20 regions are cut by fixed rules.
       uncertainty: float, same shape, 0..1, only passed on.
+      classes: what labels 1 and 2 are; with one class, shares per class are not known.
 
     Raises:
       ValueError: no lung found, or maps of other shapes.
@@ -78,7 +82,7 @@ def assess(
     if lung.shape != mask.shape:
         raise ValueError(f"{scan.name}: lung of shape {lung.shape}, mask of {mask.shape}")
     if not np.any(lung):
-        raise ValueError(f"{scan.name}: no lung found; give its mask with --lung")
+        raise ValueError(f"{scan.name}: no lung found; give its mask")
     known: dict[str, np.ndarray | None] = {"lobes": None, "zones": None}
     if lobes is not None:
         known["lobes"] = halves.unite(cuts.standard_lobes(lobes), mask)
@@ -87,12 +91,12 @@ def assess(
     else:
         regions = halves.unite(regions, mask)
     tally = severity.count(
-        mask, lung, regions=regions, hu=scan.values if scan.is_hu else None,
-        spacing=scan.spacing, **known,
+        mask if len(classes) > 1 else mask > 0, lung, regions=regions,
+        hu=scan.values if scan.is_hu else None, spacing=scan.spacing, **known,
     )
     return Case(
         scan.name, pictures, mask.astype(np.uint8), (np.asarray(lung) > 0) | (mask > 0),
-        regions.astype(np.uint8), tally, notes, uncertainty,
+        regions.astype(np.uint8), tally, notes, uncertainty, tuple(classes),
     )
 
 

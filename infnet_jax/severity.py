@@ -25,7 +25,8 @@ class Tally:
 
     Attributes:
       lung: lung voxels, infected ones included.
-      ggo, consolidation: voxels of class 1 and 2.
+      infected: voxels of any class.
+      consolidation: voxels of class 2; None where the mask tells no classes apart.
       dense: infected voxels above -200 HU; None where no HU are known.
       volume_ml: of one voxel; None without spacing.
       regions, lobes, zones: int64 [2, n + 1] lung and infected voxels per label, or None;
@@ -33,8 +34,8 @@ class Tally:
     """
 
     lung: int
-    ggo: int
-    consolidation: int
+    infected: int
+    consolidation: int | None
     dense: int | None
     volume_ml: float | None
     regions: np.ndarray | None
@@ -68,7 +69,7 @@ class Severity:
       grade: 0 (below 1 %), 1 (1 % and more), 2 (50 % and more); None without a lung.
       po_percent, pho_percent: opacity, and opacity above -200 HU (None without HU), percent of
         the lung (Chaganti et al.).
-      ggo_share, consolidation_share: of the lung, 0..1.
+      ggo_share, consolidation_share: of the lung, 0..1; None for a mask of one class.
       lung_ml, infected_ml: millilitres; None without spacing.
       ct_ss: 0..40, cut-off 19.5; rescaled by 20 / used where regions are too small to count;
         NaN where none is used.
@@ -86,8 +87,8 @@ class Severity:
     grade: int | None
     po_percent: float
     pho_percent: float | None
-    ggo_share: float
-    consolidation_share: float
+    ggo_share: float | None
+    consolidation_share: float | None
     lung_ml: float | None
     infected_ml: float | None
     ct_ss: float | None
@@ -127,8 +128,8 @@ def count(
     """Counts voxels.
 
     Args:
-      mask: integer or bool, any shape: 0 none, 1 ground glass, 2 consolidation. In a bool mask
-        all infection counts as ground glass.
+      mask: integer, any shape: 0 none, 1 ground glass, 2 consolidation; or bool, infection
+        whose class is not known.
       lung: same shape, lung where > 0; the infection is always united with it.
       regions, lobes, zones: integer label maps of the same shape, 1..20, 1..5 and 1..6; 0 is
         outside.
@@ -139,7 +140,6 @@ def count(
       ValueError: shapes that differ, or labels out of range.
     """
     mask = np.asarray(mask)
-    mask = mask.astype(np.uint8) if mask.dtype == bool else mask
     maps = {"lung": lung, "regions": regions, "lobes": lobes, "zones": zones, "hu": hu}
     for name, other in maps.items():
         if other is not None and np.shape(other) != mask.shape:
@@ -156,8 +156,8 @@ def count(
                  for k, n in sizes}
     return Tally(
         lung=int(inside.sum()),
-        ggo=int((mask == GGO).sum()),
-        consolidation=int((mask == CONSOLIDATION).sum()),
+        infected=int(infected.sum()),
+        consolidation=None if mask.dtype == bool else int((mask == CONSOLIDATION).sum()),
         dense=None if hu is None else int((infected & (np.asarray(hu) > DENSE_HU)).sum()),
         volume_ml=None if spacing is None else float(np.prod(spacing)) / 1000,
         **per_label,
@@ -166,8 +166,8 @@ def count(
 
 def grade(tally: Tally, *, min_region: int = 1) -> Severity:
     """Turns a patient's pooled counts into scores; `min_region` as in `score`."""
-    infected, lung, ml = tally.ggo + tally.consolidation, tally.lung, tally.volume_ml
-    share = _ratio(infected, lung)
+    infected, lung, ml = tally.infected, tally.lung, tally.volume_ml
+    share, dense = _ratio(infected, lung), tally.consolidation
     parts: dict[str, Any] = dict.fromkeys(
         ("ct_ss", "ct_ss_regions", "region_shares", "regions_used", "severe", "outside_regions",
          "lobar_25", "tss", "lobe_shares", "six_zone"))
@@ -188,8 +188,8 @@ def grade(tally: Tally, *, min_region: int = 1) -> Severity:
         grade=None if lung == 0 else sum(100 * infected >= b * lung for b in SHARE_BOUNDS),
         po_percent=100 * share,
         pho_percent=None if tally.dense is None else 100 * _ratio(tally.dense, lung),
-        ggo_share=_ratio(tally.ggo, lung),
-        consolidation_share=_ratio(tally.consolidation, lung),
+        ggo_share=None if dense is None else _ratio(infected - dense, lung),
+        consolidation_share=None if dense is None else _ratio(dense, lung),
         lung_ml=None if ml is None else lung * ml,
         infected_ml=None if ml is None else infected * ml,
         **parts,

@@ -45,6 +45,22 @@ class Subset:
         return self._source[self._indices[index]]
 
 
+class LungTarget(Subset):
+    """The examples whose lung is known, with it as their `mask`; the mask becomes `lesion`."""
+
+    def __init__(self, source: Source):
+        known = range(len(source))
+        if len(source) and "lung_known" in source[0]:
+            known = [i for i in known if source[i]["lung_known"]]
+        if not known or "lung" not in source[known[0]]:
+            raise ValueError("data.target=lung: this dataset has no lung masks to learn from")
+        super().__init__(source, known)
+
+    def __getitem__(self, index: int) -> Example:
+        example = super().__getitem__(index)
+        return {**example, "mask": example["lung"], "lesion": example["mask"]}
+
+
 class WithPriors:
     """A source whose examples also have ``prior``, a probability map as uint8 [h, w, 1]."""
 
@@ -60,16 +76,17 @@ class WithPriors:
         return {**example, "prior": self._priors[text(example["id"])][..., None]}
 
 
-def open_split(folder: str | Path, split: str) -> Source:
+def open_split(folder: str | Path, split: str, target: str = "mask") -> Source:
     """Opens one split of a prepared TFDS folder; pictures stay PNG bytes until a batch needs them.
 
     Args:
       folder: the versioned folder that holds ``dataset_info.json``.
       split: a split's name, or a slice of it such as ``train[:80%]``.
+      target: what ``mask`` is to hold: ``mask``, or ``lung`` (see ``LungTarget``).
 
     Raises:
       FileNotFoundError: there is no prepared dataset in ``folder``.
-      ValueError: the dataset has no such split.
+      ValueError: the dataset has no such split, or not that target.
     """
     folder = Path(folder)
     if not (folder / "dataset_info.json").is_file():
@@ -86,7 +103,10 @@ def open_split(folder: str | Path, split: str) -> Source:
             raise ValueError(f"{folder}: no split {name!r}; it has {', '.join(known)}")
     pictures = [name for name in PICTURES if name in builder.info.features]
     decoders = {name: tfds.decode.SkipDecoding() for name in pictures}
-    return builder.as_data_source(split, decoders=decoders)
+    source = builder.as_data_source(split, decoders=decoders)
+    if target not in ("mask", "lung"):
+        raise ValueError(f"data.target={target!r}: choose mask or lung")
+    return LungTarget(source) if target == "lung" else source
 
 
 def label_names(folder: str | Path) -> list[str]:

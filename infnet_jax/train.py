@@ -69,7 +69,7 @@ def run(
     if config.weights:
         convert.load_imported(config.weights)  # unfit ones must not leave a workdir behind
     claim(workdir, config)
-    statistics = data.statistics(data.open_split(dataset, config.data.train))
+    statistics = data.statistics(data.open_split(dataset, config.data.train, tasks.target(config)))
     write_json(workdir / "statistics.json", dict(zip(("mean", "sd"), statistics, strict=True)))
     timings = []
     for stage in config.stages:
@@ -101,7 +101,10 @@ def _run_stage(
     if stage != "evaluate":
         return train_stage(stage, config, workdir, dataset, mesh, statistics, mix)
     began = time.perf_counter()
-    test, train = (data.open_split(dataset, config.data[part]) for part in ("test", "train"))
+    test, train = (
+        data.open_split(dataset, config.data[part], tasks.target(config))
+        for part in ("test", "train")
+    )
     if tasks.last_trained(config) == "multi":
         test = crossfit.with_priors(test, config.data.test, config, workdir)
     predict.evaluate(config, workdir=workdir, test=test, train=train, statistics=statistics)
@@ -131,7 +134,9 @@ def _open_data(
         sources = mesh_lib.first_process_first(lambda: _open_mix(mix, workdir / stage))
         weights = mix.weights
     else:
-        sources = [data.open_split(dataset, split) for split in section.splits]
+        sources = [
+            data.open_split(dataset, split, tasks.target(config)) for split in section.splits
+        ]
     if stage in ("multi", "pretrain_multi") and config.multi.with_prior:
         fields = ("image", "mask", "prior")
         sources = [

@@ -99,6 +99,16 @@ def test_masks_as_nifti_and_dicom_seg_lie_on_the_series(tmp_path):
     assert found.SOPInstanceUID != "1.2.3.4.2" and found.FrameOfReferenceUID == "1.2.9"
 
 
+def test_a_single_class_is_called_infection(tmp_path):
+    scan = _read(_series(tmp_path / "a"))
+    mask = np.ones(scan.values.shape, np.uint8)
+    (_, seg), _ = imaging.write_mask(scan, mask, tmp_path, suffix="_m", classes=("infection",))
+    (segment,) = pydicom.dcmread(seg).SegmentSequence
+    kind = segment.SegmentedPropertyTypeCodeSequence[0]
+    assert (segment.SegmentLabel, kind.CodeValue, kind.CodeMeaning) == (
+        "Infection", "infection", "Infection")
+
+
 @pytest.mark.parametrize("keep", [False, True])
 def test_nothing_identifying_passes_unless_asked_for(keep, tmp_path):
     scan = _read(_series(tmp_path / "a"))

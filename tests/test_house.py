@@ -60,18 +60,28 @@ ARROWS: dict[str, set[str]] = {
     "regions": {"sides"},
     "imaging": {"imaging"},
     "lungs": {"sides"},
+    "agreement": set(),
+    "clinical": {"agreement", "detection"},
     "outlines": set(),
     "report": {"outlines", "severity"},
     "scoring": {"imaging", "lungs", "regions", "severity", "sides"},
     "inference": _FRONT | {"predict"},
     "scan_files": {
-        "__init__", "imaging", "inference", "logs", "lungs", "report", "score_files", "scoring",
+        "__init__", "find_lungs", "imaging", "inference", "logs", "report", "score_files",
+        "scoring",
     },
     "screening": {"data", "detection", "evaluation", "inference", "lungs", "scan_files"},
     "score_files": {"imaging", "report", "scoring", "severity"},
+    "find_lungs": {"imaging", "inference", "lungs"},
+    "truth": {"clinical", "data", "imaging", "score_files"},
+    "study_page": {"agreement", "clinical", "figures", "summary"},
+    "severity_study": {
+        "agreement", "clinical", "find_lungs", "imaging", "inference", "scan_files", "score_files",
+        "scoring", "severity", "study_page", "truth",
+    },
     "cli": {
         "__init__", "evaluation", "parity", "convert", "predict", "train", "bench", "score_files",
-        "scan_files", "screening",
+        "scan_files", "screening", "severity_study",
     },
 }
 _MAIN = {"train", "predict", "mesh", "mix"}
@@ -198,8 +208,8 @@ def test_no_source_names_a_folder_of_one_machine():
 
 
 @pytest.mark.parametrize("room", [
-    "severity", "detection", "sides", "regions", "lungs", "imaging", "outlines", "report",
-    "scoring", "score_files"])
+    "severity", "detection", "agreement", "clinical", "sides", "regions", "lungs", "imaging",
+    "outlines", "report", "scoring", "score_files"])
 def test_rooms_for_scans_know_nothing_of_jax(room):
     folder = ROOT / "infnet_jax"
     files = [folder / f"{room}.py"] if (folder / f"{room}.py").exists() else sorted(

@@ -176,6 +176,8 @@ WRONG = {
     "key": (["--config=configs/selfsup.py", "--config.segment.stepz=3"], 2, "segment.stepz"),
     "type": (["--config=configs/selfsup.py", "--config.segment.steps=many"], 2, "many"),
     "argument": (["--config=configs/selfsup.py", "steps=3"], 2, "'steps=3'"),
+    "order": (["--config.seed=5", "--config=configs/selfsup.py", "steps=3"], 2, "'steps=3'"),
+    "no config, key": (["--config.seed=5"], 2, "--config is missing"),
 }
 
 
@@ -186,6 +188,18 @@ def test_a_wrong_call_is_one_line(case, tmp_path):
     assert code == right and not out and words in err, err
     assert len(err.splitlines()) == 1 and err.startswith("main.py: ")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("words", ["--config=F --config.seed=5 --workdir=W",
+    "--workdir=W --config=F --config.seed=5", "--config.seed=5 --workdir W --config F",
+    "--config.seed=5 -config=F --workdir W"])
+def test_the_order_of_flags_does_not_matter(words):
+    code = ("import main, sys; main._parse(sys.argv); "
+            "print(main._CONFIG.value.seed, main._WORKDIR.value, main._name())")
+    words = words.replace("F", "configs/supervised.py:tiny").split()
+    run = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True,
+                         text=True)
+    assert run.stdout.split() == ["5", "W", "supervised:tiny"], run.stderr
 
 
 def test_what_only_a_started_run_can_see_is_one_line_too(tmp_path, small):

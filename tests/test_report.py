@@ -24,6 +24,7 @@ class Case:
     regions: np.ndarray
     warnings: list
     uncertainty: np.ndarray | None = None
+    classes: tuple = ("ggo", "consolidation")
 
 
 def _case(depth=12, size=64, name="scan", **changes):
@@ -38,7 +39,9 @@ def _case(depth=12, size=64, name="scan", **changes):
 
 
 def _write(path, *cases, name="patient", model=None):
-    tally = [severity.count(c.mask, c.lung, regions=c.regions) for c in cases]
+    masks = [c.mask if len(c.classes) > 1 else c.mask > 0 for c in cases]
+    tally = [severity.count(m, c.lung, regions=c.regions)
+             for m, c in zip(masks, cases, strict=True)]
     with report.Page(path, model=model or {}) as page:
         page.add(name, cases, severity.grade(sum(tally[1:], tally[0])))
     return path.read_text()
@@ -72,9 +75,10 @@ def test_each_slice_is_there_with_its_outlines(tmp_path):
     one = page.slices[6]
     assert (one["w"], one["h"], one["number"], one["of"]) == (64, 64, 7, 12)
     assert one["text"] == "4.3 % of the lung infected"  # 100 of 48 x 48
-    corners = [tuple(map(float, p)) for p in re.findall(r"([\d.]+) ([\d.]+)", one["ggo"])]
+    drawn, after = dict(one["classes"]), dict(page.slices[7]["classes"])
+    corners = [tuple(map(float, p)) for p in re.findall(r"([\d.]+) ([\d.]+)", drawn["ggo"])]
     assert sorted(corners) == [(10.5, 20.5), (10.5, 29.5), (19.5, 20.5), (19.5, 29.5)]
-    assert one["consolidation"] == "" and page.slices[7]["consolidation"] != ""
+    assert drawn["consolidation"] == "" and after["consolidation"] != ""
     assert [r for r, _ in one["regions"]] == list(range(3, 19))
     raw = base64.b64decode(one["image"].split(",")[1])
     shown = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_GRAYSCALE)
@@ -91,6 +95,22 @@ def test_it_starts_at_the_slice_of_most_infection_and_says_what_it_is(tmp_path):
     assert "abc<1>" in page.text and "a warning <here>" in page.text  # escaped, so text
     html_tag = next(a for t, a in page.tags if t == "html")
     assert html_tag["lang"] == "en" and all("alt" in a for t, a in page.tags if t == "img")
+
+
+def test_a_single_class_network_finds_infection_and_no_kind_of_it(tmp_path):
+    single = _case(classes=("infection",))
+    page = _Slices(_write(tmp_path / "r.html", single))
+    kinds = [a["data-kind"] for _, a in page.tags if "data-kind" in a]
+    assert kinds == ["infection", "lung", "region"] and "Infection (I)" in page.text
+    assert [name for name, _ in page.slices[6]["classes"]] == ["infection"]
+    shown = re.sub(r"const KEYS.*?;", "", page.text)
+    assert "Ground glass" not in shown and "Consolidation" not in shown
+    page = _Slices(_write(tmp_path / "r.html", _case(), single))  # what one scan cannot tell
+    assert all(c[0][0] == "infection" and len(c) == 1 for c in
+               (s["classes"] for s in page.slices.values()))
+    assert dict(page.slices[7]["classes"])["infection"]  # consolidation is infection too
+    page = _Slices(_write(tmp_path / "r.html", _case()))
+    assert "Ground glass (G)" in page.text and "Infection (I)" not in page.text
 
 
 def test_names_cannot_break_the_page(tmp_path):

@@ -132,6 +132,23 @@ def test_going_on_runs_nothing_twice_and_refuses_another_model(predict, tmp_path
     assert code == 1 and "another model" in capsys.readouterr().err
 
 
+def test_a_single_class_network_marks_infection(predict, tmp_path):
+    class Single(Rule):
+        classes = ("infection",)
+
+        def __call__(self, slices):
+            for found in super().__call__(slices):
+                yield Found(found.probs[..., 1], None)
+
+    save(tmp_path / "one.png", chest())
+    for go_on in (False, True):
+        assert predict(tmp_path / "one.png", rule=Single(), go_on=go_on)[0] == 0
+        scores = scores_of(tmp_path / "out")["one"]
+        assert scores["infected_share"] > 0.01 and scores["ggo_share"] is None
+        page = (tmp_path / "out" / "report.html").read_text()
+        assert "Infection (I)" in page and "Ground glass" not in page
+
+
 def test_slices_of_one_patient_are_pooled(predict, tmp_path):
     for name, sick in (("one", True), ("two", False)):
         save(tmp_path / f"{name}.png", chest(lesion=sick))

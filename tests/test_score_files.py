@@ -140,15 +140,36 @@ def test_transposed_slices_score_as_upright_ones(slices):
     assert not cases[0].warnings and "transposed" in cases[1].warnings[0]
 
 
-@pytest.mark.parametrize("values, mask", [([0, 255], [0, 1]), ([0, 1, 2, 3], [0, 1, 2, 0])])
-def test_known_label_systems(values, mask):
-    found, notes = score_files.infection(np.array(values), "a.png")
+@pytest.mark.parametrize("values, mask, one_class, single", [
+    ([0, 255], [0, 1], False, True), ([0, 1, 2, 3], [0, 1, 2, 0], False, False),
+    ([0, 1], [0, 1], True, True), ([0, 1], [0, 1], False, False), ([0], [0], False, False)])
+def test_known_label_systems(values, mask, one_class, single):
+    found, classes, notes = score_files.infection(np.array(values), "a.png", one_class=one_class)
     assert found.tolist() == mask and bool(notes) == (3 in values)
+    assert classes == (("infection",) if single else ("ggo", "consolidation"))
+
+
+def test_one_class_has_no_share_per_class(folders):
+    out = folders / "out"
+    for i in range(3):
+        path = folders / "mask" / f"s{i}.png"
+        cv2.imwrite(str(path), (imaging.read_labels(path)[0] > 0).astype(np.uint8))
+    words = ["severity", folders / "mask", "--lung", folders / "lung", "--out", out, "--one-class"]
+    assert cli.main([str(w) for w in words]) == 0
+    scores = _patients(out)[1]["scores"]
+    assert scores["infected_share"] > 0
+    assert scores["ggo_share"] is scores["consolidation_share"] is None
+    row = list(csv.DictReader((out / "severity.csv").read_text().splitlines()))[1]
+    assert row["ggo_share"] == row["consolidation_share"] == ""
+    page = (out / "report.html").read_text()
+    assert "Infection (I)" in page and "Ground glass" not in page
 
 
 def test_unknown_labels_and_missing_lungs(tmp_path):
     with pytest.raises(ValueError, match="a.png: labels \\[0, 38\\]"):
         score_files.infection(np.array([0, 38]), "a.png")
+    with pytest.raises(ValueError, match="--one-class allows 0 and 1"):
+        score_files.infection(np.array([0, 2]), "a.png", one_class=True)
     with pytest.raises(ValueError, match="--images"):
         score_files.run([tmp_path], out=tmp_path / "o")
     grid = imaging.Grid((1, 9, 9), (1, 9, 9), (0, 1, 2), (False,) * 3)

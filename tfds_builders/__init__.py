@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 NAMES = (
-    "cc_ccii", "covid_chestxray", "covid_ct", "covid_semiseg", "ictcf", "medseg", "phantom"
+    "cc_ccii", "covid_chestxray", "covid_ct", "covid_semiseg", "folders", "ictcf", "medseg",
+    "phantom",
 )
 RESUMABLE = "incomplete.resume_"  # starts the name of a folder that a killed build goes on from
 DEFAULT_DATA_DIR = Path("~/tensorflow_datasets")

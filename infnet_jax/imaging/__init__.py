@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from infnet_jax.imaging.scan import LEVEL, WIDTH, Grid, Scan
 __all__ = ["LEVEL", "WIDTH", "Grid", "Scan", "Source", "by_name", "find", "partner", "read",
            "read_labels", "scan_of_labels", "write_mask"]
 
-CLASSES = {1: "Ground-glass opacity", 2: "Consolidation"}
+NAMES = {"infection": "Infection", "ggo": "Ground-glass opacity", "consolidation": "Consolidation"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +131,8 @@ def read_labels(path: Path, scan: Scan | None = None) -> np.ndarray:
 
 
 def write_mask(
-    scan: Scan, mask: np.ndarray, folder: Path, *, suffix: str = "", keep_identifiers: bool = False,
+    scan: Scan, mask: np.ndarray, folder: Path, *, suffix: str = "",
+    classes: Sequence[str] = ("ggo", "consolidation"), keep_identifiers: bool = False,
     version: str = "",
 ) -> tuple[list[Path], list[str]]:
     """Writes a mask in the form of its scan: palette PNG, NIfTI, or NIfTI and DICOM-SEG.
@@ -141,6 +142,7 @@ def write_mask(
       mask: uint8 [D, H, W], canonical.
       folder: must exist.
       suffix: added to the scan's name.
+      classes: what labels 1, 2, ... are, by the keys of `NAMES`.
       keep_identifiers: lets names, ids and dates pass from the scan's headers.
       version: of this software, for the SEG.
 
@@ -161,8 +163,8 @@ def write_mask(
     series = np.ascontiguousarray(array.transpose(2, 1, 0))
     try:
         seg = _whole(Path(f"{stem}.dcm"), lambda p: dicom_seg.write(
-            p, series, scan.origin["headers"], CLASSES, keep_identifiers=keep_identifiers,
-            version=version))
+            p, series, scan.origin["headers"], {c: NAMES[c] for c in classes},
+            keep_identifiers=keep_identifiers, version=version))
     except (ImportError, ValueError, AttributeError, TypeError) as error:
         return written, [f"{scan.name}: no DICOM-SEG ({' '.join(str(error).split())[:160]})"]
     return [*written, seg], []

@@ -40,7 +40,7 @@ def strip(header: "pydicom.Dataset", *, keep_identifiers: bool = False) -> "pydi
 
 
 def write(
-    path: Path, mask: np.ndarray, headers: list["pydicom.Dataset"], classes: dict[int, str], *,
+    path: Path, mask: np.ndarray, headers: list["pydicom.Dataset"], classes: dict[str, str], *,
     keep_identifiers: bool = False, version: str = "",
 ) -> None:
     """Writes a mask on the grid of its series.
@@ -49,7 +49,7 @@ def write(
       path: the file; replaced whole.
       mask: uint8 [D, H, W], slices in the order of `headers`.
       headers: of the source slices, with positions.
-      classes: label to name, for the labels that the mask may hold.
+      classes: code to name of labels 1, 2, ..., in their order.
       keep_identifiers: copies the patient's name, id and dates, which are else left empty. The
         UIDs of study and series are always kept: without them no viewer finds the scan.
       version: of this software.
@@ -72,18 +72,19 @@ def write(
         name="infnet-jax", version=version or "0",
         family=CodedConcept("123110", "DCM", "Artificial Intelligence"),
     )
-    present = [label for label in classes if (mask == label).any()]
+    labels = enumerate(classes.items(), start=1)
+    present = [(label, *names) for label, names in labels if (mask == label).any()]
     described = [
         hd.seg.SegmentDescription(
-            segment_number=i, segment_label=classes[label], segmented_property_category=abnormal,
-            segmented_property_type=CodedConcept(f"infection{label}", "99INFNET", classes[label]),
+            segment_number=i, segment_label=name, segmented_property_category=abnormal,
+            segmented_property_type=CodedConcept(code, "99INFNET", name),
             algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=algorithm,
         )
-        for i, label in enumerate(present, start=1)
+        for i, (_, code, name) in enumerate(present, start=1)
     ]
     # One plane a segment: numbers start at 1 without a gap, whatever the labels are.
-    planes = np.stack([mask == label for label in present], axis=-1).astype(np.uint8)
+    planes = np.stack([mask == label for label, _, _ in present], axis=-1).astype(np.uint8)
     found = hd.seg.Segmentation(
         source_images=[strip(h, keep_identifiers=keep_identifiers) for h in headers],
         pixel_array=planes, segmentation_type=hd.seg.SegmentationTypeValues.BINARY,

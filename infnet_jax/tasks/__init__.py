@@ -42,6 +42,11 @@ def last_trained(config: ConfigDict) -> str:
     return "multi" if "multi" in config.stages else "segment"
 
 
+def target(config: ConfigDict) -> str:
+    """What the single-class network finds: `mask` (infection), or `lung` in configs/lung.py."""
+    return config.data.get("target", "mask")
+
+
 def make_norm(config: ConfigDict, statistics: tuple[float, float]) -> normalise.Norm:
     """Input and target scale; `statistics` are those of the training split."""
     return normalise.make_norm(config.data.norm, config.data.channels, statistics)

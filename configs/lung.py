@@ -1,0 +1,36 @@
+"""Lungs instead of lesions: the network of `configs/supervised.py` on a dataset's lung masks.
+
+    python main.py --config=configs/lung.py            # phantom, two cores
+    python main.py --config=configs/lung.py:folders --config.data.manual_dir=DIR
+
+The run's workdir is what `infnet-jax predict --lungs` takes. Presets:
+    demo (the default)  the procedural `phantom` dataset
+    folders             your own slices with lung masks (see `tfds_builders/folders/README.md`):
+                        cross-validated by group (stage `prior`), then trained on all of them
+    tiny                seconds, for tests
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+PRESETS = ("demo", "folders", "tiny")
+
+
+def get_config(preset: str = "demo") -> ConfigDict:
+    """The config of a preset."""
+    if preset not in PRESETS:
+        raise ValueError(f"preset {preset!r} is unknown: choose {', '.join(PRESETS)}")
+    c = common.get_base()
+    c.data.target = "lung"
+    s = c.segment
+    # Lungs are large and dark: fewer steps than lesions, and grey levels of many windows.
+    s.steps, s.augmentation.contrast, s.augmentation.brightness = 240, 0.3, 0.1
+    if preset == "tiny":
+        common.tiny(c)
+    elif preset == "folders":
+        c.data.name, c.data.test = "folders", "train"
+        c.stages = ("prior", "segment")
+        c.prior = ConfigDict(dict(kind="crossfit", folds=5, splits=()))
+        s.size, s.steps, s.eval_every, s.validation = 192, 600, 100, 0
+    return c

@@ -1,0 +1,185 @@
+"""Lungs from a network: the target, its config, the run, and the choice in predict."""
+
+import json
+
+import cv2
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+import tfds_builders
+from configs import common, lung, supervised
+from infnet_jax import (
+    crossfit,
+    data,
+    find_lungs,
+    imaging,
+    lungs,
+    predict,
+    scan_files,
+    tasks,
+    train,
+)
+from infnet_jax.inference import Found, Segmenter
+from tests.test_scan_files import Rule, chest
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return tfds_builders.prepare("phantom/tiny", data_dir=tmp_path_factory.mktemp("tfds"))
+
+
+def test_the_target_is_the_lung_and_the_lesion_is_kept(dataset):
+    plain = list(data.examples(data.open_split(dataset, "test")))
+    source = data.open_split(dataset, "test", "lung")
+    assert len(source) == len(plain)
+    for i, (e, before) in enumerate(zip(data.examples(source), plain, strict=True)):
+        np.testing.assert_array_equal(e["mask"], before["lung"])
+        np.testing.assert_array_equal(data.decode(source[i], "lesion"), before["mask"])
+    batch = data.Batches(source, batch_size=2, size=64, seed=0)[0]
+    assert batch["mask"].mean() > 0.1
+    with pytest.raises(ValueError, match="data.target='lungs': choose mask or lung"):
+        data.open_split(dataset, "test", "lungs")
+
+
+def test_slices_without_a_known_lung_are_left_out():
+    picture = np.zeros((2, 2, 1), np.uint8)
+    made = [{"id": str(i), "image": picture, "mask": picture, "lung": picture + i,
+             "lung_known": i % 2 == 1} for i in range(4)]
+    target = data.LungTarget(made)
+    assert [e["id"] for e in (target[i] for i in range(len(target)))] == ["1", "3"]
+    assert target[1]["mask"].max() == 3
+    for none in ([], made[:1], [{"id": "a", "image": picture, "mask": picture}]):
+        with pytest.raises(ValueError, match="no lung masks"):
+            data.LungTarget(none)
+
+
+@pytest.mark.parametrize("preset", lung.PRESETS)
+def test_presets_find_lungs_with_the_network_of_supervised(preset):
+    config = lung.get_config(preset)
+    assert tasks.target(config) == "lung" and predict.classes(config) == {"lung": None}
+    assert config.model == supervised.get_config(preset if preset == "tiny" else "demo").model
+    assert tasks.make("segment", config, (0.4, 0.2), 5).total_steps == config.segment.steps
+    assert ("prior" in config.stages) == ("prior" in config)
+
+
+def test_configs_of_lesions_are_as_they_were():
+    """A new key would part old workdirs from their configs."""
+    config = common.get_base()
+    assert "target" not in config.data and tasks.target(config) == "mask"
+    assert predict.classes(config) == {"infection": None}
+    with pytest.raises(ValueError, match="choose demo, folders, tiny"):
+        lung.get_config("semiseg")
+
+
+def test_cross_validation_tells_how_much_of_the_lesions_is_kept(dataset, tmp_path):
+    config = lung.get_config("folders")
+    source = data.open_split(dataset, "train", "lung")
+    maps, right = {}, {}
+    for i, e in enumerate(data.examples(source)):
+        found = e["mask"][..., 0] > 0
+        found[:, :32] = False  # the right lung is missed
+        maps[f"train/{e['id']}"] = 255 * found.astype(np.uint8)
+        lesion = data.decode(source[i], "lesion")[..., 0] > 0
+        if lesion.any():
+            right[e["id"]] = (lesion & found).sum() / lesion.sum()
+    (tmp_path / "prior").mkdir()
+    np.savez(tmp_path / "prior" / "fold0.npz", **maps)
+    crossfit._write_score(config, tmp_path, source)
+    score = json.loads((tmp_path / "prior" / "cross_validation.json").read_text())
+    assert score["kept"] == pytest.approx(right) and 0.2 < np.mean(list(right.values())) < 0.8
+    assert 0.5 < score["dice"] < 0.8
+
+
+def test_tidy_drops_specks_fills_holes_and_drops_islands():
+    found = np.zeros((3, 80, 80), bool)
+    found[:, 10:60, 10:30] = found[:, 10:60, 45:65] = True
+    right = found.copy()
+    found[:, 30:33, 20:23] = False  # a vessel
+    found[1, 70:72, 70:72] = True  # a speck
+    found[2, 68:78, 5:15] = True  # large in its slice, nothing beside a lung: bowel
+    np.testing.assert_array_equal(lungs.tidy(found), right)
+    assert not lungs.tidy(np.zeros((2, 8, 8), bool)).any()
+
+
+class LungNetwork:
+    """Knows the grey level of lung in the drawn chests."""
+
+    classes, threshold, identity = ("lung",), 0.5, {"run": "lungs", "weights": "1234"}
+
+    def __init__(self, path, *, lungs=False, **kwargs):
+        assert lungs
+
+    def __call__(self, slices):
+        for picture in slices:
+            yield Found((picture == 30).astype(np.float32), None)
+
+
+def test_predict_takes_lungs_in_three_ways(monkeypatch, tmp_path):
+    scans, own, run = (tmp_path / name for name in ("scans", "own", "run"))
+    for folder in (scans, own, run):
+        folder.mkdir()
+    (run / "config.json").write_text("{}")
+    left = np.zeros((96, 96), np.uint8)
+    left[30:66, 60:80] = 1
+    for name in "ab":
+        cv2.imwrite(str(scans / f"{name}.png"), chest())
+        cv2.imwrite(str(own / f"{name}.png"), left)
+    monkeypatch.setattr(scan_files, "Segmenter", lambda *a, **k: Rule())
+    monkeypatch.setattr(find_lungs, "Segmenter", LungNetwork)
+    sizes = {}
+    for way in ("morphology", str(run), str(own)):
+        out = tmp_path / "out"
+        assert scan_files.run([scans], checkpoint=tmp_path, out=out, lung_way=way) == 0
+        document = json.loads((out / "severity.json").read_text())
+        share = document["patients"][0]["scores"]["infected_share"]
+        sizes[document["model"]["lungs"]] = share
+    names = ["morphology", "network, run lungs, weights 1234", "given masks"]
+    assert list(sizes) == names
+    lesion = (chest() > 90) & (chest() < 150)
+    assert sizes["given masks"] == 0  # the lesion lies in the other lung, and is dropped
+    near = lesion.sum() / ((chest() == 30) | lesion).sum()
+    assert sizes[names[0]] == pytest.approx(near, rel=0.1)
+    assert sizes[names[1]] == pytest.approx(near, rel=0.1)
+    assert scan_files.run([scans], checkpoint=tmp_path, out=out, go_on=True) == 1  # other lungs
+    (own / "b.png").unlink()
+    assert scan_files.run([scans], checkpoint=tmp_path, out=out, lung_way=str(own)) == 1
+    with pytest.raises(ValueError, match="--lungs nowhere: give morphology"):
+        find_lungs.choose("nowhere")
+
+
+class Small(nn.Module):
+    """One convolution in place of Inf-Net, which takes a minute to compile."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        self.variable("batch_stats", "none", jnp.zeros, (1,))
+        logits = nn.Conv(1, (3, 3))(x)
+        return dict.fromkeys(("coarse", "s32", "s16", "s8", "edge"), logits)
+
+
+def test_a_run_of_lungs_and_what_it_is_good_for(dataset, monkeypatch, tmp_path):
+    """A run that is refused as lesions, and serves as lungs."""
+    monkeypatch.setattr(tasks, "make_net", lambda config: Small())
+    config = lung.get_config("tiny")
+    config.segment.update(size=32, steps=2, eval_every=2)
+    config.evaluate.tta = False
+    train.run(config, workdir=tmp_path / "run", dataset=dataset, name="lung:tiny", command="")
+    result = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert list(result["classes"]) == ["lung"]
+    floor = result["classes"]["lung"]["floors"]["all_positive"]["toolbox"]["mean"]["dice"]
+    area = [(e["lung"] > 0).mean() for e in data.examples(data.open_split(dataset, "test"))]
+    assert floor == pytest.approx(np.mean([2 * a / (1 + a) for a in area]), abs=0.01)
+    with pytest.raises(ValueError, match="finds lung; it is for --lungs"):
+        Segmenter(tmp_path / "run")
+    finder, name = find_lungs.choose(str(tmp_path / "run"))
+    assert name.startswith("network, run run, weights ")
+    cv2.imwrite(str(tmp_path / "a.png"), chest())
+    scan = imaging.read(imaging.find([tmp_path / "a.png"])[0])
+    found = finder(scan)
+    assert found.shape == (1, 96, 96) and found.dtype == bool
+    lesions = supervised.get_config("tiny")
+    (tmp_path / "run" / "config.json").write_text(lesions.to_json())
+    with pytest.raises(ValueError, match="finds infection; give a run of configs/lung.py"):
+        find_lungs.choose(str(tmp_path / "run"))

@@ -1,0 +1,1 @@
+"""A lab's own labelled slices, in plain folders."""
