@@ -39,6 +39,8 @@ def get_base() -> ConfigDict:
     c.data = ConfigDict(dict(
         name="phantom", data_dir="", manual_dir="",
         train="train", test="test",
+        labels=(),  # label budgets, each within the next: (10, 25) learns from 25 slices; () all
+        folds=0, fold=0,  # from 2 on: tested on this fold of the training split, by group
         norm="dataset",  # dataset | imagenet | aerial_bgr; one for all stages
         channels=1,  # 3 repeats the grey slice, for ImageNet weights
     ))

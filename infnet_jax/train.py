@@ -10,7 +10,9 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from infnet_jax import convert, crossfit, data, loop, mesh as mesh_lib, predict, present, tasks
+from infnet_jax import (
+    convert, crossfit, data, loop, mesh as mesh_lib, predict, present, splits, tasks,
+)
 from infnet_jax.models.infnet import is_output_layer
 from infnet_jax.state import Task, TrainState
 from infnet_jax.transfer import load_parameters, transfer
@@ -45,7 +47,8 @@ def run(config: ConfigDict, *, workdir: Path, dataset: Path, name: str, command:
     if config.weights:
         convert.load_imported(config.weights)  # unfit ones must not leave a workdir behind
     claim(workdir, config)
-    statistics = data.statistics(data.open_split(dataset, config.data.train))
+    images = data.open_split(dataset, config.data.train)
+    statistics = data.statistics(images, splits.visible(images, config))
     write_json(workdir / "statistics.json", dict(zip(("mean", "sd"), statistics, strict=True)))
     timings = []
     for stage in config.stages:
@@ -77,7 +80,10 @@ def _run_stage(
     if stage != "evaluate":
         return train_stage(stage, config, workdir, dataset, mesh, statistics)
     began = time.perf_counter()
-    test, train = (data.open_split(dataset, config.data[part]) for part in ("test", "train"))
+    test = splits.open_test(dataset, config)
+    train = splits.open_training(
+        dataset, config.data.train, config, masks=True
+    )
     if tasks.last_trained(config) == "multi":
         test = crossfit.with_priors(test, config.data.test, config, workdir)
     predict.evaluate(config, workdir=workdir, test=test, train=train, statistics=statistics)
@@ -103,7 +109,8 @@ def _open_data(
 ) -> tuple[data.Batches, data.Source]:
     """The training stream of a stage and its held-out examples (whole groups)."""
     section, fields = config[stage], ("image", "mask")
-    sources = [data.open_split(dataset, split) for split in section.splits]
+    masks = stage in ("segment", "multi")
+    sources = [splits.open_training(dataset, s, config, masks=masks) for s in section.splits]
     if stage in ("multi", "pretrain_multi") and config.multi.with_prior:
         fields = ("image", "mask", "prior")
         sources = [

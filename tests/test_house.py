@@ -15,7 +15,7 @@ _MODELS = {"ops", "models"}
 _LOSSES = {"losses", "losses_multi"}
 _TASKS = _MODELS | _LOSSES | {"augment", "metrics", "counts", "normalise", "optim", "state"}
 _DISK = {"data", "checkpoint", "transfer", "mesh", "figures", "logs", "summary", "workdir"}
-_FRONT = _TASKS | _DISK | {"tasks", "evaluation"}
+_FRONT = _TASKS | _DISK | {"tasks", "evaluation", "splits"}
 # A room of infnet_jax -> the rooms it may import. A new room needs a row: say what it may know.
 ARROWS: dict[str, set[str]] = {
     "__init__": set(),
@@ -39,6 +39,8 @@ ARROWS: dict[str, set[str]] = {
     "losses": {"ops"},
     "losses_multi": set(),
     "metrics": {"soft_metrics"},
+    "compare": set(),
+    "splits": {"data"},
     "counts": {"metrics"},
     "models": _MODELS,
     "tasks": _TASKS | {"tasks"},
