@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and in print.
 BLUE, ORANGE, GREEN, PINK, SKY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"
-_COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY)
+COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY)
 _STYLE = {
     "font.size": 10,
     "axes.titlesize": 11,
@@ -47,10 +47,10 @@ def learning_curves(rows: Sequence[Mapping[str, Any]], path: Path, panels: Seque
     Raises:
       ValueError: if no row holds a key.
     """
-    with _canvas(path, width=4.6 * len(panels), height=3.4) as figure:
+    with canvas(path, width=4.6 * len(panels), height=3.4) as figure:
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for ax, (title, curves) in zip(axes, panels, strict=True):
-            for colour, (key, label) in zip(cycle(_COLOURS), curves.items(), strict=False):
+            for colour, (key, label) in zip(cycle(COLOURS), curves.items(), strict=False):
                 _curve(ax, *_series(rows, key), label=label, colour=colour)
             ax.set(title=title, xlabel="step")
             if len(curves) > 1:
@@ -75,7 +75,7 @@ def inpainting_panel(
     if not epoch_rows:
         raise ValueError("inpainting_panel: no rows to draw")
     n = len(epoch_rows[0][1])
-    with _canvas(path, width=1.7 * 3 * n + 0.5, height=1.75 * len(epoch_rows) + 0.5) as figure:
+    with canvas(path, width=1.7 * 3 * n + 0.5, height=1.75 * len(epoch_rows) + 0.5) as figure:
         grid = figure.subplots(len(epoch_rows), 3 * n, squeeze=False)
         for line, (label, images, visible, reconstruction) in zip(grid, epoch_rows, strict=True):
             low, high = float(np.min(images)), float(np.max(images))
@@ -114,7 +114,7 @@ def overlays(
         raise ValueError("overlays: no cases to draw")
     from matplotlib.lines import Line2D
 
-    with _canvas(path, width=8.4, height=2.75 * len(cases) + 0.6) as figure:
+    with canvas(path, width=8.4, height=2.75 * len(cases) + 0.6) as figure:
         grid = figure.subplots(len(cases), 3, squeeze=False)
         for line, (title, image, truth, prob) in zip(grid, cases, strict=True):
             _picture(line[0], image)
@@ -141,7 +141,7 @@ def roc(fpr: np.ndarray, tpr: np.ndarray, auc: float, path: Path) -> Path:
       auc: the area, shown in the legend.
       path: the PNG to write.
     """
-    with _canvas(path, width=4.2, height=4.0) as figure:
+    with canvas(path, width=4.2, height=4.0) as figure:
         ax = figure.subplots()
         ax.plot([0, 1], [0, 1], color="#999999", linestyle="--", linewidth=1, label="chance")
         ax.plot(fpr, tpr, color=BLUE, label=f"AUC {auc:.3f}")
@@ -175,7 +175,7 @@ def augmentation(
     n = len(original)
     low, high = float(np.min(original)), float(np.max(original))
     sides = ("original", original, original_masks), ("augmented", augmented, augmented_masks)
-    with _canvas(path, width=5.4, height=2.5 * n + 0.4) as figure:
+    with canvas(path, width=5.4, height=2.5 * n + 0.4) as figure:
         grid = figure.subplots(n, 2, squeeze=False)
         for column, (title, pictures, masks) in zip(grid.T, sides, strict=True):
             column[0].set_title(title)
@@ -188,7 +188,7 @@ def augmentation(
 
 
 @contextmanager
-def _canvas(path: Path, *, width: float, height: float) -> Iterator["Figure"]:
+def canvas(path: Path, *, width: float, height: float) -> Iterator["Figure"]:
     """A figure in the house style, written to `path` at the end; leaves no global state."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -100,7 +100,7 @@ def nested_subset(source: data.Source, budgets: Sequence[int], seed: int) -> np.
         raise ValueError(
             f"data.labels={tuple(budgets)}: give rising numbers in 1 .. {len(source)}"
         )
-    members = data.members(source)
+    members = data.by_group(source)
     names = sorted(members)
     waiting = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
     taken: list[int] = []

@@ -11,7 +11,15 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from infnet_jax import (
-    convert, crossfit, data, loop, mesh as mesh_lib, predict, present, splits, tasks,
+    convert,
+    crossfit,
+    data,
+    loop,
+    mesh as mesh_lib,
+    predict,
+    present,
+    splits,
+    tasks,
 )
 from infnet_jax.models.infnet import is_output_layer
 from infnet_jax.state import Task, TrainState
@@ -80,14 +88,18 @@ def _run_stage(
     if stage != "evaluate":
         return train_stage(stage, config, workdir, dataset, mesh, statistics)
     began = time.perf_counter()
-    test = splits.open_test(dataset, config)
-    train = splits.open_training(
-        dataset, config.data.train, config, masks=True
-    )
-    if tasks.last_trained(config) == "multi":
-        test = crossfit.with_priors(test, config.data.test, config, workdir)
+    test = open_test(config, workdir, dataset)
+    train = splits.open_training(dataset, config.data.train, config, masks=True)
     predict.evaluate(config, workdir=workdir, test=test, train=train, statistics=statistics)
     return {"name": stage, "seconds": time.perf_counter() - began}
+
+
+def open_test(config: ConfigDict, workdir: Path, dataset: Path) -> data.Source:
+    """The test slices, with the priors of a multi-class network where the run trains one."""
+    test = splits.open_test(dataset, config)
+    if tasks.last_trained(config) != "multi":
+        return test
+    return crossfit.with_priors(test, config.data.test, config, workdir)
 
 
 def train_stage(

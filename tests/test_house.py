@@ -52,6 +52,9 @@ ARROWS: dict[str, set[str]] = {
     "loop": _FRONT | {"present"},
     "crossfit": _FRONT | {"loop", "predict"},
     "train": _FRONT | {"predict", "present", "loop", "convert", "crossfit"},
+    "study_figures": {"figures"},
+    "study_tables": {"compare", "evaluation", "study_figures", "summary", "workdir"},
+    "study": {"data", "logs", "predict", "splits", "study_tables", "train", "workdir"},
     "bench": {"tasks", "loop", "models", "normalise", "optim", "state"},
     "severity": set(),
     "detection": set(),
@@ -69,7 +72,7 @@ ARROWS: dict[str, set[str]] = {
     "score_files": {"imaging", "report", "scoring", "severity"},
     "cli": {
         "__init__", "evaluation", "parity", "convert", "predict", "train", "bench", "score_files",
-        "scan_files",
+        "scan_files", "study",
     },
 }
 _MAIN = {"train", "predict", "mesh"}
