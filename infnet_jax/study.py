@@ -4,6 +4,7 @@ A cell is one call of `train.run` in a folder of its own, so it resumes, and wha
 any run leaves. Cells whose first stages are set alike share them: the later cell gets a link.
 """
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -60,17 +61,20 @@ def load(config: str, overrides: Sequence[str]) -> ConfigDict:
     Raises:
       ValueError: no such file, preset, key or value; one line.
     """
-    file = Path(config.partition(":")[0])
+    name, _, preset = config.partition(":")
+    file = Path(name)
     if not file.is_file():
         raise ValueError(f"--config={file}: there is no such file; try --config=configs/study.py")
     sys.path.insert(0, str(file.resolve().parent.parent))  # it imports its neighbours
-    words, values = ["study", f"--config={config}", *overrides], flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", lock_config=True, flag_values=values, sys_argv=words
-    )
+    words, values = ["study", *overrides], flags.FlagValues()
     try:
+        spec = importlib.util.spec_from_file_location(file.stem, file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        found = module.get_config(*filter(None, [preset]))
+        config_flags.DEFINE_config_dict("config", found, flag_values=values, sys_argv=words)
         values(words)
-        return values["config"].value
+        return found
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ValueError(f"{config}: {lines[-1] if lines else error}") from error
@@ -168,9 +172,9 @@ def run(
             _borrow(cell, cells)
             run_cell(cell, datasets[cell.config.data.name], command)
         except Exception as error:  # whatever it is, the other cells can still run
-            failures[cell] = " ".join(str(error).split()) or type(error).__name__
+            failures[str(cell)] = " ".join(str(error).split()) or type(error).__name__
             write_text(cell.folder / "failed.txt", traceback.format_exc())
-            print(f"{head} failed: {failures[cell]}", file=sys.stderr)
+            print(f"{head} failed: {failures[str(cell)]}", file=sys.stderr)
             continue
         (cell.folder / "failed.txt").unlink(missing_ok=True)
         seconds = time.perf_counter() - began
@@ -181,8 +185,8 @@ def run(
         here.append((cell.row, seconds))
         jax.clear_caches()  # programs of a hundred cells would fill the memory
     page = study_tables.write(
-        config, [cell for cell in cells if cell not in failures], workdir=workdir,
-        failures={str(cell): message for cell, message in failures.items()}, command=command,
+        config, [cell for cell in cells if str(cell) not in failures], workdir=workdir,
+        failures=failures, command=command,
     )
     print(f"study: {len(cells) - len(failures)} of {len(cells)} cells finished: {page}")
     return 1 if failures else 0
