@@ -62,7 +62,10 @@ def get_base() -> ConfigDict:
     )
     c.segment.optim = optimizer("adamw", weight_decay=1e-2, eps=1e-6, clip_norm=5.0)
     c.segment.schedule = schedule("cosine", 2e-3, warmup_steps=20)
-    c.evaluate = ConfigDict(dict(tta=True, batch_size=8, threshold=0.5))
+    c.evaluate = ConfigDict(dict(
+        tta=True, batch_size=8, threshold=0.5,
+        choose_threshold=False,  # True: instead, the best one on the held-out training slices
+    ))
     return c
 
 

@@ -1,100 +1,23 @@
 """What a study shows: its two tables, the curve over label budgets and the slices one by one."""
 
-import csv
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from infnet_jax import compare, study_figures
 from infnet_jax.evaluation import write_csv
+from infnet_jax.study_results import DICE, Results, collect, select
 from infnet_jax.summary import markdown_table
 from infnet_jax.workdir import write_text
 
-# Reading of Dice -> (end of its column in evaluation.csv, heading).
-DICE = {
-    "mean": ("_mean", "Dice, mean of 256"),
-    "stretched": ("_toolbox", "Dice at {:g}, stretched"),
-    "raw": ("", "Dice at {:g}, raw"),
-}
 LOSSES = {
     "total": "training loss in all", "coarse": "eq. 4, map 5", "s32": "eq. 4, map 4",
     "s16": "eq. 4, map 3", "s8": "eq. 4, map 2 (final)", "edge": "edge",
     "entropy": "cross-entropy", "dice": "soft Dice loss", "distance": "|logit - truth|",
 }  # fmt: skip
-
-
-class Results(NamedTuple):
-    """What the finished cells of one row at one label budget found.
-
-    Attributes:
-      row: its key; labels: the budget, 0 for all; count: slices really learnt from.
-      seeds: those finished; ids: of the slices, sorted.
-      dice: reading -> class -> [seeds, slices]; NaN where undefined.
-      losses: definition -> [seeds, slices].
-    """
-
-    row: str
-    labels: int
-    count: float
-    seeds: tuple[int, ...]
-    ids: tuple[str, ...]
-    dice: Mapping[str, Mapping[str, np.ndarray]]
-    losses: Mapping[str, np.ndarray]
-
-
-def collect(cells: Sequence[Any]) -> list[Results]:
-    """Reads what finished cells left; a seed of which a fold is missing does not count.
-
-    Args:
-      cells: finished ones, see `study.Cell`.
-
-    Raises:
-      ValueError: two cells of a row were tested on different slices.
-    """
-    rows: dict[tuple, dict[int, list]] = {}
-    for cell in cells:
-        rows.setdefault((cell.row, cell.labels), {}).setdefault(cell.seed, []).append(cell)
-    found = []
-    for (row, labels), of_seeds in rows.items():
-        most = max(len(folds) for folds in of_seeds.values())
-        whole = {seed: folds for seed, folds in of_seeds.items() if len(folds) == most}
-        tables = [_read(folds) for folds in whole.values()]
-        ids = sorted(tables[0])
-        if any(sorted(table) != ids for table in tables):
-            raise ValueError(f"row {row}: its cells were tested on different slices")
-        stack = {
-            name: np.array([[table[i][name] for i in ids] for table in tables])
-            for name in tables[0][ids[0]]
-        }
-        named = [name[5:] for name in stack if name.startswith("dice_") and name.endswith("_mean")]
-        classes = [name.removesuffix("_mean") for name in named]
-        counts = [json.loads((cell.folder / "labelled.json").read_text())
-                  for folds in whole.values() for cell in folds]
-        found.append(Results(
-            row, labels, float(np.mean(counts)), tuple(whole), tuple(ids),
-            {kind: {c: stack[f"dice_{c}{end}"] for c in classes}
-             for kind, (end, _) in DICE.items()},
-            {name[5:]: values for name, values in stack.items() if name.startswith("loss_")},
-        ))  # fmt: skip
-    return found
-
-
-def _read(folds: Sequence[Any]) -> dict[str, dict[str, float]]:
-    """Slice -> column -> value, of the folds (or the one test split) of one seed."""
-    table: dict[str, dict[str, float]] = {}
-    for cell in folds:
-        losses = json.loads((cell.folder / "losses.json").read_text())
-        with (cell.folder / "evaluation.csv").open(newline="") as file:
-            for i, line in enumerate(csv.DictReader(file)):
-                row = {key: float(value) for key, value in line.items() if key != "id"}
-                row |= {f"loss_{name}": values[i] for name, values in losses.items()}
-                table[line["id"]] = row
-    return table
 
 
 def dice_lines(
@@ -118,7 +41,7 @@ def dice_lines(
             groups["mean of classes"] = classes
         other = of_row.get((row.against, result.labels))
         for name, group in groups.items():
-            values = {kind: _select(result, kind, group, without) for kind in DICE}
+            values = {kind: select(result, kind, group, without) for kind in DICE}
             line: dict[str, Any] = {
                 "row": row.title, "labels": result.labels or "all", "learnt_from": result.count,
                 "class": name, "seeds": len(result.seeds), "slices": values["mean"].shape[1],
@@ -130,7 +53,7 @@ def dice_lines(
             for kind, ours in values.items():
                 line[f"{kind}_gain"] = line[f"{kind}_p"] = math.nan
                 if other:
-                    theirs = _select(other, kind, group, without)
+                    theirs = select(other, kind, group, without)
                     line[f"{kind}_gain"] = line[kind] - compare.mean(theirs)
                     line[f"{kind}_p"] = compare.wilcoxon(*map(compare.per_slice, (ours, theirs)))
             shown = not result.labels and name in ("infection", "mean of classes")
@@ -160,14 +83,6 @@ def loss_lines(config: ConfigDict, results: Sequence[Results]) -> list[dict[str,
                 "paper": row.paper_loss if name == "total" and not result.labels else math.nan,
             })  # fmt: skip
     return lines
-
-
-def _select(
-    result: Results, kind: str, classes: Sequence[str], without: Sequence[str]
-) -> np.ndarray:
-    """[seeds, slices, classes] of one reading."""
-    kept = [i for i, name in enumerate(result.ids) if name not in without]
-    return np.stack([result.dice[kind][name][:, kept] for name in classes], -1)
 
 
 def write(
@@ -217,7 +132,6 @@ def _table1(config: ConfigDict, results: Sequence[Results], workdir: Path) -> li
 def _table2(config: ConfigDict, results: Sequence[Results], workdir: Path) -> list[str]:
     parts, rows = ["## Table II: Dice on the test slices", DICE_NOTE], []
     known = set().union(*(result.ids for result in results))
-    threshold = next(iter(config.bases.values())).evaluate.threshold
     for without in ((), *(ids for ids in config.leaking if known & {*ids})):
         name = f"Without slices {', '.join(without)}" if without else "All slices"
         lines = dice_lines(config, results, without)
@@ -231,7 +145,7 @@ def _table2(config: ConfigDict, results: Sequence[Results], workdir: Path) -> li
              line["paper"]]
             for line in lines
         ]  # fmt: skip
-        head = ["row", "labels", "class", "seeds", *(h.format(threshold) for _, h in DICE.values()),
+        head = ["row", "labels", "class", "seeds", *(h for _, h in DICE.values()),
                 "against", "gain", "p (Holm)", "paper"]
         parts += [f"### {name}", markdown_table(head, table)]
     write_csv(workdir / "table2.csv", rows)
@@ -245,12 +159,12 @@ def _figures(config: ConfigDict, results: Sequence[Results], workdir: Path) -> l
     of_row = {(r.row, r.labels): r for r in results}
     for result in results:
         row, classes = config.rows[result.row], list(result.dice["mean"])
-        values = _select(result, "mean", classes, ())
+        values = select(result, "mean", classes, ())
         point = (result.count, compare.mean(values), *compare.interval(values))
         curves.setdefault(row.title, []).append(point)
         other = of_row.get((row.against, result.labels))
         if other and not result.labels:
-            theirs = _select(other, "mean", classes, ())
+            theirs = select(other, "mean", classes, ())
             pairs.append((config.rows[row.against].title, row.title,
                           compare.per_slice(theirs), compare.per_slice(values)))
     curves = {title: sorted(points) for title, points in curves.items() if len(points) > 1}
@@ -287,8 +201,9 @@ DICE_NOTE = (
     "Mean [95 % bootstrap interval] over slices and seeds. *Mean of 256* and *stretched* follow "
     "the published toolbox: each map is stretched to 0..1, and a slice without lesion scores 0. "
     "*Raw* takes the probabilities as they are and leaves out slices where truth and prediction "
-    "are both empty. A gain in the first that the others do not show only sharpens the map. Gain "
-    "and p are in the order of the three readings; p is the paired Wilcoxon signed-rank test over "
+    "are both empty; both are cut at 0.5 unless the row says otherwise. A gain in the first that "
+    "the others do not show only sharpens the map. Gain and p are in the order of the three "
+    "readings; p is the paired Wilcoxon signed-rank test over "
     "slices, each averaged over its seeds, Holm-corrected over all comparisons of its class. The "
     "paper's figures come from other data and an undefined Dice."
 )

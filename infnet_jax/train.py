@@ -90,6 +90,13 @@ def _run_stage(
     began = time.perf_counter()
     test = open_test(config, workdir, dataset)
     train = splits.open_training(dataset, config.data.train, config, masks=True)
+    if config.evaluate.choose_threshold:
+        _, held_out = _open_data(tasks.last_trained(config), config, dataset, workdir)
+        found = predict.choose_threshold(
+            config, workdir=workdir, held_out=held_out, statistics=statistics
+        )
+        config = config.copy_and_resolve_references()
+        config.evaluate.threshold = found
     predict.evaluate(config, workdir=workdir, test=test, train=train, statistics=statistics)
     return {"name": stage, "seconds": time.perf_counter() - began}
 

@@ -53,8 +53,14 @@ ARROWS: dict[str, set[str]] = {
     "crossfit": _FRONT | {"loop", "predict"},
     "train": _FRONT | {"predict", "present", "loop", "convert", "crossfit"},
     "study_figures": {"figures"},
-    "study_tables": {"compare", "evaluation", "study_figures", "summary", "workdir"},
-    "study": {"data", "logs", "predict", "splits", "study_tables", "train", "workdir"},
+    "study_cells": set(),
+    "study_results": set(),
+    "study_tables": {
+        "compare", "evaluation", "study_figures", "study_results", "summary", "workdir",
+    },
+    "study": {
+        "data", "logs", "predict", "splits", "study_cells", "study_tables", "train", "workdir",
+    },
     "bench": {"tasks", "loop", "models", "normalise", "optim", "state"},
     "severity": set(),
     "detection": set(),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import study as config_file
-from infnet_jax import cli, compare, study, study_figures, study_tables
+from infnet_jax import cli, compare, study, study_cells, study_figures, study_results, study_tables
 
 
 class Fake:
@@ -33,7 +33,7 @@ class Fake:
 def leave(folder, dice, labelled=10, losses=(1.0, 2.0), classes=("infection",)):
     """What a finished run leaves, the three readings alike."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = [f"dice_{c}{end}" for c in classes for end, _ in study_tables.DICE.values()]
+    names = [f"dice_{c}{end}" for c in classes for end, _ in study_results.DICE.values()]
     with (folder / "evaluation.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["id", *names])
@@ -115,28 +115,29 @@ def test_results_of_another_config_are_not_taken(walk, config, tmp_path):
 
 def test_stages_are_lent_only_where_they_would_come_out_alike(config, tmp_path):
     config.rows.selfsup.seeds = (0, 1)
-    cells = {str(cell): cell for cell in study.make_cells(config, tmp_path)}
+    cells = {str(cell): cell for cell in study_cells.make_cells(config, tmp_path)}
     configs = {name: json.loads(cell.config.to_json()) for name, cell in cells.items()}
     one, few = configs[CELLS[2]], configs[CELLS[3]]
-    assert study._deciding(one, "pretrain") == study._deciding(few, "pretrain")
+    assert study_cells.deciding(one, "pretrain") == study_cells.deciding(few, "pretrain")
     assert few["data"]["labels"] == [4] and one["data"]["labels"] == []
     other = configs["selfsup, all labels, seed 1"]
-    assert study._deciding(one, "pretrain") != study._deciding(other, "pretrain")
+    assert study_cells.deciding(one, "pretrain") != study_cells.deciding(other, "pretrain")
     for change in (dict(model=dict(width=16)), dict(coach=dict(width=4)), dict(data=dict(fold=1))):
         key, value = next(iter(change.items()))
-        assert study._deciding(one, "pretrain") != study._deciding(
+        assert study_cells.deciding(one, "pretrain") != study_cells.deciding(
             {**one, key: {**one[key], **value}}, "pretrain")
 
 
 def test_priors_are_lent_between_rows_that_differ_in_the_last_network_alone(tmp_path):
     config = config_file.get_config("semiseg")
-    cells = study.make_cells(config, tmp_path)
+    cells = study_cells.make_cells(config, tmp_path)
     assert len(cells) == 5 * (3 * 4 + 3) + 3 * 7
     of_row = {cell.row: json.loads(cell.config.to_json()) for cell in cells
               if cell.seed == 0 and not cell.labels}
 
     def alike(one, other, stage):
-        return study._deciding(of_row[one], stage) == study._deciding(of_row[other], stage)
+        one, other = (study_cells.deciding(of_row[row], stage) for row in (one, other))
+        return one == other
 
     assert alike("multi_sinfnet", "multi_aug50", "prior")
     assert alike("multi_selfsup", "multi_selfsup_aug", "pretrain_multi")
@@ -165,11 +166,12 @@ def test_a_lender_that_is_gone_is_no_obstacle(walk, tmp_path):
 def test_a_wrong_row_is_refused_before_anything_runs(config, tmp_path, change, message):
     config.update(change)
     with pytest.raises(ValueError, match=message):
-        study.make_cells(config, tmp_path)
+        study_cells.make_cells(config, tmp_path)
 
 
 def test_the_rows_are_what_their_names_say(tmp_path):
-    rows = {c.row: c.config for c in study.make_cells(config_file.get_config("semiseg"), tmp_path)}
+    cells = study_cells.make_cells(config_file.get_config("semiseg"), tmp_path)
+    rows = {cell.row: cell.config for cell in cells}
     assert rows["sinfnet"].segment.augmentation.flip_h == 0.0
     assert rows["aug40"].segment.augmentation.cutout == 0.4
     assert rows["multi_aug40"].multi.augmentation.cutout == 0.4
@@ -184,12 +186,12 @@ def test_the_rows_are_what_their_names_say(tmp_path):
 def test_folds_are_put_together_again(config, tmp_path):
     config.folds, config.run = 2, ("sinfnet",)
     config.rows.sinfnet.labels = (0,)
-    cells = study.make_cells(config, tmp_path)
+    cells = study_cells.make_cells(config, tmp_path)
     assert [(c.config.data.fold, c.config.data.folds, c.config.data.test) for c in cells] == [
         (0, 2, "train"), (1, 2, "train")]
     leave(cells[0].folder, {"c": 0.1, "a": 0.2})
     leave(cells[1].folder, {"b": 0.4}, losses=(5.0,))
-    [result] = study_tables.collect(cells)
+    [result] = study_results.collect(cells)
     assert result.ids == ("a", "b", "c")
     assert result.dice["mean"]["infection"].tolist() == [[0.2, 0.4, 0.1]]
     assert result.losses["total"].tolist() == [[2.0, 5.0, 1.0]]
@@ -201,7 +203,7 @@ def test_table_two_by_hand(config, tmp_path):
     config.run, config.leaking = ("sinfnet", "selfsup"), (("f",), ("nowhere",))
     theirs = dict(zip("abcdef", (0.1, 0.2, 0.3, 0.4, 0.5, 0.9), strict=True))
     gains = dict(zip("abcdef", (0.01, 0.02, 0.03, 0.04, 0.05, -0.06), strict=True))
-    cells = study.make_cells(config, tmp_path)
+    cells = study_cells.make_cells(config, tmp_path)
     for cell in cells:
         shift = 0.02 * (cell.seed - 0.5)
         gain = gains if cell.row == "selfsup" else dict.fromkeys(gains, 0.0)
@@ -229,11 +231,11 @@ def test_table_two_by_hand(config, tmp_path):
 
 def test_two_classes_get_their_mean_and_budgets_a_curve(config, tmp_path):
     config.run = ("sinfnet",)
-    cells = study.make_cells(config, tmp_path)
+    cells = study_cells.make_cells(config, tmp_path)
     for cell in cells:
         leave(cell.folder, {"a": 0.2, "b": 0.4}, classes=("ggo", "consolidation"),
               labelled=cell.labels or 9)
-    results = study_tables.collect(cells)
+    results = study_results.collect(cells)
     lines = study_tables.dice_lines(config, results)
     assert [line["class"] for line in lines] == ["ggo", "consolidation", "mean of classes"] * 2
     assert all(line["mean"] == pytest.approx(0.3) for line in lines)
@@ -245,11 +247,11 @@ def test_two_classes_get_their_mean_and_budgets_a_curve(config, tmp_path):
 def test_p_values_are_corrected_over_all_comparisons_of_a_class(config, tmp_path):
     for name in config.run:
         config.rows[name].labels = (0,)
-    cells = study.make_cells(config, tmp_path)
+    cells = study_cells.make_cells(config, tmp_path)
     rng = np.random.default_rng(0)
     for cell in cells:
         leave(cell.folder, {str(i): v for i, v in enumerate(rng.uniform(0, 1, 9))}, losses=range(9))
-    results = study_tables.collect(cells)
+    results = study_results.collect(cells)
     lines = {line["row"]: line for line in study_tables.dice_lines(config, results)}
     base, *others = (r.dice["raw"]["infection"][0] for r in results)
     right = compare.holm([compare.wilcoxon(other, base) for other in others])
