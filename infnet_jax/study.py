@@ -79,34 +79,31 @@ def run(
     datasets = {name: prepare(one) for name, one in datasets.items()}
     if not jax.config.jax_compilation_cache_dir:  # most cells compile the same programs
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
-    failures, here = {}, []
+    failures: dict[str, str] = {}
+    here: list[tuple[str, float]] = []
     for number, cell in enumerate(cells, start=1):
         head = f"study: cell {number} of {len(cells)}: {cell}"
         began = time.perf_counter()
         try:
             claim(cell.folder, cell.config)
-            if (cell.folder / "cell.json").exists():
-                continue
-            print(f"{head}; {_remaining(cells, here)}", file=sys.stderr)
-            borrow(cell, cells)
-            run_cell(cell, datasets[cell.config.data.name], command)
+            if not (cell.folder / "cell.json").exists():
+                print(f"{head}; {_remaining(cells, here)}", file=sys.stderr)
+                borrow(cell, cells)
+                run_cell(cell, datasets[cell.config.data.name], command)
+                here.append((cell.row, time.perf_counter() - began))
+                write_json(cell.folder / "cell.json", {"cell": str(cell), "seconds": here[-1][1]})
+                (cell.folder / "failed.txt").unlink(missing_ok=True)
+                jax.clear_caches()  # programs of a hundred cells would fill the memory
         except Exception as error:  # whatever it is, the other cells can still run
             failures[str(cell)] = " ".join(str(error).split()) or type(error).__name__
             write_text(cell.folder / "failed.txt", traceback.format_exc())
             print(f"{head} failed: {failures[str(cell)]}", file=sys.stderr)
-            continue
-        (cell.folder / "failed.txt").unlink(missing_ok=True)
-        seconds = time.perf_counter() - began
-        write_json(cell.folder / "cell.json", {
-            "row": cell.row, "seed": cell.seed, "labels": cell.labels, "fold": cell.fold,
-            "seconds": seconds,
-        })  # fmt: skip
-        here.append((cell.row, seconds))
-        jax.clear_caches()  # programs of a hundred cells would fill the memory
-    page = study_tables.write(
-        config, [cell for cell in cells if str(cell) not in failures], workdir=workdir,
-        failures=failures, command=command,
-    )
+        last = number == len(cells)
+        if last or (here and cells[number].seed != cell.seed):  # tables of what there is so far
+            page = study_tables.write(
+                config, [c for c in cells[:number] if str(c) not in failures], workdir=workdir,
+                failures=failures, command=command,
+            )
     print(f"study: {len(cells) - len(failures)} of {len(cells)} cells finished: {page}")
     return 1 if failures else 0
 

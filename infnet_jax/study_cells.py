@@ -46,6 +46,8 @@ def make_cells(config: ConfigDict, workdir: Path) -> list[Cell]:
     Raises:
       ValueError: a row with an unknown base or key, or with no seed or budget.
     """
+    if not config.run:
+        raise ValueError("run: name at least one of the rows")
     for name in config.run:
         if name not in config.rows:
             raise ValueError(f"run: {name!r} is none of the rows {', '.join(config.rows)}")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import supervised
+from configs import multi as multi_config, supervised
 from infnet_jax import metrics, normalise, predict as predict_stage, present, tasks
 from infnet_jax.evaluation import floors
 from infnet_jax.tasks import segment
@@ -130,3 +130,21 @@ def test_losses_of_a_slice_by_hand(monkeypatch):
         total = sum(found[name][i] for name in (*segment.MAPS, "edge"))
         assert found["total"][i] == pytest.approx(total, rel=1e-6)
     assert found["distance"] == [0.0, 1.0]
+
+
+def test_losses_of_three_classes_by_hand(monkeypatch):
+    class Flat:
+        def apply(self, variables, x, train):
+            assert x.shape[-1] == 2  # slice and prior
+            return {"logits": jnp.zeros((*x.shape[:3], 3))}
+
+    config = multi_config.get_config("tiny")
+    config.multi.size = 32
+    mask = np.full((32, 32, 1), 2, np.uint8)
+    test = [{"image": mask, "mask": mask, "prior": mask, "id": "a"}]
+    monkeypatch.setattr(predict_stage, "load_weights", lambda folder, part: {})
+    monkeypatch.setattr(tasks, "make_multi_net", lambda config: Flat())
+    found = predict_stage.losses(config, workdir=Path(), test=test, statistics=(0.4, 0.2))
+    assert found["entropy"] == pytest.approx([np.log(3)])
+    assert found["total"][0] == pytest.approx(found["entropy"][0] + found["dice"][0])
+    assert found["distance"] == pytest.approx([1 / 3])

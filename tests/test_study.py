@@ -87,6 +87,7 @@ def test_a_killed_study_goes_on_where_it_stopped(walk):
     assert fake.ran == CELLS[:4]
     fake.fail, fake.ran, fake.made = {}, [], []
     assert walk(fake) == 0 and fake.ran == CELLS[3:]
+    assert fake.made[0] == (CELLS[3], "segment")  # its pre-training was lent before the kill
     assert (CELLS[3], "pretrain") not in fake.made
 
 
@@ -157,6 +158,7 @@ def test_a_lender_that_is_gone_is_no_obstacle(walk, tmp_path):
 
 
 @pytest.mark.parametrize(("change", "message"), [
+    (dict(run=()), "run: name at least one of the rows"),
     (dict(run=("sinfet",)), "run: 'sinfet' is none of the rows"),
     (dict(rows=dict(sinfnet=dict(base="superb"))), "rows.sinfnet.base='superb': choose one of"),
     (dict(rows=dict(sinfnet=dict(seeds=()))), "rows.sinfnet: give at least one of seeds"),
