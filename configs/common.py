@@ -41,6 +41,8 @@ def get_base() -> ConfigDict:
     c.data = ConfigDict(dict(
         name="phantom", data_dir="", manual_dir="",
         train="train", test="test",
+        labels=(),  # label budgets, each within the next: (10, 25) learns from 25 slices; () all
+        folds=0, fold=0,  # from 2 on: tested on this fold of the training split, by group
         # What `pretrain` trains on instead of pretrain.splits, such as
         # "covid_semiseg/binary:unlabeled + 2 * ictcf"; see docs/data.md
         pretrain="",
@@ -66,7 +68,10 @@ def get_base() -> ConfigDict:
     )
     c.segment.optim = optimizer("adamw", weight_decay=1e-2, eps=1e-6, clip_norm=5.0)
     c.segment.schedule = schedule("cosine", 2e-3, warmup_steps=20)
-    c.evaluate = ConfigDict(dict(tta=True, batch_size=8, threshold=0.5))
+    c.evaluate = ConfigDict(dict(
+        tta=True, batch_size=8, threshold=0.5,
+        choose_threshold=False,  # True: instead, the best one on the held-out training slices
+    ))
     return c
 
 

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _make_parser()
     if words and not words[0].startswith("-"):
         _check_verb(parser, words[0])
-    options = parser.parse_args(words)
+    options, more = parser.parse_known_args(words)
+    options.overrides = more if options.verb == "study" else []
+    wrong = [w for w in more if not (w in options.overrides and w.startswith("--config."))]
+    if wrong:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     try:
         return options.run(options)
     except (ValueError, OSError, ImportError) as error:
@@ -109,6 +114,13 @@ def _make_parser() -> _Parser:
     verb.add_argument("--csv", type=Path, metavar="OUT", help="also write one row a patient")
     verb.set_defaults(run=_detect)
 
+    verb = verbs.add_parser("study", help="train and compare systems: tables, tests, figures")
+    verb.add_argument("--config", required=True, metavar="FILE[:PRESET]",
+                      help="such as configs/study.py; --config.KEY=VALUE changes a value of it")
+    verb.add_argument("--workdir", type=Path, metavar="DIR",
+                      help="default: runs/<file>[-<preset>]; the same one resumes")
+    verb.set_defaults(run=_study)
+
     verb = verbs.add_parser("severity", help="score existing infection masks; no model is run")
     verb.add_argument("masks", type=_existing, nargs="+", metavar="MASK", help="files or folders")
     verb.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -160,6 +172,19 @@ def _detect(options: argparse.Namespace) -> int:
     return screening.run(
         options.checkpoint, options.dataset, options.split, positive=options.positive,
         negative=options.negative, csv=options.csv,
+    )
+
+
+def _study(options: argparse.Namespace) -> int:
+    from infnet_jax import study
+
+    words = ["infnet-jax", "study", f"--config={options.config}", *options.overrides]
+    file, _, preset = options.config.partition(":")
+    name = "-".join(filter(None, [Path(file).stem, preset]))
+    words += [f"--workdir={options.workdir}"] if options.workdir else []
+    return study.run(
+        study.load(options.config, options.overrides), command=shlex.join(words),
+        workdir=options.workdir or Path("runs") / name,
     )
 
 

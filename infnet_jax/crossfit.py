@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from infnet_jax import data, loop, metrics, predict, tasks
+from infnet_jax import data, loop, metrics, predict, splits, tasks
 from infnet_jax.state import Task, TrainState
 from infnet_jax.workdir import write_json, write_npz
 
@@ -44,20 +44,23 @@ def run(
     began, folder = time.perf_counter(), workdir / "prior"
     steps = 0
     if config.prior.kind == "crossfit":
-        source = data.open_split(dataset, config.data.train, tasks.target(config))
-        folds = data.group_folds(source, config.prior.folds, config.seed)
-        for k, held in enumerate(folds):
+        source = splits.open_whole(dataset, config.data.train, config)
+        labelled = splits.labelled(source, config)
+        parts = data.select(source, labelled)
+        for k, fold in enumerate(data.group_folds(parts, config.prior.folds, config.seed)):
+            held = labelled[fold]
+            kept = np.setdiff1d(labelled, held)
             if (folder / f"fold{k}.npz").exists():
                 continue
             timing = _train_fold(
-                config, source, held, folder / f"fold{k}", mesh, statistics, start
+                config, source, kept, held, folder / f"fold{k}", mesh, statistics, start
             )
             if timing is None:
                 return None
             steps += timing["steps"]
-            _write_maps(config, folder / f"fold{k}", held, dataset, statistics)
+            _write_maps(config, folder / f"fold{k}", kept, dataset, statistics)
         if jax.process_index() == 0:
-            _write_score(config, workdir, source)
+            _write_score(config, workdir, parts)
     return {"name": "prior", "seconds": time.perf_counter() - began, "steps": steps}
 
 
@@ -82,12 +85,11 @@ def with_priors(source: data.Source, split: str, config: ConfigDict, workdir: Pa
 
 
 def _train_fold(
-    config: ConfigDict, source: data.Source, held: np.ndarray, directory: Path, mesh: Any,
-    statistics: tuple[float, float], start: Callable,
+    config: ConfigDict, source: data.Source, kept: np.ndarray, held: np.ndarray, directory: Path,
+    mesh: Any, statistics: tuple[float, float], start: Callable,
 ) -> dict | None:
     """One fold; what it left out is watched, but chooses nothing: the last weights serve."""
     section = config.segment
-    kept = np.setdiff1d(np.arange(len(source)), held)
     batches = data.Batches(
         data.select(source, kept), batch_size=section.batch_size, size=section.size,
         seed=config.seed, process_index=jax.process_index(), process_count=jax.process_count(),
@@ -100,16 +102,16 @@ def _train_fold(
 
 
 def _write_maps(
-    config: ConfigDict, directory: Path, held: np.ndarray, dataset: Path,
+    config: ConfigDict, directory: Path, kept: np.ndarray, dataset: Path,
     statistics: tuple[float, float],
 ) -> None:
-    """The fold's maps: of the training slices it left out, and of all the other splits."""
+    """The fold's maps: of the training slices it has not seen, and of all the other splits."""
     weights = predict.load_weights(directory / "checkpoints", "latest")
     found = {}
     for split in dict.fromkeys([config.data.train, config.data.test, *config.prior.splits]):
-        source = data.open_split(dataset, split, tasks.target(config))
+        source = splits.open_whole(dataset, split, config)
         if split == config.data.train:
-            source = data.select(source, held)
+            source = data.select(source, np.setdiff1d(np.arange(len(source)), kept))
         maps = predict.sweep("segment", config, weights, source, statistics)
         for i, prob in enumerate(maps):
             name = f"{split}/{data.text(source[i]['id'])}"

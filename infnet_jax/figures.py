@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and in print.
 BLUE, ORANGE, GREEN, PINK, SKY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"
-_COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY)
+COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY)
 _STYLE = {
     "font.size": 10,
     "axes.titlesize": 11,
@@ -50,7 +50,7 @@ def learning_curves(rows: Sequence[Mapping[str, Any]], path: Path, panels: Seque
     with canvas(path, width=4.6 * len(panels), height=3.4) as figure:
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for ax, (title, curves) in zip(axes, panels, strict=True):
-            for colour, (key, label) in zip(cycle(_COLOURS), curves.items(), strict=False):
+            for colour, (key, label) in zip(cycle(COLOURS), curves.items(), strict=False):
                 _curve(ax, *_series(rows, key), label=label, colour=colour)
             ax.set(title=title, xlabel="step")
             if len(curves) > 1:

@@ -67,7 +67,10 @@ class Segmenter:
         statistics = json.loads((self._workdir / "statistics.json").read_text())
         self._norm = tasks.make_norm(self._config, (statistics["mean"], statistics["sd"]))
         self.stage = tasks.last_trained(self._config)
+        chosen = self._workdir / "threshold.json"  # where the run chose it on held-out slices
         self.threshold = self._config.evaluate.threshold
+        if chosen.exists():
+            self.threshold = json.loads(chosen.read_text())
         held_out = self._config[self.stage].validation
         folder = self._workdir / self.stage / "checkpoints"
         weights = predict.load_weights(folder, "best" if held_out else "latest")

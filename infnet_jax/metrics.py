@@ -150,7 +150,7 @@ def threshold_scores(
     return {name: float(value) for name, value in found.items()}
 
 
-def _defined_mean(values: np.ndarray) -> np.ndarray:
+def defined_mean(values: np.ndarray) -> np.ndarray:
     """Mean over the first axis without NaN; NaN where nothing is defined."""
     defined = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
@@ -188,20 +188,20 @@ def summarise(records: Sequence[dict], reading: str = "toolbox") -> dict:
     }
     each = [scores(r["tp"], r["fp"], r["positives"], r["pixels"], reading) for r in records]
     stacks = {name: np.stack([one[name] for one in each]) for name in SCORES}
-    curves = {name: _defined_mean(stack) for name, stack in stacks.items()}
+    curves = {name: defined_mean(stack) for name, stack in stacks.items()}
     out["undefined"]["curves"] = {
         name: int(np.isnan(stack).sum(0).max()) for name, stack in stacks.items()
     }
-    out["mean"] = {name: float(_defined_mean(curve)) for name, curve in curves.items()}
+    out["mean"] = {name: float(defined_mean(curve)) for name, curve in curves.items()}
     out["max"] = {name: float(np.fmax.reduce(curve)) for name, curve in curves.items()}
     for kind in ("adaptive", "minmax", "none"):
         each = [threshold_scores(record, kind, reading) for record in records]
         stacks = {name: np.array([one[name] for one in each]) for name in SCORES}
-        out[kind] = {name: float(_defined_mean(stack)) for name, stack in stacks.items()}
+        out[kind] = {name: float(defined_mean(stack)) for name, stack in stacks.items()}
         out["undefined"][kind] = {name: int(np.isnan(s).sum()) for name, s in stacks.items()}
     for name in ("s_measure", "weighted_f", "mae"):
         values = np.array([record[name] for record in records])
-        out[name] = float(_defined_mean(np.nan_to_num(values) if reading == "toolbox" else values))
+        out[name] = float(defined_mean(np.nan_to_num(values) if reading == "toolbox" else values))
     positive, negative = (sum(record["histograms"][k] for record in records) for k in (0, 1))
     fpr, tpr, out["roc_auc"] = roc_from_histograms(positive, negative)
     out["roc"] = (fpr.tolist(), tpr.tolist())

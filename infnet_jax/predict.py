@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from infnet_jax import data, evaluation, mesh as mesh_lib, metrics, tasks
+from infnet_jax import data, evaluation, mesh as mesh_lib, metrics, normalise, tasks
 from infnet_jax.tasks import multi, segment
 from infnet_jax.transfer import load_parameters
 from infnet_jax.workdir import write_json
@@ -58,6 +59,7 @@ def evaluate(
         for row, record, value in zip(rows, records, dice, strict=True):
             row[f"dice_{name}"] = value
             row[f"dice_{name}_toolbox"] = metrics.threshold_scores(record)["dice"]
+            row[f"dice_{name}_mean"] = float(record["curves"]["dice"].mean())
         if jax.process_index() == 0:
             folder = workdir / "predictions" / ("" if channel is None else name)
             full = _write_maps(folder, cases, probs)
@@ -130,6 +132,85 @@ def make_sweep(
         return maps[: len(source)]
 
     return run
+
+
+def choose_threshold(
+    config: ConfigDict, *, workdir: Path, held_out: data.Source, statistics: tuple[float, float]
+) -> float:
+    """The threshold with the best mean Dice on the held-out training slices.
+
+    Dice of raw probabilities, empty-aware, averaged over slices and then classes, at the 255
+    thresholds between 8-bit grey levels; of equal ones the nearest to 0.5. Written to
+    `threshold.json`, which the Segmenter reads.
+
+    Raises:
+      ValueError: nothing was held out.
+    """
+    stage = tasks.last_trained(config)
+    if not len(held_out):
+        raise ValueError(f"evaluate.choose_threshold needs {stage}.validation above 0, it is 0")
+    weights = load_weights(workdir / stage / "checkpoints", "best")
+    maps, dice = sweep(stage, config, weights, held_out, statistics), []
+    for channel in classes(stage).values():
+        of_class = []
+        for prob, case in zip(maps, data.examples(held_out), strict=True):
+            record = metrics.toolbox(
+                prob if channel is None else prob[..., channel], _marked(case, channel)
+            )
+            tp, fp = (h[::-1].cumsum()[::-1][1:] for h in record["histograms"])
+            found = metrics.scores(tp, fp, record["positives"], record["pixels"], "empty_aware")
+            of_class.append(found["dice"])
+        dice.append(metrics.defined_mean(np.array(of_class)))
+    mean = np.nan_to_num(np.mean(dice, axis=0))
+    best = np.flatnonzero(mean == mean.max())
+    chosen = float((best[np.argmin(np.abs(best - 127))] + 0.5) / 255)
+    write_json(workdir / "threshold.json", chosen)
+    return chosen
+
+
+def losses(
+    config: ConfigDict, *, workdir: Path, test: data.Source, statistics: tuple[float, float]
+) -> dict[str, list[float]]:
+    """Losses of the evaluated network on each slice of a test split, at the network's own size.
+
+    Args:
+      test: as `evaluate` takes it.
+
+    Returns:
+      One value a slice for each definition. `segment`: `total` (eq. 5, boundary-weighted), its
+      parts `coarse`, `s32`, `s16`, `s8` (eq. 4 of each map) and `edge`. `multi`: `total`, and
+      `entropy` and `dice` where they are its parts. Both: `distance`, the mean of |logit - truth|
+      over pixels and maps, which is what one evaluator of the paper's authors calls the loss.
+    """
+    stage = tasks.last_trained(config)
+    section, norm = config[stage], tasks.make_norm(config, statistics)
+    part = "best" if section.validation else "latest"
+    weights = load_weights(workdir / stage / "checkpoints", part)
+    with_prior = stage == "multi" and section.with_prior
+    net = tasks.make_multi_net(config) if stage == "multi" else tasks.make_net(config)
+    # The rows of a table must share their definition, whatever each was trained with.
+    head = {"head": section.loss.head} if stage == "multi" else {}
+    objective = (multi if stage == "multi" else segment).make_loss(**head)
+
+    def measure(variables: dict, batch: Mapping) -> dict[str, jax.Array]:
+        image = batch["image"].astype(jnp.float32) / 255.0
+        if stage == "multi":
+            x, mask = multi.network_input(image, batch.get("prior"), norm), batch["mask"]
+            maps, truth = ["logits"], jax.nn.one_hot(mask[..., 0], multi.CLASSES)
+        else:
+            x, mask = normalise.network_input(image, norm), (batch["mask"] > 0).astype(jnp.float32)
+            maps, truth = segment.MAPS, mask
+        outputs = net.apply(variables, x, train=False)
+        total, parts = objective(outputs, mask)
+        distance = jnp.stack([jnp.abs(outputs[name] - truth).mean() for name in maps]).mean()
+        return {"total": total, **parts, "distance": distance}
+
+    step, found = jax.jit(measure), {}
+    fields = ("image", "mask", "prior") if with_prior else ("image", "mask")
+    for batch in data.eval_batches(test, None, batch_size=1, size=section.size, fields=fields):
+        for name, value in step(weights, {field: batch[field] for field in fields}).items():
+            found.setdefault(name, []).append(float(value))
+    return found
 
 
 def _marked(case: Mapping[str, Any], channel: int | None) -> np.ndarray:

@@ -98,7 +98,8 @@ def write(
         (workdir / "table.txt").write_text(table.strip() + "\n")
         tables.insert(0, ("Test split", table))
         for label, summaries in result["classes"].items():
-            pictures += _evaluation(workdir, label, summaries, config.evaluate.threshold)
+            at = summaries["toolbox"]["threshold"]
+            pictures += _evaluation(workdir, label, summaries, at)
     if (listing := workdir / "pretrain" / "mix.json").exists():
         parts = json.loads(listing.read_text())
         dropped = sum(len(part["dropped"]) for part in parts)
@@ -116,7 +117,9 @@ def write(
 
 def result_table(result: Mapping[str, Any]) -> str:
     """The test table in Markdown: per class our row in both readings, and the floors."""
-    header = ["", "Dice (mean over 256 thresholds)", "Dice at 0.5", "IoU at 0.5", "Sen", "Spe",
+    threshold = next(iter(result["classes"].values()))["toolbox"]["threshold"]
+    at = f"at {threshold:.3g}"
+    header = ["", "Dice (mean over 256 thresholds)", f"Dice {at}", f"IoU {at}", "Sen", "Spe",
               "S", "E", "wF", "MAE", "ROC-AUC"]
     rows = []
     for name, found in result["classes"].items():
@@ -131,7 +134,7 @@ def result_table(result: Mapping[str, Any]) -> str:
 
 
 def _row(label: str, summary: Mapping[str, Any], at: str) -> list[str]:
-    """One line of the test table; `at` says which map the Dice at 0.5 is measured on."""
+    """One line of the test table; `at` says which map the Dice at a threshold is of."""
     mean, fixed = summary["mean"], summary[at]
     values = [mean["dice"], fixed["dice"], fixed["iou"], mean["sensitivity"], mean["specificity"],
               summary["s_measure"], mean["e_measure"], summary["weighted_f"], summary["mae"],
@@ -221,8 +224,8 @@ def _evaluation(
     folder, roc = workdir / "figures", summaries["toolbox"]["roc"]
     return [
         (figures.overlays(cases, folder / f"test_{name}.png", threshold),
-         f"Test slices with the highest, median and lowest Dice of {name} at 0.5; truth and "
-         "prediction as contours."),
+         f"Test slices with the highest, median and lowest Dice of {name} at "
+         f"{threshold:.3g}; truth and prediction as contours."),
         (figures.roc(*(np.asarray(v) for v in roc), summaries["toolbox"]["roc_auc"],
                      folder / f"roc_{name}.png"),
          f"{name.capitalize()}: all test pixels pooled, raw probabilities."),
@@ -246,8 +249,8 @@ def _semi(workdir: Path, config: ConfigDict) -> str:
 def _readings(workdir: Path, config: ConfigDict) -> list[str]:
     """The choices the numbers rest on."""
     notes = [
-        f"Dice (mean over 256 thresholds) follows the published toolbox: each map is stretched to "
-        f"0..1, averaged over slices, then over thresholds; Dice at {config.evaluate.threshold:g} "
+        "Dice (mean over 256 thresholds) follows the published toolbox: each map is stretched to "
+        "0..1, averaged over slices, then over thresholds; Dice at one threshold "
         "uses the stretched map in the toolbox reading and raw probabilities in the empty-aware "
         "one, which leaves out slices where truth and prediction are both empty.",
         f"Input normalisation `{config.data.norm}`, the same in every stage.",
@@ -265,6 +268,8 @@ def _readings(workdir: Path, config: ConfigDict) -> list[str]:
         )
     if "semi" in config.stages:
         notes.append(_semi(workdir, config))
+    if config.evaluate.choose_threshold:
+        notes.append("The threshold is the one with the best Dice on the held-out slices.")
     held = config[tasks.last_trained(config)].validation
     notes.append(
         f"{held} training slices (whole groups) were held out to choose the checkpoint."

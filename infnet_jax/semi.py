@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from infnet_jax import data, loop, predict, tasks
+from infnet_jax import data, loop, predict, splits, tasks
 from infnet_jax.state import Task, TrainState
 from infnet_jax.workdir import write_json, write_npz
 
@@ -64,7 +64,7 @@ def run(
     if config.semi.kind not in KINDS:
         raise ValueError(f"semi.kind={config.semi.kind!r}: choose {' or '.join(KINDS)}")
     began, steps = time.perf_counter(), 0
-    labelled = data.open_split(dataset, config.data.train)
+    labelled = splits.open_training(dataset, config.data.train, config, masks=True)
     labelled = data.WithPriors(labelled, data.lesion_maps(labelled))
     kept, held = data.split_validation(
         labelled, count=config.segment.validation, seed=config.seed

@@ -160,7 +160,7 @@ def split_validation(
     everything = np.arange(len(source))
     if wanted == 0:
         return everything, everything[:0]
-    members = _members(source)
+    members = by_group(source)
     if len(members) < 2:
         raise ValueError(
             f"all {len(source)} examples share one group: no validation set can be drawn"
@@ -190,7 +190,7 @@ def group_folds(source: Source, count: int, seed: int = 0) -> list[np.ndarray]:
     Raises:
       ValueError: fewer than two folds, or fewer groups than folds.
     """
-    members = _members(source)
+    members = by_group(source)
     if not 2 <= count <= len(members):
         raise ValueError(f"{count} folds cannot be made of {len(members)} groups: use 2 or more")
     names = sorted(members)
@@ -200,7 +200,7 @@ def group_folds(source: Source, count: int, seed: int = 0) -> list[np.ndarray]:
     return [np.sort(np.asarray(fold)) for fold in folds]
 
 
-def _members(source: Source) -> dict[str, list[int]]:
+def by_group(source: Source) -> dict[str, list[int]]:
     """Indices of the examples of each group."""
     members: dict[str, list[int]] = {}
     for i in range(len(source)):

@@ -19,6 +19,7 @@ from infnet_jax import (
     predict,
     present,
     semi,
+    splits,
     tasks,
 )
 from infnet_jax.mix import Mix
@@ -69,7 +70,8 @@ def run(
     if config.weights:
         convert.load_imported(config.weights)  # unfit ones must not leave a workdir behind
     claim(workdir, config)
-    statistics = data.statistics(data.open_split(dataset, config.data.train, tasks.target(config)))
+    images = splits.open_whole(dataset, config.data.train, config)
+    statistics = data.statistics(images, splits.visible(images, config))
     write_json(workdir / "statistics.json", dict(zip(("mean", "sd"), statistics, strict=True)))
     timings = []
     for stage in config.stages:
@@ -101,14 +103,25 @@ def _run_stage(
     if stage != "evaluate":
         return train_stage(stage, config, workdir, dataset, mesh, statistics, mix)
     began = time.perf_counter()
-    test, train = (
-        data.open_split(dataset, config.data[part], tasks.target(config))
-        for part in ("test", "train")
-    )
-    if tasks.last_trained(config) == "multi":
-        test = crossfit.with_priors(test, config.data.test, config, workdir)
+    test = open_test(config, workdir, dataset)
+    train = splits.open_training(dataset, config.data.train, config, masks=True)
+    if config.evaluate.choose_threshold:
+        _, held_out = _open_data(tasks.last_trained(config), config, dataset, workdir, None)
+        found = predict.choose_threshold(
+            config, workdir=workdir, held_out=held_out, statistics=statistics
+        )
+        config = config.copy_and_resolve_references()
+        config.evaluate.threshold = found
     predict.evaluate(config, workdir=workdir, test=test, train=train, statistics=statistics)
     return {"name": stage, "seconds": time.perf_counter() - began}
+
+
+def open_test(config: ConfigDict, workdir: Path, dataset: Path) -> data.Source:
+    """The test slices, with the priors of a multi-class network where the run trains one."""
+    test = splits.open_test(dataset, config)
+    if tasks.last_trained(config) != "multi":
+        return test
+    return crossfit.with_priors(test, config.data.test, config, workdir)
 
 
 def train_stage(
@@ -134,9 +147,8 @@ def _open_data(
         sources = mesh_lib.first_process_first(lambda: _open_mix(mix, workdir / stage))
         weights = mix.weights
     else:
-        sources = [
-            data.open_split(dataset, split, tasks.target(config)) for split in section.splits
-        ]
+        masks = stage in ("segment", "multi")
+        sources = [splits.open_training(dataset, s, config, masks=masks) for s in section.splits]
     if stage in ("multi", "pretrain_multi") and config.multi.with_prior:
         fields = ("image", "mask", "prior")
         sources = [

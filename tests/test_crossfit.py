@@ -33,8 +33,9 @@ def fit(dataset, monkeypatch, tmp_path):
     monkeypatch.setattr(predict, "load_weights", lambda folder, part: int(folder.parent.name[4:]))
     monkeypatch.setattr(predict, "sweep", sweep)
 
-    def run(**prior):
+    def run(labels=(), **prior):
         config.prior.update(prior)
+        config.data.labels = labels
         timing = crossfit.run(
             config, workdir=tmp_path, dataset=dataset, mesh=None, statistics=(0.3, 0.2), start=None
         )
@@ -57,6 +58,18 @@ def test_a_training_slice_gets_the_fold_that_left_it_out(fit, dataset, tmp_path)
     for group, prior in priors(dataset, "train", config, tmp_path):
         assert prior.shape == (4, 4, 1) and (prior == 40 * (left_out[group] + 1)).all()
     assert all((p == 60).all() for _, p in priors(dataset, "test", config, tmp_path))  # the mean
+
+
+def test_beyond_the_label_budget_a_slice_gets_the_mean(fit, dataset, tmp_path):
+    config, trained, _ = fit(labels=(4,))
+    assert [seen for _, seen, _ in trained] == [2, 2]  # two patients, two slices each
+    left_out = {group: k for k, (_, _, groups) in enumerate(trained) for group in groups}
+    found = priors(dataset, "train", config, tmp_path)
+    assert len(left_out) == 2 and len(found) == 10
+    for group, prior in found:
+        assert (prior == (40 * (left_out[group] + 1) if group in left_out else 60)).all()
+    score = json.loads((tmp_path / "prior" / "cross_validation.json").read_text())
+    assert len(score["slices"]) <= 4  # no mask beyond the budget is read
 
 
 def test_a_finished_fold_is_not_trained_again(fit, tmp_path):

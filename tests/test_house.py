@@ -15,7 +15,7 @@ _MODELS = {"ops", "models"}
 _LOSSES = {"losses", "losses_multi"}
 _TASKS = _MODELS | _LOSSES | {"augment", "metrics", "counts", "normalise", "optim", "state"}
 _DISK = {"data", "mix", "checkpoint", "transfer", "mesh", "figures", "logs", "summary", "workdir"}
-_FRONT = _TASKS | _DISK | {"tasks", "evaluation"}
+_FRONT = _TASKS | _DISK | {"tasks", "evaluation", "splits"}
 # A room of infnet_jax -> the rooms it may import. A new room needs a row: say what it may know.
 ARROWS: dict[str, set[str]] = {
     "__init__": set(),
@@ -41,6 +41,8 @@ ARROWS: dict[str, set[str]] = {
     "losses": {"ops"},
     "losses_multi": set(),
     "metrics": {"soft_metrics"},
+    "compare": set(),
+    "splits": {"data", "tasks"},
     "counts": {"metrics"},
     "models": _MODELS,
     "tasks": _TASKS | {"tasks"},
@@ -53,6 +55,15 @@ ARROWS: dict[str, set[str]] = {
     "crossfit": _FRONT | {"loop", "predict"},
     "semi": _FRONT | {"loop", "predict"},
     "train": _FRONT | {"predict", "present", "loop", "convert", "crossfit", "semi"},
+    "study_figures": {"figures"},
+    "study_cells": set(),
+    "study_results": set(),
+    "study_tables": {
+        "compare", "evaluation", "study_figures", "study_results", "summary", "workdir",
+    },
+    "study": {
+        "data", "logs", "predict", "splits", "study_cells", "study_tables", "train", "workdir",
+    },
     "bench": {"tasks", "loop", "models", "normalise", "optim", "state"},
     "severity": set(),
     "detection": set(),
@@ -81,7 +92,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "cli": {
         "__init__", "evaluation", "parity", "convert", "predict", "train", "bench", "score_files",
-        "scan_files", "screening", "severity_study",
+        "scan_files", "screening", "severity_study", "study",
     },
 }
 _MAIN = {"train", "predict", "mesh", "mix"}

@@ -1,11 +1,15 @@
 """Test-time averaging, and the table and pictures that a run leaves."""
 
 import json
+from functools import partial
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from infnet_jax import metrics, normalise, present
+from configs import multi as multi_config, supervised
+from infnet_jax import metrics, normalise, predict as predict_stage, present, tasks
 from infnet_jax.evaluation import floors
 from infnet_jax.tasks import segment
 
@@ -88,3 +92,67 @@ def test_pretraining_table_compares_coach_and_random_masks(tmp_path):
     assert "| 0.125 |" in tables[0][1]
     assert [path.name for path, _ in pictures] == ["pretrain_curves.png"]
     assert (tmp_path / "figures" / "pretrain_curves.png").stat().st_size > 5000
+
+
+def test_the_threshold_is_the_one_with_the_best_dice_on_held_out_slices(monkeypatch, tmp_path):
+    """Lesion at 0.8 and 0.3, rest at 0.6 and 0.1: cutting below 0.3 or above 0.6 decides."""
+    truth = np.zeros((4, 4, 1), np.uint8)
+    truth[:2] = 1
+    prob = np.full((4, 4), 0.1, np.float32)
+    prob[:2], prob[1, 0], prob[3, 3] = 0.8, 0.3, 0.6
+    config = supervised.get_config("tiny")
+    held_out = [{"mask": truth, "image": truth, "id": "a"}]
+    monkeypatch.setattr(predict_stage, "load_weights", lambda folder, part: {})
+    monkeypatch.setattr(predict_stage, "sweep", lambda *_: [prob])
+    choose = partial(predict_stage.choose_threshold, config, workdir=tmp_path, statistics=(0, 1))
+    found = choose(held_out=held_out)
+    # All 8 and 1 false below 0.3: 16 / 17; above 0.6 one is missed: 14 / 15.
+    assert 0.1 < found <= 0.3 and json.loads((tmp_path / "threshold.json").read_text()) == found
+    assert found == pytest.approx(0.3, abs=0.5 / 255 + 1e-9)  # of equal ones the nearest to 0.5
+    prob[1, 0] = 0.55
+    prob[3, 2:] = 0.5  # now cutting at 0.5 costs two more
+    assert 0.5 < choose(held_out=held_out) <= 0.55
+    with pytest.raises(ValueError, match="choose_threshold needs segment.validation above 0"):
+        choose(held_out=[])
+
+
+def test_losses_of_a_slice_by_hand(monkeypatch):
+    """Logits of 0 everywhere: every probability is one half."""
+    class Flat:
+        def apply(self, variables, x, train):
+            logits = jnp.zeros((*x.shape[:3], 1))
+            return dict.fromkeys((*segment.MAPS, "edge"), logits)
+
+    config = supervised.get_config("tiny")
+    config.segment.size = 32
+    mask = np.ones((32, 32, 1), np.uint8)
+    test = [{"image": mask, "mask": m * mask, "id": "a"} for m in (0, 1)]
+    monkeypatch.setattr(predict_stage, "load_weights", lambda folder, part: {})
+    monkeypatch.setattr(tasks, "make_net", lambda config: Flat())
+    found = predict_stage.losses(config, workdir=Path(), test=test, statistics=(0.4, 0.2))
+    # Cross-entropy ln 2; IoU of an empty slice 1 / (n / 2 + 1), n pixels.
+    empty = np.log(2) + 1 - 1 / (32 * 32 / 2 + 1)
+    assert found["s8"][0] == pytest.approx(empty, abs=2e-5)
+    assert found["edge"] == pytest.approx([np.log(2)] * 2, abs=2e-5)
+    for i in range(2):
+        total = sum(found[name][i] for name in (*segment.MAPS, "edge"))
+        assert found["total"][i] == pytest.approx(total, rel=1e-6)
+    assert found["distance"] == [0.0, 1.0]
+
+
+def test_losses_of_three_classes_by_hand(monkeypatch):
+    class Flat:
+        def apply(self, variables, x, train):
+            assert x.shape[-1] == 2  # slice and prior
+            return {"logits": jnp.zeros((*x.shape[:3], 3))}
+
+    config = multi_config.get_config("tiny")
+    config.multi.size = 32
+    mask = np.full((32, 32, 1), 2, np.uint8)
+    test = [{"image": mask, "mask": mask, "prior": mask, "id": "a"}]
+    monkeypatch.setattr(predict_stage, "load_weights", lambda folder, part: {})
+    monkeypatch.setattr(tasks, "make_multi_net", lambda config: Flat())
+    found = predict_stage.losses(config, workdir=Path(), test=test, statistics=(0.4, 0.2))
+    assert found["entropy"] == pytest.approx([np.log(3)], abs=2e-5)
+    assert found["total"][0] == pytest.approx(found["entropy"][0] + found["dice"][0])
+    assert found["distance"] == pytest.approx([1 / 3])

@@ -1,0 +1,282 @@
+"""The walk over cells with faked runs; tables against numbers made by hand."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from configs import study as config_file
+from infnet_jax import cli, compare, study, study_cells, study_figures, study_results, study_tables
+
+
+class Fake:
+    """Runs that note which stages they were asked to make, and leave what the tables read."""
+
+    def __init__(self):
+        self.ran, self.made, self.fail = [], [], {}
+
+    def __call__(self, cell, dataset, command):
+        self.ran.append(str(cell))
+        for stage in cell.config.stages:
+            if (cell.folder / stage / "done.json").exists():
+                continue
+            if (error := self.fail.get((str(cell), stage))) is not None:
+                raise error
+            self.made.append((str(cell), stage))
+            (cell.folder / stage).mkdir(parents=True, exist_ok=True)
+            (cell.folder / stage / "done.json").write_text("{}")
+        leave(cell.folder, {"a": 0.5, "b": 0.7}, labelled=cell.labels or 10)
+
+
+def leave(folder, dice, labelled=10, losses=(1.0, 2.0), classes=("infection",)):
+    """What a finished run leaves, the three readings alike."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f"dice_{c}{end}" for c in classes for end, _ in study_results.DICE.values()]
+    with (folder / "evaluation.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", *names])
+        writer.writerows([name, *[value] * len(names)] for name, value in dice.items())
+    (folder / "losses.json").write_text(json.dumps({"total": list(losses)}))
+    (folder / "labelled.json").write_text(json.dumps(labelled))
+
+
+@pytest.fixture
+def config():
+    return config_file.get_config("tiny")
+
+
+@pytest.fixture
+def walk(config, tmp_path, monkeypatch):
+    """walk(fake) runs the tiny study in one folder, figures left out; returns its exit code."""
+    for name in ("label_curve", "scatter"):
+        monkeypatch.setattr(study_figures, name, lambda *_: None)
+
+    def run(fake):
+        return study.run(config, workdir=tmp_path, command="infnet-jax study",
+                         prepare=lambda one: None, run_cell=fake)
+
+    return run
+
+
+CELLS = [
+    "sinfnet, all labels, seed 0", "sinfnet, 4 labels, seed 0", "selfsup, all labels, seed 0",
+    "selfsup, 4 labels, seed 0", "selfsup_aug, all labels, seed 0",
+]  # fmt: skip
+
+
+def test_each_cell_runs_once_and_pretraining_once_for_all(walk, tmp_path, capsys):
+    fake = Fake()
+    assert walk(fake) == 0 and fake.ran == CELLS
+    assert [cell for cell, stage in fake.made if stage == "pretrain"] == [CELLS[2]]
+    assert sum(stage == "segment" for _, stage in fake.made) == 5
+    lent = tmp_path / "cells" / "selfsup_aug" / "labels-all-seed0" / "pretrain"
+    assert lent.is_symlink() and not lent.readlink().is_absolute()
+    said = capsys.readouterr().err.splitlines()
+    assert "study: cell 1 of 5: sinfnet, all labels, seed 0; ETA unknown" in said
+    assert "study: cell 5 of 5: selfsup_aug, all labels, seed 0; ETA 0:00" in said
+    assert walk(fake) == 0 and fake.ran == CELLS  # all finished: nothing ran again
+
+
+def test_a_killed_study_goes_on_where_it_stopped(walk):
+    fake = Fake()
+    fake.fail[CELLS[3], "segment"] = SystemExit("segment: stopped on request")
+    with pytest.raises(SystemExit, match="stopped on request"):
+        walk(fake)
+    assert fake.ran == CELLS[:4]
+    fake.fail, fake.ran, fake.made = {}, [], []
+    assert walk(fake) == 0 and fake.ran == CELLS[3:]
+    assert fake.made[0] == (CELLS[3], "segment")  # its pre-training was lent before the kill
+    assert (CELLS[3], "pretrain") not in fake.made
+
+
+def test_a_failed_cell_is_listed_and_the_others_run(walk, tmp_path, capsys):
+    fake = Fake()
+    fake.fail[CELLS[2], "pretrain"] = FloatingPointError("loss not\nfinite at step 4")
+    assert walk(fake) == 1 and fake.ran == CELLS
+    assert [cell for cell, stage in fake.made if stage == "pretrain"] == [CELLS[3]]
+    page = (tmp_path / "study.md").read_text()
+    assert f"- {CELLS[2]}: loss not finite at step 4" in page and "1 cells failed" in page
+    failed = tmp_path / "cells" / "selfsup" / "labels-all-seed0" / "failed.txt"
+    assert "FloatingPointError" in failed.read_text()
+    fake.fail, fake.ran = {}, []
+    assert walk(fake) == 0 and fake.ran == [CELLS[2]] and not failed.exists()
+    assert "failed" not in (tmp_path / "study.md").read_text()
+
+
+def test_results_of_another_config_are_not_taken(walk, config, tmp_path):
+    walk(Fake())
+    config.bases.selfsup.pretrain.batch_size = 4
+    fake = Fake()
+    assert walk(fake) == 1 and not fake.ran
+    page = (tmp_path / "study.md").read_text()
+    assert page.count("belongs to another config: pretrain.batch_size = 8 (now 4)") == 3
+
+
+def test_stages_are_lent_only_where_they_would_come_out_alike(config, tmp_path):
+    config.rows.selfsup.seeds = (0, 1)
+    cells = {str(cell): cell for cell in study_cells.make_cells(config, tmp_path)}
+    configs = {name: json.loads(cell.config.to_json()) for name, cell in cells.items()}
+    one, few = configs[CELLS[2]], configs[CELLS[3]]
+    assert study_cells.deciding(one, "pretrain") == study_cells.deciding(few, "pretrain")
+    assert few["data"]["labels"] == [4] and one["data"]["labels"] == []
+    other = configs["selfsup, all labels, seed 1"]
+    assert study_cells.deciding(one, "pretrain") != study_cells.deciding(other, "pretrain")
+    for change in (dict(model=dict(width=16)), dict(coach=dict(width=4)), dict(data=dict(fold=1))):
+        key, value = next(iter(change.items()))
+        assert study_cells.deciding(one, "pretrain") != study_cells.deciding(
+            {**one, key: {**one[key], **value}}, "pretrain")
+
+
+def test_priors_are_lent_between_rows_that_differ_in_the_last_network_alone(tmp_path):
+    config = config_file.get_config("semiseg")
+    cells = study_cells.make_cells(config, tmp_path)
+    assert len(cells) == 5 * (3 * 4 + 3) + 3 * 7
+    of_row = {cell.row: json.loads(cell.config.to_json()) for cell in cells
+              if cell.seed == 0 and not cell.labels}
+
+    def alike(one, other, stage):
+        one, other = (study_cells.deciding(of_row[row], stage) for row in (one, other))
+        return one == other
+
+    assert alike("multi_sinfnet", "multi_aug50", "prior")
+    assert alike("multi_selfsup", "multi_selfsup_aug", "pretrain_multi")
+    assert not alike("multi_sinfnet", "multi_scratch", "prior")
+    assert not alike("multi_sinfnet", "multi_selfsup", "prior")
+    assert alike("selfsup", "multi_ours", "pretrain") and alike("ours", "selfsup", "pretrain")
+
+
+def test_a_lender_that_is_gone_is_no_obstacle(walk, tmp_path):
+    walk(Fake())
+    shutil.rmtree(tmp_path / "cells" / "selfsup" / "labels-all-seed0")
+    borrower = tmp_path / "cells" / "selfsup_aug" / "labels-all-seed0"
+    (borrower / "cell.json").unlink()
+    fake = Fake()
+    assert walk(fake) == 0
+    assert fake.ran == [CELLS[2], CELLS[4]] and (CELLS[2], "pretrain") in fake.made
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (dict(run=()), "run: name at least one of the rows"),
+    (dict(run=("sinfet",)), "run: 'sinfet' is none of the rows"),
+    (dict(rows=dict(sinfnet=dict(base="superb"))), "rows.sinfnet.base='superb': choose one of"),
+    (dict(rows=dict(sinfnet=dict(seeds=()))), "rows.sinfnet: give at least one of seeds"),
+    (dict(rows=dict(selfsup=dict(against="x"))), "rows.selfsup.against='x' is none"),
+    (dict(rows=dict(sinfnet=dict(set=dict(segment=dict(stepz=1))))), "rows.sinfnet.set: .*stepz"),
+])  # fmt: skip
+def test_a_wrong_row_is_refused_before_anything_runs(config, tmp_path, change, message):
+    config.update(change)
+    with pytest.raises(ValueError, match=message):
+        study_cells.make_cells(config, tmp_path)
+
+
+def test_the_rows_are_what_their_names_say(tmp_path):
+    cells = study_cells.make_cells(config_file.get_config("semiseg"), tmp_path)
+    rows = {cell.row: cell.config for cell in cells}
+    assert rows["sinfnet"].segment.augmentation.flip_h == 0.0
+    assert rows["aug40"].segment.augmentation.cutout == 0.4
+    assert rows["multi_aug40"].multi.augmentation.cutout == 0.4
+    assert rows["multi_aug40"].segment.augmentation.cutout == 0.0
+    assert rows["selfsup_aug"].segment.augmentation.cutout == 0.5
+    assert "pretrain" in rows["ours"].stages and "pretrain" not in rows["scratch"].stages
+    assert rows["ours"].segment.augmentation == rows["scratch"].segment.augmentation
+    steps = {c.segment.steps for name, c in rows.items() if not name.startswith("multi")}
+    assert len(steps) == 1  # the same budget for all
+
+
+def test_folds_are_put_together_again(config, tmp_path):
+    config.folds, config.run = 2, ("sinfnet",)
+    config.rows.sinfnet.labels = (0,)
+    cells = study_cells.make_cells(config, tmp_path)
+    assert [(c.config.data.fold, c.config.data.folds, c.config.data.test) for c in cells] == [
+        (0, 2, "train"), (1, 2, "train")]
+    leave(cells[0].folder, {"c": 0.1, "a": 0.2})
+    leave(cells[1].folder, {"b": 0.4}, losses=(5.0,))
+    [result] = study_results.collect(cells)
+    assert result.ids == ("a", "b", "c")
+    assert result.dice["mean"]["infection"].tolist() == [[0.2, 0.4, 0.1]]
+    assert result.losses["total"].tolist() == [[2.0, 5.0, 1.0]]
+
+
+def test_table_two_by_hand(config, tmp_path):
+    config.rows.sinfnet.seeds = config.rows.selfsup.seeds = (0, 1)
+    config.rows.sinfnet.labels = config.rows.selfsup.labels = (0,)
+    config.run, config.leaking = ("sinfnet", "selfsup"), (("f",), ("nowhere",))
+    theirs = dict(zip("abcdef", (0.1, 0.2, 0.3, 0.4, 0.5, 0.9), strict=True))
+    gains = dict(zip("abcdef", (0.01, 0.02, 0.03, 0.04, 0.05, -0.06), strict=True))
+    cells = study_cells.make_cells(config, tmp_path)
+    for cell in cells:
+        shift = 0.02 * (cell.seed - 0.5)
+        gain = gains if cell.row == "selfsup" else dict.fromkeys(gains, 0.0)
+        leave(cell.folder, {k: v + gain[k] + shift for k, v in theirs.items()}, losses=range(6))
+    page = study_tables.write(config, cells, workdir=tmp_path, failures={}, command="x")
+    with (tmp_path / "table2.csv").open() as file:
+        base, ours, base_without, ours_without = csv.DictReader(file)
+    assert (base["without"], ours_without["without"]) == ("", "f")
+    assert float(base["mean"]) == pytest.approx(0.4)
+    assert float(ours["mean"]) == pytest.approx(0.4 + 0.09 / 6)
+    assert float(ours["mean_gain"]) == pytest.approx(0.015) and ours["against"] == "SInfNet"
+    # Rank sums 15 and 6 of 1..6: 14 of the 64 signs are no likelier on either side.
+    assert float(ours["mean_p"]) == pytest.approx(2 * 14 / 64)
+    assert base["paper"] == "0.26" and ours["paper"] == "0.31" and base["mean_p"] == "nan"
+    assert float(base_without["mean"]) == pytest.approx(0.3) and base_without["slices"] == "5"
+    assert float(ours_without["mean_p"]) == pytest.approx(2 / 32)
+    assert float(ours["mean_low"]) < 0.415 < float(ours["mean_high"])
+    text = page.read_text()
+    assert "Without slices f" in text and "nowhere" not in text
+    assert "+0.015 / +0.015 / +0.015" in text and (tmp_path / "figures" / "slices.png").exists()
+    with (tmp_path / "table1.csv").open() as file:
+        first = next(csv.DictReader(file))
+    assert (first["loss"], first["mean"], first["paper"]) == ("total", "2.5", "0.6")
+
+
+def test_two_classes_get_their_mean_and_budgets_a_curve(config, tmp_path):
+    config.run = ("sinfnet",)
+    cells = study_cells.make_cells(config, tmp_path)
+    for cell in cells:
+        leave(cell.folder, {"a": 0.2, "b": 0.4}, classes=("ggo", "consolidation"),
+              labelled=cell.labels or 9)
+    results = study_results.collect(cells)
+    lines = study_tables.dice_lines(config, results)
+    assert [line["class"] for line in lines] == ["ggo", "consolidation", "mean of classes"] * 2
+    assert all(line["mean"] == pytest.approx(0.3) for line in lines)
+    assert [line["learnt_from"] for line in lines[::3]] == [9, 4]
+    study_tables.write(config, cells, workdir=tmp_path, failures={}, command="x")
+    assert (tmp_path / "figures" / "label_efficiency.png").exists()
+
+
+def test_p_values_are_corrected_over_all_comparisons_of_a_class(config, tmp_path):
+    for name in config.run:
+        config.rows[name].labels = (0,)
+    cells = study_cells.make_cells(config, tmp_path)
+    rng = np.random.default_rng(0)
+    for cell in cells:
+        leave(cell.folder, {str(i): v for i, v in enumerate(rng.uniform(0, 1, 9))}, losses=range(9))
+    results = study_results.collect(cells)
+    lines = {line["row"]: line for line in study_tables.dice_lines(config, results)}
+    base, *others = (r.dice["raw"]["infection"][0] for r in results)
+    right = compare.holm([compare.wilcoxon(other, base) for other in others])
+    found = [lines[title]["raw_p"] for title in ("Self-super", "Self-super + aug")]
+    assert found == pytest.approx(right)
+
+
+def test_the_verb_reads_presets_and_overrides(monkeypatch, tmp_path, capsys):
+    seen = []
+    monkeypatch.setattr(study, "run", lambda config, **kw: seen.append((config, kw)) or 0)
+    words = ["study", "--config=configs/study.py:tiny", "--config.bases.supervised.seed=3",
+             f"--workdir={tmp_path}"]
+    assert cli.main(words) == 0
+    config, kwargs = seen[0]
+    assert config.bases.supervised.seed == 3 and kwargs["workdir"] == tmp_path
+    assert kwargs["command"].split()[:3] == ["infnet-jax", *words[:2]]
+    assert cli.main([*words[:2], "--config.folds=3"]) == 0
+    assert seen[1][0].folds == 3 and str(seen[1][1]["workdir"]) == "runs/study-tiny"
+    for wrong, named in (("configs/stud.py", "stud.py: there is no such file"),
+                         ("configs/study.py:big", "'big' is unknown: choose demo")):
+        assert cli.main(["study", f"--config={wrong}"]) == 1
+        assert named in (said := capsys.readouterr().err) and said.count("\n") == 1
+    assert cli.main([*words[:2], "--config.fodls=3"]) == 1
+    assert "fodls" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main([*words, "--fold=3"])
