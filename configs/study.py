@@ -9,7 +9,7 @@ without test-time averaging. "Ours" is the full recipe of `configs/common.py`.
 
 Presets:
     demo (the default)  one seed of most rows on `phantom`, to see what a study leaves
-    semiseg             COVID-SemiSeg at 176 x 176 on two cores, some hours
+    semiseg             COVID-SemiSeg on two cores, 176 x 176 (multi-class 128 x 128), for a night
     tiny                for tests
 """
 
@@ -50,7 +50,7 @@ def get_config(preset: str = "demo") -> ConfigDict:
     single, several = seeds[preset]
     c.rows = ConfigDict()
     for name, figures in PAPER.items():
-        labels = budgets if name in ("sinfnet", "selfsup") else (0,)
+        labels = budgets if preset == "tiny" and name in ("sinfnet", "selfsup") else (0,)
         _add(c, name, "segment", single, labels, figures[0])
         if several:
             _add(c, f"multi_{name}", "multi", several, (0,), figures[1])
@@ -80,7 +80,9 @@ def _base(file, preset: str) -> ConfigDict:
     c = file.get_config(preset)
     c.data.name = c.data.name.replace("/binary", "/multiclass")  # one dataset: stages are shared
     c.evaluate.tta = False
-    size, steps = {"demo": (96, 120), "semiseg": (176, 300), "tiny": (32, 4)}[preset]
+    size, steps = {"demo": (96, 120), "semiseg": (176, 200), "tiny": (32, 4)}[preset]
+    if preset == "semiseg" and "multi" in c:  # its rows train three networks each
+        size, steps = 128, 150
     sections = [c.segment] + ([c.multi] if "multi" in c else [])
     for section in sections:
         section.update(size=size, steps=steps, eval_every=steps, validation=0, ema_decay=0.0)
@@ -89,9 +91,11 @@ def _base(file, preset: str) -> ConfigDict:
     if "multi" in c:
         c.prior.folds = 2
         c.multi.steps *= 2
-    if "pretrain" in c and preset == "demo":
-        c.pretrain.update(size=96)
-        c.pretrain.rounds.update(epochs=3)
+    for name in ("pretrain", "pretrain_multi"):
+        if name in c and preset != "tiny":
+            c[name].rounds.epochs = 3 if preset == "demo" else 5
+            if preset == "demo" or name == "pretrain_multi":
+                c[name].update(size=96, batch_size=8)
     return c
 
 

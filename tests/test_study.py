@@ -132,7 +132,7 @@ def test_stages_are_lent_only_where_they_would_come_out_alike(config, tmp_path):
 def test_priors_are_lent_between_rows_that_differ_in_the_last_network_alone(tmp_path):
     config = config_file.get_config("semiseg")
     cells = study_cells.make_cells(config, tmp_path)
-    assert len(cells) == 5 * (3 * 4 + 3) + 3 * 7
+    assert len(cells) == 5 * (5 + 3 * 2) + 3 * 7
     of_row = {cell.row: json.loads(cell.config.to_json()) for cell in cells
               if cell.seed == 0 and not cell.labels}
 
