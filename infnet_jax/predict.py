@@ -178,7 +178,7 @@ def losses(
 
     Returns:
       One value a slice for each definition. `segment`: `total` (eq. 5, boundary-weighted), its
-      parts `coarse`, `s32`, `s16`, `s8` (eq. 4 of each map) and `edge`. `multi`: `total`, and
+      parts `coarse`, `s32`, `s16`, `s8` (eq. 4 of each map; a U-Net has one) and `edge`. `multi`: `total`, and
       `entropy` and `dice` where they are its parts. Both: `distance`, the mean of |logit - truth|
       over pixels and maps, which is what one evaluator of the paper's authors calls the loss.
     """
@@ -201,6 +201,7 @@ def losses(
             x, mask = normalise.network_input(image, norm), (batch["mask"] > 0).astype(jnp.float32)
             maps, truth = segment.MAPS, mask
         outputs = net.apply(variables, x, train=False)
+        maps = [name for name in maps if name in outputs] or ["logits"]  # a U-Net has the one
         total, parts = objective(outputs, mask)
         distance = jnp.stack([jnp.abs(outputs[name] - truth).mean() for name in maps]).mean()
         return {"total": total, **parts, "distance": distance}

@@ -126,7 +126,7 @@ class Paired:
 
 def pair(batches: data.Batches, config: ConfigDict, dataset: Path) -> Paired:
     """The batches of `segment` with the slices of `semi.split` beside them."""
-    unlabelled = [data.open_split(dataset, config.semi.split)]
+    unlabelled = [splits.open_training(dataset, config.semi.split, config, masks=False)]
     return Paired(batches, _batches(unlabelled, config.segment, config.seed, ("image",)))
 
 
@@ -136,7 +136,7 @@ def _networks(stage: _Stage, dataset: Path) -> Iterator[dict | None]:
     yield _train_alone(stage, "teacher", [stage.kept])
     if semi.kind != "pseudo":
         return
-    unlabelled = data.open_split(dataset, semi.split)
+    unlabelled = splits.open_training(dataset, semi.split, stage.config, masks=False)
     groups = partition(len(unlabelled), semi.group_size, stage.config.seed)
     yield from _rounds(stage, unlabelled, groups)
     pool = data.WithPriors(unlabelled, _read_maps(stage.folder))

@@ -92,7 +92,7 @@ def run(
 
 def _run_stage(
     stage: str, config: ConfigDict, workdir: Path, dataset: Path, mesh: Any,
-    statistics: tuple[float, float], mix: Mix | None,
+    statistics: tuple[float, float], mix: Mix | None = None,
 ) -> dict | None:
     """Runs one stage; returns its timing, None if it was asked to stop."""
     if stage in WALKS:
@@ -106,7 +106,7 @@ def _run_stage(
     test = open_test(config, workdir, dataset)
     train = splits.open_training(dataset, config.data.train, config, masks=True)
     if config.evaluate.choose_threshold:
-        _, held_out = _open_data(tasks.last_trained(config), config, dataset, workdir, None)
+        _, held_out = _open_data(tasks.last_trained(config), config, dataset, workdir)
         found = predict.choose_threshold(
             config, workdir=workdir, held_out=held_out, statistics=statistics
         )
@@ -139,7 +139,7 @@ def train_stage(
 
 
 def _open_data(
-    stage: str, config: ConfigDict, dataset: Path, workdir: Path, mix: Mix | None
+    stage: str, config: ConfigDict, dataset: Path, workdir: Path, mix: Mix | None = None
 ) -> tuple[data.Batches, data.Source]:
     """The training stream of a stage and its held-out examples (whole groups)."""
     section, fields, weights = config[stage], ("image", "mask"), None
