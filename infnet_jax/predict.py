@@ -178,9 +178,10 @@ def losses(
 
     Returns:
       One value a slice for each definition. `segment`: `total` (eq. 5, boundary-weighted), its
-      parts `coarse`, `s32`, `s16`, `s8` (eq. 4 of each map; a U-Net has one) and `edge`. `multi`: `total`, and
-      `entropy` and `dice` where they are its parts. Both: `distance`, the mean of |logit - truth|
-      over pixels and maps, which is what one evaluator of the paper's authors calls the loss.
+      parts `coarse`, `s32`, `s16`, `s8` (eq. 4 of each map; a U-Net has `region` alone) and `edge`.
+      `multi`: `total`, and `entropy` and `dice` where they are its parts. Both: `distance`, the
+      mean of |logit - truth| over pixels and maps, which is what one evaluator of the paper's
+      authors calls the loss.
     """
     stage = tasks.last_trained(config)
     section, norm = config[stage], tasks.make_norm(config, statistics)
