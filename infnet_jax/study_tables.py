@@ -16,7 +16,7 @@ from infnet_jax.workdir import write_text
 LOSSES = {
     "total": "training loss in all", "coarse": "eq. 4, map 5", "s32": "eq. 4, map 4",
     "s16": "eq. 4, map 3", "s8": "eq. 4, map 2 (final)", "edge": "edge",
-    "entropy": "cross-entropy", "dice": "soft Dice loss", "distance": "|logit - truth|",
+    "entropy": "cross-entropy", "dice": "soft Dice loss", "distance": "abs(logit - truth)",
 }  # fmt: skip
 
 
@@ -115,7 +115,7 @@ def _table1(config: ConfigDict, results: Sequence[Results], workdir: Path) -> li
     parts = ["## Table I: loss on the test slices", LOSS_NOTE]
     for network in dict.fromkeys(line["network"] for line in lines):
         own = [line for line in lines if line["network"] == network]
-        names = list(dict.fromkeys(line["loss"] for line in own))
+        names = [name for name in LOSSES if any(line["loss"] == name for line in own)]
         cells = {(line["row"], line["labels"], line["loss"]): line for line in own}
         table = [
             [row, labels, cells[row, labels, names[0]]["seeds"],
@@ -193,9 +193,9 @@ LOSS_NOTE = (
     "Mean [95 % interval] over slices and seeds, at the network's own size, without test-time "
     "averaging. Single class: the training loss is eq. 5 (four maps and the edge, each as eq. 4 "
     "with boundary weights) and its parts stand beside it. Multi-class: cross-entropy plus soft "
-    "Dice loss. |logit - truth| is the mean over pixels and maps that one evaluator of the paper's "
-    "authors takes for the loss. The paper defines none, and its data differ: its figures are no "
-    "target, only neighbours."
+    "Dice loss. abs(logit - truth) is the mean over pixels and maps that one evaluator of the "
+    "paper's authors takes for the loss. The paper defines none, and its data differ: its figures "
+    "are no target, only neighbours."
 )
 DICE_NOTE = (
     "Mean [95 % bootstrap interval] over slices and seeds. *Mean of 256* and *stretched* follow "

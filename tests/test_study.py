@@ -38,7 +38,8 @@ def leave(folder, dice, labelled=10, losses=(1.0, 2.0), classes=("infection",)):
         writer = csv.writer(file)
         writer.writerow(["id", *names])
         writer.writerows([name, *[value] * len(names)] for name, value in dice.items())
-    (folder / "losses.json").write_text(json.dumps({"total": list(losses)}))
+    (folder / "losses.json").write_text(
+        json.dumps({"distance": list(losses), "total": list(losses)}))
     (folder / "labelled.json").write_text(json.dumps(labelled))
 
 
@@ -224,11 +225,16 @@ def test_table_two_by_hand(config, tmp_path):
     assert float(ours_without["mean_p"]) == pytest.approx(2 / 32)
     assert float(ours["mean_low"]) < 0.415 < float(ours["mean_high"])
     text = page.read_text()
+    tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
+    assert len(tables) == 3  # losses, all slices, without one
+    assert all(len({line.count("|") for line in table}) == 1 for table in tables)
+    assert "| SInfNet | all | 2 | 2.500 [" in text
+    assert "| single class | labels | seeds | training loss" in text
     assert "Without slices f" in text and "nowhere" not in text
     assert "+0.015 / +0.015 / +0.015" in text and (tmp_path / "figures" / "slices.png").exists()
     with (tmp_path / "table1.csv").open() as file:
         first = next(csv.DictReader(file))
-    assert (first["loss"], first["mean"], first["paper"]) == ("total", "2.5", "0.6")
+    assert (first["loss"], first["mean"], first["paper"]) == ("distance", "2.5", "nan")
 
 
 def test_two_classes_get_their_mean_and_budgets_a_curve(config, tmp_path):
