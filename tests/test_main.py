@@ -27,6 +27,7 @@ SMALL = [
     "--config=configs/selfsup.py:tiny", "--config.pretrain.size=32", "--config.segment.size=32",
     "--config.pretrain.rounds.epochs=5", "--config.pretrain.eval_every=6",
     "--config.segment.steps=30", "--config.segment.eval_every=6",
+    "--config.data.pretrain=phantom/tiny:unlabeled + 2 * phantom/tiny",
 ]
 
 
@@ -69,7 +70,7 @@ def assert_same_result(one, other):
     for stage in STAGES:
         assert rows(one, stage) == rows(other, stage)
         assert parameters(one, stage) == parameters(other, stage)
-    for name in ("evaluation.json", "evaluation.csv", "table.txt"):
+    for name in ("evaluation.json", "evaluation.csv", "table.txt", "pretrain/mix.json"):
         assert (one / name).read_bytes() == (other / name).read_bytes()
 
 
@@ -94,6 +95,7 @@ def whole(small, tmp_path_factory):
     assert code == 0, err
     assert out.splitlines()[-1] == f"summary: {workdir / 'summary.md'}"
     assert (workdir / "summary.md").read_text().startswith("# selfsup:tiny\n")
+    assert "slices, without 6 that are near-copies" in (workdir / "summary.md").read_text()
     for stage, n_steps in zip(STAGES, (23, 30), strict=True):
         trained = [r["step"] for r in rows(workdir, stage) if {"loss", "coach_loss"} & {*r}]
         assert trained == list(range(n_steps))
