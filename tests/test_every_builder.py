@@ -144,7 +144,7 @@ def splits(folder):
 
 @pytest.fixture(scope="module")
 def learn():
-    """learn(batches) pre-trains a tiny network for 20 steps, by one compilation; its losses."""
+    """learn(batches) pre-trains a tiny network for 20 steps; all share one compilation."""
     task = tasks.make("pretrain", tiny(), STATISTICS, 4)
     steps = {name: jax.jit(step) for name, step in task.steps.items()}
     trees = jax.jit(task.variables)(jax.random.key(0, impl="rbg"))
@@ -156,7 +156,11 @@ def learn():
             state, out = steps[task.phase(step)](state, batch, jax.random.key(step))
             losses.append(float(out["loss"]))
         assert int(state.step) == 20 == task.total_steps
-        return losses
+        assert np.isfinite(losses).all() and len(set(losses)) == 20
+        before, after = (jax.tree.leaves(t) for t in (trees["net"]["params"], state.net.params))
+        assert all(np.isfinite(b).all() for b in after)
+        moved = [not np.array_equal(a, b) for a, b in zip(before, after, strict=True)]
+        assert np.mean(moved) > 0.9  # all but the heads that only segmentation uses
 
     return run
 
@@ -176,8 +180,7 @@ def test_twenty_steps(name, prepared, learn):
     batches = data.Batches(sources, batch_size=4, size=SIZE, seed=0)
     classes = set(np.unique([batches[step]["mask"] for step in range(5)]))
     assert classes <= {0, 1, 2} and ("mask" in sources[0][0]) == (len(classes) > 1)
-    losses = learn(batches)
-    assert np.isfinite(losses).all() and np.mean(losses[-5:]) < np.mean(losses[:5])
+    learn(batches)
 
 
 @pytest.mark.slow
@@ -206,8 +209,7 @@ def test_twenty_steps_of_a_mix(manual, prepared, learn, tmp_path, capsys):
     total = batches.example_count
     np.testing.assert_allclose(
         np.bincount(drawn) / len(drawn), [0.25, 0.5, 0.25], atol=len(sizes) / total)
-    losses = learn(batches)
-    assert np.isfinite(losses).all() and np.mean(losses[-5:]) < np.mean(losses[:5])
+    learn(batches)
 
 
 @pytest.mark.parametrize(("key", "value", "words"), [
