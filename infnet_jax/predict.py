@@ -151,7 +151,7 @@ def choose_threshold(
         raise ValueError(f"evaluate.choose_threshold needs {stage}.validation above 0, it is 0")
     weights = load_weights(workdir / stage / "checkpoints", "best")
     maps, dice = sweep(stage, config, weights, held_out, statistics), []
-    for channel in classes(stage).values():
+    for channel in classes(config).values():
         of_class = []
         for prob, case in zip(maps, data.examples(held_out), strict=True):
             record = metrics.toolbox(

@@ -23,7 +23,7 @@ NAMES = [
     "phantom/tiny", "covid_semiseg/binary", "covid_semiseg/multiclass", "medseg/slices",
     "medseg/volumes", "ictcf/patients", "ictcf/slices", "covid_ct/official",
     "covid_chestxray/xray", "covid_chestxray/ct_picture", "covid_chestxray/ct_volume",
-    "cc_ccii/slices", "cc_ccii/lesions",
+    "cc_ccii/slices", "cc_ccii/lesions", "folders/default",
 ]
 SEMISEG_TEST = "TestingSet/LungInfection-Test/Imgs/6.jpg"
 PSEUDO = "TrainingSet/LungInfection-Train/Pseudo-label/Imgs"

@@ -164,9 +164,9 @@ def recorded(play, dataset, monkeypatch, tmp_path):
     opened, networks = [], []
     open_split = data.open_split
 
-    def watch(folder, split):
+    def watch(folder, split, target):
         opened.append(split)
-        return open_split(folder, split)
+        return open_split(folder, split, target)
 
     def fit(task, section, batches, held, *, directory, fresh, **_):
         ids = [[data.text(source[i]["id"]) for i in range(len(source))]
