@@ -164,7 +164,7 @@ def recorded(play, dataset, monkeypatch, tmp_path):
     opened, networks = [], []
     open_split = data.open_split
 
-    def watch(folder, split, target):
+    def watch(folder, split, target="mask"):
         opened.append(split)
         return open_split(folder, split, target)
 

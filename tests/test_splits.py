@@ -74,7 +74,9 @@ class Patients:
 @pytest.fixture
 def dataset(monkeypatch):
     counts = {"train": 10, "train[:80%]": 8, "unlabeled": 8, "test": 6}
-    monkeypatch.setattr(data, "open_split", lambda folder, split, target: Patients(split, counts[split]))
+    monkeypatch.setattr(
+        data, "open_split", lambda folder, split, target: Patients(split, counts[split])
+    )
     return None
 
 
