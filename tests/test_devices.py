@@ -33,7 +33,7 @@ runpy.run_path("main.py", run_name="__main__")
 CONFIG = (
     "--config=configs/selfsup.py:tiny", "--config.stages=('pretrain','segment')",
     "--config.dtype=float64", "--config.pretrain.size=32", "--config.segment.size=32",
-    "--config.pretrain.rounds.epochs=5", "--config.pretrain.rounds.warmup_random_rounds=0",
+    "--config.pretrain.rounds.epochs=5",
     f"--config.segment.steps={STEPS}", "--config.pretrain.validation=0",
     "--config.segment.validation=0", "--config.pretrain.eval_every=100",
     "--config.segment.eval_every=100",
