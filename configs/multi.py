@@ -37,8 +37,8 @@ def get_config(preset: str = "demo") -> ConfigDict:
         dice_over="batch",
     ))
     if preset == "demo":
-        c.segment.update(steps=150, validation=0)
-        m.update(steps=240, eval_every=60)
+        c.segment.steps = 150
+        m.update(steps=240, eval_every=60, validation=12)
         c.prior.folds = 2
     elif preset == "semiseg":
         c.segment.update(size=144, steps=500)

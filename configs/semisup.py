@@ -34,7 +34,7 @@ def get_config(preset: str = "demo") -> ConfigDict:
     s.round.schedule = common.schedule("constant", 3e-4)
     s.consistency = ConfigDict(dict(weight=10.0, ramp_steps=80))  # of mean_teacher
     if preset == "demo":
-        c.segment.steps = 240
+        c.segment.update(steps=240, validation=12)
     elif preset == "semiseg":
         c.segment.steps, s.teacher.steps, s.pool.steps = 600, 600, 400
         s.group_size, s.consistency.ramp_steps = 320, 200
