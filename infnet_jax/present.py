@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from infnet_jax import augment, data, figures, tasks
+from infnet_jax import augment, data, figures, splits, tasks
 from infnet_jax.logs import RunLog, load_rows
 from infnet_jax.summary import markdown_table, write_summary
 
@@ -193,7 +193,7 @@ def _curves(workdir: Path, stage: str, panels: Sequence, caption: str) -> list:
 def _augmentation(workdir: Path, config: ConfigDict, dataset: Path) -> list:
     """Three training slices before and after augmentation, as the paper's Fig. 5."""
     section = config.segment
-    source = data.open_split(dataset, config.data.train, tasks.target(config))
+    source = splits.open_whole(dataset, config.data.train, config)
     batch = next(data.eval_batches(
         source, np.linspace(0, len(source) - 1, 3).astype(int), batch_size=3, size=section.size
     ))

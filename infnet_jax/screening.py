@@ -8,7 +8,7 @@ import numpy as np
 from infnet_jax import data, detection, lungs
 from infnet_jax.evaluation import write_csv
 from infnet_jax.inference import Segmenter
-from infnet_jax.scan_files import drop_detached
+from infnet_jax.scan_files import drop_detached, marked
 
 INFECTED = ("covid", "NCP")  # as covid_ct, covid_chestxray and cc_ccii call their patients
 NOBODY = ("unknown",)
@@ -96,9 +96,7 @@ def patients(
         lung = lungs.segment(np.ascontiguousarray(picture))
         if not lung.any():
             continue  # above or below the lungs: what is marked there is no infection of them
-        marked = (found.probs >= segmenter.threshold if found.probs.ndim == 2
-                  else found.probs.argmax(-1) > 0)
-        mask = marked.astype(np.uint8)[None]
+        mask = marked(found, segmenter.threshold)[None]
         drop_detached(mask, lung[None])
         row["lung_pixels"] += int((lung | (mask[0] > 0)).sum())
         row["infected_pixels"] += int((mask > 0).sum())

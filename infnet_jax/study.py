@@ -17,7 +17,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from infnet_jax import data, predict, splits, study_tables, train
+from infnet_jax import predict, splits, study_tables, train
 from infnet_jax.logs import clock
 from infnet_jax.study_cells import Cell, borrow, make_cells
 from infnet_jax.workdir import claim, write_json, write_text
@@ -119,7 +119,7 @@ def run_to_the_end(cell: Cell, dataset: Path, command: str) -> None:
         cell.config, workdir=cell.folder, test=test,
         statistics=(statistics["mean"], statistics["sd"]),
     ))  # fmt: skip
-    source = data.open_split(dataset, cell.config.data.train)
+    source = splits.open_whole(dataset, cell.config.data.train, cell.config)
     write_json(cell.folder / "labelled.json", len(splits.labelled(source, cell.config)))
 
 

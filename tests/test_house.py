@@ -50,7 +50,9 @@ ARROWS: dict[str, set[str]] = {
     "convert": _MODELS | {"torch_names", "torch_files"},
     "parity": _MODELS | {"losses", "convert"},
     "predict": _FRONT,
-    "present": {"augment", "data", "figures", "logs", "summary", "evaluation", "tasks"},
+    "present": {
+        "augment", "data", "figures", "logs", "splits", "summary", "evaluation", "tasks",
+    },
     "loop": _FRONT | {"present"},
     "crossfit": _FRONT | {"loop", "predict"},
     "semi": _FRONT | {"loop", "predict"},
@@ -62,7 +64,7 @@ ARROWS: dict[str, set[str]] = {
         "compare", "evaluation", "study_figures", "study_results", "summary", "workdir",
     },
     "study": {
-        "data", "logs", "predict", "splits", "study_cells", "study_tables", "train", "workdir",
+        "logs", "predict", "splits", "study_cells", "study_tables", "train", "workdir",
     },
     "bench": {"tasks", "loop", "models", "normalise", "optim", "state"},
     "severity": set(),
