@@ -5,8 +5,6 @@ outputs of a converted network: down-scaling has no antialias filter, stride-2 w
 equally on both sides (XLA's "SAME" is not), and running variances are the unbiased ones.
 """
 
-from collections.abc import Sequence
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,95 +12,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 _ROWS, _COLUMNS = 1, 2
-
-
-def _pair(value: int | Sequence[int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
-
-
-class Conv(nn.Module):
-    """2-D convolution [B, H, W, I] -> [B, H', W', O] with symmetric explicit padding.
-
-    A 1x1 kernel is computed as a matrix product (strides by slicing), because XLA's filter
-    gradient of a 1x1 convolution is several times slower than the product on CPU.
-
-    Attributes:
-        features: output channels O.
-        kernel: window, one int or (rows, columns).
-        stride: one int for both axes.
-        dilation: one int for both axes.
-        padding: cells added on each side, one int or (rows, columns); None means
-            `dilation * (kernel // 2)`, which keeps the size at stride 1.
-        use_bias: adds a bias of shape [O].
-        kernel_init: initializer of the [kh, kw, I, O] kernel.
-        dtype: compute and output dtype; parameters stay float32.
-    """
-
-    features: int
-    kernel: int | tuple[int, int] = 1
-    stride: int = 1
-    dilation: int = 1
-    padding: int | tuple[int, int] | None = None
-    use_bias: bool = False
-    kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        kh, kw = _pair(self.kernel)
-        kernel = self.param("kernel", self.kernel_init, (kh, kw, x.shape[-1], self.features))
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        default = (self.dilation * (kh // 2), self.dilation * (kw // 2))
-        ph, pw = default if self.padding is None else _pair(self.padding)
-        if (kh, kw, ph, pw) == (1, 1, 0, 0):
-            if self.stride > 1:
-                x = x[:, :: self.stride, :: self.stride]
-            y = jnp.dot(x, kernel[0, 0])
-        else:
-            y = lax.conv_general_dilated(
-                x, kernel, (self.stride,) * 2, ((ph, ph), (pw, pw)),
-                rhs_dilation=(self.dilation,) * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )  # fmt: skip
-        if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
-        return y
-
-
-def same_padding(x: Array, kernel: int, stride: int) -> Array:
-    """Pads [B, H, W, C] with zeros as TensorFlow does for "SAME": an odd one goes to the end."""
-    for axis in (_ROWS, _COLUMNS):
-        short = (-(-x.shape[axis] // stride) - 1) * stride + kernel - x.shape[axis]
-        x = _pad_axis(x, axis, max(short, 0) // 2, max(short, 0) - max(short, 0) // 2, 0.0)
-    return x
-
-
-class DepthwiseConv(nn.Module):
-    """One kernel a channel, [B, H, W, C] -> [B, H', W', C], padded by `same_padding`.
-
-    Written as a sum of shifted products, which XLA fuses into one pass.
-
-    Attributes:
-        kernel: side of the window; stride: one int for both axes.
-        dtype: compute and output dtype; parameters stay float32.
-    """
-
-    kernel: int
-    stride: int = 1
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        k, s = self.kernel, self.stride
-        kernel = self.param("kernel", nn.initializers.he_normal(), (k, k, 1, x.shape[-1]))
-        rows, columns = (-(-x.shape[axis] // s) for axis in (_ROWS, _COLUMNS))
-        x, kernel = same_padding(x.astype(self.dtype), k, s), kernel.astype(self.dtype)
-        return sum(
-            x[:, i : i + s * (rows - 1) + 1 : s, j : j + s * (columns - 1) + 1 : s]
-            * kernel[i, j, 0]
-            for i in range(k) for j in range(k)
-        )  # fmt: skip
 
 
 class BatchNorm(nn.Module):

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-_MODELS = {"ops", "models"}
+_MODELS = {"conv", "ops", "models"}
 _LOSSES = {"losses", "losses_multi"}
 _TASKS = _MODELS | _LOSSES | {"augment", "metrics", "counts", "normalise", "optim", "state"}
 _DISK = {"data", "mix", "checkpoint", "transfer", "mesh", "figures", "logs", "summary", "workdir"}
@@ -19,6 +19,7 @@ _FRONT = _TASKS | _DISK | {"tasks", "evaluation", "splits"}
 # A room of infnet_jax -> the rooms it may import. A new room needs a row: say what it may know.
 ARROWS: dict[str, set[str]] = {
     "__init__": set(),
+    "conv": set(),
     "ops": set(),
     "normalise": set(),
     "soft_metrics": set(),

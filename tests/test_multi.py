@@ -8,9 +8,10 @@ import pytest
 from flax import linen as nn
 
 from infnet_jax import losses_multi, normalise
+from infnet_jax.conv import Conv
 from infnet_jax.models.fcn8s import FCN8s
 from infnet_jax.models.unet import UNet
-from infnet_jax.ops import BatchNorm, Conv
+from infnet_jax.ops import BatchNorm
 from infnet_jax.tasks import multi
 
 NORM = normalise.make_norm("dataset", 1, (0.5, 0.25))

@@ -12,44 +12,6 @@ def _array(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def _naive_conv(x, kernel, stride, padding, dilation):
-    (ph, pw), (kh, kw) = padding, kernel.shape[:2]
-    x = np.pad(x, ((0, 0), (ph, ph), (pw, pw), (0, 0)))
-    rows = (x.shape[1] - dilation * (kh - 1) - 1) // stride + 1
-    columns = (x.shape[2] - dilation * (kw - 1) - 1) // stride + 1
-    out = np.zeros((x.shape[0], rows, columns, kernel.shape[3]))
-    for i in range(rows):
-        for j in range(columns):
-            top, left = i * stride, j * stride
-            for a in range(kh):
-                for b in range(kw):
-                    pixel = x[:, top + a * dilation, left + b * dilation]
-                    out[:, i, j] += pixel @ kernel[a, b]
-    return out
-
-
-@pytest.mark.parametrize(
-    ("kernel", "stride", "dilation", "padding"),
-    [(1, 1, 1, (0, 0)), (1, 2, 1, (0, 0)), (3, 2, 1, (1, 1)), (3, 1, 3, (3, 3)),
-     ((1, 5), 1, 1, (0, 2)), (7, 2, 1, (3, 3))],
-)  # fmt: skip
-def test_conv_equals_the_sum_over_its_window(kernel, stride, dilation, padding):
-    x = _array(2, 8, 10, 3)
-    layer = ops.Conv(4, kernel, stride, dilation, use_bias=True)
-    params = layer.init(jax.random.key(0), x)["params"]
-    params["bias"] = jnp.arange(4.0)
-    ours = layer.apply({"params": params}, x)
-    naive = _naive_conv(x, np.asarray(params["kernel"]), stride, padding, dilation) + np.arange(4)
-    np.testing.assert_allclose(ours, naive, atol=1e-5)
-
-
-def test_conv_computes_in_its_dtype_and_keeps_float32_parameters():
-    layer = ops.Conv(4, 1, dtype="bfloat16")
-    variables = layer.init(jax.random.key(0), _array(1, 2, 2, 3))
-    assert layer.apply(variables, _array(1, 2, 2, 3)).dtype == jnp.bfloat16
-    assert variables["params"]["kernel"].dtype == jnp.float32
-
-
 def test_batch_norm_uses_biased_batch_and_stores_unbiased_running_variance():
     x = 3.0 + _array(2, 2, 3, 5)
     layer = ops.BatchNorm()
@@ -181,17 +143,3 @@ def test_resize_nearest_takes_the_floor_pixel(n_out, source):
 def test_check_divisible_names_size_and_multiple():
     with pytest.raises(ValueError, match="divisible by 32, got 64 x 48"):
         ops.check_divisible(jnp.ones((1, 64, 48, 1)), 32, "net")
-
-
-@pytest.mark.parametrize("size", [(8, 11), (7, 10)])
-@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2)])
-def test_depthwise_convolution_is_the_grouped_one_padded_as_tensorflow_does(kernel, stride, size):
-    x = _array(2, *size, 3)
-    layer = ops.DepthwiseConv(kernel, stride)
-    weights = _array(kernel, kernel, 1, 3, seed=1)
-    ours = layer.apply({"params": {"kernel": weights}}, x)
-    expected = jax.lax.conv_general_dilated(
-        x, weights, (stride, stride), "SAME", feature_group_count=3,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )  # fmt: skip
-    np.testing.assert_allclose(ours, expected, atol=1e-5)

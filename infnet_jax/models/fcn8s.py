@@ -5,8 +5,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from infnet_jax.conv import Conv, he_fan_out
 from infnet_jax.models.vgg import VGG16
-from infnet_jax.ops import BatchNorm, Conv, check_divisible, he_fan_out, max_pool
+from infnet_jax.ops import BatchNorm, check_divisible, max_pool
 
 STRIDE = 32
 

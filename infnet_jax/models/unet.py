@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from infnet_jax.ops import BatchNorm, Conv, max_pool, resize_bilinear, resize_nearest
+from infnet_jax.conv import Conv
+from infnet_jax.ops import BatchNorm, max_pool, resize_bilinear, resize_nearest
 
 INPAINT_HEADS = ("none", "tanh_parallel", "linear_replace")
 HEADS = ("segment", "inpaint")

@@ -1,0 +1,186 @@
+"""Convolutions, NHWC, with explicit symmetric padding and gradients that are fast on a CPU.
+
+On a CPU, XLA (0.10) computes filter gradients on one core, from transposed copies of both operands.
+There they are written as one matrix product; forward passes and all other devices keep XLA's.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import DTypeLike
+
+he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+_ROWS, _COLUMNS = 1, 2
+
+
+def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+def convolve(x: Array, kernel: Array, *, stride: int, padding: tuple[int, int], dilation: int):
+    """[B, H, W, I] with [kh, kw, I, O] -> [B, H', W', O]; zeros around, `padding` a side."""
+    kh, kw = kernel.shape[:2]
+    pointwise = (kh, kw, *padding) == (1, 1, 0, 0)
+    if pointwise:
+        # A matrix product of 2-D arrays: with more axes XLA copies an operand for the gradient.
+        x = x[:, ::stride, ::stride] if stride > 1 else x
+        if jax.default_backend() == "cpu":
+            rows = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
+            return rows.reshape(*x.shape[:-1], kernel.shape[-1])
+        return jnp.dot(x, kernel[0, 0])
+    reach = dilation * (kh - 1), dilation * (kw - 1)
+    if jax.default_backend() == "cpu" and stride == 1 and padding[0] <= reach[0]:
+        return _convolve_cpu(x, kernel, padding, dilation)
+    return _convolve(x, kernel, stride, padding, dilation)
+
+
+def _convolve(x: Array, kernel: Array, stride: int, padding: tuple[int, int], dilation: int):
+    return lax.conv_general_dilated(
+        x, kernel, (stride,) * 2, [(p, p) for p in padding], rhs_dilation=(dilation,) * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )  # fmt: skip
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve_cpu(x: Array, kernel: Array, padding: tuple[int, int], dilation: int) -> Array:
+    return _convolve(x, kernel, 1, padding, dilation)
+
+
+def _forward(x, kernel, padding, dilation):
+    return _convolve_cpu(x, kernel, padding, dilation), (x, kernel)
+
+
+def _backward(padding, dilation, saved, gradient):
+    x, kernel = saved
+    # Without the barrier each shift below would compute the layers behind it once more.
+    gradient = lax.optimization_barrier(gradient)
+    _, pull = jax.vjp(lambda x: _convolve(x, kernel, 1, padding, dilation), x)
+    return *pull(gradient), _filter_gradient(x, gradient, kernel.shape[:2], padding, dilation)
+
+
+_convolve_cpu.defvjp(_forward, _backward)
+
+
+def _filter_gradient(
+    x: Array, gradient: Array, window: tuple[int, int], padding: tuple[int, int], dilation: int
+) -> Array:
+    """[kh, kw, I, O] at stride 1: x shifted by columns times the gradient shifted by rows."""
+    (kh, kw), (ph, pw) = window, padding
+    height, channels = x.shape[1], x.shape[-1]
+    width, features = gradient.shape[2:]
+    x = jnp.pad(x, ((0, 0), (0, 0), (pw, pw), (0, 0)))
+    columns = [x[:, :, q * dilation : q * dilation + width] for q in range(kw)]
+    short = (kh - 1) * dilation - ph
+    gradient = jnp.pad(gradient, ((0, 0), (short, short), (0, 0), (0, 0)))
+    rows = [gradient[:, r * dilation : r * dilation + height] for r in reversed(range(kh))]
+    left = jnp.concatenate(columns, -1).reshape(-1, kw * channels)
+    right = jnp.concatenate(rows, -1).reshape(-1, kh * features)
+    product = lax.dot_general(left, right, (((0,), (0,)), ((), ())))
+    return product.reshape(kw, channels, kh, features).transpose(2, 0, 1, 3)
+
+
+class Conv(nn.Module):
+    """2-D convolution [B, H, W, I] -> [B, H', W', O] with symmetric explicit padding.
+
+    Attributes:
+        features: output channels O.
+        kernel: window, one int or (rows, columns).
+        stride: one int for both axes.
+        dilation: one int for both axes.
+        padding: cells added on each side, one int or (rows, columns); None means
+            `dilation * (kernel // 2)`, which keeps the size at stride 1.
+        use_bias: adds a bias of shape [O].
+        kernel_init: initializer of the [kh, kw, I, O] kernel.
+        dtype: compute and output dtype; parameters stay float32.
+    """
+
+    features: int
+    kernel: int | tuple[int, int] = 1
+    stride: int = 1
+    dilation: int = 1
+    padding: int | tuple[int, int] | None = None
+    use_bias: bool = False
+    kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kh, kw = _pair(self.kernel)
+        kernel = self.param("kernel", self.kernel_init, (kh, kw, x.shape[-1], self.features))
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        default = (self.dilation * (kh // 2), self.dilation * (kw // 2))
+        ph, pw = default if self.padding is None else _pair(self.padding)
+        y = convolve(x, kernel, stride=self.stride, padding=(ph, pw), dilation=self.dilation)
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        return y
+
+
+def same_padding(x: Array, kernel: int, stride: int) -> Array:
+    """Pads [B, H, W, C] with zeros as TensorFlow does for "SAME": an odd one goes to the end."""
+    for axis in (_ROWS, _COLUMNS):
+        short = (-(-x.shape[axis] // stride) - 1) * stride + kernel - x.shape[axis]
+        widths = [(0, 0)] * x.ndim
+        widths[axis] = max(short, 0) // 2, max(short, 0) - max(short, 0) // 2
+        x = jnp.pad(x, widths)
+    return x
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _depthwise(x: Array, kernel: Array, stride: int) -> Array:
+    """Sum of shifted products, fused into one pass: [B, H, W, C] with [k, k, C], unpadded."""
+    k = kernel.shape[0]
+    spans = [stride * ((n - k) // stride) + 1 for n in x.shape[1:3]]
+    return sum(
+        x[:, i : i + spans[0] : stride, j : j + spans[1] : stride] * kernel[i, j]
+        for i in range(k) for j in range(k)
+    )  # fmt: skip
+
+
+def _depthwise_forward(x, kernel, stride):
+    return _depthwise(x, kernel, stride), (x, kernel)
+
+
+def _depthwise_backward(stride, saved, gradient):
+    x, kernel = saved
+    k = kernel.shape[0]
+    spans = [stride * (n - 1) + 1 for n in gradient.shape[1:3]]
+    widths = [
+        (k - 1, n - span, stride - 1) for n, span in zip(x.shape[1:3], spans, strict=True)
+    ]
+    spread = lax.pad(gradient, jnp.zeros((), gradient.dtype), [(0, 0, 0), *widths, (0, 0, 0)])
+
+    def one_weight(_, place):  # a loop: fused into one, these sums take three times as long
+        start = (0, place // k, place % k, 0)
+        window = lax.dynamic_slice(x, start, (x.shape[0], *spans, x.shape[3]))
+        return _, jnp.sum(window[:, ::stride, ::stride] * gradient, (0, 1, 2))
+
+    _, weights = lax.scan(one_weight, None, jnp.arange(k * k))
+    return _depthwise(spread, kernel[::-1, ::-1], 1), weights.reshape(kernel.shape)
+
+
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+class DepthwiseConv(nn.Module):
+    """One kernel a channel, [B, H, W, C] -> [B, H', W', C], padded by `same_padding`.
+
+    Attributes:
+        kernel: side of the window; stride: one int for both axes.
+        dtype: compute and output dtype; parameters stay float32.
+    """
+
+    kernel: int
+    stride: int = 1
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        k = self.kernel
+        kernel = self.param("kernel", nn.initializers.he_normal(), (k, k, 1, x.shape[-1]))
+        x = same_padding(x.astype(self.dtype), k, self.stride)
+        return _depthwise(x, kernel[:, :, 0].astype(self.dtype), self.stride)
