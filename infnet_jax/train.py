@@ -69,6 +69,8 @@ def run(
         mesh_lib.check_batch(config.semi.round.batch_size, mesh, "semi.round.batch_size")
     if config.weights:
         convert.load_imported(config.weights)  # unfit ones must not leave a workdir behind
+    if "evaluate" in config.stages:
+        splits.open_test(dataset, config)  # a wrong split must not come out after the training
     claim(workdir, config)
     images = splits.open_whole(dataset, config.data.train, config)
     statistics = data.statistics(images, splits.visible(images, config))

@@ -184,6 +184,14 @@ def test_early_stopping_counts_evaluations_without_a_better_one(play, tmp_path):
     assert weight(tmp_path / "never")[0] == 24
 
 
+def test_a_wrong_test_split_is_refused_before_the_training(tmp_path, dataset):
+    config = supervised.get_config("tiny")
+    config.data.folds = 2
+    with pytest.raises(ValueError, match="data.test='test': with data.folds it must be"):
+        train.run(config, workdir=tmp_path / "run", dataset=dataset, name="t", command="")
+    assert not (tmp_path / "run").exists()
+
+
 def test_another_config_is_refused_before_anything_is_written(tmp_path, dataset):
     config = selfsup.get_config("tiny")
     workdir.claim(tmp_path, config)
