@@ -25,13 +25,16 @@ class Config(tfds.core.BuilderConfig):
 class Builder(base.Builder):
     """Made-up patients, several coherent slices each, split by patient."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {
+        "1.1.0": "Labelled slices of 20 patients instead of 10, so other patients in all splits.",
+        "1.0.0": "First version.",
+    }
     BUILDER_CONFIGS = [
         Config(
             name="default",
             description="240 slices of 256 x 256",
-            split_patients=(("train", 10, 6), ("unlabeled", 20, 5), ("test", 16, 5)),
+            split_patients=(("train", 20, 3), ("unlabeled", 20, 5), ("test", 16, 5)),
         ),
         Config(
             name="tiny",
