@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-PRESETS = ("demo", "semiseg", "paper", "authors", "tiny")
+PRESETS = ("demo", "semiseg", "lite", "paper", "authors", "tiny")
 
 
 def optimizer(name: str, **kwargs) -> ConfigDict:
@@ -91,6 +91,15 @@ def semiseg(c: ConfigDict) -> None:
     c.data.name = "covid_semiseg/binary"
     s = c.segment
     s.size, s.steps, s.eval_every, s.validation = 224, 1200, 100, 0
+
+
+def lite(c: ConfigDict) -> None:
+    """Real slices with a light trunk that has seen ImageNet; needs the extra `pretrained`."""
+    c.data.name, c.data.norm, c.data.channels = "covid_semiseg/binary", "tf", 3
+    c.weights = "imagenet_lite0"
+    c.model.backbone, c.model.width, c.model.max_pool = "efficientnet_lite0", 32, True
+    s = c.segment
+    s.size, s.steps, s.eval_every, s.validation = 256, 600, 100, 0
 
 
 def tiny(c: ConfigDict) -> None:

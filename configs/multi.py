@@ -5,7 +5,7 @@
 
 Stages: `prior` trains the single-class network of `configs/supervised.py` once a fold, so that each
 training slice gets the map of a network that has not seen it; `multi` trains on slice and prior.
-Presets: demo (the default), semiseg, paper, authors, tiny; see `configs/selfsup.py`.
+Presets: demo (the default), semiseg, lite, paper, authors, tiny; see `configs/selfsup.py`.
 """
 
 from ml_collections import ConfigDict
@@ -43,6 +43,9 @@ def get_config(preset: str = "demo") -> ConfigDict:
     elif preset == "semiseg":
         c.segment.update(size=144, steps=500)
         m.update(size=144, steps=1200)
+    elif preset == "lite":
+        c.segment.steps = 300
+        m.update(size=192, steps=800)
     elif preset == "tiny":
         c.prior.folds, m.net.width = 2, 4
     else:

@@ -5,7 +5,7 @@
 
 Stages: `pretrain` and `prior` as in `configs/selfsup.py` and `configs/multi.py`; `pretrain_multi`
 plays Algorithm 1 on slice and prior, erased together; `multi` starts from it.
-Presets: demo (the default), semiseg, paper, authors, tiny; see `configs/selfsup.py`.
+Presets: demo (the default), semiseg, lite, paper, authors, tiny; see `configs/selfsup.py`.
 """
 
 from ml_collections import ConfigDict
@@ -22,6 +22,6 @@ def get_config(preset: str = "demo") -> ConfigDict:
     p = c.pretrain_multi = c.pretrain.copy_and_resolve_references()
     p.splits = ("train",)  # each further split needs its place in prior.splits
     p.loss.context_heads = "all"  # its network has one
-    if preset in ("demo", "semiseg"):
+    if preset in ("demo", "semiseg", "lite"):
         p.validation, p.size = 12, c.multi.size
     return c

@@ -8,6 +8,7 @@
 Presets:
     demo (the default)  the two-core demonstration on the procedural `phantom` dataset
     semiseg             COVID-SemiSeg at 224 x 224 on two cores
+    lite                COVID-SemiSeg at 256 x 256 on two cores, from ImageNet weights
     paper               what the paper writes, at 352 x 352, for a GPU or TPU
     authors             what the authors' public code does, at 352 x 352, for a GPU or TPU
     tiny                seconds, for tests
@@ -46,7 +47,7 @@ def get_config(preset: str = "demo") -> ConfigDict:
     p.net_schedule = common.schedule("cosine", 1e-3, warmup_steps=10)
     p.coach_optim = common.optimizer("adam", eps=1e-6, clip_norm=5.0)
     p.coach_schedule = common.schedule("constant", 1e-3)
-    if preset == "semiseg":
+    if preset in ("semiseg", "lite"):
         p.batch_size, p.validation, p.eval_every = 16, 48, 64
         p.rounds.update(epochs=8, coach_steps=16, net_steps=48)
     elif preset == "tiny":

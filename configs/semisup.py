@@ -7,7 +7,7 @@
 Stages: `semi` trains a teacher on the labelled slices, and for `pseudo` (Semi-Inf-Net) maps the
 unlabelled ones group by group and pre-trains a fresh network on these maps; `segment` fine-tunes
 it, or for `mean_teacher` goes on from the teacher with unlabelled slices in each batch.
-Presets: demo (the default), semiseg, paper, authors, tiny; see `configs/selfsup.py`. `paper` and
+Presets: demo (the default), semiseg, lite, paper, authors, tiny; see `configs/selfsup.py`. `paper` and
 `authors` are Semi-Inf-Net as published with it, on the network of either.
 """
 
@@ -35,7 +35,7 @@ def get_config(preset: str = "demo") -> ConfigDict:
     s.consistency = ConfigDict(dict(weight=10.0, ramp_steps=80))  # of mean_teacher
     if preset == "demo":
         c.segment.update(steps=240, validation=12)
-    elif preset == "semiseg":
+    elif preset in ("semiseg", "lite"):
         c.segment.steps, s.teacher.steps, s.pool.steps = 600, 600, 400
         s.group_size, s.consistency.ramp_steps = 320, 200
     elif preset == "tiny":

@@ -4,7 +4,7 @@
     python main.py --config=configs/supervised.py:semiseg --config.data.manual_dir=DIR
     python main.py --config=configs/supervised.py --config.model.kind=unet   # the plain U-Net
 
-Presets: demo (the default), semiseg, paper, authors, tiny; see `configs/selfsup.py`.
+Presets: demo (the default), semiseg, lite, paper, authors, tiny; see `configs/selfsup.py`.
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +17,7 @@ def get_config(preset: str = "demo") -> ConfigDict:
     c = common.get_base()
     if preset == "demo":
         return c
-    if preset in ("semiseg", "tiny"):
+    if preset in ("semiseg", "lite", "tiny"):
         getattr(common, preset)(c)
         return c
     if preset not in common.PRESETS:
