@@ -27,7 +27,7 @@ def get_config(preset: str = "demo") -> ConfigDict:
     c.coach = ConfigDict(dict(width=16))
     p = c.pretrain = ConfigDict(dict(
         pretext="inpaint",  # inpaint | rotation (for the network's share of the rounds, no coach)
-        splits=("train", "unlabeled"), validation=20, size=128, batch_size=8, eval_every=48,
+        splits=("train", "unlabeled"), validation=40, size=128, batch_size=8, eval_every=48,
         rounds=dict(schedule="per_epoch",  # per_epoch | blocks
                     epochs=5, coach_steps=12, net_steps=36, blocks=(),
                     use_coach=True,  # False: random masks only

@@ -7,8 +7,8 @@
 Stages: `semi` trains a teacher on the labelled slices, and for `pseudo` (Semi-Inf-Net) maps the
 unlabelled ones group by group and pre-trains a fresh network on these maps; `segment` fine-tunes
 it, or for `mean_teacher` goes on from the teacher with unlabelled slices in each batch.
-Presets: demo (the default), semiseg, lite, paper, authors, tiny; see `configs/selfsup.py`. `paper` and
-`authors` are Semi-Inf-Net as published with it, on the network of either.
+Presets: demo (the default), semiseg, lite, paper, authors, tiny; see `configs/selfsup.py`. `paper`
+and `authors` are Semi-Inf-Net as published with it, on the network of either.
 """
 
 from ml_collections import ConfigDict

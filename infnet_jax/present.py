@@ -174,6 +174,8 @@ def _pretrain(workdir: Path, stage: str) -> tuple[list, list]:
         [["error under coach masks", f"{last['rec_coach']:.4f}"],
          ["error under random masks, same keep ratio", f"{last['rec_random']:.4f}"],
          ["ratio", f"{ratio:.2f}"],
+         ["share of slices with the larger error under coach masks",
+          f"{last['harder_share']:.2f}"],
          ["share of cells in which two slices' coach masks differ",
           f"{last['mask_difference']:.3f}"]],
     )

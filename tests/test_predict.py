@@ -83,13 +83,15 @@ def test_pretraining_table_compares_coach_and_random_masks(tmp_path):
     stage = tmp_path / "pretrain"
     (stage / "panels").mkdir(parents=True)
     rows = [
-        {"step": 4, "rec_coach": 0.9, "rec_random": 0.9, "mask_difference": 0.0},
-        {"step": 8, "rec_coach": 0.3, "rec_random": 0.2, "mask_difference": 0.125},
+        {"step": 4, "rec_coach": 0.9, "rec_random": 0.9, "harder_share": 0.5,
+         "mask_difference": 0.0},
+        {"step": 8, "rec_coach": 0.3, "rec_random": 0.2, "harder_share": 0.75,
+         "mask_difference": 0.125},
     ]
     (stage / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     pictures, tables = present._pretrain(tmp_path, "pretrain")
     assert "| ratio | 1.50 |" in tables[0][1]  # of the last evaluation, not the first
-    assert "| 0.125 |" in tables[0][1]
+    assert "| 0.125 |" in tables[0][1] and "| 0.75 |" in tables[0][1]
     assert [path.name for path, _ in pictures] == ["pretrain_curves.png"]
     assert (tmp_path / "figures" / "pretrain_curves.png").stat().st_size > 5000
 

@@ -314,12 +314,13 @@ def test_summary_of_pretraining_by_hand():
 
     def row(part):
         n = len(range(*part.indices(3)))
-        coach = np.float32([1.0, 2.0, 6.0])[part]
+        coach, random = np.float32([[1.0, 2.0, 6.0], [2.0, 0.5, 2.0]])[:, part]
         return {"image": np.zeros((n, 32, 32)), "visible_coach": masks[part],
-                "error_coach": coach, "error_random": coach / 2}
+                "error_coach": coach, "error_random": random}
 
     got = inpaint.summarise([row(slice(0, 2)), row(slice(2, 3))])
     assert got["rec_coach"] == 3.0 and got["rec_random"] == 1.5
+    assert got["harder_share"] == pytest.approx(2 / 3)
     assert got["mask_difference"] == pytest.approx((1 / 4 + 3 / 4 + 1) / 3)
     masks[:] = masks[1]
     assert inpaint.summarise([row(slice(0, 3))])["mask_difference"] == 0.0

@@ -254,6 +254,7 @@ def summarise(rows: list[Mapping[str, np.ndarray]]) -> dict[str, float]:
 
     `mask_difference` is the mean share of pixels in which two slices' coach masks disagree,
     over all pairs; 0 says that the coach ignores the image. One slice alone gives 0.
+    `harder_share` is the share of slices whose error is larger under the coach's mask.
     """
     joined = {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}
     cells = joined["visible_coach"][:, ::16, ::16].reshape(len(joined["image"]), -1)
@@ -262,5 +263,6 @@ def summarise(rows: list[Mapping[str, np.ndarray]]) -> dict[str, float]:
     return {
         "rec_coach": float(joined["error_coach"].mean()),
         "rec_random": float(joined["error_random"].mean()),
+        "harder_share": float((joined["error_coach"] > joined["error_random"]).mean()),
         "mask_difference": float(pairs.sum() / max(1, n * (n - 1))),
     }
