@@ -50,7 +50,9 @@ def get_base() -> ConfigDict:
         channels=1,  # 3 repeats the grey slice, for ImageNet weights
     ))
     c.model = ConfigDict(dict(
-        kind="infnet",  # infnet | unet (the plain baseline: no backbone and no max_pool to choose)
+        # infnet | unet (the plain baseline) | unet_lite0 (its decoder on an EfficientNet-lite0);
+        # the last two have no backbone and no max_pool to choose
+        kind="infnet",
         backbone="resnet18", width=24,
         max_pool=False,  # False doubles the resolution of every map, for small slices
         inpaint_head="none",  # tanh_parallel (as coded) | linear_replace (as written) | none

@@ -194,8 +194,8 @@ def _digest(weights: Mapping) -> str:
 def _describe(config: ConfigDict, stage: str) -> str:
     side = config[stage].size
     if stage == "segment":
-        unet = config.model.get("kind") == "unet"
-        name = "U-Net" if unet else f"Inf-Net on {config.model.backbone}"
+        unets = {"unet": "U-Net", "unet_lite0": "U-Net on efficientnet_lite0"}
+        name = unets.get(config.model.get("kind"), f"Inf-Net on {config.model.backbone}")
         return f"{name}, width {config.model.width}, {side} x {side}"
     net = config.multi.net
     return f"{net.kind}, width {net.width}, {side} x {side}"

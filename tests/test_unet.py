@@ -9,8 +9,10 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from infnet_jax.models.fcn8s import FCN8s, doubling
-from infnet_jax.models.infnet import is_output_layer
+from infnet_jax.models.infnet import InfNet, is_output_layer
 from infnet_jax.models.unet import UNet
+
+LITE = "efficientnet_lite0"
 
 
 def _shapes(model: Any, channels: int = 6, size: int = 32, **kwargs: Any) -> Any:
@@ -38,6 +40,21 @@ def test_the_improved_unet_has_the_published_counts():
     assert _count(params["decoder"]) == _count(params["decoder_inpaint"]) == 7_950_102
     assert _count(params) == 25_341_045
     assert _count(_shapes(UNet(improved=True))["params"]) == 17_390_553
+
+
+def test_the_unet_on_lite0_has_inf_nets_trunk_and_ends_at_stride_2():
+    model = UNet(classes=1, width=8, backbone=LITE)
+    variables = _shapes(model, 3)
+    trunk = _shapes(InfNet(backbone=LITE), 3)["params"]["trunk"]  # so the same weights fit
+    assert jax.tree.map(jnp.shape, variables["params"]["trunk"]) == jax.tree.map(jnp.shape, trunk)
+    image = jnp.zeros((1, 64, 96, 3))
+    logits = jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, image)
+    assert logits["logits"].shape == (1, 64, 96, 1)
+    _, state = jax.eval_shape(
+        lambda v, x: model.apply(v, x, train=False, capture_intermediates=True), variables, image
+    )
+    (last,) = state["intermediates"]["decoder"]["__call__"]
+    assert last.shape == (1, 32, 48, 8)
 
 
 @pytest.mark.parametrize(("channels", "count"), [(3, 18_643_779), (6, 18_645_507)])
@@ -125,6 +142,9 @@ def test_inpainting_is_bounded_with_tanh_and_linear_without():
         ({}, {"head": "inpaint"}, 32, "inpaint_head other than 'none'"),
         ({}, {"head": "depth"}, 32, "head must be one of .*'depth'"),
         ({}, {}, 15, r"at least 16 x 16 pixels, got \(15, 15\)"),
+        ({"backbone": "vgg16"}, {}, 32, "backbone must be one of .*'vgg16'"),
+        ({"backbone": LITE, "improved": True}, {}, 32, "improved only the first"),
+        ({"backbone": LITE}, {}, 48, "divisible by 32, got 48 x 48"),
     ],
 )
 def test_a_field_head_or_size_that_cannot_work_is_named(fields, call, size, message):

@@ -16,7 +16,7 @@ _STAGES = (
     (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112),
     (4, 5, 2, 6, 192), (1, 3, 1, 6, 320),
 )  # fmt: skip
-_TAPS = {1: "f4", 2: "f8", 4: "f16", 6: "f32"}  # the last stage of each resolution
+_TAPS = {0: "f2", 1: "f4", 2: "f8", 4: "f16", 6: "f32"}  # the last stage of each resolution
 _NORM = dict(epsilon=1e-3, momentum=0.99)
 
 
@@ -60,7 +60,7 @@ class EfficientNetLite0(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> dict[str, Array]:
-        """Maps [B, H, W, C] to taps f4, f8, f16, f32 of 24, 40, 112 and 320 channels."""
+        """Maps [B, H, W, C] to taps f2 to f32 of 16, 24, 40, 112 and 320 channels."""
         stride = 2 if self.max_pool else 1
         x = same_padding(x, 3, stride)
         x = Conv(32, 3, stride, padding=0, kernel_init=he_fan_out, dtype=self.dtype, name="stem")(x)

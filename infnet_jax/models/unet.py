@@ -8,7 +8,9 @@ channels. Two variants of the public code:
 - improved: the input enters again at strides 4 and 16, and inpainting has a decoder of its own, so
   that pre-training reaches the encoder only.
 
-With `classes=1` and the slice alone as input the plain variant is the usual U-Net baseline.
+With `classes=1` and the slice alone as input the plain variant is the usual U-Net baseline. On the
+EfficientNet-lite0 trunk, whose weights may come from ImageNet, the same decoder ends at stride 2;
+this one is nobody's published network.
 """
 
 import flax.linen as nn
@@ -17,10 +19,12 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from infnet_jax.conv import Conv
-from infnet_jax.ops import BatchNorm, max_pool, resize_bilinear, resize_nearest
+from infnet_jax.models.efficientnet import EfficientNetLite0
+from infnet_jax.ops import BatchNorm, check_divisible, max_pool, resize_bilinear, resize_nearest
 
 INPAINT_HEADS = ("none", "tanh_parallel", "linear_replace")
 HEADS = ("segment", "inpaint")
+TRUNKS = ("plain", "efficientnet_lite0")
 STRIDE = 16
 
 
@@ -95,6 +99,7 @@ class UNet(nn.Module):
         classes: channels of the segmentation logits.
         width: channels at stride 1 (64 as published; 16 trains on two cores).
         improved: the second variant above.
+        backbone: `plain`, or `efficientnet_lite0` (sizes must be multiples of 32).
         inpaint_head: `tanh_parallel` (the public code) or `linear_replace` (no tanh, as the paper
             describes its last layer), or `none`.
         image_channels: channels of the inpainting output, those of the input.
@@ -104,6 +109,7 @@ class UNet(nn.Module):
     classes: int = 3
     width: int = 64
     improved: bool = False
+    backbone: str = "plain"
     inpaint_head: str = "none"
     image_channels: int = 6
     dtype: DTypeLike = jnp.float32
@@ -113,7 +119,15 @@ class UNet(nn.Module):
             raise ValueError(
                 f"inpaint_head must be one of {INPAINT_HEADS}, got {self.inpaint_head!r}"
             )
-        self.trunk = Encoder(self.width, self.improved, self.dtype)
+        if self.backbone not in TRUNKS or (self.improved and self.backbone != "plain"):
+            raise ValueError(
+                f"backbone must be one of {TRUNKS}, improved only the first; got {self.backbone!r}"
+            )
+        plain = self.backbone == "plain"
+        self.trunk = (
+            Encoder(self.width, self.improved, self.dtype) if plain
+            else EfficientNetLite0(dtype=self.dtype)
+        )  # fmt: skip
         self.decoder = Decoder(self.width, self.dtype)
         self.out_seg = Conv(self.classes, 1, use_bias=True, dtype=self.dtype)
         if self.inpaint_head != "none":
@@ -122,7 +136,7 @@ class UNet(nn.Module):
                 self.decoder_inpaint = Decoder(self.width, self.dtype)
 
     def __call__(self, x: Array, *, train: bool, head: str = "segment") -> dict[str, Array]:
-        """Maps [B, H, W, C], any size from 16 x 16, to one output at the input's size.
+        """Maps [B, H, W, C], any size that the backbone takes, to one output of the same size.
 
         Args:
             x: normalised input; of the multi-class network the slice, then the prior.
@@ -143,10 +157,15 @@ class UNet(nn.Module):
             raise ValueError("head 'inpaint' needs inpaint_head other than 'none'")
         if min(x.shape[1:3]) < STRIDE:
             raise ValueError(f"U-Net needs at least {STRIDE} x {STRIDE} pixels, got {x.shape[1:3]}")
+        if self.backbone != "plain":
+            check_divisible(x, 32, f"U-Net on {self.backbone}")
         features = self.trunk(x, train=train)
+        if self.backbone != "plain":
+            features = [features[f"f{stride}"] for stride in (2, 4, 8, 16, 32)]
         if self.is_initializing() and self.inpaint_head != "none":
             self._head(features, "segment" if head == "inpaint" else "inpaint", train)
-        return self._head(features, head, train)
+        outputs = self._head(features, head, train)
+        return {name: resize_bilinear(y, x.shape[1:3]) for name, y in outputs.items()}
 
     def _head(self, features: list[Array], head: str, train: bool) -> dict[str, Array]:
         own = head == "inpaint" and self.improved

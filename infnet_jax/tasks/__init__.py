@@ -17,12 +17,15 @@ def make_net(config: ConfigDict) -> InfNet | UNet:
     """The single-class network; its inpainting heads exist only where pre-training runs."""
     arguments, channels = dict(config.model), config.data.channels
     kind = arguments.pop("kind", "infnet")  # runs of before have none
-    if kind not in ("infnet", "unet"):
-        raise ValueError(f"model.kind={kind!r}: choose infnet or unet")
+    if kind not in ("infnet", "unet", "unet_lite0"):
+        raise ValueError(f"model.kind={kind!r}: choose infnet, unet or unet_lite0")
     if kind == "infnet":
         return InfNet(image_channels=channels, dtype=config.dtype, **arguments)
     shared = {name: arguments[name] for name in ("width", "inpaint_head")}
-    return UNet(classes=1, image_channels=channels, dtype=config.dtype, **shared)
+    backbone = "efficientnet_lite0" if kind == "unet_lite0" else "plain"
+    return UNet(
+        classes=1, backbone=backbone, image_channels=channels, dtype=config.dtype, **shared
+    )  # fmt: skip
 
 
 def make_multi_net(config: ConfigDict) -> UNet | FCN8s:
