@@ -26,7 +26,7 @@ def get_config(preset: str = "demo") -> ConfigDict:
     m = c.multi = c.segment.copy_and_resolve_references()
     m.with_prior = True  # False: the slice alone
     m.net = ConfigDict(dict(
-        kind="unet",  # unet | fcn8s
+        kind="unet",  # unet | fcn8s | unet_lite0 (with `weights` only without prior)
         width=24, improved=False, inpaint_head="none",
     ))
     m.loss = ConfigDict(dict(

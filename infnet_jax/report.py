@@ -108,7 +108,7 @@ def _identity(model: Mapping[str, Any]) -> str:
         f"<dt>{html.escape(str(k))}</dt><dd><code>{html.escape(str(v))}</code></dd>"
         for k, v in model.items()
     )
-    return f"<details open><summary>Model and config</summary><dl>{items}</dl></details>"
+    return f"<details><summary>Model and config</summary><dl>{items}</dl></details>"
 
 
 def _overview(rows: list[str]) -> str:

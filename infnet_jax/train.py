@@ -121,7 +121,7 @@ def _run_stage(
 def open_test(config: ConfigDict, workdir: Path, dataset: Path) -> data.Source:
     """The test slices, with the priors of a multi-class network where the run trains one."""
     test = splits.open_test(dataset, config)
-    if tasks.last_trained(config) != "multi":
+    if tasks.last_trained(config) != "multi" or not config.multi.with_prior:
         return test
     return crossfit.with_priors(test, config.data.test, config, workdir)
 
@@ -210,7 +210,9 @@ def _start(
         folder = workdir / origin / "checkpoints"
         folder = semi.result_folder(config, workdir) if origin == "semi" else folder
         learned = predict.load_weights(folder, "latest")
-    elif config.weights and stage in ("pretrain", "segment", *WALKS):
+    elif config.weights and (
+        stage in ("pretrain", "segment", *WALKS) or config.multi.net.kind == "unet_lite0"
+    ):
         mode, origin = "matching", config.weights
         learned, _ = convert.load_imported(config.weights)
     else:

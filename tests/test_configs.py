@@ -54,7 +54,9 @@ UNET = {"model.kind": "unet"}
      (multi_selfsup, "authors", MULTI, {}), (selfsup, "tiny", SINGLE, UNET),
      (selfsup, "tiny", ("pretrain",), {"pretrain.pretext": "rotation"}),
      (multi_selfsup, "tiny", ("pretrain_multi",), {"pretrain_multi.pretext": "rotation"}),
-     (semisup, "tiny", ("segment",), {"semi.kind": "mean_teacher"})],
+     (semisup, "tiny", ("segment",), {"semi.kind": "mean_teacher"}),
+     (supervised, "tiny", ("segment",), {"model.kind": "unet_lite0"}),
+     (multi, "tiny", ("multi",), {"multi.net.kind": "unet_lite0", "multi.with_prior": False})],
 )  # fmt: skip
 def test_preset_builds_its_tasks(file, preset, stages, changes):
     config = file.get_config(preset)
@@ -99,7 +101,7 @@ def test_unknown_preset_lists_the_known_ones():
 def test_an_unknown_network():
     config = supervised.get_config("tiny")
     config.model.kind = "unet++"
-    with pytest.raises(ValueError, match=r"model.kind='unet\+\+': choose infnet or unet"):
+    with pytest.raises(ValueError, match=r"model.kind='unet\+\+': choose infnet, unet or unet_"):
         tasks.make_net(config)
 
 

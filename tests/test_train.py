@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import tfds_builders
-from configs import selfsup, supervised
+from configs import multi, selfsup, supervised
 from infnet_jax import (
     data,
     loop,
@@ -190,6 +190,12 @@ def test_a_wrong_test_split_is_refused_before_the_training(tmp_path, dataset):
     with pytest.raises(ValueError, match="data.test='test': with data.folds it must be"):
         train.run(config, workdir=tmp_path / "run", dataset=dataset, name="t", command="")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_multi_class_network_without_prior_needs_none_in_its_test_slices(tmp_path, dataset):
+    config = multi.get_config("tiny")
+    config.multi.with_prior = False
+    assert "prior" not in train.open_test(config, tmp_path, dataset)[0]
 
 
 def test_another_config_is_refused_before_anything_is_written(tmp_path, dataset):

@@ -12,19 +12,20 @@ from infnet_jax.models.unet import UNet
 from infnet_jax.state import Task
 from infnet_jax.tasks import inpaint, mean_teacher, multi, rotation, segment
 
+_UNETS = {"unet": "plain", "unet_lite0": "efficientnet_lite0"}  # kind -> backbone
+
 
 def make_net(config: ConfigDict) -> InfNet | UNet:
     """The single-class network; its inpainting heads exist only where pre-training runs."""
     arguments, channels = dict(config.model), config.data.channels
     kind = arguments.pop("kind", "infnet")  # runs of before have none
-    if kind not in ("infnet", "unet", "unet_lite0"):
+    if kind not in ("infnet", *_UNETS):
         raise ValueError(f"model.kind={kind!r}: choose infnet, unet or unet_lite0")
     if kind == "infnet":
         return InfNet(image_channels=channels, dtype=config.dtype, **arguments)
     shared = {name: arguments[name] for name in ("width", "inpaint_head")}
-    backbone = "efficientnet_lite0" if kind == "unet_lite0" else "plain"
     return UNet(
-        classes=1, backbone=backbone, image_channels=channels, dtype=config.dtype, **shared
+        classes=1, backbone=_UNETS[kind], image_channels=channels, dtype=config.dtype, **shared
     )  # fmt: skip
 
 
@@ -32,11 +33,13 @@ def make_multi_net(config: ConfigDict) -> UNet | FCN8s:
     """The multi-class network, fed the slice and, if `multi.with_prior`, the prior."""
     arguments = dict(config.multi.net)
     kind = arguments.pop("kind")
-    if kind not in ("unet", "fcn8s"):
-        raise ValueError(f"multi.net.kind={kind!r}: choose unet or fcn8s")
-    if kind == "unet":
+    if kind not in (*_UNETS, "fcn8s"):
+        raise ValueError(f"multi.net.kind={kind!r}: choose unet, unet_lite0 or fcn8s")
+    if kind in _UNETS:
         channels = config.data.channels * (2 if config.multi.with_prior else 1)
-        return UNet(image_channels=channels, dtype=config.dtype, **arguments)
+        return UNet(
+            backbone=_UNETS[kind], image_channels=channels, dtype=config.dtype, **arguments
+        )  # fmt: skip
     return FCN8s(dtype=config.dtype, width=arguments["width"])
 
 
