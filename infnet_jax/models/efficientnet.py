@@ -17,7 +17,9 @@ _STAGES = (
     (4, 5, 2, 6, 192), (1, 3, 1, 6, 320),
 )  # fmt: skip
 _TAPS = {0: "f2", 1: "f4", 2: "f8", 4: "f16", 6: "f32"}  # the last stage of each resolution
-_NORM = dict(epsilon=1e-3, momentum=0.99)
+# Published with momentum .99, for long training: in some hundred steps a share of ImageNet's
+# statistics would stay in the running ones.
+_NORM = dict(epsilon=1e-3, momentum=0.9)
 
 
 class InvertedBottleneck(nn.Module):
