@@ -59,7 +59,7 @@ def get_base() -> ConfigDict:
     ))
     c.segment = ConfigDict(dict(
         splits=("train",), validation=0, patience=0,  # the demo has 60 slices: all are needed
-        size=128, batch_size=8, scales=(1.0,), steps=600, eval_every=60,
+        size=128, batch_size=8, scales=(1.0,), steps=570, eval_every=60,
         loss=dict(kind="structure",  # structure | structure_as_run | focal
                   lambda_bce=1.0, edge_weight=1.0, alpha=1.0, gamma=2.0),
         ema_decay=0.99,

@@ -15,6 +15,8 @@ from infnet_jax.models import coach as coach_lib, final_map
 from infnet_jax.state import Task, make_player, make_state, update_player
 from infnet_jax.tasks.multi import network_input
 
+DRAWS = 4  # masks of each kind that a held-out slice is judged under
+
 
 def make_rounds(
     *,
@@ -217,21 +219,31 @@ def make(
         return state.replace(step=state.step + 1, net=player), metrics
 
     def evaluate(state, batch, key):
-        """Mean squared error of the final map per slice over erased pixels, coach and random."""
+        """Mean squared error of the final map per slice over erased pixels, coach and random.
+
+        Each is the mean of DRAWS masks: which cells a random one hits decides much of it.
+        """
         x, target = prepare(batch, None)
-        keys = jax.random.split(key, 2)
         shown = slice(0, len(norm.mean))  # the slice, not its prior
         out = {"image": normalise.grey(target[..., shown], norm)}
-        visible = {
-            "coach": propose(state.coach.averaged, x, keys[0]),
-            "random": mask_random(keys[1], x.shape[0], x.shape[1:3]),
-        }
-        for name, mask in visible.items():
-            filled = final_map(fill(state.net.averaged, x * mask))
-            error = ((filled - target) ** 2).mean(axis=-1) * (1.0 - mask[..., 0])
-            out[f"error_{name}"] = error.sum((1, 2)) / jnp.maximum((1 - mask).sum((1, 2, 3)), 1)
-            out[f"visible_{name}"] = mask[..., 0]
-            out[f"filled_{name}"] = normalise.grey(filled[..., shown], norm)
+
+        def measure(key):
+            keys, found = jax.random.split(key, 2), {}
+            visible = {
+                "coach": propose(state.coach.averaged, x, keys[0]),
+                "random": mask_random(keys[1], x.shape[0], x.shape[1:3]),
+            }
+            for name, mask in visible.items():
+                filled = final_map(fill(state.net.averaged, x * mask))
+                error = ((filled - target) ** 2).mean(axis=-1) * (1.0 - mask[..., 0])
+                erased = jnp.maximum((1 - mask).sum((1, 2, 3)), 1)
+                found[f"error_{name}"] = error.sum((1, 2)) / erased
+                found[f"visible_{name}"] = mask[..., 0]
+                found[f"filled_{name}"] = normalise.grey(filled[..., shown], norm)
+            return found
+
+        for name, draws in jax.lax.map(measure, jax.random.split(key, DRAWS)).items():
+            out[name] = draws.mean(0) if name.startswith("error") else draws[0]
         return out
 
     ends = list(accumulate(n for _, n in rounds))
