@@ -96,12 +96,12 @@ def semiseg(c: ConfigDict) -> None:
 
 
 def lite(c: ConfigDict) -> None:
-    """Real slices with a light trunk that has seen ImageNet; needs the extra `pretrained`."""
+    """Real slices, a U-Net on a light trunk from ImageNet weights; needs the extra `pretrained`."""
     c.data.name, c.data.norm, c.data.channels = "covid_semiseg/binary", "tf", 3
     c.weights = "imagenet_lite0"
-    c.model.backbone, c.model.width, c.model.max_pool = "efficientnet_lite0", 32, True
+    c.model.kind, c.model.width = "unet_lite0", 24
     s = c.segment
-    s.size, s.steps, s.eval_every, s.validation = 256, 600, 100, 0
+    s.size, s.steps, s.eval_every, s.validation = 256, 700, 100, 0
 
 
 def tiny(c: ConfigDict) -> None:
