@@ -56,7 +56,7 @@ def _forward(x, kernel, padding, dilation):
 
 def _backward(padding, dilation, saved, gradient):
     x, kernel = saved
-    # Without the barrier each shift below would compute the layers behind it once more.
+    # The shifts below are to read this gradient, not to compute the layers behind it each anew.
     gradient = lax.optimization_barrier(gradient)
     _, pull = jax.vjp(lambda x: _convolve(x, kernel, 1, padding, dilation), x)
     return *pull(gradient), _filter_gradient(x, gradient, kernel.shape[:2], padding, dilation)

@@ -123,11 +123,10 @@ class UNet(nn.Module):
             raise ValueError(
                 f"backbone must be one of {TRUNKS}, improved only the first; got {self.backbone!r}"
             )
-        plain = self.backbone == "plain"
-        self.trunk = (
-            Encoder(self.width, self.improved, self.dtype) if plain
-            else EfficientNetLite0(dtype=self.dtype)
-        )  # fmt: skip
+        if self.backbone == "plain":
+            self.trunk = Encoder(self.width, self.improved, self.dtype)
+        else:
+            self.trunk = EfficientNetLite0(dtype=self.dtype)
         self.decoder = Decoder(self.width, self.dtype)
         self.out_seg = Conv(self.classes, 1, use_bias=True, dtype=self.dtype)
         if self.inpaint_head != "none":
@@ -157,11 +156,12 @@ class UNet(nn.Module):
             raise ValueError("head 'inpaint' needs inpaint_head other than 'none'")
         if min(x.shape[1:3]) < STRIDE:
             raise ValueError(f"U-Net needs at least {STRIDE} x {STRIDE} pixels, got {x.shape[1:3]}")
-        if self.backbone != "plain":
+        if self.backbone == "plain":
+            features = self.trunk(x, train=train)
+        else:
             check_divisible(x, 32, f"U-Net on {self.backbone}")
-        features = self.trunk(x, train=train)
-        if self.backbone != "plain":
-            features = [features[f"f{stride}"] for stride in (2, 4, 8, 16, 32)]
+            taps = self.trunk(x, train=train)
+            features = [taps[f"f{stride}"] for stride in (2, 4, 8, 16, 32)]
         if self.is_initializing() and self.inpaint_head != "none":
             self._head(features, "segment" if head == "inpaint" else "inpaint", train)
         outputs = self._head(features, head, train)
