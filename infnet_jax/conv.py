@@ -14,7 +14,6 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-_ROWS, _COLUMNS = 1, 2
 
 
 def _pair(value: int | Sequence[int]) -> tuple[int, int]:
@@ -23,17 +22,14 @@ def _pair(value: int | Sequence[int]) -> tuple[int, int]:
 
 def convolve(x: Array, kernel: Array, *, stride: int, padding: tuple[int, int], dilation: int):
     """[B, H, W, I] with [kh, kw, I, O] -> [B, H', W', O]; zeros around, `padding` a side."""
-    kh, kw = kernel.shape[:2]
-    pointwise = (kh, kw, *padding) == (1, 1, 0, 0)
-    if pointwise:
+    if (*kernel.shape[:2], *padding) == (1, 1, 0, 0):
         # A matrix product of 2-D arrays: with more axes XLA copies an operand for the gradient.
         x = x[:, ::stride, ::stride] if stride > 1 else x
         if jax.default_backend() == "cpu":
             rows = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
             return rows.reshape(*x.shape[:-1], kernel.shape[-1])
         return jnp.dot(x, kernel[0, 0])
-    reach = dilation * (kh - 1), dilation * (kw - 1)
-    if jax.default_backend() == "cpu" and stride == 1 and padding[0] <= reach[0]:
+    if jax.default_backend() == "cpu" and stride == 1:
         return _convolve_cpu(x, kernel, padding, dilation)
     return _convolve(x, kernel, stride, padding, dilation)
 
@@ -56,8 +52,6 @@ def _forward(x, kernel, padding, dilation):
 
 def _backward(padding, dilation, saved, gradient):
     x, kernel = saved
-    # The shifts below are to read this gradient, not to compute the layers behind it each anew.
-    gradient = lax.optimization_barrier(gradient)
     _, pull = jax.vjp(lambda x: _convolve(x, kernel, 1, padding, dilation), x)
     return *pull(gradient), _filter_gradient(x, gradient, kernel.shape[:2], padding, dilation)
 
@@ -74,8 +68,9 @@ def _filter_gradient(
     width, features = gradient.shape[2:]
     x = jnp.pad(x, ((0, 0), (0, 0), (pw, pw), (0, 0)))
     columns = [x[:, :, q * dilation : q * dilation + width] for q in range(kw)]
-    short = (kh - 1) * dilation - ph
-    gradient = jnp.pad(gradient, ((0, 0), (short, short), (0, 0), (0, 0)))
+    short = (kh - 1) * dilation - ph  # negative: rows that see nothing but padding fall away
+    zero = jnp.zeros((), gradient.dtype)
+    gradient = lax.pad(gradient, zero, ((0, 0, 0), (short, short, 0), (0, 0, 0), (0, 0, 0)))
     rows = [gradient[:, r * dilation : r * dilation + height] for r in reversed(range(kh))]
     left = jnp.concatenate(columns, -1).reshape(-1, kw * channels)
     right = jnp.concatenate(rows, -1).reshape(-1, kh * features)
@@ -122,12 +117,8 @@ class Conv(nn.Module):
 
 def same_padding(x: Array, kernel: int, stride: int) -> Array:
     """Pads [B, H, W, C] with zeros as TensorFlow does for "SAME": an odd one goes to the end."""
-    for axis in (_ROWS, _COLUMNS):
-        short = (-(-x.shape[axis] // stride) - 1) * stride + kernel - x.shape[axis]
-        widths = [(0, 0)] * x.ndim
-        widths[axis] = max(short, 0) // 2, max(short, 0) - max(short, 0) // 2
-        x = jnp.pad(x, widths)
-    return x
+    short = [max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in x.shape[1:3]]
+    return jnp.pad(x, ((0, 0), *((n // 2, n - n // 2) for n in short), (0, 0)))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
