@@ -92,7 +92,7 @@ def semiseg(c: ConfigDict) -> None:
     """Real slices at a size that two cores train in about an hour."""
     c.data.name = "covid_semiseg/binary"
     s = c.segment
-    s.size, s.steps, s.eval_every, s.validation = 224, 1200, 100, 0
+    s.size, s.steps, s.eval_every, s.validation = 224, 1500, 100, 0
 
 
 def lite(c: ConfigDict) -> None:
