@@ -17,7 +17,7 @@ def draw(folder: Path, dataset: str, levels: Mapping[str, Sequence[Mapping]]) ->
     """Draws predicted - true against their mean, a row a level, with the limits of agreement.
 
     Args:
-      levels: level to rows with both sides known, as in `severity_study.score`.
+      levels: level to rows with both sides known, as in `severity_rows.score`.
     """
     path = folder / f"bland_altman_{dataset}.png"
     with house.canvas(path, width=8.4, height=3.1 * len(levels) + 0.2) as figure:
@@ -38,12 +38,13 @@ def draw(folder: Path, dataset: str, levels: Mapping[str, Sequence[Mapping]]) ->
 
 def write(
     folder: Path, *, model: Mapping[str, str], tables: Sequence[Mapping[str, Any]],
-    joined: clinical.Joined | None, figures: Sequence[tuple[str, Path]], left_out: Sequence[str],
+    experts: Sequence[Mapping[str, Any]], joined: clinical.Joined | None,
+    figures: Sequence[tuple[str, Path]], left_out: Sequence[str],
 ) -> Path:
     """Writes `summary.md` and returns its path.
 
     Args:
-      tables: rows of `agreement.csv`.
+      tables: rows of `agreement.csv`; experts: of `experts.csv`.
       joined: patients with a clinical class, if there is such a table.
       figures: (dataset, file in `folder`).
       left_out: a line for each thing that could not be scored.
@@ -56,6 +57,8 @@ def write(
         parts += ["Lines: the mean of the differences and 1.96 standard deviations to either side. "
                   "Neighbouring slices are near copies, so limits per slice look surer than they "
                   "are."]
+    if experts:
+        parts += ["## Beside the scores of experts", _experts(experts)]
     if joined is not None:
         parts += ["## Beside the clinical table", _clinical(joined)]
     if left_out:
@@ -82,6 +85,16 @@ def _agreement(tables: Sequence[Mapping[str, Any]]) -> str:
         "Grades 0, 1, 2 of the infected share (bounds 1 % and 50 %):",
         markdown_table([*head, "quadratic kappa", "accuracy", "always the majority"], grades),
     ])  # fmt: skip
+
+
+def _experts(tables: Sequence[Mapping[str, Any]]) -> str:
+    return "\n\n".join([
+        markdown_table(["dataset", "score", "slices", "mean score", "mean predicted share, %",
+                        "Spearman"], [list(found.values()) for found in tables]),
+        "Geographic extent 0 to 8 and opacity 0 to 6, mean of three readers of X-rays "
+        "(covid-chestxray). A network of CT slices has seen no X-ray: read this as a test of how "
+        "far it carries, unless it was trained on some.",
+    ])
 
 
 def _clinical(joined: clinical.Joined) -> str:

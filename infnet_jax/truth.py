@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from infnet_jax import clinical, data, imaging, score_files
+
+EXPERT_SCORES = ("geographic_extent", "opacity")  # of X-rays, 0..8 and 0..6
 
 
 @dataclasses.dataclass
@@ -22,6 +25,7 @@ class Slice:
       mask: bool [H, W], infection.
       lung: bool [H, W].
       regions: uint8 [H, W], 0..20.
+      experts: those of `EXPERT_SCORES` that readers gave.
     """
 
     name: str
@@ -30,6 +34,7 @@ class Slice:
     mask: np.ndarray | None = None
     lung: np.ndarray | None = None
     regions: np.ndarray | None = None
+    experts: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def read(source: Path, split: str) -> Iterator[Slice]:
@@ -64,6 +69,8 @@ def _prepared(folder: Path, split: str) -> Iterator[Slice]:
             found.lung = known["lung"][..., 0] > 0
             if "region" in raw:
                 found.regions = np.asarray(raw["region"])[..., 0]
+        scores = {name: float(raw[name]) for name in EXPERT_SCORES if name in raw}
+        found.experts = {name: value for name, value in scores.items() if math.isfinite(value)}
         yield found
 
 

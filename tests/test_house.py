@@ -89,9 +89,12 @@ ARROWS: dict[str, set[str]] = {
     "find_lungs": {"imaging", "inference", "lungs"},
     "truth": {"clinical", "data", "imaging", "score_files"},
     "study_page": {"agreement", "clinical", "figures", "summary"},
+    "severity_rows": {
+        "agreement", "find_lungs", "imaging", "scan_files", "scoring", "severity", "truth",
+    },
     "severity_study": {
-        "agreement", "clinical", "find_lungs", "imaging", "inference", "scan_files", "score_files",
-        "scoring", "severity", "study_page", "truth",
+        "clinical", "evaluation", "find_lungs", "imaging", "inference", "scan_files",
+        "score_files", "severity_rows", "study_page", "truth",
     },
     "cli": {
         "__init__", "evaluation", "parity", "convert", "predict", "train", "bench", "score_files",

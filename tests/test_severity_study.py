@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import json
 
 import cv2
 import numpy as np
@@ -9,8 +10,9 @@ import openpyxl
 import pytest
 
 import tfds_builders
-from infnet_jax import cli, data, find_lungs, imaging, severity_study, truth
+from infnet_jax import cli, data, find_lungs, imaging, severity_rows, severity_study, truth
 from tests.test_scan_files import Rule, chest
+from tfds_builders.covid_chestxray import dummy_data
 
 
 @pytest.fixture(scope="module")
@@ -151,12 +153,51 @@ def test_scans_beside_a_clinical_table(monkeypatch, tmp_path):
     assert "| 2 | 1.000 | 0.500 | 1.000 |" in page and "Agreement" not in page
 
 
+def test_scores_of_experts_stand_in_for_true_masks(monkeypatch, tmp_path):
+    """X-rays without true masks; two of three have a score, one of them two."""
+    lung = np.ones((20, 20), np.uint8)
+    scores = ({"opacity": 1.0}, {"opacity": 6.0, "geographic_extent": 8.0}, {}, {"opacity": 2.5})
+    slices = [truth.Slice(str(i), str(i), 255 * lung, lung=lung > 0, experts=one)
+              for i, one in enumerate(scores)]
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for i, rows_infected in enumerate((2, 10, 20, 1)):
+        mask = np.zeros((20, 20), np.uint8)
+        mask[:rows_infected] = 255
+        cv2.imwrite(str(masks / f"{i}.png"), mask)
+    monkeypatch.setattr(truth, "read", lambda source, split: iter(slices))
+    words = ["severity-study", tmp_path, "--masks", masks, "--lungs", "true", "--out",
+             tmp_path / "out"]
+    assert cli.main([str(w) for w in words]) == 0
+    opacity, extent = rows_of(tmp_path / "out" / "experts.csv")
+    assert (opacity["score"], opacity["n"], extent["score"], extent["n"]) == (
+        "opacity", "3", "geographic_extent", "1")
+    assert float(opacity["mean_score"]) == pytest.approx(9.5 / 3)
+    assert float(opacity["mean_share"]) == pytest.approx((10 + 50 + 5) / 3)
+    assert float(opacity["spearman"]) == pytest.approx(0.5)  # ranks 1 3 2 against 2 3 1
+    assert not (tmp_path / "out" / "agreement.csv").exists()
+    page = (tmp_path / "out" / "summary.md").read_text()
+    assert "Beside the scores of experts" in page and "| opacity | 3 |" in page
+
+
+def test_expert_scores_and_lungs_of_prepared_xrays(tmp_path):
+    folder = tfds_builders.prepare(
+        "covid_chestxray/xray", data_dir=tmp_path / "data",
+        manual_dir=dummy_data.make(tmp_path / "covid-chestxray-dataset"))
+    splits = json.loads((folder / "dataset_info.json").read_text())["splits"]
+    found = {one.name: one for split in splits for one in truth.read(folder, split["name"])}
+    assert found["a-1.jpeg"].experts == {"geographic_extent": 6.0, "opacity": 4.0}
+    assert found["e.png"].experts["geographic_extent"] == pytest.approx(0.3)
+    assert found["a-2.jpeg"].experts == {} and found["a-2.jpeg"].lung is None
+    assert found["a-1.jpeg"].lung.sum() == 100 and found["a-1.jpeg"].mask is None
+
+
 def test_slices_where_no_lung_is_found_are_left_out_and_counted(source, tmp_path):
     folder = folder_of(source, tmp_path / "own")
     cv2.imwrite(str(folder / "lung" / "s0.png"), np.zeros((64, 64), np.uint8))
     left_out = []
     pairs = ((s, s.mask) for s in truth.read(folder, "test"))
-    rows = severity_study.score("own", pairs, None, left_out)
+    rows = severity_rows.score("own", pairs, None, left_out)
     assert len(left_out) == 2 and all("s0: no lung found" in line for line in left_out)
     assert rows[0]["true_share"] is rows[0]["predicted_share"] is None
     alone = [s for s in truth.read(folder, "test") if s.unit == "0"][1:]

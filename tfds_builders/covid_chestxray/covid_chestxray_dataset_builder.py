@@ -26,8 +26,8 @@ class Config(tfds.core.BuilderConfig):
 class Builder(base.Builder):
     """X-rays with severity scores and lung masks where known, and CT, split by patient."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {"1.0.0": "First version.", "1.1.0": "`lung_known` was called `has_lung`."}
     BUILDER_CONFIGS = [
         Config(name="xray", description="X-rays, with severity scores and lung masks where known"),
         Config(name="ct_picture", description="CT slices that came as pictures"),
@@ -42,7 +42,7 @@ class Builder(base.Builder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         text = ("patient", "slice", "id", "group", *metadata.TEXTS)
-        lung = {"lung": base.picture_feature(), "has_lung": np.bool_}
+        lung = {"lung": base.picture_feature(), "lung_known": np.bool_}
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict({
                 "image": base.picture_feature(),
@@ -108,7 +108,7 @@ class Builder(base.Builder):
         key, example = self._example(row, image, row.filename, row.filename)
         if self.builder_config.name == "xray":
             lung = self._lung(root, row.filename, image.shape)
-            example["has_lung"] = lung is not None
+            example["lung_known"] = lung is not None
             example["lung"] = base.encode_png(np.zeros_like(image) if lung is None else lung)
         yield key, example
 
