@@ -1,6 +1,5 @@
 """The `evaluate` stage: the best weights, the test split once, maps and tables on disk."""
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,10 +64,7 @@ def evaluate(
             full = _write_maps(folder, cases, probs)
             _keep_cases(workdir / "evaluate" / f"{name}.npz", cases, truths, full, dice)
     if jax.process_index() == 0:
-        with (workdir / "evaluation.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        evaluation.write_csv(workdir / "evaluation.csv", rows)
         write_json(workdir / "evaluation.json", result)
     return result
 

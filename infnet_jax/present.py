@@ -1,4 +1,4 @@
-"""What a finished run shows: figures and summary.md, from the files that its stages left."""
+"""What a finished run shows: its panels and summary.md, with the figures of `run_figures`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,30 +9,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from infnet_jax import augment, data, figures, splits, tasks
-from infnet_jax.logs import RunLog, load_rows
+from infnet_jax import run_figures, tasks
+from infnet_jax.logs import RunLog
 from infnet_jax.summary import markdown_table, write_summary
-
-PRETRAIN_PANELS = (
-    ("Inpainter", {"rec": "erased pixels, training", "loss": "total loss"}),
-    ("Coach", {"coach_rec": "reconstruction error", "coach_loss": "coach loss, 1 - error"}),
-    ("Held-out error", {"rec_coach": "under coach masks", "rec_random": "under random masks"}),
-)
-ROTATION_PANELS = (
-    ("Which quarter turn: training", {"loss": "cross-entropy"}),
-    ("Held-out slices, chance 0.25", {"accuracy": "share of turns told"}),
-)
-MULTI_PANELS = (
-    ("Training loss", {"loss": "total"}),
-    ("Dice at 0.5, held-out slices", {"dice_ggo": "ground glass",
-                                      "dice_consolidation": "consolidation"}),
-    ("Learning rate", {"lr": "rate"}),
-)
-SEGMENT_PANELS = (
-    ("Training loss (eq. 5)", {"loss": "total"}),
-    ("Dice at 0.5, held-out slices", {"dice": "averaged weights"}),
-    ("Learning rate", {"lr": "rate"}),
-)
 
 
 def save_panel(log: RunLog, panel: Mapping[str, np.ndarray], step: int) -> None:
@@ -69,17 +48,17 @@ def write(
     if jax.process_index():
         return path
     pictures, tables, notes = [], [], []
-    pictures += _augmentation(workdir, config, dataset)
+    pictures += run_figures.augmentation(workdir, config, dataset)
     for stage in ("pretrain", "pretrain_multi"):
         if stage in config.stages:
-            more_pictures, more_tables = _pretrain(workdir, stage)
+            more_pictures, more_tables = run_figures.pretrain(workdir, stage)
             pictures, tables = pictures + more_pictures, tables + more_tables
     for stage, panels, caption in (
-        ("segment", SEGMENT_PANELS, "Fine-tuning."),
-        ("multi", MULTI_PANELS, "The multi-class network."),
+        ("segment", run_figures.SEGMENT_PANELS, "Fine-tuning."),
+        ("multi", run_figures.MULTI_PANELS, "The multi-class network."),
     ):
         if stage in config.stages:
-            pictures += _curves(workdir, stage, panels, caption)
+            pictures += run_figures.curves(workdir, stage, panels, caption)
     if "prior" in config.stages and config.prior.kind == "crossfit":
         score = json.loads((workdir / "prior" / "cross_validation.json").read_text())["dice"]
         said = (
@@ -99,7 +78,7 @@ def write(
         tables.insert(0, ("Test split", table))
         for label, summaries in result["classes"].items():
             at = summaries["toolbox"]["threshold"]
-            pictures += _evaluation(workdir, label, summaries, at)
+            pictures += run_figures.evaluation(workdir, label, summaries, at)
     if (listing := workdir / "pretrain" / "mix.json").exists():
         parts = json.loads(listing.read_text())
         dropped = sum(len(part["dropped"]) for part in parts)
@@ -140,98 +119,6 @@ def _row(label: str, summary: Mapping[str, Any], at: str) -> list[str]:
               summary["s_measure"], mean["e_measure"], summary["weighted_f"], summary["mae"],
               summary["roc_auc"]]
     return [label, *(f"{value:.3f}" for value in values)]
-
-
-def _pretrain(workdir: Path, stage: str) -> tuple[list, list]:
-    """Curves, the panel of masks over time, and the table that asks if the coach is hard."""
-    rows = load_rows(workdir / stage / "metrics.jsonl")
-    if any("train_accuracy" in row for row in rows):
-        caption = "Rotation as pretext: the trunk learns to tell which quarter turn a slice got."
-        return _curves(workdir, stage, ROTATION_PANELS, caption), []
-    pictures = _curves(workdir, stage, PRETRAIN_PANELS, (
-        "Both players. The coach earns its name where the error under its masks lies above the "
-        "error under random masks of the same keep ratio."
-    ))
-    panels = sorted((workdir / stage / "panels").glob("*.npz"))
-    judged = [row for row in rows if "rec_coach" in row]
-    if panels:
-        picked = sorted({round(i * (len(panels) - 1) / 3) for i in range(4)})
-        lines = []
-        for path in (panels[i] for i in picked):
-            with np.load(path) as z:
-                lines.append((f"step {int(path.stem)}", z["image"], z["visible_coach"],
-                              z["filled_coach"]))
-        name = "inpainting.png" if stage == "pretrain" else "inpainting_multi.png"
-        out = figures.inpainting_panel(lines, workdir / "figures" / name)
-        pictures.append((out, "Held-out slices at several moments of pre-training: what the coach "
-                              "erases (orange) and what Inf-Net paints in."))
-    if not judged:
-        return pictures, []
-    last = judged[-1]
-    ratio = last["rec_coach"] / max(last["rec_random"], 1e-12)
-    table = markdown_table(
-        ["held-out slices, last evaluation", "value"],
-        [["error under coach masks", f"{last['rec_coach']:.4f}"],
-         ["error under random masks, same keep ratio", f"{last['rec_random']:.4f}"],
-         ["ratio", f"{ratio:.2f}"],
-         ["share of slices with the larger error under coach masks",
-          f"{last['harder_share']:.2f}"],
-         ["share of cells in which two slices' coach masks differ",
-          f"{last['mask_difference']:.3f}"]],
-    )
-    of = "" if stage == "pretrain" else " (multi-class)"
-    return pictures, [(f"Is the coach hard?{of}", table)]
-
-
-def _curves(workdir: Path, stage: str, panels: Sequence, caption: str) -> list:
-    rows = load_rows(workdir / stage / "metrics.jsonl")
-    present = [p for p in panels if any(row.get(k) is not None for row in rows for k in p[1])]
-    if not present:
-        return []
-    path = workdir / "figures" / f"{stage}_curves.png"
-    return [(figures.learning_curves(rows, path, present), caption)]
-
-
-def _augmentation(workdir: Path, config: ConfigDict, dataset: Path) -> list:
-    """Three training slices before and after augmentation, as the paper's Fig. 5."""
-    section = config.segment
-    source = splits.open_whole(dataset, config.data.train, config)
-    batch = next(data.eval_batches(
-        source, np.linspace(0, len(source) - 1, 3).astype(int), batch_size=3, size=section.size
-    ))
-    fields = {
-        "image": batch["image"].astype(np.float32) / 255.0,
-        "mask": (batch["mask"] > 0).astype(np.float32),
-    }
-    moved = augment.augment(jax.random.key(config.seed), fields, **section.augmentation)
-    out = figures.augmentation(
-        fields["image"][..., 0], np.asarray(moved["image"])[..., 0],
-        workdir / "figures" / "augmentation.png",
-        original_masks=fields["mask"][..., 0], augmented_masks=np.asarray(moved["mask"])[..., 0],
-    )
-    return [(out, "Training slices before and after augmentation; the outline is the mask, which "
-                  "must move with its slice.")]
-
-
-def _evaluation(
-    workdir: Path, name: str, summaries: Mapping[str, Any], threshold: float
-) -> list:
-    """Best, median and worst test slices of one class, and its ROC curve."""
-    with np.load(workdir / "evaluate" / f"{name}.npz") as z:
-        cases = [
-            (f"{title}, Dice {float(z[f'{title}_dice']):.2f}", z[f"{title}_image"],
-             z[f"{title}_truth"], z[f"{title}_prob"])
-            for title in ("best", "median", "worst")
-        ]
-    folder, roc = workdir / "figures", summaries["toolbox"]["roc"]
-    return [
-        (figures.overlays(cases, folder / f"test_{name}.png", threshold),
-         f"Test slices with the highest, median and lowest Dice of {name} at "
-         f"{threshold:.3g}; truth and prediction as contours."),
-        (figures.roc(*(np.asarray(v) for v in roc), summaries["toolbox"]["roc_auc"],
-                     folder / f"roc_{name}.png"),
-         f"{name.capitalize()}: all test pixels pooled, raw probabilities."),
-    ]
 
 
 def _semi(workdir: Path, config: ConfigDict) -> str:

@@ -51,9 +51,8 @@ ARROWS: dict[str, set[str]] = {
     "convert": _MODELS | {"torch_names", "torch_files"},
     "parity": _MODELS | {"losses", "convert"},
     "predict": _FRONT,
-    "present": {
-        "augment", "data", "figures", "logs", "splits", "summary", "evaluation", "tasks",
-    },
+    "run_figures": {"augment", "data", "figures", "logs", "splits", "summary"},
+    "present": {"logs", "run_figures", "summary", "tasks"},
     "loop": _FRONT | {"present"},
     "crossfit": _FRONT | {"loop", "predict"},
     "semi": _FRONT | {"loop", "predict"},

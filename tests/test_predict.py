@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import multi as multi_config, supervised
-from infnet_jax import metrics, normalise, predict as predict_stage, present, tasks
+from infnet_jax import metrics, normalise, predict as predict_stage, present, run_figures, tasks
 from infnet_jax.evaluation import floors
 from infnet_jax.tasks import segment
 
@@ -89,7 +89,7 @@ def test_pretraining_table_compares_coach_and_random_masks(tmp_path):
          "mask_difference": 0.125},
     ]
     (stage / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    pictures, tables = present._pretrain(tmp_path, "pretrain")
+    pictures, tables = run_figures.pretrain(tmp_path, "pretrain")
     assert "| ratio | 1.50 |" in tables[0][1]  # of the last evaluation, not the first
     assert "| 0.125 |" in tables[0][1] and "| 0.75 |" in tables[0][1]
     assert [path.name for path, _ in pictures] == ["pretrain_curves.png"]

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from configs import selfsup
-from infnet_jax import normalise, present, tasks
+from infnet_jax import normalise, present, run_figures, tasks
 from infnet_jax.tasks import rotation
 from infnet_jax.transfer import transfer
 
@@ -117,5 +117,5 @@ def test_the_summary_shows_its_accuracy(tmp_path):
     rows = [{"step": 0, "loss": 1.4, "train_accuracy": 0.2}, {"step": 4, "accuracy": 0.5}]
     (stage / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     present.save_panel(None, {"told": np.ones((2, 4))}, 4)  # no map, no picture
-    pictures, tables = present._pretrain(tmp_path, "pretrain")
+    pictures, tables = run_figures.pretrain(tmp_path, "pretrain")
     assert [path.name for path, _ in pictures] == ["pretrain_curves.png"] and not tables

@@ -10,7 +10,7 @@ from infnet_jax.models.fcn8s import FCN8s
 from infnet_jax.models.infnet import InfNet
 from infnet_jax.models.unet import UNet
 from infnet_jax.state import Task
-from infnet_jax.tasks import inpaint, mean_teacher, multi, rotation, segment
+from infnet_jax.tasks import game, inpaint, mean_teacher, multi, rotation, segment
 
 _UNETS = {"unet": "plain", "unet_lite0": "efficientnet_lite0"}  # kind -> backbone
 
@@ -108,7 +108,7 @@ def make(
         net, head = make_multi_net(config), config.multi.net.inpaint_head
     if section.pretext not in ("inpaint", "rotation"):
         raise ValueError(f"{stage}.pretext={section.pretext!r}: choose inpaint or rotation")
-    rounds, n_random = inpaint.make_rounds(steps_per_epoch=steps_per_epoch, **section.rounds)
+    rounds, n_random = game.make_rounds(steps_per_epoch=steps_per_epoch, **section.rounds)
     totals = {who: sum(n for phase, n in rounds if phase == who) for who in ("net", "coach")}
     net_schedule = optim.make_schedule(total_steps=totals["net"], **section.net_schedule)
     with_prior = stage == "pretrain_multi" and config.multi.with_prior

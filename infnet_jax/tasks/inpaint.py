@@ -1,7 +1,7 @@
 """Pre-training: the coach proposes masks, Inf-Net fills them (Algorithm 1, eq. 1-3)."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any
 
@@ -11,88 +11,12 @@ import numpy as np
 import optax
 
 from infnet_jax import augment, losses, normalise
-from infnet_jax.models import coach as coach_lib, final_map
+from infnet_jax.models import final_map
 from infnet_jax.state import Task, make_player, make_state, update_player
+from infnet_jax.tasks import game
 from infnet_jax.tasks.multi import network_input
 
 DRAWS = 4  # masks of each kind that a held-out slice is judged under
-
-
-def make_rounds(
-    *,
-    schedule: str,
-    epochs: int,
-    steps_per_epoch: int,
-    coach_steps: int,
-    net_steps: int,
-    blocks: Sequence[int],
-    warmup_random_rounds: int,
-    use_coach: bool,
-) -> tuple[list[tuple[str, int]], int]:
-    """The order of play, as (`coach` or `net`, steps) pairs, and the first steps' number.
-
-    Before that number of steps the masks are random; the network plays alone.
-
-    Args:
-      schedule: `per_epoch` (Algorithm 1: every epoch has coach steps, then network steps) or
-        `blocks` (the public code: round i trains the coach for `blocks[i]` epochs, then the net).
-      epochs: rounds of `per_epoch`.
-      steps_per_epoch: batches in one pass over the data.
-      coach_steps, net_steps: steps of each player in a `per_epoch` round; 0 is one pass.
-      blocks: epochs of each round of `blocks`.
-      warmup_random_rounds: first rounds without a coach (random masks only).
-      use_coach: False keeps random masks to the end (the baseline without a coach).
-
-    Raises:
-      ValueError: unknown schedule.
-    """
-    if schedule == "per_epoch":
-        plan = [(coach_steps or steps_per_epoch, net_steps or steps_per_epoch)] * epochs
-    elif schedule == "blocks":
-        plan = [(n * steps_per_epoch, n * steps_per_epoch) for n in blocks]
-    else:
-        raise ValueError(f"pretrain.rounds.schedule={schedule!r}: choose per_epoch or blocks")
-    n_alone = warmup_random_rounds if use_coach else len(plan)
-    alone = [("net", n_net) for _, n_net in plan[:n_alone]]
-    both = [[("coach", n_coach), ("net", n_net)] for n_coach, n_net in plan[n_alone:]]
-    return alone + [turn for pair in both for turn in pair], sum(n for _, n in alone)
-
-
-def make_masks(
-    *,
-    keep_ratio: float = 0.75,
-    alpha_train: float = 1.0,
-    alpha_use: float = 100.0,
-    hard_use: bool = True,
-    inclusive: bool = True,
-) -> tuple[Callable, Callable, Callable]:
-    """Three mask makers, each to [B, H, W, 1] float32, 1 = visible (eq. 2-3).
-
-    Args:
-      keep_ratio: share of cells left visible (the public `drop_ratio` *keeps* this share).
-      alpha_train, alpha_use: steepness of eq. 3 while the coach learns, and while it serves.
-      hard_use: threshold the mask when it serves the network.
-      inclusive: keep the k-th cell itself (False: as coded, k - 1 cells are kept).
-
-    Returns:
-      `train(out, size)`, `use(out, size)` from a coach's output, `random(key, batch, size)`.
-    """
-    kwargs = dict(keep_ratio=keep_ratio, inclusive=inclusive)
-
-    def train(out: Mapping[str, jax.Array], size: tuple[int, int]) -> jax.Array:
-        soft = coach_lib.visible_from_score(out["score"], alpha=alpha_train, hard=False, **kwargs)
-        return coach_lib.upsample_mask(soft, size)
-
-    def use(out: Mapping[str, jax.Array], size: tuple[int, int]) -> jax.Array:
-        mask = coach_lib.visible_from_score(out["score"], alpha=alpha_use, hard=hard_use, **kwargs)
-        return coach_lib.upsample_mask(mask, size)
-
-    def random(key: jax.Array, batch: int, size: tuple[int, int]) -> jax.Array:
-        score = coach_lib.random_score(key, (batch, size[0] // 16, size[1] // 16, 1))
-        mask = coach_lib.visible_from_score(score, alpha=alpha_use, hard=True, **kwargs)
-        return coach_lib.upsample_mask(mask, size)
-
-    return train, use, random
 
 
 def make(
@@ -120,11 +44,11 @@ def make(
       net: an `InfNet`, or a `UNet`, with an inpainting head; coach: a `Coach`.
       norm: input and target scale.
       size: side of the square training images, pixels.
-      rounds, n_random: order of play, and the first steps with random masks (`make_rounds`).
+      rounds, n_random: order of play, and the first steps with random masks (`game.make_rounds`).
       random_share: share of each batch that gets random masks all along (paper: 0), meant to
         keep the network from forgetting all masks but those of the present coach.
       sample_use: the serving coach samples z (as coded), else it takes the mean.
-      masks, loss: keyword arguments of `make_masks` and of `losses.inpaint_loss`.
+      masks, loss: keyword arguments of `game.make_masks` and of `losses.inpaint_loss`.
       augmentation: keyword arguments of `augment.augment`.
       kld_weight: weight of the KL term in the coach's loss (eq. 1 has none: 0).
       coach_grad: `through_net` lets the coach's gradient flow through the frozen network's
@@ -137,7 +61,7 @@ def make(
     """
     if coach_grad not in ("through_net", "weights_only"):
         raise ValueError(f"pretrain.coach_grad={coach_grad!r}: choose through_net or weights_only")
-    mask_train, mask_use, mask_random = make_masks(**masks)
+    mask_train, mask_use, mask_random = game.make_masks(**masks)
     channels = len(norm.mean) * (2 if with_prior else 1)
 
     def variables(key: jax.Array):

@@ -1,0 +1,126 @@
+"""The figures of a finished run, drawn from the files that its stages left."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from infnet_jax import augment, data, figures, splits
+from infnet_jax.logs import load_rows
+from infnet_jax.summary import markdown_table
+
+PRETRAIN_PANELS = (
+    ("Inpainter", {"rec": "erased pixels, training", "loss": "total loss"}),
+    ("Coach", {"coach_rec": "reconstruction error", "coach_loss": "coach loss, 1 - error"}),
+    ("Held-out error", {"rec_coach": "under coach masks", "rec_random": "under random masks"}),
+)
+ROTATION_PANELS = (
+    ("Which quarter turn: training", {"loss": "cross-entropy"}),
+    ("Held-out slices, chance 0.25", {"accuracy": "share of turns told"}),
+)
+MULTI_PANELS = (
+    ("Training loss", {"loss": "total"}),
+    ("Dice at 0.5, held-out slices", {"dice_ggo": "ground glass",
+                                      "dice_consolidation": "consolidation"}),
+    ("Learning rate", {"lr": "rate"}),
+)
+SEGMENT_PANELS = (
+    ("Training loss (eq. 5)", {"loss": "total"}),
+    ("Dice at 0.5, held-out slices", {"dice": "averaged weights"}),
+    ("Learning rate", {"lr": "rate"}),
+)
+
+
+def pretrain(workdir: Path, stage: str) -> tuple[list, list]:
+    """Curves, the panel of masks over time, and the table that asks if the coach is hard."""
+    rows = load_rows(workdir / stage / "metrics.jsonl")
+    if any("train_accuracy" in row for row in rows):
+        caption = "Rotation as pretext: the trunk learns to tell which quarter turn a slice got."
+        return curves(workdir, stage, ROTATION_PANELS, caption), []
+    pictures = curves(workdir, stage, PRETRAIN_PANELS, (
+        "Both players. The coach earns its name where the error under its masks lies above the "
+        "error under random masks of the same keep ratio."
+    ))
+    panels = sorted((workdir / stage / "panels").glob("*.npz"))
+    judged = [row for row in rows if "rec_coach" in row]
+    if panels:
+        picked = sorted({round(i * (len(panels) - 1) / 3) for i in range(4)})
+        lines = []
+        for path in (panels[i] for i in picked):
+            with np.load(path) as z:
+                lines.append((f"step {int(path.stem)}", z["image"], z["visible_coach"],
+                              z["filled_coach"]))
+        name = "inpainting.png" if stage == "pretrain" else "inpainting_multi.png"
+        out = figures.inpainting_panel(lines, workdir / "figures" / name)
+        pictures.append((out, "Held-out slices at several moments of pre-training: what the coach "
+                              "erases (orange) and what Inf-Net paints in."))
+    if not judged:
+        return pictures, []
+    last = judged[-1]
+    ratio = last["rec_coach"] / max(last["rec_random"], 1e-12)
+    table = markdown_table(
+        ["held-out slices, last evaluation", "value"],
+        [["error under coach masks", f"{last['rec_coach']:.4f}"],
+         ["error under random masks, same keep ratio", f"{last['rec_random']:.4f}"],
+         ["ratio", f"{ratio:.2f}"],
+         ["share of slices with the larger error under coach masks",
+          f"{last['harder_share']:.2f}"],
+         ["share of cells in which two slices' coach masks differ",
+          f"{last['mask_difference']:.3f}"]],
+    )
+    of = "" if stage == "pretrain" else " (multi-class)"
+    return pictures, [(f"Is the coach hard?{of}", table)]
+
+
+def curves(workdir: Path, stage: str, panels: Sequence, caption: str) -> list:
+    rows = load_rows(workdir / stage / "metrics.jsonl")
+    present = [p for p in panels if any(row.get(k) is not None for row in rows for k in p[1])]
+    if not present:
+        return []
+    path = workdir / "figures" / f"{stage}_curves.png"
+    return [(figures.learningcurves(rows, path, present), caption)]
+
+
+def augmentation(workdir: Path, config: ConfigDict, dataset: Path) -> list:
+    """Three training slices before and after augmentation, as the paper's Fig. 5."""
+    section = config.segment
+    source = splits.open_whole(dataset, config.data.train, config)
+    batch = next(data.eval_batches(
+        source, np.linspace(0, len(source) - 1, 3).astype(int), batch_size=3, size=section.size
+    ))
+    fields = {
+        "image": batch["image"].astype(np.float32) / 255.0,
+        "mask": (batch["mask"] > 0).astype(np.float32),
+    }
+    moved = augment.augment(jax.random.key(config.seed), fields, **section.augmentation)
+    out = figures.augmentation(
+        fields["image"][..., 0], np.asarray(moved["image"])[..., 0],
+        workdir / "figures" / "augmentation.png",
+        original_masks=fields["mask"][..., 0], augmented_masks=np.asarray(moved["mask"])[..., 0],
+    )
+    return [(out, "Training slices before and after augmentation; the outline is the mask, which "
+                  "must move with its slice.")]
+
+
+def evaluation(
+    workdir: Path, name: str, summaries: Mapping[str, Any], threshold: float
+) -> list:
+    """Best, median and worst test slices of one class, and its ROC curve."""
+    with np.load(workdir / "evaluate" / f"{name}.npz") as z:
+        cases = [
+            (f"{title}, Dice {float(z[f'{title}_dice']):.2f}", z[f"{title}_image"],
+             z[f"{title}_truth"], z[f"{title}_prob"])
+            for title in ("best", "median", "worst")
+        ]
+    folder, roc = workdir / "figures", summaries["toolbox"]["roc"]
+    return [
+        (figures.overlays(cases, folder / f"test_{name}.png", threshold),
+         f"Test slices with the highest, median and lowest Dice of {name} at "
+         f"{threshold:.3g}; truth and prediction as contours."),
+        (figures.roc(*(np.asarray(v) for v in roc), summaries["toolbox"]["roc_auc"],
+                     folder / f"roc_{name}.png"),
+         f"{name.capitalize()}: all test pixels pooled, raw probabilities."),
+    ]

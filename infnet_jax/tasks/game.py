@@ -1,0 +1,84 @@
+"""Algorithm 1's order of play, and the masks that it is played with (eq. 2-3)."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+
+from infnet_jax.models import coach as coach_lib
+
+
+def make_rounds(
+    *,
+    schedule: str,
+    epochs: int,
+    steps_per_epoch: int,
+    coach_steps: int,
+    net_steps: int,
+    blocks: Sequence[int],
+    warmup_random_rounds: int,
+    use_coach: bool,
+) -> tuple[list[tuple[str, int]], int]:
+    """The order of play, as (`coach` or `net`, steps) pairs, and the first steps' number.
+
+    Before that number of steps the masks are random; the network plays alone.
+
+    Args:
+      schedule: `per_epoch` (Algorithm 1: every epoch has coach steps, then network steps) or
+        `blocks` (the public code: round i trains the coach for `blocks[i]` epochs, then the net).
+      epochs: rounds of `per_epoch`.
+      steps_per_epoch: batches in one pass over the data.
+      coach_steps, net_steps: steps of each player in a `per_epoch` round; 0 is one pass.
+      blocks: epochs of each round of `blocks`.
+      warmup_random_rounds: first rounds without a coach (random masks only).
+      use_coach: False keeps random masks to the end (the baseline without a coach).
+
+    Raises:
+      ValueError: unknown schedule.
+    """
+    if schedule == "per_epoch":
+        plan = [(coach_steps or steps_per_epoch, net_steps or steps_per_epoch)] * epochs
+    elif schedule == "blocks":
+        plan = [(n * steps_per_epoch, n * steps_per_epoch) for n in blocks]
+    else:
+        raise ValueError(f"pretrain.rounds.schedule={schedule!r}: choose per_epoch or blocks")
+    n_alone = warmup_random_rounds if use_coach else len(plan)
+    alone = [("net", n_net) for _, n_net in plan[:n_alone]]
+    both = [[("coach", n_coach), ("net", n_net)] for n_coach, n_net in plan[n_alone:]]
+    return alone + [turn for pair in both for turn in pair], sum(n for _, n in alone)
+
+
+def make_masks(
+    *,
+    keep_ratio: float = 0.75,
+    alpha_train: float = 1.0,
+    alpha_use: float = 100.0,
+    hard_use: bool = True,
+    inclusive: bool = True,
+) -> tuple[Callable, Callable, Callable]:
+    """Three mask makers, each to [B, H, W, 1] float32, 1 = visible (eq. 2-3).
+
+    Args:
+      keep_ratio: share of cells left visible (the public `drop_ratio` *keeps* this share).
+      alpha_train, alpha_use: steepness of eq. 3 while the coach learns, and while it serves.
+      hard_use: threshold the mask when it serves the network.
+      inclusive: keep the k-th cell itself (False: as coded, k - 1 cells are kept).
+
+    Returns:
+      `train(out, size)`, `use(out, size)` from a coach's output, `random(key, batch, size)`.
+    """
+    kwargs = dict(keep_ratio=keep_ratio, inclusive=inclusive)
+
+    def train(out: Mapping[str, jax.Array], size: tuple[int, int]) -> jax.Array:
+        soft = coach_lib.visible_from_score(out["score"], alpha=alpha_train, hard=False, **kwargs)
+        return coach_lib.upsample_mask(soft, size)
+
+    def use(out: Mapping[str, jax.Array], size: tuple[int, int]) -> jax.Array:
+        mask = coach_lib.visible_from_score(out["score"], alpha=alpha_use, hard=hard_use, **kwargs)
+        return coach_lib.upsample_mask(mask, size)
+
+    def random(key: jax.Array, batch: int, size: tuple[int, int]) -> jax.Array:
+        score = coach_lib.random_score(key, (batch, size[0] // 16, size[1] // 16, 1))
+        mask = coach_lib.visible_from_score(score, alpha=alpha_use, hard=True, **kwargs)
+        return coach_lib.upsample_mask(mask, size)
+
+    return train, use, random
