@@ -70,9 +70,16 @@ def get_base() -> ConfigDict:
     )
     c.segment.optim = optimizer("adamw", weight_decay=1e-2, eps=1e-6, clip_norm=5.0)
     c.segment.schedule = schedule("cosine", 2e-3, warmup_steps=20)
+    # Of stage `prior`, cross-validation: --config.stages="('prior','evaluate')" trains one network
+    # a fold in place of `segment` and evaluates the mean of their maps.
+    c.prior = ConfigDict(dict(
+        kind="crossfit",  # crossfit | truth (an upper bound: nobody has it at test time)
+        folds=5,
+        splits=(),  # further splits that get a prior, such as "unlabeled"
+    ))
     c.evaluate = ConfigDict(dict(
         tta=True, batch_size=8, threshold=0.5,
-        choose_threshold=False,  # True: instead, the best one on the held-out training slices
+        choose_threshold=False,  # True: instead, the best one on training slices unseen in training
     ))
     return c
 

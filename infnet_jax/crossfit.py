@@ -37,10 +37,14 @@ def run(
       The timing, or None if it was asked to stop.
 
     Raises:
-      ValueError: an unknown `prior.kind`, or more folds than groups.
+      ValueError: an unknown `prior.kind`, one without networks where these are what is evaluated,
+        or more folds than groups.
     """
     if config.prior.kind not in KINDS:
         raise ValueError(f"prior.kind={config.prior.kind!r}: choose {' or '.join(KINDS)}")
+    if tasks.is_ensemble(config) and config.prior.kind != "crossfit":
+        raise ValueError(f"prior.kind={config.prior.kind!r} trains no network, and stages has no "
+                         "segment: choose crossfit")
     began, folder = time.perf_counter(), workdir / "prior"
     steps = 0
     if config.prior.kind == "crossfit":

@@ -21,7 +21,7 @@ class Found(NamedTuple):
     Attributes:
       probs: float32 [H, W], or [H, W, 3] (background, ground glass, consolidation), 0..1.
       spread: float32 [H, W], standard deviation of the lesion's probability over the eight views,
-        0..0.5; None without test-time averaging.
+        0..0.5, and over the networks of an ensemble; None where there is one view of one network.
     """
 
     probs: np.ndarray
@@ -71,17 +71,19 @@ class Segmenter:
         self.threshold = self._config.evaluate.threshold
         if chosen.exists():
             self.threshold = json.loads(chosen.read_text())
-        held_out = self._config[self.stage].validation
-        folder = self._workdir / self.stage / "checkpoints"
-        weights = predict.load_weights(folder, "best" if held_out else "latest")
+        _, networks = predict.load_evaluated(self._config, self._workdir)
         self.identity = {
-            "run": self._workdir.resolve().name, "stage": self.stage, "weights": _digest(weights),
+            "run": self._workdir.resolve().name,
+            "stage": "prior" if tasks.is_ensemble(self._config) else self.stage,
+            "weights": _digest(networks),
             "trained on": f"{self._config.data.name}, {self._config.data.train}",
-            "network": _describe(self._config, self.stage),
+            "network": _describe(self._config, self.stage)
+            + (f", mean of {len(networks)} folds" if len(networks) > 1 else ""),
             "views": "8 flips and quarter turns" if self._config.evaluate.tta else "1",
         }  # fmt: skip
         self._priors = self._load_priors()
-        self._run = self._compile(self.stage, weights)
+        runs = [self._compile(self.stage, weights) for weights in networks]
+        self._run = runs[0] if len(runs) == 1 else lambda batch: _mean([r(batch) for r in runs])
 
     def __call__(self, slices: Iterator[np.ndarray]) -> Iterator[Found]:
         """Yields what the network finds, slice by slice; any number of slices, few in memory.
@@ -180,6 +182,15 @@ def _read_config(workdir: Path) -> ConfigDict:
                 "python main.py"
             )
     return ConfigDict(json.loads((workdir / "config.json").read_text()))
+
+
+def _mean(
+    found: list[tuple[np.ndarray, np.ndarray | None]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Maps of several networks as one, and the standard deviation over all their views."""
+    means = np.stack([mean for mean, _ in found])
+    within = np.mean([0 * mean if sd is None else sd**2 for mean, sd in found], axis=0)
+    return means.mean(0), np.sqrt(within + means.var(0))
 
 
 def _digest(weights: Mapping) -> str:

@@ -23,10 +23,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluates the last network that a workdir trained (`segment` or `multi`) on a test split.
 
-    The weights are those of the best evaluation, or the last ones where nothing was held out;
-    averaged if the stage keeps an average. Writes `evaluation.json`, `evaluation.csv` (a row a
-    slice), `predictions/[<class>/]<id>.png` (8-bit probabilities at the slice's own size) and, for
-    the figures, `evaluate/<class>.npz`.
+    Its weights are those of `load_evaluated`; the maps of an ensemble are averaged. Writes
+    `evaluation.json`, `evaluation.csv` (a row a slice), `predictions/[<class>/]<id>.png` (8-bit
+    probabilities at the slice's own size) and, for the figures, `evaluate/<class>.npz`.
 
     Args:
       test: examples with masks; for `multi` with a `prior` too.
@@ -36,10 +35,10 @@ def evaluate(
       What `evaluation.json` holds: `weights`, and in `classes` for `infection` (or `lung`), or for
       `ggo` and `consolidation`, the `toolbox` and `empty_aware` summaries and the `floors`.
     """
-    stage = tasks.last_trained(config)
-    part = "best" if config[stage].validation else "latest"
-    weights = load_weights(workdir / stage / "checkpoints", part)
-    maps = sweep(stage, config, weights, test, statistics)
+    part, networks = load_evaluated(config, workdir)
+    run = make_sweep(tasks.last_trained(config), config, statistics)
+    maps = [run(weights, test) for weights in networks]
+    maps = [np.mean(views, axis=0) for views in zip(*maps, strict=True)]
     cases, fitted_cases = list(data.examples(test)), list(data.examples(train))
     result: dict[str, Any] = {"weights": part, "classes": {}}
     rows = [{"id": case["id"]} for case in cases]
@@ -74,6 +73,27 @@ def classes(config: ConfigDict) -> dict[str, int | None]:
     if tasks.last_trained(config) == "multi":
         return dict(multi.LESIONS)
     return {"lung" if tasks.target(config) == "lung" else "infection": None}
+
+
+def load_evaluated(config: ConfigDict, workdir: Path) -> tuple[str, list[dict[str, Any]]]:
+    """The network, or the networks of an ensemble, that a run is judged by.
+
+    Returns:
+      `best` (of the held-out slices) or `latest`, where nothing was held out; and the variables of
+      each network, averaged if the stage keeps an average.
+
+    Raises:
+      FileNotFoundError: it is not trained yet.
+    """
+    if tasks.is_ensemble(config):
+        folders = sorted((workdir / "prior").glob("fold*/checkpoints"))
+        if len(folders) < config.prior.folds:
+            raise FileNotFoundError(f"{workdir}/prior: {len(folders)} of {config.prior.folds} "
+                                    "folds are trained")
+        return "latest", [load_weights(folder, "latest") for folder in folders]
+    stage = tasks.last_trained(config)
+    part = "best" if config[stage].validation else "latest"
+    return part, [load_weights(workdir / stage / "checkpoints", part)]
 
 
 def load_weights(checkpoints: Path, part: str) -> dict[str, Any]:
@@ -131,25 +151,27 @@ def make_sweep(
 
 
 def choose_threshold(
-    config: ConfigDict, *, workdir: Path, held_out: data.Source, statistics: tuple[float, float]
+    config: ConfigDict, *, workdir: Path, unseen: data.Source, maps: Sequence[np.ndarray]
 ) -> float:
-    """The threshold with the best mean Dice on the held-out training slices.
+    """The threshold with the best mean Dice on training slices that no weight has seen.
 
     Dice of raw probabilities, empty-aware, averaged over slices and then classes, at the 255
     thresholds between 8-bit grey levels; of equal ones the nearest to 0.5. Written to
     `threshold.json`, which the Segmenter reads.
 
+    Args:
+      unseen: examples with masks; maps: their probabilities, as `sweep` returns them.
+
     Raises:
-      ValueError: nothing was held out.
+      ValueError: there are none.
     """
-    stage = tasks.last_trained(config)
-    if not len(held_out):
+    if not len(unseen):
+        stage = tasks.last_trained(config)
         raise ValueError(f"evaluate.choose_threshold needs {stage}.validation above 0, it is 0")
-    weights = load_weights(workdir / stage / "checkpoints", "best")
-    maps, dice = sweep(stage, config, weights, held_out, statistics), []
+    dice = []
     for channel in classes(config).values():
         of_class = []
-        for prob, case in zip(maps, data.examples(held_out), strict=True):
+        for prob, case in zip(maps, data.examples(unseen), strict=True):
             record = metrics.toolbox(
                 prob if channel is None else prob[..., channel], _marked(case, channel)
             )
@@ -167,7 +189,7 @@ def choose_threshold(
 def losses(
     config: ConfigDict, *, workdir: Path, test: data.Source, statistics: tuple[float, float]
 ) -> dict[str, list[float]]:
-    """Losses of the evaluated network on each slice of a test split, at the network's own size.
+    """Losses on each slice of a test split, at the network's own size; of an ensemble the mean.
 
     Args:
       test: as `evaluate` takes it.
@@ -181,8 +203,7 @@ def losses(
     """
     stage = tasks.last_trained(config)
     section, norm = config[stage], tasks.make_norm(config, statistics)
-    part = "best" if section.validation else "latest"
-    weights = load_weights(workdir / stage / "checkpoints", part)
+    _, networks = load_evaluated(config, workdir)
     with_prior = stage == "multi" and section.with_prior
     net = tasks.make_multi_net(config) if stage == "multi" else tasks.make_net(config)
     # The rows of a table must share their definition, whatever each was trained with.
@@ -206,8 +227,9 @@ def losses(
     step, found = jax.jit(measure), {}
     fields = ("image", "mask", "prior") if with_prior else ("image", "mask")
     for batch in data.eval_batches(test, None, batch_size=1, size=section.size, fields=fields):
-        for name, value in step(weights, {field: batch[field] for field in fields}).items():
-            found.setdefault(name, []).append(float(value))
+        each = [step(weights, {field: batch[field] for field in fields}) for weights in networks]
+        for name in each[0]:
+            found.setdefault(name, []).append(float(np.mean([one[name] for one in each])))
     return found
 
 

@@ -65,9 +65,12 @@ def write(
             f"one of {config.prior.folds} networks that had not seen it (their cross-validated "
             f"Dice at {config.evaluate.threshold:g} is {score:.3f})"
         )
+        ensemble = tasks.is_ensemble(config)
+        tested = "; test slices by the mean of all of them" if ensemble else ""
         notes.append(
-            f"Cross-validation: each training slice by the {said}; see prior/cross_validation.json."
-            if tasks.target(config) == "lung" else
+            f"Cross-validation: each training slice by the {said}; see prior/cross_validation.json"
+            f"{tested}."
+            if ensemble or tasks.target(config) == "lung" else
             f"The prior of each training slice comes from the {said}; that of any other slice is "
             "the mean of all of them."
         )
@@ -158,7 +161,10 @@ def _readings(workdir: Path, config: ConfigDict) -> list[str]:
     if "semi" in config.stages:
         notes.append(_semi(workdir, config))
     if config.evaluate.choose_threshold:
-        notes.append("The threshold is the one with the best Dice on the held-out slices.")
+        notes.append("The threshold is the one with the best Dice on training slices that the "
+                     "network had not seen.")
+    if tasks.is_ensemble(config):
+        return notes
     held = config[tasks.last_trained(config)].validation
     notes.append(
         f"{held} training slices (whole groups) were held out to choose the checkpoint."

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -108,14 +109,26 @@ def _run_stage(
     test = open_test(config, workdir, dataset)
     train = splits.open_training(dataset, config.data.train, config, masks=True)
     if config.evaluate.choose_threshold:
-        _, held_out = _open_data(tasks.last_trained(config), config, dataset, workdir)
-        found = predict.choose_threshold(
-            config, workdir=workdir, held_out=held_out, statistics=statistics
-        )
+        unseen, maps = _unseen(config, dataset, workdir, statistics)
+        found = predict.choose_threshold(config, workdir=workdir, unseen=unseen, maps=maps)
         config = config.copy_and_resolve_references()
         config.evaluate.threshold = found
     predict.evaluate(config, workdir=workdir, test=test, train=train, statistics=statistics)
     return {"name": stage, "seconds": time.perf_counter() - began}
+
+
+def _unseen(
+    config: ConfigDict, dataset: Path, workdir: Path, statistics: tuple[float, float]
+) -> tuple[data.Source, list[np.ndarray]]:
+    """Training slices that no weight has seen, held out or of other folds, and their maps."""
+    if tasks.is_ensemble(config):
+        train = splits.open_training(dataset, config.data.train, config, masks=True)
+        train = crossfit.with_priors(train, config.data.train, config, workdir)
+        return train, [e["prior"][..., 0] / np.float32(255) for e in data.examples(train)]
+    stage = tasks.last_trained(config)
+    _, held_out = _open_data(stage, config, dataset, workdir)
+    _, (weights,) = predict.load_evaluated(config, workdir)
+    return held_out, predict.sweep(stage, config, weights, held_out, statistics)
 
 
 def open_test(config: ConfigDict, workdir: Path, dataset: Path) -> data.Source:

@@ -2,12 +2,13 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 
 import tfds_builders
-from configs import multi
-from infnet_jax import crossfit, data, loop, predict, tasks
+from configs import multi, supervised
+from infnet_jax import crossfit, data, inference, loop, predict, tasks, train
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +110,54 @@ def test_an_unknown_kind_and_too_many_folds(fit):
         fit(kind="oracle")
     with pytest.raises(ValueError, match="99 folds cannot be made of"):
         fit(kind="crossfit", folds=99)
+
+
+def test_folds_as_an_ensemble(dataset, tmp_path):
+    """Two networks, one a fold: what is evaluated, predicted and chosen is of their mean."""
+    config = supervised.get_config("tiny")
+    config.stages, config.prior.folds = ("prior", "evaluate"), 2
+    config.model.kind, config.segment.size, config.segment.steps = "unet", 32, 3
+    config.segment.schedule.warmup_steps = 1
+    config.evaluate.update(tta=False, choose_threshold=True)
+    page = train.run(config, workdir=tmp_path, dataset=dataset, name="folds", command="")
+    assert "test slices by the mean of all of them" in page.read_text()
+    test = data.open_split(dataset, "test")
+    known = json.loads((tmp_path / "statistics.json").read_text())
+    each = [predict.sweep("segment", config, weights, test, (known["mean"], known["sd"]))
+            for weights in predict.load_evaluated(config, tmp_path)[1]]
+    assert np.abs(each[0][0] - each[1][0]).max() > 0.04  # else a mean proves nothing
+    written = cv2.imread(str(next((tmp_path / "predictions").glob("*.png"))), -1)
+    names = [e["id"].replace("/", "_") for e in data.examples(test)]
+    i = names.index(next((tmp_path / "predictions").glob("*.png")).stem)
+    mean = (each[0][i] + each[1][i]) / 2
+    full = cv2.resize(mean, written.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    assert np.abs(written / 255 - full).max() < 0.01
+
+    segmenter = inference.Segmenter(tmp_path)
+    picture = list(data.examples(test))[i]["image"][..., 0]
+    (found,) = segmenter(iter([picture]))
+    assert np.abs(found.probs - full).max() < 0.01
+    spread = np.abs(each[0][i] - each[1][i]) / 2  # standard deviation of two
+    assert np.abs(found.spread - cv2.resize(spread, picture.shape[::-1])).max() < 0.01
+    assert "mean of 2 folds" in segmenter.identity["network"]
+
+    unseen = json.loads((tmp_path / "threshold.json").read_text())
+    assert segmenter.threshold == unseen
+    (tmp_path / "prior" / "fold1" / "checkpoints").rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match="1 of 2 folds are trained"):
+        inference.Segmenter(tmp_path)
+
+
+def test_an_ensemble_needs_networks(dataset, tmp_path):
+    config = supervised.get_config("tiny")
+    config.stages, config.prior.kind = ("prior", "evaluate"), "truth"
+    with pytest.raises(ValueError, match="'truth' trains no network"):
+        train.run(config, workdir=tmp_path, dataset=dataset, name="folds", command="")
+
+
+def test_two_views_of_two_networks():
+    """Means 0.2 and 0.6, each of views 0.1 above and below, and 0.3: by hand."""
+    found = [(np.float32([0.2]), np.float32([0.1])), (np.float32([0.6]), np.float32([0.3]))]
+    probs, spread = inference._mean(found)
+    assert probs == pytest.approx(0.4)
+    assert spread == pytest.approx(np.std([0.1, 0.3, 0.3, 0.9]))

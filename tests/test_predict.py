@@ -96,7 +96,7 @@ def test_pretraining_table_compares_coach_and_random_masks(tmp_path):
     assert (tmp_path / "figures" / "pretrain_curves.png").stat().st_size > 5000
 
 
-def test_the_threshold_is_the_one_with_the_best_dice_on_held_out_slices(monkeypatch, tmp_path):
+def test_the_threshold_is_the_one_with_the_best_dice_on_held_out_slices(tmp_path):
     """Lesion at 0.8 and 0.3, rest at 0.6 and 0.1: cutting below 0.3 or above 0.6 decides."""
     truth = np.zeros((4, 4, 1), np.uint8)
     truth[:2] = 1
@@ -104,18 +104,16 @@ def test_the_threshold_is_the_one_with_the_best_dice_on_held_out_slices(monkeypa
     prob[:2], prob[1, 0], prob[3, 3] = 0.8, 0.3, 0.6
     config = supervised.get_config("tiny")
     held_out = [{"mask": truth, "image": truth, "id": "a"}]
-    monkeypatch.setattr(predict_stage, "load_weights", lambda folder, part: {})
-    monkeypatch.setattr(predict_stage, "sweep", lambda *_: [prob])
-    choose = partial(predict_stage.choose_threshold, config, workdir=tmp_path, statistics=(0, 1))
-    found = choose(held_out=held_out)
+    choose = partial(predict_stage.choose_threshold, config, workdir=tmp_path, maps=[prob])
+    found = choose(unseen=held_out)
     # All 8 and 1 false below 0.3: 16 / 17; above 0.6 one is missed: 14 / 15.
     assert 0.1 < found <= 0.3 and json.loads((tmp_path / "threshold.json").read_text()) == found
     assert found == pytest.approx(0.3, abs=0.5 / 255 + 1e-9)  # of equal ones the nearest to 0.5
     prob[1, 0] = 0.55
     prob[3, 2:] = 0.5  # now cutting at 0.5 costs two more
-    assert 0.5 < choose(held_out=held_out) <= 0.55
+    assert 0.5 < choose(unseen=held_out) <= 0.55
     with pytest.raises(ValueError, match="choose_threshold needs segment.validation above 0"):
-        choose(held_out=[])
+        choose(unseen=[])
 
 
 def test_losses_of_a_slice_by_hand(monkeypatch):

@@ -48,6 +48,11 @@ def last_trained(config: ConfigDict) -> str:
     return "multi" if "multi" in config.stages else "segment"
 
 
+def is_ensemble(config: ConfigDict) -> bool:
+    """Whether what is evaluated is the mean of the networks of stage `prior`, one a fold."""
+    return "prior" in config.stages and not {"segment", "multi"} & {*config.stages}
+
+
 def target(config: ConfigDict) -> str:
     """What the single-class network finds: `mask` (infection), or `lung` in configs/lung.py."""
     return config.data.get("target", "mask")
