@@ -112,6 +112,8 @@ def _make_parser() -> _Parser:
     verb.add_argument("--negative", nargs="+", default=[], metavar="LABEL",
                       help="labels that mean not infected (default: all others but unknown)")
     verb.add_argument("--csv", type=Path, metavar="OUT", help="also write one row a patient")
+    verb.add_argument("--lungs", default="morphology", metavar="WAY",
+                      help="as in predict (default: %(default)s)")
     verb.set_defaults(run=_detect)
 
     verb = verbs.add_parser("study", help="train and compare systems: tables, tests, figures")
@@ -171,7 +173,7 @@ def _detect(options: argparse.Namespace) -> int:
 
     return screening.run(
         options.checkpoint, options.dataset, options.split, positive=options.positive,
-        negative=options.negative, csv=options.csv,
+        negative=options.negative, csv=options.csv, lung_way=options.lungs,
     )
 
 

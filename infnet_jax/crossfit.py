@@ -5,6 +5,7 @@ predictions when it is tested. So each training slice gets the map of the fold t
 and every other slice the mean over the folds.
 """
 
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,7 @@ def run(
         source = splits.open_whole(dataset, config.data.train, config)
         labelled = splits.labelled(source, config)
         parts = data.select(source, labelled)
+        sweep = predict.make_sweep("segment", config, statistics)
         for k, fold in enumerate(data.group_folds(parts, config.prior.folds, config.seed)):
             held = labelled[fold]
             kept = np.setdiff1d(labelled, held)
@@ -62,7 +64,10 @@ def run(
             if timing is None:
                 return None
             steps += timing["steps"]
-            _write_maps(config, folder / f"fold{k}", kept, dataset, statistics)
+            weights = predict.load_weights(folder / f"fold{k}" / "checkpoints", "latest")
+            _write_maps(
+                config, folder / f"fold{k}.npz", kept, dataset, functools.partial(sweep, weights)
+            )
         if jax.process_index() == 0:
             _write_score(config, workdir, parts)
     return {"name": "prior", "seconds": time.perf_counter() - began, "steps": steps}
@@ -106,21 +111,19 @@ def _train_fold(
 
 
 def _write_maps(
-    config: ConfigDict, directory: Path, kept: np.ndarray, dataset: Path,
-    statistics: tuple[float, float],
+    config: ConfigDict, path: Path, kept: np.ndarray, dataset: Path,
+    sweep: Callable[[data.Source], list[np.ndarray]],
 ) -> None:
     """The fold's maps: of the training slices it has not seen, and of all the other splits."""
-    weights = predict.load_weights(directory / "checkpoints", "latest")
     found = {}
     for split in dict.fromkeys([config.data.train, config.data.test, *config.prior.splits]):
         source = splits.open_whole(dataset, split, config)
         if split == config.data.train:
             source = data.select(source, np.setdiff1d(np.arange(len(source)), kept))
-        maps = predict.sweep("segment", config, weights, source, statistics)
-        for i, prob in enumerate(maps):
+        for i, prob in enumerate(sweep(source)):
             name = f"{split}/{data.text(source[i]['id'])}"
             found[name] = np.round(255 * prob).astype(np.uint8)
-    write_npz(directory.with_suffix(".npz"), found)
+    write_npz(path, found)
 
 
 def _write_score(config: ConfigDict, workdir: Path, source: data.Source) -> None:

@@ -44,9 +44,8 @@ def choose(way: str, *, alone: bool = False) -> tuple[Finder, str]:
 
 
 def morphology(scan: imaging.Scan) -> np.ndarray:
-    """Bool [D, H, W], by `lungs.segment`; a single slice by itself."""
-    pictures = scan.pictures()
-    return lungs.segment(pictures) if len(pictures) > 1 else lungs.segment(pictures[0])[None]
+    """Bool [D, H, W], by `lungs.segment`."""
+    return lungs.segment(scan.pictures())
 
 
 def learned(network: Segmenter, scan: imaging.Scan) -> np.ndarray:

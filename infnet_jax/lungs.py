@@ -50,7 +50,7 @@ def segment(grey: np.ndarray) -> np.ndarray:
     if grey.ndim == 2:
         return _segment_slice(grey)
     out = np.array([_segment_slice(picture) for picture in grey], bool).reshape(grey.shape)
-    return _without_islands(out) if out.any() else out
+    return _without_islands(out) if len(out) > 1 and out.any() else out
 
 
 def tidy(found: np.ndarray) -> np.ndarray:

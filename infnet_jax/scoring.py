@@ -78,7 +78,7 @@ def assess(
     if lung is None and lobes is not None:
         lung = lobes
     if lung is None:
-        lung = lungs.segment(pictures) if len(pictures) > 1 else lungs.segment(pictures[0])[None]
+        lung = lungs.segment(pictures)
     if lung.shape != mask.shape:
         raise ValueError(f"{scan.name}: lung of shape {lung.shape}, mask of {mask.shape}")
     if not np.any(lung):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from infnet_jax import data, detection, lungs
+from infnet_jax import data, detection, find_lungs, imaging
 from infnet_jax.evaluation import write_csv
 from infnet_jax.inference import Segmenter
 from infnet_jax.scan_files import drop_detached, marked
@@ -16,7 +16,7 @@ NOBODY = ("unknown",)
 
 def run(
     checkpoint: Path, dataset: Path, split: str, *, positive: Sequence[str] = (),
-    negative: Sequence[str] = (), csv: Path | None = None,
+    negative: Sequence[str] = (), csv: Path | None = None, lung_way: str = find_lungs.MORPHOLOGY,
 ) -> int:
     """Prints ROC-AUC and the sensitivity at 95 % specificity, over patients; returns 0.
 
@@ -30,6 +30,7 @@ def run(
       positive: names of labels that mean infected; none: those of `INFECTED` that there are.
       negative: of those that mean not infected; none: all others but `unknown`.
       csv: also writes a row a patient.
+      lung_way: as in `find_lungs.choose`.
 
     Raises:
       FileNotFoundError: nothing prepared in `dataset`, or no run in `checkpoint`.
@@ -37,7 +38,8 @@ def run(
     """
     source, names = data.open_split(dataset, split), data.label_names(dataset)
     infected, healthy = choose(names, positive, negative)
-    rows = patients(Segmenter(checkpoint), source, [names.index(n) for n in infected],
+    finder, _ = find_lungs.choose(lung_way)
+    rows = patients(Segmenter(checkpoint), finder, source, [names.index(n) for n in infected],
                     [names.index(n) for n in healthy])
     scored = [row for row in rows if row["lung_pixels"]]
     curve = detection.roc([r["share"] for r in scored], [r["infected"] for r in scored])
@@ -71,7 +73,8 @@ def choose(
 
 
 def patients(
-    segmenter: Segmenter, source: data.Source, infected: Sequence[int], healthy: Sequence[int]
+    segmenter: Segmenter, finder: find_lungs.Finder, source: data.Source,
+    infected: Sequence[int], healthy: Sequence[int],
 ) -> list[dict]:
     """A row a patient, in the order of first appearance; slices of other labels are passed over.
 
@@ -93,7 +96,8 @@ def patients(
             "infected_pixels": 0})
         row["infected"] |= int(example["label"]) in infected
         row["slices"] += 1
-        lung = lungs.segment(np.ascontiguousarray(picture))
+        scan = imaging.scan_of_picture(data.text(example["id"]), np.ascontiguousarray(picture))
+        lung = finder(scan)[0] > 0
         if not lung.any():
             continue  # above or below the lungs: what is marked there is no infection of them
         mask = marked(found, segmenter.threshold)[None]

@@ -44,7 +44,8 @@ def score(
         except ValueError as error:
             left_out.append(f"{dataset}, truth: {error}")
         try:
-            lung = one.lung if finder is None else finder(as_scan(one))[0]
+            scan = imaging.scan_of_picture(one.name, one.image)
+            lung = one.lung if finder is None else finder(scan)[0]
             if lung is None:
                 raise ValueError(f"{one.name}: no true lung")
             kept = mask[None].astype(np.uint8)
@@ -94,13 +95,6 @@ def compare(rows: Sequence[Row]) -> Row:
                     "grade_majority": grades.majority}
 
 
-def as_scan(one: truth.Slice) -> imaging.Scan:
-    """A slice as a scan of its own."""
-    cube = (1, *one.image.shape)
-    grid = imaging.Grid(cube, cube, (0, 1, 2), (False, False, False))
-    return imaging.Scan(one.name, "picture", one.image[None], False, False, None, grid, None)
-
-
 def experts(rows: Iterable[Row]) -> list[Row]:
     """How the predicted share ranks beside the scores that experts gave.
 
@@ -128,7 +122,8 @@ def _tally(
     one: truth.Slice, mask: np.ndarray, lung: np.ndarray, regions: np.ndarray | None = None
 ) -> severity.Tally:
     return scoring.assess(
-        as_scan(one), mask[None], lung[None], regions=None if regions is None else regions[None],
+        imaging.scan_of_picture(one.name, one.image), mask[None], lung[None],
+        regions=None if regions is None else regions[None],
         classes=("infection",),
     ).tally
 

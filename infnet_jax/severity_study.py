@@ -102,7 +102,7 @@ def _given(
     masks = imaging.by_name(folder)
     for one in slices:
         path = imaging.partner(one.name, masks, "masks", alone=False).files[0]
-        labels = imaging.read_labels(path, severity_rows.as_scan(one))
+        labels = imaging.read_labels(path, imaging.scan_of_picture(one.name, one.image))
         yield one, score_files.infection(labels, path.name)[0][0] > 0
 
 

@@ -26,13 +26,13 @@ def fit(dataset, monkeypatch, tmp_path):
         trained.append((directory.name, batches.example_count, kept))
         return {"steps": 8}
 
-    def sweep(stage, config, weights, source, statistics):
+    def sweep(weights, source):
         return [np.full((4, 4), 40 * (weights + 1) / 255, np.float32)] * len(source)
 
     monkeypatch.setattr(tasks, "make", lambda *_: None)
     monkeypatch.setattr(loop, "fit", train)
     monkeypatch.setattr(predict, "load_weights", lambda folder, part: int(folder.parent.name[4:]))
-    monkeypatch.setattr(predict, "sweep", sweep)
+    monkeypatch.setattr(predict, "make_sweep", lambda *_: sweep)
 
     def run(labels=(), **prior):
         config.prior.update(prior)

@@ -83,7 +83,9 @@ ARROWS: dict[str, set[str]] = {
         "__init__", "find_lungs", "imaging", "inference", "logs", "report", "score_files",
         "scoring",
     },
-    "screening": {"data", "detection", "evaluation", "inference", "lungs", "scan_files"},
+    "screening": {
+        "data", "detection", "evaluation", "find_lungs", "imaging", "inference", "scan_files",
+    },
     "score_files": {"imaging", "report", "scoring", "severity"},
     "find_lungs": {"imaging", "inference", "lungs"},
     "truth": {"clinical", "data", "imaging", "score_files"},

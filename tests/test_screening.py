@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import tfds_builders
-from infnet_jax import cli, lungs, screening
+from infnet_jax import cli, find_lungs, lungs, screening
 from infnet_jax.inference import Found
 from tfds_builders.covid_semiseg import dummy_data
 
@@ -88,6 +88,21 @@ def test_the_table_by_hand(dataset, tmp_path, capsys):
     assert rows["non_covid/7"]["share"] == "nan" and len(rows) == 7
 
 
+def test_lungs_can_be_found_another_way(monkeypatch, dataset, tmp_path, capsys):
+    """With every pixel a lung, the corner outside the body counts too: 4 x 4 in each slice."""
+    ways = []
+    monkeypatch.setattr(find_lungs, "choose", lambda way: (
+        ways.append(way) or (lambda scan: np.ones(scan.values.shape, bool)), way))
+    table = tmp_path / "out.csv"
+    call = ["detect", "--checkpoint", str(tmp_path), "--dataset", str(dataset), "--csv", str(table)]
+    assert cli.main([*call, "--lungs", "mine"]) == 0 and ways == ["mine"]
+    rows = {row["patient"]: row for row in csv.DictReader(table.read_text().splitlines())}
+    one = rows["covid/1"]
+    assert int(one["lung_pixels"]) == 2 * chest(0).size
+    assert one["infected_pixels"] == str(81 + 2 * 16)
+    assert "0 left out" in capsys.readouterr().out
+
+
 def test_labels_are_chosen_by_name():
     ours = screening.choose(["Normal", "CP", "NCP"], [], [])
     assert ours == (["NCP"], ["Normal", "CP"])
@@ -99,7 +114,9 @@ def test_labels_are_chosen_by_name():
 @pytest.mark.parametrize(("extra", "words"), [
     (["--positive", "flu"], "the dataset has non_covid, covid; name some of them with --positive"),
     (["--positive", "covid", "--negative", "covid"], "labels covid as infected and covid as not"),
-    (["--split", "dev"], "no split 'dev'"), (["--split", "train[:1]"], "all 1 patients are alike"),
+    (["--split", "dev"], "no split 'dev'"),
+    (["--lungs", "lunges"], "lunges: give morphology"),
+    (["--split", "train[:1]"], "all 1 patients are alike"),
 ])
 def test_errors_are_one_line(extra, words, dataset, tmp_path, capsys):
     call = ["detect", "--checkpoint", str(tmp_path), "--dataset", str(dataset), *extra]

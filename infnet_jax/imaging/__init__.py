@@ -11,7 +11,7 @@ from infnet_jax.imaging import dicom, dicom_seg, nifti, pictures
 from infnet_jax.imaging.scan import LEVEL, WIDTH, Grid, Scan
 
 __all__ = ["LEVEL", "WIDTH", "Grid", "Scan", "Source", "by_name", "find", "partner", "read",
-           "read_labels", "scan_of_labels", "write_mask"]
+           "read_labels", "scan_of_labels", "scan_of_picture", "write_mask"]
 
 NAMES = {"infection": "Infection", "ggo": "Ground-glass opacity", "consolidation": "Consolidation"}
 
@@ -88,6 +88,13 @@ def partner(name: str, found: dict[str, Source], what: str, *, alone: bool) -> S
     if _plain(name) not in found:
         raise ValueError(f"{name}: no file of that name under --{what}")
     return found[_plain(name)]
+
+
+def scan_of_picture(name: str, picture: np.ndarray) -> Scan:
+    """A slice in memory, uint8 [H, W] in the lung window, as a scan of its own."""
+    cube = (1, *picture.shape)
+    grid = Grid(cube, cube, (0, 1, 2), (False, False, False))
+    return Scan(name, "picture", picture[None], False, False, None, grid, None)
 
 
 def scan_of_labels(path: Path, name: str) -> Scan:
