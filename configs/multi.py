@@ -5,6 +5,7 @@
 
 Stages: `prior` trains the single-class network of `configs/supervised.py` once a fold, so that each
 training slice gets the map of a network that has not seen it; `multi` trains on slice and prior.
+Preset lite has no prior: its network starts from ImageNet weights and sees the slice alone.
 Presets: demo (the default), semiseg, lite, paper, authors, tiny; see `configs/selfsup.py`.
 """
 
@@ -39,9 +40,10 @@ def get_config(preset: str = "demo") -> ConfigDict:
     elif preset == "semiseg":
         c.segment.update(size=144, steps=500)
         m.update(size=144, steps=1200)
-    elif preset == "lite":
-        c.segment.steps = 300
-        m.update(size=192, steps=800)
+    elif preset == "lite":  # ImageNet weights have no channel for a prior
+        c.stages = ("multi", "evaluate")
+        m.update(with_prior=False, steps=800)
+        m.net.kind = "unet_lite0"
     elif preset == "tiny":
         c.prior.folds, m.net.width = 2, 4
     else:
