@@ -61,6 +61,8 @@ def get_config(preset: str = "demo") -> ConfigDict:
     ))
     _row(c, "scratch", "Ours, from scratch", "supervised", ours, single, budgets)
     _row(c, "ours", "Ours", "selfsup", ours, single, budgets, against="scratch")
+    _row(c, "ours_random", "Ours, random masks", "selfsup",
+         dict(ours, pretrain=dict(rounds=dict(use_coach=False))), single, budgets, against="ours")
     if several:
         both = dict(ours, multi=ours["segment"])
         _row(c, "multi_scratch", "Ours, from scratch, multi", "multi", both, several, (0,))
@@ -70,7 +72,7 @@ def get_config(preset: str = "demo") -> ConfigDict:
     c.run = {  # which rows, in this order
         "tiny": ("sinfnet", "selfsup", "selfsup_aug"),
         "demo": (*names, "multi_sinfnet", "multi_selfsup"),
-        "semiseg": (*names, *(f"multi_{name}" for name in names)),
+        "semiseg": (*names, "ours_random", *(f"multi_{name}" for name in names)),
     }[preset]
     return c
 
@@ -81,7 +83,7 @@ def _base(file, preset: str) -> ConfigDict:
     c.data.name = c.data.name.replace("/binary", "/multiclass")  # one dataset: stages are shared
     c.evaluate.tta = False
     size, steps = {"demo": (96, 120), "semiseg": (176, 200), "tiny": (32, 4)}[preset]
-    if preset == "semiseg":  # seventy cells: half the batch and narrow, minutes of one core each
+    if preset == "semiseg":  # ninety cells: half the batch and narrow, minutes of one core each
         c.model.width, c.segment.batch_size = 16, 4
         if "multi" in c:  # its rows train three networks each
             size, steps = 128, 150

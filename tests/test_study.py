@@ -133,7 +133,7 @@ def test_stages_are_lent_only_where_they_would_come_out_alike(config, tmp_path):
 def test_priors_are_lent_between_rows_that_differ_in_the_last_network_alone(tmp_path):
     config = config_file.get_config("semiseg")
     cells = study_cells.make_cells(config, tmp_path)
-    assert len(cells) == 5 * (5 + 3 * 2) + 3 * 7
+    assert len(cells) == 5 * (5 + 3 * 3) + 3 * 7
     of_row = {cell.row: json.loads(cell.config.to_json()) for cell in cells
               if cell.seed == 0 and not cell.labels}
 
@@ -146,6 +146,7 @@ def test_priors_are_lent_between_rows_that_differ_in_the_last_network_alone(tmp_
     assert not alike("multi_sinfnet", "multi_scratch", "prior")
     assert not alike("multi_sinfnet", "multi_selfsup", "prior")
     assert alike("selfsup", "multi_ours", "pretrain") and alike("ours", "selfsup", "pretrain")
+    assert not alike("ours", "ours_random", "pretrain")
 
 
 def test_a_lender_that_is_gone_is_no_obstacle(walk, tmp_path):
