@@ -49,7 +49,9 @@ def segment(grey: np.ndarray) -> np.ndarray:
         raise ValueError(f"grey {grey.dtype} {grey.shape}: uint8 [H, W] or [D, H, W] expected")
     if grey.ndim == 2:
         return _segment_slice(grey)
-    out = np.array([_segment_slice(picture) for picture in grey], bool).reshape(grey.shape)
+    out = np.zeros(grey.shape, bool)
+    for i, picture in enumerate(grey):
+        out[i] = _segment_slice(picture)
     return _without_islands(out) if len(out) > 1 and out.any() else out
 
 

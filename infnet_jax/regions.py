@@ -51,16 +51,16 @@ def volume_regions(sides: np.ndarray) -> np.ndarray:
     """
     out = np.zeros(sides.shape, np.uint8)
     for side, offset, outward in ((RIGHT, 0, -1), (LEFT, 10, 1)):
-        points = np.nonzero(sides == side)
+        points = _points(sides, side)
         if not points[0].size:
             continue
-        third = _quantile_bands(-points[0], 3)
+        third, region = _quantile_bands(-points[0], 3), np.zeros(points[0].shape, np.uint8)
         for part, cut in enumerate((_cut_upper, _cut_sides, _cut_lower)):
             here = third == part
             if here.any():
                 z, y, x = (p[here] for p in points)
-                first = offset + (1, 4, 6)[part]
-                out[z, y, x] = first + cut(z, y, x * outward)
+                region[here] = offset + (1, 4, 6)[part] + cut(z, y, x * outward)
+        _fill(out, sides, side, region)
     return out
 
 
@@ -78,9 +78,9 @@ def lobe_regions(lobes: np.ndarray) -> np.ndarray:
             (RIGHT_LOWER, 6, _cut_lower, -1), (LEFT_UPPER, 11, _cut_upper_and_lingula, 1),
             (LEFT_LOWER, 16, _cut_lower, 1))
     for lobe, first, cut, outward in plan:
-        z, y, x = np.nonzero(lobes == lobe)
+        z, y, x = _points(lobes, lobe)
         if z.size:
-            out[z, y, x] = first + cut(z, y, x * outward)
+            _fill(out, lobes, lobe, first + cut(z, y, x * outward))
     return out
 
 
@@ -92,9 +92,9 @@ def zones(sides: np.ndarray) -> np.ndarray:
     """
     out = np.zeros(sides.shape, np.uint8)
     for side, first in ((RIGHT, 1), (LEFT, 4)):
-        z, y, x = np.nonzero(sides == side)
+        z, _, _ = _points(sides, side)
         if z.size:
-            out[z, y, x] = first + _quantile_bands(-z, 3)
+            _fill(out, sides, side, first + _quantile_bands(-z, 3))
     return out
 
 
@@ -112,16 +112,34 @@ def standard_lobes(labels: np.ndarray) -> np.ndarray:
     return labels.astype(np.uint8)
 
 
+def _points(labels: np.ndarray, label: int) -> tuple[np.ndarray, ...]:
+    """Slice, row and column of the voxels with a label, int16: a lung has millions of them."""
+    found = [np.nonzero(labels[i] == label) for i in range(len(labels))]
+    z = np.repeat(np.arange(len(labels), dtype=np.int16), [len(rows) for rows, _ in found])
+    return z, *(np.concatenate([f[axis].astype(np.int16) for f in found]) for axis in (0, 1))
+
+
+def _fill(out: np.ndarray, labels: np.ndarray, label: int, values: np.ndarray) -> None:
+    """Writes a value to each voxel with a label, in the order of `_points`."""
+    end = 0
+    for i in range(len(labels)):
+        here = labels[i] == label
+        start, end = end, end + np.count_nonzero(here)
+        out[i][here] = values[start:end]
+
+
 def _quantile_bands(values: np.ndarray, n: int) -> np.ndarray:
-    """Band 0..n-1 of each value: bands of equal numbers, equal values together."""
-    cuts = np.quantile(values, np.arange(1, n) / n)
-    return np.searchsorted(cuts, values, side="left")
+    """Band 0..n-1 of each value, int8: bands of equal numbers, equal values together."""
+    out = np.zeros(values.shape, np.int8)
+    for cut in np.quantile(values, np.arange(1, n) / n):
+        out += values > cut
+    return out
 
 
 def _cut_upper(z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """0 the top third, 1 the back and 2 the front of the rest; x grows outwards."""
     below = _quantile_bands(-z, 3) > 0
-    out = np.zeros(z.shape, int)
+    out = np.zeros(z.shape, np.int8)
     if below.any():
         out[below] = np.where(y[below] > np.median(y[below]), 1, 2)
     return out
@@ -129,14 +147,14 @@ def _cut_upper(z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 def _cut_sides(z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """0 the lateral, 1 the medial half."""
-    return np.where(x > np.median(x), 0, 1)
+    return np.where(x > np.median(x), np.int8(0), np.int8(1))
 
 
 def _cut_lower(z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """0 the top quarter; of the rest, by angle about its centre, 1 medial, 2 front, 3 lateral,
     4 back."""
     below = _quantile_bands(-z, 4) > 0
-    out = np.zeros(z.shape, int)
+    out = np.zeros(z.shape, np.int8)
     if below.any():
         n, yb, xb = int(below.sum()), y[below].astype(np.int64), x[below].astype(np.int64)
         u, v = n * xb - xb.sum(), n * yb - yb.sum()  # whole numbers: a mirror changes nothing
@@ -147,7 +165,7 @@ def _cut_lower(z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 def _cut_upper_and_lingula(z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """0..2 as in `_cut_upper`; of the lowest third, 3 the upper and 4 the lower half."""
     lingula = _quantile_bands(-z, 3) == 2
-    out = np.zeros(z.shape, int)
+    out = np.zeros(z.shape, np.int8)
     if (~lingula).any():
         rest = ~lingula
         out[rest] = _cut_upper(z[rest], y[rest], x[rest])

@@ -81,28 +81,31 @@ def run(
 
 
 def segment(
-    segmenter: Segmenter, scan: imaging.Scan, lung: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    segmenter: Segmenter, scan: imaging.Scan, lung: np.ndarray | None = None, *,
+    keep_probs: bool = True,
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """Runs the network over the slices of a scan, from the first to the last that shows lung.
 
     Args:
       segmenter: as loaded; scan: as read.
       lung: bool [D, H, W]; None runs every slice.
+      keep_probs: False spares their memory.
 
     Returns:
       mask uint8 [D, H, W]: 1 ground glass (or infection, of a single-class network), 2
       consolidation; uncertainty float16 [D, H, W] in 0..1 or None; probs float16 [D, H, W, C],
-      one channel a class.
+      one channel a class, or None.
     """
     shape = scan.values.shape
     mask = np.zeros(shape, np.uint8)
-    probs = np.zeros((*shape, len(segmenter.classes)), np.float16)
+    probs = np.zeros((*shape, len(segmenter.classes)), np.float16) if keep_probs else None
     spread = None
     shown = np.arange(len(mask)) if lung is None else np.flatnonzero(lung.any((1, 2)))
     span = range(shown[0], shown[-1] + 1) if len(shown) else range(0)
     for i, found in zip(span, segmenter(scan.picture(i) for i in span), strict=True):
         mask[i] = marked(found, segmenter.threshold)
-        probs[i] = found.probs[..., None] if found.probs.ndim == 2 else found.probs[..., 1:]
+        if probs is not None:
+            probs[i] = found.probs[..., None] if found.probs.ndim == 2 else found.probs[..., 1:]
         if found.spread is not None:
             spread = np.zeros(shape, np.float16) if spread is None else spread
             spread[i] = 2 * found.spread  # the standard deviation of values in 0..1 is at most 0.5
@@ -150,7 +153,9 @@ def _predict(
                              "another --out")
         mask = imaging.read_labels(out / "masks" / before["file"], scan)
         return scoring.assess(scan, mask, lung, lobes=lobes, classes=segmenter.classes)
-    mask, uncertainty, probs = segment(segmenter, scan, lung if len(lung) > 1 else None)
+    mask, uncertainty, probs = segment(
+        segmenter, scan, lung if len(lung) > 1 else None, keep_probs=save_probabilities
+    )
     n_marked = np.count_nonzero(mask)
     if dropped := drop_detached(mask, np.asarray(lung) > 0):
         scan.warnings.append(
@@ -164,7 +169,7 @@ def _predict(
         version=__version__,
     )
     case.warnings.extend(notes)
-    if save_probabilities:
+    if probs is not None:
         fresh = out / "probabilities" / f".part-{scan.name}.npz"
         on_grid = {name: scan.grid.source(probs[..., c])
                    for c, name in enumerate(segmenter.classes)}

@@ -95,8 +95,8 @@ def assess(
         hu=scan.values if scan.is_hu else None, spacing=scan.spacing, **known,
     )
     return Case(
-        scan.name, pictures, mask.astype(np.uint8), (np.asarray(lung) > 0) | (mask > 0),
-        regions.astype(np.uint8), tally, notes, uncertainty, tuple(classes),
+        scan.name, pictures, mask.astype(np.uint8, copy=False), (np.asarray(lung) > 0) | (mask > 0),
+        regions.astype(np.uint8, copy=False), tally, notes, uncertainty, tuple(classes),
     )
 
 

@@ -28,7 +28,10 @@ def split(lung: np.ndarray, *, upright: bool = True) -> np.ndarray:
     middle = _middle(inside)
     if inside.ndim == 2:
         return _split_slice(inside, middle)
-    return np.array([_split_slice(s, middle) for s in inside], np.uint8).reshape(inside.shape)
+    out = np.zeros(inside.shape, np.uint8)
+    for i, picture in enumerate(inside):
+        out[i] = _split_slice(picture, middle)
+    return out
 
 
 def lies_on_side(lung: np.ndarray) -> bool:

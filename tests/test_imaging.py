@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from infnet_jax import imaging
+from infnet_jax.imaging import nifti
 
 SIZE = 40
 
@@ -242,3 +243,18 @@ def test_a_zip_member_outside_its_folder_is_refused(tmp_path):
             archive.writestr(name, b"x")
         with pytest.raises(ValueError, match=f"a.zip: member '{name}'"):
             _read(tmp_path / "a.zip")
+
+
+@pytest.mark.parametrize(("slope", "inter", "kind"), [
+    (1.0, -1024.0, np.int16), (2.0, 0.0, np.int16), (0.5, -3.0, np.float32), (1.0, 0.0, np.int16)])
+def test_slope_and_intercept_are_those_of_nibabel(slope, inter, kind, tmp_path):
+    """Read slice by slice, a scaled volume holds what nibabel makes of it at once."""
+    stored = np.random.default_rng(0).integers(0, 2000, (7, 6, 5)).astype(np.uint16)
+    image = nib.Nifti1Image(stored, np.diag([-1, -1, 2, 1]))
+    image.header.set_slope_inter(slope, inter)
+    nib.save(image, tmp_path / "scaled.nii.gz")
+    loaded = nib.load(tmp_path / "scaled.nii.gz")
+    assert (loaded.dataobj.slope, loaded.dataobj.inter) == (slope, inter)
+    found = nifti._values(loaded)
+    assert found.dtype == kind
+    np.testing.assert_array_equal(found, loaded.get_fdata())

@@ -1,6 +1,7 @@
 """The predict verb with a network that is a rule: grids, scores, failures, going on."""
 
 import json
+import tracemalloc
 
 import cv2
 import nibabel as nib
@@ -104,6 +105,21 @@ def test_a_volume_keeps_its_affine_and_a_flipped_copy_its_scores(predict, tmp_pa
     np.testing.assert_array_equal(found, np.asarray(masks["b"].dataobj)[::-1])
     scores = scores_of(tmp_path / "out")
     assert scores["a"] == scores["b"] and scores["a"]["infected_share"] > 0.01
+
+
+def test_a_longer_volume_costs_little_more_than_itself(predict, tmp_path):
+    """Twice the slices: the peak grows by a few maps of one byte a voxel, not by lists of floats."""
+    peaks = []
+    for depth in (24, 72):
+        picture = np.round(chest(192).T / 255 * 1500 - 1350).astype(np.int16)
+        volume = nib.Nifti1Image(np.repeat(picture[..., None], depth, -1), np.diag([-1, -1, 2, 1]))
+        nib.save(volume, tmp_path / f"d{depth}.nii.gz")
+        del volume
+        tracemalloc.start()
+        assert predict(tmp_path / f"d{depth}.nii.gz", rule=Rule(tta=False))[0] == 0
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert (peaks[1] - peaks[0]) / (48 * 192 * 192) < 16
 
 
 def test_one_bad_input_is_named_and_the_others_are_done(predict, tmp_path, capsys):

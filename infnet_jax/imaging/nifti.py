@@ -19,7 +19,7 @@ def read(path: Path, name: str) -> scan_lib.Scan:
     """
     image = _open(path)
     try:
-        array = scan_lib.plain_values(np.asanyarray(image.dataobj))
+        array = _values(image)
     except (OSError, EOFError, ValueError) as error:
         raise ValueError(f"{path}: damaged or truncated NIfTI ({_line(error)})") from None
     cube = cube_of(array.shape, str(path))
@@ -28,6 +28,23 @@ def read(path: Path, name: str) -> scan_lib.Scan:
         spacing=spacing_of(image.affine), oriented=True, origin=image.header,
         warnings=[], file=str(path),
     )
+
+
+def _values(image: nib.spatialimages.SpatialImage) -> np.ndarray:
+    """What the file holds, by its slope and intercept, in the smallest fitting type.
+
+    Nibabel scales to eight bytes a voxel, so a volume goes by slices along its last axis.
+    """
+    stored, slope, inter = image.dataobj.get_unscaled(), image.dataobj.slope, image.dataobj.inter
+    if (slope, inter) == (1, 0):
+        return scan_lib.plain_values(stored)
+    parts = [scan_lib.plain_values(stored[..., i] * np.float64(slope) + np.float64(inter))
+             for i in range(stored.shape[-1])]
+    kind = np.result_type(*{part.dtype for part in parts})
+    out = np.empty(stored.shape, kind, order="F")
+    for i, part in enumerate(parts):
+        out[..., i] = part
+    return out
 
 
 def read_labels(path: Path) -> tuple[np.ndarray, np.ndarray]:

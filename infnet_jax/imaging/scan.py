@@ -124,7 +124,7 @@ def finish(
 
 def looks_like_hu(array: np.ndarray) -> bool:
     """Whether values may be HU: some lung or air, some soft tissue, nothing impossible."""
-    some = array.reshape(-1)[:: max(array.size // 500_000, 1)]
+    some = array.ravel(order="K")[:: max(array.size // 500_000, 1)]
     air, tissue = (some < -400).mean(), (some > -200).mean()
     return bool(air > 0.01 and tissue > 0.01 and some.min() >= -8192 and some.max() <= 32767)
 
@@ -136,10 +136,10 @@ def plain_values(array: np.ndarray) -> np.ndarray:
     ):
         low, high = array.min(initial=0), array.max(initial=0)
         if array.dtype == np.uint8 or array.dtype == bool:
-            return array.astype(np.uint8)
+            return array.astype(np.uint8, copy=False)
         if low >= -32768 and high <= 32767:
-            return array.astype(np.int16)
-    return array.astype(np.float32)
+            return array.astype(np.int16, copy=False)
+    return array.astype(np.float32, copy=False)
 
 
 def _some(n: int) -> list[int]:
