@@ -108,7 +108,7 @@ def test_a_volume_keeps_its_affine_and_a_flipped_copy_its_scores(predict, tmp_pa
 
 
 def test_a_longer_volume_costs_little_more_than_itself(predict, tmp_path):
-    """Twice the slices: the peak grows by a few maps of one byte a voxel, not by lists of floats."""
+    """The peak grows by a few maps of one byte a voxel, not by lists of floats."""
     peaks = []
     for depth in (24, 72):
         picture = np.round(chest(192).T / 255 * 1500 - 1350).astype(np.int16)
