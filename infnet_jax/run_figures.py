@@ -81,7 +81,7 @@ def curves(workdir: Path, stage: str, panels: Sequence, caption: str) -> list:
     if not present:
         return []
     path = workdir / "figures" / f"{stage}_curves.png"
-    return [(figures.learningcurves(rows, path, present), caption)]
+    return [(figures.learning_curves(rows, path, present), caption)]
 
 
 def augmentation(workdir: Path, config: ConfigDict, dataset: Path) -> list:

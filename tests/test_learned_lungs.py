@@ -61,7 +61,7 @@ def test_presets_find_lungs_with_the_network_of_supervised(preset):
     assert tasks.target(config) == "lung" and predict.classes(config) == {"lung": None}
     assert config.model == supervised.get_config(preset if preset == "tiny" else "demo").model
     assert tasks.make("segment", config, (0.4, 0.2), 5).total_steps == config.segment.steps
-    assert ("prior" in config.stages) == ("prior" in config)
+    assert ("prior" in config.stages) == (preset == "folders")
 
 
 def test_configs_of_lesions_are_as_they_were():
