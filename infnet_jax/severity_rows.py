@@ -1,7 +1,6 @@
 """Rows of severity scores, true and predicted, and how the two sides agree."""
 
 import itertools
-import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -59,7 +58,7 @@ def score(
             # Both sides of a patient are to be of the same slices, where truth is known at all.
             key = side if "true" in found else "alone"
             sums[key] = sums[key] + tally if key in sums else tally
-        rows.append(_row(dataset, "slice", one.unit, one.name, 1, found, one.experts))
+        rows.append(_row(dataset, "slice", one.unit, one.name, 1, found) | one.experts)
     truthless = not any("true" in sums for sums in pooled.values())
     if truthless or any(n > 1 for n in counts.values()):
         for unit, sums in pooled.items():
@@ -123,14 +122,12 @@ def _tally(
 ) -> severity.Tally:
     return scoring.assess(
         imaging.scan_of_picture(one.name, one.image), mask[None], lung[None],
-        regions=None if regions is None else regions[None],
-        classes=("infection",),
+        regions=None if regions is None else regions[None], classes=("infection",),
     ).tally
 
 
 def _row(
-    dataset: str, level: str, unit: str, name: str, n: int, found: Mapping[str, severity.Tally],
-    experts: Mapping[str, float] = types.MappingProxyType({}),
+    dataset: str, level: str, unit: str, name: str, n: int, found: Mapping[str, severity.Tally]
 ) -> Row:
     row: Row = {"dataset": dataset, "level": level, "unit": unit, "name": name, "slices": n}
     for side in ("true", "predicted"):
@@ -138,7 +135,7 @@ def _row(
         values = (None,) * 3 if graded is None else (
             graded.infected_share, graded.ct_ss, graded.grade)
         row |= {f"{side}_{key}": v for key, v in zip(SCORES, values, strict=True)}
-    return row | {name: experts.get(name) for name in truth.EXPERT_SCORES}
+    return row | dict.fromkeys(truth.EXPERT_SCORES)
 
 
 def _both(rows: Iterable[Row]) -> list[Row]:

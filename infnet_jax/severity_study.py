@@ -83,7 +83,7 @@ def run(
              for name, levels in severity_rows.by_dataset(rows)]
     page = study_page.write(
         out, model=model | {"lungs of predicted masks": lung_name}, tables=tables, experts=experts,
-        joined=joined,        figures=drawn, left_out=left_out)
+        joined=joined, figures=drawn, left_out=left_out)
     print(page.read_text(), end="")
     return 0
 
