@@ -135,10 +135,7 @@ class Segmenter:
             raise ValueError(
                 f"{self._workdir}: its prior is the truth (an upper bound), which no new scan has"
             )
-        folders = sorted((self._workdir / "prior").glob("fold*/checkpoints"))
-        if not folders:
-            raise FileNotFoundError(f"{self._workdir}/prior: no fold of the prior is trained")
-        found = [predict.load_weights(folder, "latest") for folder in folders]
+        found = predict.load_folds(self._config, self._workdir)
         return [self._compile("segment", weights) for weights in found]
 
     def _compile(self, stage: str, weights: Mapping) -> Callable:

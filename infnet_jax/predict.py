@@ -86,14 +86,20 @@ def load_evaluated(config: ConfigDict, workdir: Path) -> tuple[str, list[dict[st
       FileNotFoundError: it is not trained yet.
     """
     if tasks.is_ensemble(config):
-        folders = sorted((workdir / "prior").glob("fold*/checkpoints"))
-        if len(folders) < config.prior.folds:
-            raise FileNotFoundError(f"{workdir}/prior: {len(folders)} of {config.prior.folds} "
-                                    "folds are trained")
-        return "latest", [load_weights(folder, "latest") for folder in folders]
+        return "latest", load_folds(config, workdir)
     stage = tasks.last_trained(config)
     part = "best" if config[stage].validation else "latest"
     return part, [load_weights(workdir / stage / "checkpoints", part)]
+
+
+def load_folds(config: ConfigDict, workdir: Path) -> list[dict[str, Any]]:
+    """The variables of each network of stage `prior`; FileNotFoundError where one is missing."""
+    folders = sorted((workdir / "prior").glob("fold*/checkpoints"))
+    if len(folders) < config.prior.folds:
+        raise FileNotFoundError(
+            f"{workdir}/prior: {len(folders)} of {config.prior.folds} folds are trained"
+        )
+    return [load_weights(folder, "latest") for folder in folders]
 
 
 def load_weights(checkpoints: Path, part: str) -> dict[str, Any]:
