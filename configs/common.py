@@ -59,6 +59,7 @@ def get_base() -> ConfigDict:
     ))
     c.segment = ConfigDict(dict(
         splits=("train",), validation=0, patience=0,  # the demo has 60 slices: all are needed
+        folds=0,  # from 2 on: one network a fold of the slices; the mean of their maps counts
         size=128, batch_size=8, scales=(1.0,), steps=570, eval_every=60,
         loss=dict(kind="structure",  # structure | structure_as_run | focal
                   lambda_bce=1.0, edge_weight=1.0, alpha=1.0, gamma=2.0),
@@ -70,13 +71,6 @@ def get_base() -> ConfigDict:
     )
     c.segment.optim = optimizer("adamw", weight_decay=1e-2, eps=1e-6, clip_norm=5.0)
     c.segment.schedule = schedule("cosine", 2e-3, warmup_steps=20)
-    # Of stage `prior`, cross-validation: --config.stages="('prior','evaluate')" trains one network
-    # a fold in place of `segment` and evaluates the mean of their maps.
-    c.prior = ConfigDict(dict(
-        kind="crossfit",  # crossfit | truth (an upper bound: nobody has it at test time)
-        folds=5,
-        splits=(),  # further splits that get a prior, such as "unlabeled"
-    ))
     c.evaluate = ConfigDict(dict(
         tta=True, batch_size=8, threshold=0.5,
         choose_threshold=False,  # True: instead, the best one on training slices unseen in training

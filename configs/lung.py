@@ -31,5 +31,6 @@ def get_config(preset: str = "demo") -> ConfigDict:
     elif preset == "folders":
         c.data.name, c.data.test = "folders", "train"
         c.stages = ("prior", "segment")
+        c.prior = ConfigDict(dict(kind="crossfit", folds=5, splits=()))
         s.size, s.steps, s.eval_every, s.validation = 144, 300, 100, 0
     return c

@@ -19,7 +19,11 @@ def get_config(preset: str = "demo") -> ConfigDict:
     c = supervised.get_config(preset)
     c.stages = ("prior", "multi", "evaluate")
     c.data.name = c.data.name.replace("/binary", "/multiclass")
-    c.prior.folds = 3
+    c.prior = ConfigDict(dict(
+        kind="crossfit",  # crossfit | truth (an upper bound: nobody has it at test time)
+        folds=3,
+        splits=(),  # further splits that get a prior, such as "unlabeled"
+    ))
     m = c.multi = c.segment.copy_and_resolve_references()
     m.with_prior = True  # False: the slice alone
     m.net = ConfigDict(dict(

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from infnet_jax import data, loop, metrics, predict, splits, tasks
+from infnet_jax import data, loop, metrics, networks, splits, tasks
 from infnet_jax.state import Task, TrainState
 from infnet_jax.workdir import write_json, write_npz
 
@@ -38,21 +38,17 @@ def run(
       The timing, or None if it was asked to stop.
 
     Raises:
-      ValueError: an unknown `prior.kind`, one without networks where these are what is evaluated,
-        or more folds than groups.
+      ValueError: an unknown `prior.kind`, or more folds than groups.
     """
     if config.prior.kind not in KINDS:
         raise ValueError(f"prior.kind={config.prior.kind!r}: choose {' or '.join(KINDS)}")
-    if tasks.is_ensemble(config) and config.prior.kind != "crossfit":
-        raise ValueError(f"prior.kind={config.prior.kind!r} trains no network, and stages has no "
-                         "segment: choose crossfit")
     began, folder = time.perf_counter(), workdir / "prior"
     steps = 0
     if config.prior.kind == "crossfit":
         source = splits.open_whole(dataset, config.data.train, config)
         labelled = splits.labelled(source, config)
         parts = data.select(source, labelled)
-        sweep = predict.make_sweep("segment", config, statistics)
+        sweep = networks.make_sweep("segment", config, statistics)
         for k, fold in enumerate(data.group_folds(parts, config.prior.folds, config.seed)):
             held = labelled[fold]
             kept = np.setdiff1d(labelled, held)
@@ -64,7 +60,7 @@ def run(
             if timing is None:
                 return None
             steps += timing["steps"]
-            weights = predict.load_weights(folder / f"fold{k}" / "checkpoints", "latest")
+            weights = networks.load_weights(folder / f"fold{k}" / "checkpoints", "latest")
             _write_maps(
                 config, folder / f"fold{k}.npz", kept, dataset, functools.partial(sweep, weights)
             )

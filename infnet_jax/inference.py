@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from infnet_jax import predict, tasks
+from infnet_jax import networks, tasks
 from infnet_jax.tasks import multi, segment
 
 
@@ -55,7 +55,7 @@ class Segmenter:
         """
         self._workdir = Path(workdir)
         self._config = _read_config(self._workdir)
-        self.classes = tuple(predict.classes(self._config))
+        self.classes = tuple(networks.classes(self._config))
         if (self.classes == ("lung",)) != lungs:
             raise ValueError(
                 f"{workdir}: that run finds {' and '.join(self.classes)}; "
@@ -71,18 +71,18 @@ class Segmenter:
         self.threshold = self._config.evaluate.threshold
         if chosen.exists():
             self.threshold = json.loads(chosen.read_text())
-        _, networks = predict.load_evaluated(self._config, self._workdir)
+        _, ensemble = networks.load_evaluated(self._config, self._workdir)
         self.identity = {
             "run": self._workdir.resolve().name,
-            "stage": "prior" if tasks.is_ensemble(self._config) else self.stage,
-            "weights": _digest(networks),
+            "stage": self.stage,
+            "weights": _digest(ensemble),
             "trained on": f"{self._config.data.name}, {self._config.data.train}",
             "network": _describe(self._config, self.stage)
-            + (f", mean of {len(networks)} folds" if len(networks) > 1 else ""),
+            + (f", mean of {len(ensemble)} folds" if len(ensemble) > 1 else ""),
             "views": "8 flips and quarter turns" if self._config.evaluate.tta else "1",
         }  # fmt: skip
         self._priors = self._load_priors()
-        runs = [self._compile(self.stage, weights) for weights in networks]
+        runs = [self._compile(self.stage, weights) for weights in ensemble]
         self._run = runs[0] if len(runs) == 1 else lambda batch: _mean([r(batch) for r in runs])
 
     def __call__(self, slices: Iterator[np.ndarray]) -> Iterator[Found]:
@@ -135,7 +135,7 @@ class Segmenter:
             raise ValueError(
                 f"{self._workdir}: its prior is the truth (an upper bound), which no new scan has"
             )
-        found = predict.load_folds(self._config, self._workdir)
+        found = networks.load_folds(self._config, self._workdir, "prior")
         return [self._compile("segment", weights) for weights in found]
 
     def _compile(self, stage: str, weights: Mapping) -> Callable:

@@ -1,54 +1,64 @@
 """The `evaluate` stage: the best weights, the test split once, maps and tables on disk."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from infnet_jax import data, evaluation, mesh as mesh_lib, metrics, normalise, tasks
+from infnet_jax import data, evaluation, metrics, networks, normalise, tasks
 from infnet_jax.tasks import multi, segment
-from infnet_jax.transfer import load_parameters
 from infnet_jax.workdir import write_json
 
 CASES = ("best", "median", "worst")
 
 
+class Unseen(NamedTuple):
+    """Training slices, each by a network that has not seen it.
+
+    Attributes:
+      source: the examples, with masks.
+      maps: their probabilities, in the same order, as `networks.sweep` returns them.
+    """
+
+    source: data.Source
+    maps: Sequence[np.ndarray]
+
+
 def evaluate(
     config: ConfigDict, *, workdir: Path, test: data.Source, train: data.Source,
-    statistics: tuple[float, float],
+    statistics: tuple[float, float], unseen: Unseen | None = None,
 ) -> dict[str, Any]:
     """Evaluates the last network that a workdir trained (`segment` or `multi`) on a test split.
 
-    Its weights are those of `load_evaluated`; the maps of an ensemble are averaged. Writes
+    Its weights are those of `networks.load_evaluated`; the maps of an ensemble are averaged. Writes
     `evaluation.json`, `evaluation.csv` (a row a slice), `predictions/[<class>/]<id>.png` (8-bit
     probabilities at the slice's own size) and, for the figures, `evaluate/<class>.npz`.
 
     Args:
       test: examples with masks; for `multi` with a `prior` too.
       train: examples whose masks make the floor.
+      unseen: training slices by networks of other folds, for the cross-validated Dice.
 
     Returns:
       What `evaluation.json` holds: `weights`, and in `classes` for `infection` (or `lung`), or for
-      `ggo` and `consolidation`, the `toolbox` and `empty_aware` summaries and the `floors`.
+      `ggo` and `consolidation`, the `toolbox` and `empty_aware` summaries and the `floors`; with
+      `unseen` also `cross_validated`, a class's Dice at the threshold, empty-aware.
     """
-    part, networks = load_evaluated(config, workdir)
-    run = make_sweep(tasks.last_trained(config), config, statistics)
-    maps = [run(weights, test) for weights in networks]
+    part, ensemble = networks.load_evaluated(config, workdir)
+    run = networks.make_sweep(tasks.last_trained(config), config, statistics)
+    maps = [run(weights, test) for weights in ensemble]
     maps = [np.mean(views, axis=0) for views in zip(*maps, strict=True)]
     cases, fitted_cases = list(data.examples(test)), list(data.examples(train))
     result: dict[str, Any] = {"weights": part, "classes": {}}
     rows = [{"id": case["id"]} for case in cases]
-    for name, channel in classes(config).items():
-        probs = maps if channel is None else [m[..., channel] for m in maps]
+    for name, channel in networks.classes(config).items():
+        probs = [_of_class(m, channel) for m in maps]
         truths, fitted = ([_marked(c, channel) for c in some] for some in (cases, fitted_cases))
-        records = [
-            metrics.toolbox(p, t, threshold=config.evaluate.threshold)
-            for p, t in zip(probs, truths, strict=True)
-        ]
+        records = _records(config, probs, truths)
         result["classes"][name] = {
             **{r: metrics.summarise(records, r) for r in ("toolbox", "empty_aware")},
             "floors": evaluation.floors(fitted, truths),
@@ -62,102 +72,19 @@ def evaluate(
             folder = workdir / "predictions" / ("" if channel is None else name)
             full = _write_maps(folder, cases, probs)
             _keep_cases(workdir / "evaluate" / f"{name}.npz", cases, truths, full, dice)
+        if unseen:
+            known = [_marked(case, channel) for case in data.examples(unseen.source)]
+            found = _records(config, [_of_class(m, channel) for m in unseen.maps], known)
+            found = metrics.summarise(found, "empty_aware")["none"]["dice"]
+            result.setdefault("cross_validated", {})[name] = found
     if jax.process_index() == 0:
         evaluation.write_csv(workdir / "evaluation.csv", rows)
         write_json(workdir / "evaluation.json", result)
     return result
 
 
-def classes(config: ConfigDict) -> dict[str, int | None]:
-    """What the last network finds: name -> channel of its maps, None where they have none."""
-    if tasks.last_trained(config) == "multi":
-        return dict(multi.LESIONS)
-    return {"lung" if tasks.target(config) == "lung" else "infection": None}
-
-
-def load_evaluated(config: ConfigDict, workdir: Path) -> tuple[str, list[dict[str, Any]]]:
-    """The network, or the networks of an ensemble, that a run is judged by.
-
-    Returns:
-      `best` (of the held-out slices) or `latest`, where nothing was held out; and the variables of
-      each network, averaged if the stage keeps an average.
-
-    Raises:
-      FileNotFoundError: it is not trained yet.
-    """
-    if tasks.is_ensemble(config):
-        return "latest", load_folds(config, workdir)
-    stage = tasks.last_trained(config)
-    part = "best" if config[stage].validation else "latest"
-    return part, [load_weights(workdir / stage / "checkpoints", part)]
-
-
-def load_folds(config: ConfigDict, workdir: Path) -> list[dict[str, Any]]:
-    """The variables of each network of stage `prior`; FileNotFoundError where one is missing."""
-    folders = sorted((workdir / "prior").glob("fold*/checkpoints"))
-    if len(folders) < config.prior.folds:
-        raise FileNotFoundError(
-            f"{workdir}/prior: {len(folders)} of {config.prior.folds} folds are trained"
-        )
-    return [load_weights(folder, "latest") for folder in folders]
-
-
-def load_weights(checkpoints: Path, part: str) -> dict[str, Any]:
-    """The variables of the network in a stage's checkpoint, averaged if the stage averages."""
-    player = load_parameters(checkpoints, part=part)["net"]
-    return player["ema"] or {k: player[k] for k in ("params", "batch_stats")}
-
-
-def sweep(
-    stage: str, config: ConfigDict, weights: dict, source: data.Source,
-    statistics: tuple[float, float],
-) -> list[np.ndarray]:
-    """Probability maps of every example of a source, in its order.
-
-    Returns:
-      float32 [S, S] each for `segment`, [S, S, 3] for `multi` (whose examples need a `prior`).
-    """
-    return make_sweep(stage, config, statistics)(weights, source)
-
-
-def make_sweep(
-    stage: str, config: ConfigDict, statistics: tuple[float, float]
-) -> Callable[[dict, data.Source], list[np.ndarray]]:
-    """`sweep` as a function of weights and source that is compiled once for all its calls."""
-    norm = tasks.make_norm(config, statistics)
-    mesh, tta = mesh_lib.make_mesh(), config.evaluate.tta
-    batch_size, size = config.evaluate.batch_size, config[stage].size
-    mesh_lib.check_batch(batch_size, mesh, "evaluate.batch_size")
-    if stage == "segment":
-        net, fields = tasks.make_net(config), ("image",)
-
-        def probs(variables: dict, batch: Mapping) -> jax.Array:
-            return segment.predict(net, variables, batch["image"], norm, tta=tta)[..., 0]
-    else:
-        net, head = tasks.make_multi_net(config), config.multi.loss.head
-        fields = ("image", "prior") if config.multi.with_prior else ("image",)
-
-        def probs(variables: dict, batch: Mapping) -> jax.Array:
-            prior = batch.get("prior")
-            return multi.predict(net, variables, batch["image"], prior, norm, tta=tta, head=head)
-
-    step = jax.jit(probs, out_shardings=mesh_lib.replicated(mesh))
-
-    def run(weights: dict, source: data.Source) -> list[np.ndarray]:
-        weights, maps = mesh_lib.replicate(weights, mesh), []
-        for batch in data.eval_batches(
-            source, None, batch_size=batch_size, size=size, fields=fields,
-            process_index=jax.process_index(), process_count=jax.process_count(),
-        ):
-            sharded = mesh_lib.shard_batch({name: batch[name] for name in fields}, mesh)
-            maps.extend(np.asarray(step(weights, sharded)))
-        return maps[: len(source)]
-
-    return run
-
-
 def choose_threshold(
-    config: ConfigDict, *, workdir: Path, unseen: data.Source, maps: Sequence[np.ndarray]
+    config: ConfigDict, *, workdir: Path, unseen: Unseen
 ) -> float:
     """The threshold with the best mean Dice on training slices that no weight has seen.
 
@@ -166,21 +93,13 @@ def choose_threshold(
     `threshold.json`, which the Segmenter reads.
 
     Args:
-      unseen: examples with masks; maps: their probabilities, as `sweep` returns them.
-
-    Raises:
-      ValueError: there are none.
+      unseen: at least one slice.
     """
-    if not len(unseen):
-        stage = tasks.last_trained(config)
-        raise ValueError(f"evaluate.choose_threshold needs {stage}.validation above 0, it is 0")
     dice = []
-    for channel in classes(config).values():
+    for channel in networks.classes(config).values():
         of_class = []
-        for prob, case in zip(maps, data.examples(unseen), strict=True):
-            record = metrics.toolbox(
-                prob if channel is None else prob[..., channel], _marked(case, channel)
-            )
+        for prob, case in zip(unseen.maps, data.examples(unseen.source), strict=True):
+            record = metrics.toolbox(_of_class(prob, channel), _marked(case, channel))
             tp, fp = (h[::-1].cumsum()[::-1][1:] for h in record["histograms"])
             found = metrics.scores(tp, fp, record["positives"], record["pixels"], "empty_aware")
             of_class.append(found["dice"])
@@ -209,7 +128,7 @@ def losses(
     """
     stage = tasks.last_trained(config)
     section, norm = config[stage], tasks.make_norm(config, statistics)
-    _, networks = load_evaluated(config, workdir)
+    _, ensemble = networks.load_evaluated(config, workdir)
     with_prior = stage == "multi" and section.with_prior
     net = tasks.make_multi_net(config) if stage == "multi" else tasks.make_net(config)
     # The rows of a table must share their definition, whatever each was trained with.
@@ -233,10 +152,23 @@ def losses(
     step, found = jax.jit(measure), {}
     fields = ("image", "mask", "prior") if with_prior else ("image", "mask")
     for batch in data.eval_batches(test, None, batch_size=1, size=section.size, fields=fields):
-        each = [step(weights, {field: batch[field] for field in fields}) for weights in networks]
+        each = [step(weights, {field: batch[field] for field in fields}) for weights in ensemble]
         for name in each[0]:
             found.setdefault(name, []).append(float(np.mean([one[name] for one in each])))
     return found
+
+
+def _of_class(probs: np.ndarray, channel: int | None) -> np.ndarray:
+    return probs if channel is None else probs[..., channel]
+
+
+def _records(
+    config: ConfigDict, probs: Sequence[np.ndarray], truths: Sequence[np.ndarray]
+) -> list[dict[str, Any]]:
+    return [
+        metrics.toolbox(p, t, threshold=config.evaluate.threshold)
+        for p, t in zip(probs, truths, strict=True)
+    ]
 
 
 def _marked(case: Mapping[str, Any], channel: int | None) -> np.ndarray:

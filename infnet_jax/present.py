@@ -58,19 +58,18 @@ def write(
         ("multi", run_figures.MULTI_PANELS, "The multi-class network."),
     ):
         if stage in config.stages:
-            pictures += run_figures.curves(workdir, stage, panels, caption)
+            folds = range(tasks.folds(config, stage))
+            for of, said in [(f"{stage}/fold{k}", f" Fold {k}.") for k in folds] or [(stage, "")]:
+                pictures += run_figures.curves(workdir, of, panels, caption + said)
     if "prior" in config.stages and config.prior.kind == "crossfit":
         score = json.loads((workdir / "prior" / "cross_validation.json").read_text())["dice"]
         said = (
             f"one of {config.prior.folds} networks that had not seen it (their cross-validated "
             f"Dice at {config.evaluate.threshold:g} is {score:.3f})"
         )
-        ensemble = tasks.is_ensemble(config)
-        tested = "; test slices by the mean of all of them" if ensemble else ""
         notes.append(
-            f"Cross-validation: each training slice by the {said}; see prior/cross_validation.json"
-            f"{tested}."
-            if ensemble or tasks.target(config) == "lung" else
+            f"Cross-validation: each training slice by the {said}; see prior/cross_validation.json."
+            if tasks.target(config) == "lung" else
             f"The prior of each training slice comes from the {said}; that of any other slice is "
             "the mean of all of them."
         )
@@ -79,6 +78,9 @@ def write(
         table = result_table(result)
         (workdir / "table.txt").write_text(table.strip() + "\n")
         tables.insert(0, ("Test split", table))
+        for name, dice in result.get("cross_validated", {}).items():
+            notes.append(f"Cross-validated Dice of {name}, each training slice by a network that "
+                         f"had not seen it, empty-aware: {dice:.3f}.")
         for label, summaries in result["classes"].items():
             at = summaries["toolbox"]["threshold"]
             pictures += run_figures.evaluation(workdir, label, summaries, at)
@@ -163,11 +165,12 @@ def _readings(workdir: Path, config: ConfigDict) -> list[str]:
     if config.evaluate.choose_threshold:
         notes.append("The threshold is the one with the best Dice on training slices that the "
                      "network had not seen.")
-    if tasks.is_ensemble(config):
-        return notes
-    held = config[tasks.last_trained(config)].validation
-    notes.append(
-        f"{held} training slices (whole groups) were held out to choose the checkpoint."
-        if held else "No slice was held out: the last averaged weights are evaluated."
-    )
+    if folds := tasks.folds(config, stage := tasks.last_trained(config)):
+        notes.append(f"The mean of {folds} networks is evaluated, each trained on all folds of the "
+                     "training slices but its own.")
+    elif held := config[stage].validation:
+        notes.append(f"{held} training slices (whole groups) were held out to choose the "
+                     "checkpoint.")
+    else:
+        notes.append("No slice was held out: the last averaged weights are evaluated.")
     return notes

@@ -80,7 +80,7 @@ def curves(workdir: Path, stage: str, panels: Sequence, caption: str) -> list:
     present = [p for p in panels if any(row.get(k) is not None for row in rows for k in p[1])]
     if not present:
         return []
-    path = workdir / "figures" / f"{stage}_curves.png"
+    path = workdir / "figures" / f"{stage.replace('/', '_')}_curves.png"
     return [(figures.learning_curves(rows, path, present), caption)]
 
 

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from infnet_jax import data, loop, predict, splits, tasks
+from infnet_jax import data, loop, networks, splits, tasks
 from infnet_jax.state import Task, TrainState
 from infnet_jax.workdir import write_json, write_npz
 
@@ -151,14 +151,14 @@ def _rounds(
     config, semi = stage.config, stage.config.semi
     section = _section(config, "round")
     task = tasks.make_segment(config, section, stage.statistics, soft=True)
-    sweep = predict.make_sweep("segment", config, stage.statistics)
+    sweep = networks.make_sweep("segment", config, stage.statistics)
     maps, weights_of = _read_maps(stage.folder), "teacher"
     for k, group in enumerate(groups):
         name = f"round{k:04d}"
         if (done := stage.folder / name / "done.json").exists():
             yield json.loads(done.read_text())
         else:
-            weights = predict.load_weights(stage.folder / weights_of / "checkpoints", "latest")
+            weights = networks.load_weights(stage.folder / weights_of / "checkpoints", "latest")
             source = data.select(unlabelled, group)
             if not (stage.folder / f"{name}.npz").exists():
                 found = {

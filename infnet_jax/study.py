@@ -17,7 +17,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from infnet_jax import predict, splits, study_tables, train
+from infnet_jax import predict, splits, stage_data, study_tables, train
 from infnet_jax.logs import clock
 from infnet_jax.study_cells import Cell, borrow, make_cells
 from infnet_jax.workdir import claim, write_json, write_text
@@ -114,7 +114,7 @@ def run_to_the_end(cell: Cell, dataset: Path, command: str) -> None:
         cell.config, workdir=cell.folder, dataset=dataset, name=str(cell), command=command
     )
     statistics = json.loads((cell.folder / "statistics.json").read_text())
-    test = train.open_test(cell.config, cell.folder, dataset)
+    test = stage_data.open_test(cell.config, cell.folder, dataset)
     write_json(cell.folder / "losses.json", predict.losses(
         cell.config, workdir=cell.folder, test=test,
         statistics=(statistics["mean"], statistics["sd"]),

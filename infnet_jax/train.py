@@ -1,12 +1,12 @@
 """The walk through the stages of a run."""
 
+import functools
 import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
@@ -17,10 +17,12 @@ from infnet_jax import (
     data,
     loop,
     mesh as mesh_lib,
+    networks,
     predict,
     present,
     semi,
     splits,
+    stage_data,
     tasks,
 )
 from infnet_jax.mix import Mix
@@ -66,6 +68,7 @@ def run(
             raise ValueError(f"stages: {stage!r} is none of this config's stages")
         section = "segment" if stage in WALKS else stage
         mesh_lib.check_batch(config[section].batch_size, mesh, f"{section}.batch_size")
+    _check_held_out(config)
     if "semi" in config.stages:
         mesh_lib.check_batch(config.semi.round.batch_size, mesh, "semi.round.batch_size")
     if config.weights:
@@ -106,110 +109,78 @@ def _run_stage(
     if stage != "evaluate":
         return train_stage(stage, config, workdir, dataset, mesh, statistics, mix)
     began = time.perf_counter()
-    test = open_test(config, workdir, dataset)
+    test = stage_data.open_test(config, workdir, dataset)
     train = splits.open_training(dataset, config.data.train, config, masks=True)
+    unseen = None
+    if config.evaluate.choose_threshold or tasks.folds(config, tasks.last_trained(config)):
+        unseen = _unseen(config, dataset, workdir, statistics)
     if config.evaluate.choose_threshold:
-        unseen, maps = _unseen(config, dataset, workdir, statistics)
-        found = predict.choose_threshold(config, workdir=workdir, unseen=unseen, maps=maps)
+        found = predict.choose_threshold(config, workdir=workdir, unseen=unseen)
         config = config.copy_and_resolve_references()
         config.evaluate.threshold = found
-    predict.evaluate(config, workdir=workdir, test=test, train=train, statistics=statistics)
+    predict.evaluate(
+        config, workdir=workdir, test=test, train=train, statistics=statistics, unseen=unseen
+    )
     return {"name": stage, "seconds": time.perf_counter() - began}
+
+
+def _check_held_out(config: ConfigDict) -> None:
+    """Refuses before any training what would only fail after it."""
+    for stage in ("segment", "multi"):
+        if stage in config.stages and tasks.folds(config, stage) and config[stage].validation:
+            raise ValueError(
+                f"{stage}.validation={config[stage].validation} with {stage}.folds="
+                f"{config[stage].folds}: the fold is what is held out, set one of them to 0"
+            )
+    stage = tasks.last_trained(config)
+    held_out = tasks.folds(config, stage) or config[stage].validation
+    if "evaluate" in config.stages and config.evaluate.choose_threshold and not held_out:
+        raise ValueError(
+            f"evaluate.choose_threshold=True needs {stage}.validation or {stage}.folds above 0"
+        )
 
 
 def _unseen(
     config: ConfigDict, dataset: Path, workdir: Path, statistics: tuple[float, float]
-) -> tuple[data.Source, list[np.ndarray]]:
-    """Training slices that no weight has seen, held out or of other folds, and their maps."""
-    if tasks.is_ensemble(config):
-        train = splits.open_training(dataset, config.data.train, config, masks=True)
-        train = crossfit.with_priors(train, config.data.train, config, workdir)
-        return train, [e["prior"][..., 0] / np.float32(255) for e in data.examples(train)]
-    stage = tasks.last_trained(config)
-    _, held_out = _open_data(stage, config, dataset, workdir)
-    _, (weights,) = predict.load_evaluated(config, workdir)
-    return held_out, predict.sweep(stage, config, weights, held_out, statistics)
-
-
-def open_test(config: ConfigDict, workdir: Path, dataset: Path) -> data.Source:
-    """The test slices, with the priors of a multi-class network where the run trains one."""
-    test = splits.open_test(dataset, config)
-    if tasks.last_trained(config) != "multi" or not config.multi.with_prior:
-        return test
-    return crossfit.with_priors(test, config.data.test, config, workdir)
+) -> predict.Unseen:
+    """Training slices that were held out, or of other folds, and their maps."""
+    stage, found = tasks.last_trained(config), {}
+    source = stage_data.open_sources(stage, config, dataset, workdir)[-1]
+    _, ensemble = networks.load_evaluated(config, workdir)
+    run = networks.make_sweep(stage, config, statistics)
+    for weights, part in zip(ensemble, stage_data.held_out(stage, config, source), strict=True):
+        found.update(zip(part.tolist(), run(weights, data.select(source, part)), strict=True))
+    order = sorted(found)
+    return predict.Unseen(data.select(source, np.array(order)), [found[i] for i in order])
 
 
 def train_stage(
     stage: str, config: ConfigDict, workdir: Path, dataset: Path, mesh: Any,
     statistics: tuple[float, float], mix: Mix | None = None,
 ) -> dict | None:
-    """Trains one network to its end; returns its timing, None if asked to stop."""
-    section = config[stage]
-    batches, held_out = _open_data(stage, config, dataset, workdir, mix)
-    task = tasks.make(stage, config, statistics, -(-batches.example_count // section.batch_size))
-    return loop.fit(
-        task, section, batches, held_out, directory=workdir / stage, mesh=mesh, seed=config.seed,
-        fresh=lambda: _start(task, stage, config, workdir, workdir / stage),
-    )
-
-
-def _open_data(
-    stage: str, config: ConfigDict, dataset: Path, workdir: Path, mix: Mix | None = None
-) -> tuple[data.Batches, data.Source]:
-    """The training stream of a stage and its held-out examples (whole groups)."""
-    section, fields, weights = config[stage], ("image", "mask"), None
-    if stage == "pretrain" and mix is not None:
-        sources = mesh_lib.first_process_first(lambda: _open_mix(mix, workdir / stage))
-        weights = mix.weights
-    else:
-        masks = stage in ("segment", "multi")
-        sources = [splits.open_training(dataset, s, config, masks=masks) for s in section.splits]
-    if stage in ("multi", "pretrain_multi") and config.multi.with_prior:
-        fields = ("image", "mask", "prior")
-        sources = [
-            crossfit.with_priors(source, split, config, workdir)
-            for source, split in zip(sources, section.splits, strict=True)
-        ]
-    # The last split gives the held-out examples: for pre-training that is the largest one.
-    train, held_out = data.split_validation(
-        sources[-1], count=section.validation, seed=config.seed
-    )
-    kept = [*sources[:-1], data.select(sources[-1], train)]
-    batches = data.Batches(
-        kept, batch_size=section.batch_size, size=section.size, seed=config.seed, fields=fields,
-        weights=weights, process_index=jax.process_index(), process_count=jax.process_count(),
-    )
-    if stage == "segment" and tasks.has_mean_teacher(config):
-        batches = semi.pair(batches, config, dataset)
-    return batches, data.select(sources[-1], held_out)
-
-
-def _open_mix(mix: Mix, directory: Path) -> list[data.Source]:
-    """The parts of a mix without slices of the test split, as `mix.json` lists them.
-
-    Finding those takes long for a large part, so a run that resumes reads the list.
-
-    Raises:
-      ValueError: a dataset has no such split, or nothing of a part is left.
-    """
-    sources, listing = [data.open_split(part.folder, part.split) for part in mix.parts], []
-    path = directory / "mix.json"
-    kept = json.loads(path.read_text()) if path.exists() else None
-    for i, (part, source) in enumerate(zip(mix.parts, sources, strict=True)):
-        dropped = set(kept[i]["dropped"] if kept else mix.copies(part))
-        ids = [data.text(source[n]["id"]) for n in range(len(source))] if dropped else []
-        rest = [n for n, found in enumerate(ids) if found not in dropped]
-        if dropped and not rest:
-            raise ValueError(f"data.pretrain: all slices of {part} are in the test split too")
-        listing.append({
-            "dataset": str(part.folder), "split": part.split, "weight": part.weight,
-            "examples": len(source), "dropped": sorted(dropped),
-        })
-        print(f"pretrain: {part}: {len(dropped)} of {len(source)} slices dropped, near-copies of "
-              "the test split", file=sys.stderr)
-        sources[i] = data.select(source, rest) if dropped else source
-    write_json(path, listing)
-    return sources
+    """Trains one network, or one a fold, to its end; returns its timing, None if asked to stop."""
+    section, folds, timings = config[stage], tasks.folds(config, stage), []
+    streams = stage_data.open_data(stage, config, dataset, workdir, mix)
+    for k, (batches, held_out) in enumerate(streams):
+        directory = workdir / stage / (f"fold{k}" if folds else "")
+        done = directory / "done.json"
+        if folds and done.exists():
+            timings.append(json.loads(done.read_text()))
+            continue
+        epoch = -(-batches.example_count // section.batch_size)
+        task = tasks.make(stage, config, statistics, epoch)
+        timing = loop.fit(
+            task, section, batches, held_out, directory=directory, mesh=mesh, seed=config.seed,
+            fresh=functools.partial(_start, task, stage, config, workdir, directory),
+        )
+        if timing is None:
+            return None
+        timings.append(timing)
+        if folds:
+            write_json(done, timing)
+    if not folds:
+        return timings[0]
+    return {"name": stage, **{key: sum(t[key] for t in timings) for key in ("seconds", "steps")}}
 
 
 def _start(
@@ -222,7 +193,7 @@ def _start(
         mode = config["segment" if stage in WALKS else stage].transfer
         folder = workdir / origin / "checkpoints"
         folder = semi.result_folder(config, workdir) if origin == "semi" else folder
-        learned = predict.load_weights(folder, "latest")
+        learned = networks.load_weights(folder, "latest")
     elif config.weights and (
         stage in ("pretrain", "segment", *WALKS) or config.multi.net.kind == "unet_lite0"
     ):

@@ -1,14 +1,16 @@
 """The prior of each slice comes from networks that have not seen it."""
 
 import json
+import shutil
 
 import cv2
+import jax
 import numpy as np
 import pytest
 
 import tfds_builders
 from configs import multi, supervised
-from infnet_jax import crossfit, data, inference, loop, predict, tasks, train
+from infnet_jax import crossfit, data, inference, loop, networks, stage_data, tasks, train
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +33,8 @@ def fit(dataset, monkeypatch, tmp_path):
 
     monkeypatch.setattr(tasks, "make", lambda *_: None)
     monkeypatch.setattr(loop, "fit", train)
-    monkeypatch.setattr(predict, "load_weights", lambda folder, part: int(folder.parent.name[4:]))
-    monkeypatch.setattr(predict, "make_sweep", lambda *_: sweep)
+    monkeypatch.setattr(networks, "load_weights", lambda folder, part: int(folder.parent.name[4:]))
+    monkeypatch.setattr(networks, "make_sweep", lambda *_: sweep)
 
     def run(labels=(), **prior):
         config.prior.update(prior)
@@ -115,16 +117,16 @@ def test_an_unknown_kind_and_too_many_folds(fit):
 def test_folds_as_an_ensemble(dataset, tmp_path):
     """Two networks, one a fold: what is evaluated, predicted and chosen is of their mean."""
     config = supervised.get_config("tiny")
-    config.stages, config.prior.folds = ("prior", "evaluate"), 2
+    config.segment.update(folds=2, validation=0)
     config.model.kind, config.segment.size, config.segment.steps = "unet", 32, 3
     config.segment.schedule.warmup_steps = 1
     config.evaluate.update(tta=False, choose_threshold=True)
     page = train.run(config, workdir=tmp_path, dataset=dataset, name="folds", command="")
-    assert "test slices by the mean of all of them" in page.read_text()
+    assert "The mean of 2 networks is evaluated" in page.read_text()
     test = data.open_split(dataset, "test")
     known = json.loads((tmp_path / "statistics.json").read_text())
-    each = [predict.sweep("segment", config, weights, test, (known["mean"], known["sd"]))
-            for weights in predict.load_evaluated(config, tmp_path)[1]]
+    each = [networks.sweep("segment", config, weights, test, (known["mean"], known["sd"]))
+            for weights in networks.load_evaluated(config, tmp_path)[1]]
     assert np.abs(each[0][0] - each[1][0]).max() > 0.04  # else a mean proves nothing
     written = cv2.imread(str(next((tmp_path / "predictions").glob("*.png"))), -1)
     names = [e["id"].replace("/", "_") for e in data.examples(test)]
@@ -143,16 +145,59 @@ def test_folds_as_an_ensemble(dataset, tmp_path):
 
     unseen = json.loads((tmp_path / "threshold.json").read_text())
     assert segmenter.threshold == unseen
-    (tmp_path / "prior" / "fold1" / "checkpoints").rename(tmp_path / "elsewhere")
+    (tmp_path / "segment" / "fold1" / "checkpoints").rename(tmp_path / "elsewhere")
     with pytest.raises(FileNotFoundError, match="1 of 2 folds are trained"):
         inference.Segmenter(tmp_path)
 
 
-def test_an_ensemble_needs_networks(dataset, tmp_path):
+def test_an_ensemble_of_multi_class_networks(dataset, tmp_path):
+    """Each sees all slices but its fold's, and the cross-validated Dice is of those."""
+    config = multi.get_config("tiny")
+    config.stages, config.multi.with_prior = ("multi", "evaluate"), False
+    config.multi.update(folds=2, validation=0, size=32, steps=2)
+    config.evaluate.tta = False
+    page = train.run(config, workdir=tmp_path, dataset=dataset, name="folds", command="")
+    source = data.open_split(dataset, "train")
+    held = stage_data.held_out("multi", config, source)
+    assert sorted(np.concatenate(held)) == list(range(len(source))) and min(map(len, held)) > 0
+    known = json.loads((tmp_path / "statistics.json").read_text())
+    ensemble = networks.load_folds(config, tmp_path, "multi")
+    dice = []
+    for part, weights in zip(held, ensemble, strict=True):
+        some = data.select(source, part)
+        maps = networks.sweep("multi", config, weights, some, (known["mean"], known["sd"]))
+        for case, probs in zip(data.examples(some), maps, strict=True):
+            found = cv2.resize(probs[..., 1], (case["mask"].shape[1], case["mask"].shape[0])) >= 0.5
+            truth = case["mask"][..., 0] == 1
+            if total := found.sum() + truth.sum():
+                dice.append(2 * (found & truth).sum() / total)
+    result = json.loads((tmp_path / "evaluation.json").read_text())["cross_validated"]
+    assert result["ggo"] == pytest.approx(np.mean(dice), abs=0.01) and 0 < result["ggo"] < 1
+    assert "Cross-validated Dice of ggo" in page.read_text()
+    streams = [b.example_count for b, _ in stage_data.open_data("multi", config, dataset, tmp_path)]
+    assert streams == [len(source) - len(part) for part in held]
+
+    (tmp_path / "multi" / "done.json").unlink()  # killed in the second fold: the first one stays
+    (tmp_path / "multi" / "fold1" / "done.json").unlink()
+    before = (tmp_path / "multi" / "fold0" / "metrics.jsonl").stat().st_mtime_ns
+    shutil.rmtree(tmp_path / "multi" / "fold1")
+    train.run(config, workdir=tmp_path, dataset=dataset, name="folds", command="")
+    assert (tmp_path / "multi" / "fold0" / "metrics.jsonl").stat().st_mtime_ns == before
+    again = networks.load_folds(config, tmp_path, "multi")
+    for a, b in zip(jax.tree.leaves(ensemble), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_folds_and_held_out_slices_exclude_each_other(dataset, tmp_path):
     config = supervised.get_config("tiny")
-    config.stages, config.prior.kind = ("prior", "evaluate"), "truth"
-    with pytest.raises(ValueError, match="'truth' trains no network"):
-        train.run(config, workdir=tmp_path, dataset=dataset, name="folds", command="")
+    config.segment.folds = 2
+    with pytest.raises(ValueError, match="segment.validation=2 with segment.folds=2"):
+        train.run(config, workdir=tmp_path / "run", dataset=dataset, name="folds", command="")
+    config.segment.update(folds=0, validation=0)
+    config.evaluate.choose_threshold = True
+    with pytest.raises(ValueError, match="needs segment.validation or segment.folds above 0"):
+        train.run(config, workdir=tmp_path / "run", dataset=dataset, name="folds", command="")
+    assert not (tmp_path / "run").exists()
 
 
 def test_two_views_of_two_networks():

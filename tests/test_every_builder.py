@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 import main
 import tfds_builders
 from configs import selfsup
-from infnet_jax import data, tasks, train
+from infnet_jax import data, stage_data, tasks, train
 
 NAMES = [
     "phantom/tiny", "covid_semiseg/binary", "covid_semiseg/multiclass", "medseg/slices",
@@ -198,7 +198,7 @@ def test_twenty_steps_of_a_mix(manual, prepared, learn, tmp_path, capsys):
     assert dataset == prepared["covid_semiseg/binary"]
     assert [part.folder for part in mix.parts] == [
         prepared[name] for name in ("covid_semiseg/binary", "cc_ccii/slices", "ictcf/patients")]
-    batches, held_out = train._open_data("pretrain", config, dataset, tmp_path, mix)
+    ((batches, held_out),) = stage_data.open_data("pretrain", config, dataset, tmp_path, mix)
     listing = json.loads((tmp_path / "pretrain/mix.json").read_text())
     assert [part["dropped"] for part in listing] == [[COPY], [], []]
     assert "1 of 5 slices dropped" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from infnet_jax import (
     find_lungs,
     imaging,
     lungs,
-    predict,
+    networks,
     scan_files,
     tasks,
     train,
@@ -58,7 +58,7 @@ def test_slices_without_a_known_lung_are_left_out():
 @pytest.mark.parametrize("preset", lung.PRESETS)
 def test_presets_find_lungs_with_the_network_of_supervised(preset):
     config = lung.get_config(preset)
-    assert tasks.target(config) == "lung" and predict.classes(config) == {"lung": None}
+    assert tasks.target(config) == "lung" and networks.classes(config) == {"lung": None}
     assert config.model == supervised.get_config(preset if preset == "tiny" else "demo").model
     assert tasks.make("segment", config, (0.4, 0.2), 5).total_steps == config.segment.steps
     assert ("prior" in config.stages) == (preset == "folders")
@@ -68,7 +68,7 @@ def test_configs_of_lesions_are_as_they_were():
     """A new key would part old workdirs from their configs."""
     config = common.get_base()
     assert "target" not in config.data and tasks.target(config) == "mask"
-    assert predict.classes(config) == {"infection": None}
+    assert networks.classes(config) == {"infection": None}
     with pytest.raises(ValueError, match="choose demo, folders, tiny"):
         lung.get_config("semiseg")
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from infnet_jax import data, train
+from infnet_jax import data, stage_data
 from infnet_jax.mix import Mix, Part, epoch_order, parse, quotas
 
 SIZES, WEIGHTS = [10, 4, 6], [1, 2, 1]
@@ -108,7 +108,7 @@ def opened(monkeypatch, tmp_path):
 
     def run(copies):
         parts = Part("a", folder="a"), Part("b", "unlabeled", 2.0, "b")
-        return train._open_mix(Mix(parts, copies), tmp_path / "pretrain")
+        return stage_data._open_mix(Mix(parts, copies), tmp_path / "pretrain")
 
     return run
 

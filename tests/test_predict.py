@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from configs import multi as multi_config, supervised
-from infnet_jax import metrics, normalise, predict as predict_stage, present, run_figures, tasks
+from infnet_jax import (
+    metrics,
+    networks,
+    normalise,
+    predict as predict_stage,
+    present,
+    run_figures,
+    tasks,
+)
 from infnet_jax.evaluation import floors
 from infnet_jax.tasks import segment
 
@@ -104,16 +112,15 @@ def test_the_threshold_is_the_one_with_the_best_dice_on_held_out_slices(tmp_path
     prob[:2], prob[1, 0], prob[3, 3] = 0.8, 0.3, 0.6
     config = supervised.get_config("tiny")
     held_out = [{"mask": truth, "image": truth, "id": "a"}]
-    choose = partial(predict_stage.choose_threshold, config, workdir=tmp_path, maps=[prob])
-    found = choose(unseen=held_out)
+    unseen = predict_stage.Unseen(held_out, [prob])
+    choose = partial(predict_stage.choose_threshold, config, workdir=tmp_path, unseen=unseen)
+    found = choose()
     # All 8 and 1 false below 0.3: 16 / 17; above 0.6 one is missed: 14 / 15.
     assert 0.1 < found <= 0.3 and json.loads((tmp_path / "threshold.json").read_text()) == found
     assert found == pytest.approx(0.3, abs=0.5 / 255 + 1e-9)  # of equal ones the nearest to 0.5
     prob[1, 0] = 0.55
     prob[3, 2:] = 0.5  # now cutting at 0.5 costs two more
-    assert 0.5 < choose(unseen=held_out) <= 0.55
-    with pytest.raises(ValueError, match="choose_threshold needs segment.validation above 0"):
-        choose(unseen=[])
+    assert 0.5 < choose() <= 0.55
 
 
 def test_losses_of_a_slice_by_hand(monkeypatch):
@@ -127,7 +134,7 @@ def test_losses_of_a_slice_by_hand(monkeypatch):
     config.segment.size = 32
     mask = np.ones((32, 32, 1), np.uint8)
     test = [{"image": mask, "mask": m * mask, "id": "a"} for m in (0, 1)]
-    monkeypatch.setattr(predict_stage, "load_weights", lambda folder, part: {})
+    monkeypatch.setattr(networks, "load_weights", lambda folder, part: {})
     monkeypatch.setattr(tasks, "make_net", lambda config: Flat())
     found = predict_stage.losses(config, workdir=Path(), test=test, statistics=(0.4, 0.2))
     # Cross-entropy ln 2; IoU of an empty slice 1 / (n / 2 + 1), n pixels.
@@ -150,7 +157,7 @@ def test_losses_of_three_classes_by_hand(monkeypatch):
     config.multi.size = 32
     mask = np.full((32, 32, 1), 2, np.uint8)
     test = [{"image": mask, "mask": mask, "prior": mask, "id": "a"}]
-    monkeypatch.setattr(predict_stage, "load_weights", lambda folder, part: {})
+    monkeypatch.setattr(networks, "load_weights", lambda folder, part: {})
     monkeypatch.setattr(tasks, "make_multi_net", lambda config: Flat())
     found = predict_stage.losses(config, workdir=Path(), test=test, statistics=(0.4, 0.2))
     assert found["entropy"] == pytest.approx([np.log(3)], abs=2e-5)

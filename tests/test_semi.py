@@ -10,7 +10,17 @@ import pytest
 
 import tfds_builders
 from configs import semisup
-from infnet_jax import data, loop, mesh as mesh_lib, predict, present, semi, tasks, train
+from infnet_jax import (
+    data,
+    loop,
+    mesh as mesh_lib,
+    networks,
+    present,
+    semi,
+    stage_data,
+    tasks,
+    train,
+)
 from infnet_jax.state import Task, make_player, make_state
 from infnet_jax.transfer import load_parameters
 
@@ -91,7 +101,7 @@ def play(dataset, monkeypatch):
             return sweep
 
         monkeypatch.setattr(tasks, "make_segment", lambda *_, soft: toy(hook))
-        monkeypatch.setattr(predict, "make_sweep", make_sweep)
+        monkeypatch.setattr(networks, "make_sweep", make_sweep)
         return semi.run(
             config or small(), workdir=folder, dataset=dataset, mesh=mesh_lib.make_mesh(),
             statistics=STATISTICS,
@@ -161,7 +171,7 @@ def test_a_request_to_stop_ends_the_stage(play, tmp_path, monkeypatch):
 @pytest.fixture
 def recorded(play, dataset, monkeypatch, tmp_path):
     """recorded(**semi) -> ([name, ids trained on, ids held out, steps, state of step 0], ...)."""
-    opened, networks = [], []
+    opened, fitted = [], []
     open_split = data.open_split
 
     def watch(folder, split, target="mask"):
@@ -172,7 +182,7 @@ def recorded(play, dataset, monkeypatch, tmp_path):
         ids = [[data.text(source[i]["id"]) for i in range(len(source))]
                for source in batches._sources]
         held_ids = [data.text(held[i]["id"]) for i in range(len(held))]
-        networks.append((directory.name, ids, held_ids, task.total_steps,
+        fitted.append((directory.name, ids, held_ids, task.total_steps,
                          float(fresh().net.params["w"])))
         return {"steps": task.total_steps}
 
@@ -182,26 +192,26 @@ def recorded(play, dataset, monkeypatch, tmp_path):
 
     monkeypatch.setattr(data, "open_split", watch)
     monkeypatch.setattr(loop, "fit", fit)
-    monkeypatch.setattr(predict, "load_weights", weights)
+    monkeypatch.setattr(networks, "load_weights", weights)
 
     def run(**changes):
         play(tmp_path, config=small(**changes))
-        return networks, opened
+        return fitted, opened
 
     return run
 
 
 def test_who_learns_from_what(recorded, dataset, tmp_path):
-    networks, opened = recorded(epochs=3)
+    fitted, opened = recorded(epochs=3)
     assert "test" not in opened
     labelled, others = (
         [data.text(s[i]["id"]) for i in range(len(s))]
         for s in (data.open_split(dataset, split) for split in ("train", "unlabeled"))
     )
-    assert [n[0] for n in networks] == ["teacher", "round0000", "round0001", "pool"]
-    (_, teacher, held, _, _), first, second, pool = networks
+    assert [n[0] for n in fitted] == ["teacher", "round0000", "round0001", "pool"]
+    (_, teacher, held, _, _), first, second, pool = fitted
     assert len(held) == 2 and sorted(teacher[0] + held) == sorted(labelled)
-    _, segment_held = train._open_data("segment", small(), dataset, tmp_path)
+    ((_, segment_held),) = stage_data.open_data("segment", small(), dataset, tmp_path)
     assert held == [data.text(segment_held[i]["id"]) for i in range(len(segment_held))]
     assert first[1][0] == second[1][0] == teacher[0] and first[2] == second[2] == []
     assert len(first[1][1]) == 5 and second[1][1][:5] == first[1][1]
@@ -225,8 +235,8 @@ def test_the_maps_are_those_of_the_network_before_the_round(recorded, tmp_path):
 
 
 def test_a_mean_teacher_needs_the_teacher_only(recorded, tmp_path):
-    networks, _ = recorded(kind="mean_teacher")
-    assert [n[0] for n in networks] == ["teacher"]
+    fitted, _ = recorded(kind="mean_teacher")
+    assert [n[0] for n in fitted] == ["teacher"]
     config = small(kind="mean_teacher")
     assert semi.result_folder(config, tmp_path) == tmp_path / "semi" / "teacher" / "checkpoints"
     assert semi.result_folder(small(), tmp_path) == tmp_path / "semi" / "pool" / "checkpoints"
@@ -239,7 +249,7 @@ def test_an_unknown_kind(play, tmp_path):
 
 def test_batches_hold_unlabelled_images_and_resume(dataset, tmp_path):
     config = small(kind="mean_teacher")
-    batches, _ = train._open_data("segment", config, dataset, tmp_path)
+    ((batches, _),) = stage_data.open_data("segment", config, dataset, tmp_path)
     assert batches.fields == ("image", "mask") and batches.example_count == N_TRAIN - 2
     stream = batches.iterate(0)
     first = [next(stream) for _ in range(3)]
@@ -266,9 +276,9 @@ def test_a_real_run_stores_what_the_teacher_says(dataset, tmp_path):
     statistics = data.statistics(data.open_split(dataset, "train"))
     mesh = mesh_lib.make_mesh()
     assert train._run_stage("semi", config, tmp_path, dataset, mesh, statistics)["steps"] == 13
-    weights = predict.load_weights(tmp_path / "semi" / "teacher" / "checkpoints", "latest")
+    weights = networks.load_weights(tmp_path / "semi" / "teacher" / "checkpoints", "latest")
     source = data.open_split(dataset, "unlabeled")
-    maps = predict.sweep("segment", config, weights, source, statistics)
+    maps = networks.sweep("segment", config, weights, source, statistics)
     by_id = {data.text(source[i]["id"]): m for i, m in enumerate(maps)}
     with np.load(tmp_path / "semi" / "round0000.npz") as z:
         assert len(z.files) == 5
@@ -278,7 +288,7 @@ def test_a_real_run_stores_what_the_teacher_says(dataset, tmp_path):
     # `segment` starts from every weight of the pool's network, which is not the teacher.
     task = tasks.make("segment", config, statistics, 1)
     state = train._start(task, "segment", config, tmp_path, tmp_path / "segment")
-    pool = predict.load_weights(tmp_path / "semi" / "pool" / "checkpoints", "latest")
+    pool = networks.load_weights(tmp_path / "semi" / "pool" / "checkpoints", "latest")
     triples = zip(*(jax.tree.leaves(t["params"]) for t in (pool, state.net.variables, weights)),
                   strict=True)
     unlike = 0

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from configs import supervised
-from infnet_jax import data, splits, train
+from infnet_jax import data, splits, stage_data
 
 
 class Groups:
@@ -98,7 +98,7 @@ def test_a_test_fold_is_seen_by_nothing_else(dataset, tmp_path):
         test = ids(splits.open_test(dataset, config))
         seen = ids(splits.open_training(dataset, "train", config, masks=False))
         assert test and not test & seen
-        batches, held_out = train._open_data("segment", config, dataset, tmp_path)
+        ((batches, held_out),) = stage_data.open_data("segment", config, dataset, tmp_path)
         assert len(held_out) == 2 and ids(held_out) < seen
         assert batches.example_count == len(seen) - 2
         patients = [{name.split("_")[0] for name in some} for some in (test, seen)]

@@ -20,6 +20,7 @@ from infnet_jax import (
     losses,
     mesh as mesh_lib,
     normalise,
+    stage_data,
     tasks,
     train,
     workdir,
@@ -195,7 +196,7 @@ def test_a_wrong_test_split_is_refused_before_the_training(tmp_path, dataset):
 def test_a_multi_class_network_without_prior_needs_none_in_its_test_slices(tmp_path, dataset):
     config = multi.get_config("tiny")
     config.multi.with_prior = False
-    assert "prior" not in train.open_test(config, tmp_path, dataset)[0]
+    assert "prior" not in stage_data.open_test(config, tmp_path, dataset)[0]
 
 
 def test_another_config_is_refused_before_anything_is_written(tmp_path, dataset):

@@ -48,9 +48,11 @@ def last_trained(config: ConfigDict) -> str:
     return "multi" if "multi" in config.stages else "segment"
 
 
-def is_ensemble(config: ConfigDict) -> bool:
-    """Whether what is evaluated is the mean of the networks of stage `prior`, one a fold."""
-    return "prior" in config.stages and not {"segment", "multi"} & {*config.stages}
+def folds(config: ConfigDict, stage: str) -> int:
+    """The networks of a stage, one a fold of its slices, of which the mean counts; 0: just one."""
+    if stage not in ("segment", "multi"):
+        return 0
+    return config[stage].get("folds", 0)  # runs of before have no such key
 
 
 def target(config: ConfigDict) -> str:

@@ -1,0 +1,105 @@
+"""The networks that a run trained: their weights, and their maps of a source."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from infnet_jax import data, mesh as mesh_lib, tasks
+from infnet_jax.tasks import multi, segment
+from infnet_jax.transfer import load_parameters
+
+
+def classes(config: ConfigDict) -> dict[str, int | None]:
+    """What the last network finds: name -> channel of its maps, None where they have none."""
+    if tasks.last_trained(config) == "multi":
+        return dict(multi.LESIONS)
+    return {"lung" if tasks.target(config) == "lung" else "infection": None}
+
+
+def load_evaluated(config: ConfigDict, workdir: Path) -> tuple[str, list[dict[str, Any]]]:
+    """The network, or the networks of an ensemble, that a run is judged by.
+
+    Returns:
+      `best` (of the held-out slices) or `latest`, where nothing was held out; and the variables of
+      each network, averaged if the stage keeps an average.
+
+    Raises:
+      FileNotFoundError: it is not trained yet.
+    """
+    stage = tasks.last_trained(config)
+    if tasks.folds(config, stage):
+        return "latest", load_folds(config, workdir, stage)
+    part = "best" if config[stage].validation else "latest"
+    return part, [load_weights(workdir / stage / "checkpoints", part)]
+
+
+def load_folds(config: ConfigDict, workdir: Path, stage: str) -> list[dict[str, Any]]:
+    """The variables of a stage's network of each fold.
+
+    Raises:
+      FileNotFoundError: one is missing.
+    """
+    folders = sorted((workdir / stage).glob("fold*/checkpoints"))
+    if len(folders) < config[stage].folds:
+        raise FileNotFoundError(
+            f"{workdir}/{stage}: {len(folders)} of {config[stage].folds} folds are trained"
+        )
+    return [load_weights(folder, "latest") for folder in folders]
+
+
+def load_weights(checkpoints: Path, part: str) -> dict[str, Any]:
+    """The variables of the network in a stage's checkpoint, averaged if the stage averages."""
+    player = load_parameters(checkpoints, part=part)["net"]
+    return player["ema"] or {k: player[k] for k in ("params", "batch_stats")}
+
+
+def sweep(
+    stage: str, config: ConfigDict, weights: dict, source: data.Source,
+    statistics: tuple[float, float],
+) -> list[np.ndarray]:
+    """Probability maps of every example of a source, in its order.
+
+    Returns:
+      float32 [S, S] each for `segment`, [S, S, 3] for `multi` (whose examples need a `prior`).
+    """
+    return make_sweep(stage, config, statistics)(weights, source)
+
+
+def make_sweep(
+    stage: str, config: ConfigDict, statistics: tuple[float, float]
+) -> Callable[[dict, data.Source], list[np.ndarray]]:
+    """`sweep` as a function of weights and source that is compiled once for all its calls."""
+    norm = tasks.make_norm(config, statistics)
+    mesh, tta = mesh_lib.make_mesh(), config.evaluate.tta
+    batch_size, size = config.evaluate.batch_size, config[stage].size
+    mesh_lib.check_batch(batch_size, mesh, "evaluate.batch_size")
+    if stage == "segment":
+        net, fields = tasks.make_net(config), ("image",)
+
+        def probs(variables: dict, batch: Mapping) -> jax.Array:
+            return segment.predict(net, variables, batch["image"], norm, tta=tta)[..., 0]
+    else:
+        net, head = tasks.make_multi_net(config), config.multi.loss.head
+        fields = ("image", "prior") if config.multi.with_prior else ("image",)
+
+        def probs(variables: dict, batch: Mapping) -> jax.Array:
+            prior = batch.get("prior")
+            return multi.predict(net, variables, batch["image"], prior, norm, tta=tta, head=head)
+
+    step = jax.jit(probs, out_shardings=mesh_lib.replicated(mesh))
+
+    def run(weights: dict, source: data.Source) -> list[np.ndarray]:
+        weights, maps = mesh_lib.replicate(weights, mesh), []
+        for batch in data.eval_batches(
+            source, None, batch_size=batch_size, size=size, fields=fields,
+            process_index=jax.process_index(), process_count=jax.process_count(),
+        ):
+            sharded = mesh_lib.shard_batch({name: batch[name] for name in fields}, mesh)
+            maps.extend(np.asarray(step(weights, sharded)))
+        return maps[: len(source)]
+
+    return run

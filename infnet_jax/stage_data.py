@@ -1,0 +1,95 @@
+"""What each stage of a run trains on, holds out, and is tested on."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from infnet_jax import crossfit, data, mesh as mesh_lib, semi, splits, tasks
+from infnet_jax.mix import Mix
+from infnet_jax.workdir import write_json
+
+
+def open_data(
+    stage: str, config: ConfigDict, dataset: Path, workdir: Path, mix: Mix | None = None
+) -> Iterator[tuple[data.Batches, data.Source]]:
+    """For each network of a stage its training stream and its held-out examples."""
+    section, fields = config[stage], ("image", "mask")
+    if stage in ("multi", "pretrain_multi") and config.multi.with_prior:
+        fields = ("image", "mask", "prior")
+    *others, last = open_sources(stage, config, dataset, workdir, mix)
+    for held in held_out(stage, config, last):
+        train = np.setdiff1d(np.arange(len(last)), held)
+        batches = data.Batches(
+            [*others, data.select(last, train)], batch_size=section.batch_size, size=section.size,
+            seed=config.seed, fields=fields,
+            weights=mix.weights if stage == "pretrain" and mix is not None else None,
+            process_index=jax.process_index(), process_count=jax.process_count(),
+        )
+        if stage == "segment" and tasks.has_mean_teacher(config):
+            batches = semi.pair(batches, config, dataset)
+        yield batches, data.select(last, held)
+
+
+def open_test(config: ConfigDict, workdir: Path, dataset: Path) -> data.Source:
+    """The test slices, with the priors of a multi-class network where the run trains one."""
+    test = splits.open_test(dataset, config)
+    if tasks.last_trained(config) != "multi" or not config.multi.with_prior:
+        return test
+    return crossfit.with_priors(test, config.data.test, config, workdir)
+
+
+def open_sources(
+    stage: str, config: ConfigDict, dataset: Path, workdir: Path, mix: Mix | None = None
+) -> list[data.Source]:
+    """What a stage trains on; the last gives the held-out examples: in pre-training the largest."""
+    section = config[stage]
+    if stage == "pretrain" and mix is not None:
+        return mesh_lib.first_process_first(lambda: _open_mix(mix, workdir / stage))
+    masks = stage in ("segment", "multi")
+    sources = [splits.open_training(dataset, s, config, masks=masks) for s in section.splits]
+    if stage in ("multi", "pretrain_multi") and config.multi.with_prior:
+        return [
+            crossfit.with_priors(source, split, config, workdir)
+            for source, split in zip(sources, section.splits, strict=True)
+        ]
+    return sources
+
+
+def held_out(stage: str, config: ConfigDict, source: data.Source) -> list[np.ndarray]:
+    """For each network of a stage the examples that it does not train on (whole groups)."""
+    if folds := tasks.folds(config, stage):
+        return data.group_folds(source, folds, config.seed)
+    return [data.split_validation(source, count=config[stage].validation, seed=config.seed)[1]]
+
+
+def _open_mix(mix: Mix, directory: Path) -> list[data.Source]:
+    """The parts of a mix without slices of the test split, as `mix.json` lists them.
+
+    Finding those takes long for a large part, so a run that resumes reads the list.
+
+    Raises:
+      ValueError: a dataset has no such split, or nothing of a part is left.
+    """
+    sources, listing = [data.open_split(part.folder, part.split) for part in mix.parts], []
+    path = directory / "mix.json"
+    kept = json.loads(path.read_text()) if path.exists() else None
+    for i, (part, source) in enumerate(zip(mix.parts, sources, strict=True)):
+        dropped = set(kept[i]["dropped"] if kept else mix.copies(part))
+        ids = [data.text(source[n]["id"]) for n in range(len(source))] if dropped else []
+        rest = [n for n, found in enumerate(ids) if found not in dropped]
+        if dropped and not rest:
+            raise ValueError(f"data.pretrain: all slices of {part} are in the test split too")
+        listing.append({
+            "dataset": str(part.folder), "split": part.split, "weight": part.weight,
+            "examples": len(source), "dropped": sorted(dropped),
+        })
+        print(f"pretrain: {part}: {len(dropped)} of {len(source)} slices dropped, near-copies of "
+              "the test split", file=sys.stderr)
+        sources[i] = data.select(source, rest) if dropped else source
+    write_json(path, listing)
+    return sources
