@@ -209,7 +209,7 @@ class _Reader:
     def _picture(self, example: Example, name: str) -> np.ndarray:
         if name == "mask" and name not in example:
             return np.zeros((self._size, self._size, 1), np.uint8)
-        return _resize(decode(example, name), self._size, labels=name in ("mask", "lung"))
+        return resize(decode(example, name), self._size, labels=name in ("mask", "lung"))
 
 
 def _check_share(batch_size: int, process_index: int, process_count: int) -> None:
@@ -231,7 +231,8 @@ def _stack(pictures: list[Batch], rows: int, fields: tuple[str, ...], size: int 
     return batch
 
 
-def _resize(picture: np.ndarray, size: int, *, labels: bool) -> np.ndarray:
+def resize(picture: np.ndarray, size: int, *, labels: bool) -> np.ndarray:
+    """A picture [H, W, 1] as [size, size, 1]; `labels` are never mixed."""
     import cv2
 
     height, width = picture.shape[:2]

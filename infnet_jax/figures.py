@@ -95,17 +95,14 @@ def inpainting_panel(
 
 
 def overlays(
-    cases: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]],
-    path: Path,
-    threshold: float = 0.5,
+    cases: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray, np.ndarray]], path: Path
 ) -> Path:
     """Draws a row a case: the slice, truth and prediction as contours, and the probability map.
 
     Args:
-      cases: (title, image, truth, prob): [H, W] image in any grey scale, [H, W] bool, [H, W]
-        probability in 0..1. Rows may differ in size. An empty mask draws no contour.
+      cases: (title, image, truth, found, prob): [H, W] image in any grey scale, [H, W] bool twice,
+        [H, W] probability in 0..1. Rows may differ in size. An empty mask draws no contour.
       path: the PNG to write.
-      threshold: the prediction's contour is drawn where prob crosses it.
 
     Raises:
       ValueError: if there is no case.
@@ -116,17 +113,17 @@ def overlays(
 
     with canvas(path, width=8.4, height=2.75 * len(cases) + 0.6) as figure:
         grid = figure.subplots(len(cases), 3, squeeze=False)
-        for line, (title, image, truth, prob) in zip(grid, cases, strict=True):
+        for line, (title, image, truth, found, prob) in zip(grid, cases, strict=True):
             _picture(line[0], image)
             _picture(line[1], image)
             _contour(line[1], np.asarray(truth, float), 0.5, SKY)
-            _contour(line[1], np.asarray(prob, float), threshold, ORANGE)
+            _contour(line[1], np.asarray(found, float), 0.5, ORANGE)
             shown = _picture(line[2], prob, 0, 1, cmap="magma")
-            figure.colorbar(shown, ax=line[2], fraction=0.046, pad=0.03, ticks=[0, threshold, 1])
+            figure.colorbar(shown, ax=line[2], fraction=0.046, pad=0.03, ticks=[0, 0.5, 1])
             line[0].set_ylabel(title)
         for ax, name in zip(grid[0], ("slice", "contours", "probability"), strict=True):
             ax.set_title(name)
-        names = ("truth", SKY), (f"prediction at {threshold:g}", ORANGE)
+        names = ("truth", SKY), ("prediction", ORANGE)
         handles = [Line2D([], [], color=colour, label=name) for name, colour in names]
         figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return path

@@ -51,4 +51,4 @@ def morphology(scan: imaging.Scan) -> np.ndarray:
 def learned(network: Segmenter, scan: imaging.Scan) -> np.ndarray:
     """Bool [D, H, W]: what the network marks, without specks and small holes."""
     found = network(scan.picture(i) for i in range(len(scan.values)))
-    return lungs.tidy(np.stack([f.probs >= network.threshold for f in found]))
+    return lungs.tidy(np.stack([f.mask > 0 for f in found]))

@@ -19,11 +19,13 @@ class Found(NamedTuple):
     """What a network says of one slice, at the slice's own size.
 
     Attributes:
+      mask: uint8 [H, W], 0, then a label for each of the Segmenter's `classes`.
       probs: float32 [H, W], or [H, W, 3] (background, ground glass, consolidation), 0..1.
       spread: float32 [H, W], standard deviation of the lesion's probability over the eight views,
         0..0.5, and over the networks of an ensemble; None where there is one view of one network.
     """
 
+    mask: np.ndarray
     probs: np.ndarray
     spread: np.ndarray | None
 
@@ -33,7 +35,7 @@ class Segmenter:
 
     Attributes:
       classes: what its maps tell apart: `infection`, `lung`, or `ggo` and `consolidation`.
-      threshold: probability from which a single-class network marks a pixel.
+      thresholds: class -> probability from which it is marked, see `networks.mark`.
       identity: name to text, for reports: run, stage, digest of the weights, network, data.
     """
 
@@ -67,10 +69,10 @@ class Segmenter:
         statistics = json.loads((self._workdir / "statistics.json").read_text())
         self._norm = tasks.make_norm(self._config, (statistics["mean"], statistics["sd"]))
         self.stage = tasks.last_trained(self._config)
-        chosen = self._workdir / "threshold.json"  # where the run chose it on held-out slices
-        self.threshold = self._config.evaluate.threshold
+        chosen = self._workdir / "thresholds.json"  # where the run chose them on unseen slices
+        self.thresholds = dict.fromkeys(self.classes, self._config.evaluate.threshold)
         if chosen.exists():
-            self.threshold = json.loads(chosen.read_text())
+            self.thresholds = json.loads(chosen.read_text())
         _, ensemble = networks.load_evaluated(self._config, self._workdir)
         self.identity = {
             "run": self._workdir.resolve().name,
@@ -114,8 +116,10 @@ class Segmenter:
         probs, spread = self._run(batch)
         for i, picture in enumerate(pictures):
             size = picture.shape[::-1]
+            full = cv2.resize(probs[i], size, interpolation=cv2.INTER_LINEAR)
             yield Found(
-                cv2.resize(probs[i], size, interpolation=cv2.INTER_LINEAR),
+                networks.mark(full, self.thresholds),
+                full,
                 None if spread is None else cv2.resize(spread[i], size),
             )
 

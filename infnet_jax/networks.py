@@ -20,6 +20,20 @@ def classes(config: ConfigDict) -> dict[str, int | None]:
     return {"lung" if tasks.target(config) == "lung" else "infection": None}
 
 
+def mark(probs: np.ndarray, thresholds: Mapping[str, float]) -> np.ndarray:
+    """The mask of a map: uint8 [H, W], 0, then 1 for the first class, 2 for the second.
+
+    A pixel gets the class whose probability exceeds its threshold by the largest factor, or none.
+
+    Args:
+      probs: [H, W], or [H, W, 3] with the background first.
+      thresholds: class -> probability from which it is marked, above 0.
+    """
+    values = np.asarray(list(thresholds.values()), np.float32)
+    ratio = (probs[..., None] if probs.ndim == 2 else probs[..., 1:]) / values
+    return np.where(ratio.max(-1) >= 1, ratio.argmax(-1) + 1, 0).astype(np.uint8)
+
+
 def load_evaluated(config: ConfigDict, workdir: Path) -> tuple[str, list[dict[str, Any]]]:
     """The network, or the networks of an ensemble, that a run is judged by.
 

@@ -1,5 +1,6 @@
 """The `evaluate` stage: the best weights, the test split once, maps and tables on disk."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,10 +11,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from infnet_jax import data, evaluation, metrics, networks, normalise, tasks
+from infnet_jax.imaging import pictures
 from infnet_jax.tasks import multi, segment
 from infnet_jax.workdir import write_json
 
 CASES = ("best", "median", "worst")
+CANDIDATES = tuple(round(0.05 * i, 2) for i in range(1, 20))  # thresholds to choose from
 
 
 class Unseen(NamedTuple):
@@ -31,83 +34,93 @@ class Unseen(NamedTuple):
 def evaluate(
     config: ConfigDict, *, workdir: Path, test: data.Source, train: data.Source,
     statistics: tuple[float, float], unseen: Unseen | None = None,
+    thresholds: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Evaluates the last network that a workdir trained (`segment` or `multi`) on a test split.
 
     Its weights are those of `networks.load_evaluated`; the maps of an ensemble are averaged. Writes
     `evaluation.json`, `evaluation.csv` (a row a slice), `predictions/[<class>/]<id>.png` (8-bit
-    probabilities at the slice's own size) and, for the figures, `evaluate/<class>.npz`.
+    probabilities at the slice's own size), `masks/<id>.png` (labels, with a palette) and, for the
+    figures, `evaluate/<class>.npz`.
 
     Args:
       test: examples with masks; for `multi` with a `prior` too.
       train: examples whose masks make the floor.
       unseen: training slices by networks of other folds, for the cross-validated Dice.
+      thresholds: of the masks, as `networks.mark` takes them; None: `evaluate.threshold`.
 
     Returns:
-      What `evaluation.json` holds: `weights`, and in `classes` for `infection` (or `lung`), or for
-      `ggo` and `consolidation`, the `toolbox` and `empty_aware` summaries and the `floors`; with
-      `unseen` also `cross_validated`, a class's Dice at the threshold, empty-aware.
+      What `evaluation.json` holds: `weights`, `thresholds`, and in `classes` for `infection` (or
+      `lung`), or for `ggo` and `consolidation`, the `toolbox` and `empty_aware` summaries of the
+      probabilities, both of the `masks`, and the `floors`; with `unseen` also `cross_validated`,
+      a class's Dice of the masks, empty-aware.
     """
     part, ensemble = networks.load_evaluated(config, workdir)
     run = networks.make_sweep(tasks.last_trained(config), config, statistics)
     maps = [run(weights, test) for weights in ensemble]
     maps = [np.mean(views, axis=0) for views in zip(*maps, strict=True)]
     cases, fitted_cases = list(data.examples(test)), list(data.examples(train))
-    result: dict[str, Any] = {"weights": part, "classes": {}}
+    maps = [_full_size(m, case) for m, case in zip(maps, cases, strict=True)]
+    channels = networks.classes(config)
+    thresholds = thresholds or dict.fromkeys(channels, config.evaluate.threshold)
+    masks = [networks.mark(m, thresholds) for m in maps]
+    result: dict[str, Any] = {"weights": part, "thresholds": dict(thresholds), "classes": {}}
     rows = [{"id": case["id"]} for case in cases]
-    for name, channel in networks.classes(config).items():
-        probs = [_of_class(m, channel) for m in maps]
+    for label, (name, channel) in enumerate(channels.items(), start=1):
+        probs = [m if channel is None else m[..., channel] for m in maps]
+        found = [mask == label for mask in masks]
         truths, fitted = ([_marked(c, channel) for c in some] for some in (cases, fitted_cases))
-        records = _records(config, probs, truths)
+        of_probs = _records(config, probs, truths)
+        of_masks = _records(config, [f.astype(np.float32) for f in found], truths)
         result["classes"][name] = {
-            **{r: metrics.summarise(records, r) for r in ("toolbox", "empty_aware")},
+            **_readings(of_probs), "masks": _readings(of_masks),
             "floors": evaluation.floors(fitted, truths),
         }
-        dice = [metrics.threshold_scores(r, "none", "empty_aware")["dice"] for r in records]
-        for row, record, value in zip(rows, records, dice, strict=True):
+        dice = [metrics.threshold_scores(r, "none", "empty_aware")["dice"] for r in of_masks]
+        for row, record, value in zip(rows, of_probs, dice, strict=True):
             row[f"dice_{name}"] = value
             row[f"dice_{name}_toolbox"] = metrics.threshold_scores(record)["dice"]
             row[f"dice_{name}_mean"] = float(record["curves"]["dice"].mean())
         if jax.process_index() == 0:
-            folder = workdir / "predictions" / ("" if channel is None else name)
-            full = _write_maps(folder, cases, probs)
-            _keep_cases(workdir / "evaluate" / f"{name}.npz", cases, truths, full, dice)
-        if unseen:
-            known = [_marked(case, channel) for case in data.examples(unseen.source)]
-            found = _records(config, [_of_class(m, channel) for m in unseen.maps], known)
-            found = metrics.summarise(found, "empty_aware")["none"]["dice"]
-            result.setdefault("cross_validated", {})[name] = found
+            _write_maps(workdir / "predictions" / ("" if channel is None else name), cases, probs)
+            kept = workdir / "evaluate" / f"{name}.npz"
+            _keep_cases(kept, cases, truths, found, probs, dice)
+    if unseen:
+        result["cross_validated"] = _cross_validated(config, unseen, thresholds)
     if jax.process_index() == 0:
+        _write_masks(workdir / "masks", cases, masks)
         evaluation.write_csv(workdir / "evaluation.csv", rows)
         write_json(workdir / "evaluation.json", result)
     return result
 
 
-def choose_threshold(
-    config: ConfigDict, *, workdir: Path, unseen: Unseen
-) -> float:
-    """The threshold with the best mean Dice on training slices that no weight has seen.
+def choose_thresholds(config: ConfigDict, *, workdir: Path, unseen: Unseen) -> dict[str, float]:
+    """The thresholds with the best mean Dice on training slices that no weight has seen.
 
-    Dice of raw probabilities, empty-aware, averaged over slices and then classes, at the 255
-    thresholds between 8-bit grey levels; of equal ones the nearest to 0.5. Written to
-    `threshold.json`, which the Segmenter reads.
+    A threshold below 0.5 is right where a network often knows that there is a lesion but not of
+    which class. Dice of the masks of `networks.mark`, at the networks' size, empty-aware, averaged
+    over slices and then classes, for all thresholds in `CANDIDATES`; of equal ones the nearest to
+    0.5. Written to `thresholds.json`, which the Segmenter reads.
 
     Args:
       unseen: at least one slice.
+
+    Returns:
+      A threshold for each class.
     """
-    dice = []
-    for channel in networks.classes(config).values():
-        of_class = []
-        for prob, case in zip(unseen.maps, data.examples(unseen.source), strict=True):
-            record = metrics.toolbox(_of_class(prob, channel), _marked(case, channel))
-            tp, fp = (h[::-1].cumsum()[::-1][1:] for h in record["histograms"])
-            found = metrics.scores(tp, fp, record["positives"], record["pixels"], "empty_aware")
-            of_class.append(found["dice"])
-        dice.append(metrics.defined_mean(np.array(of_class)))
-    mean = np.nan_to_num(np.mean(dice, axis=0))
-    best = np.flatnonzero(mean == mean.max())
-    chosen = float((best[np.argmin(np.abs(best - 127))] + 0.5) / 255)
-    write_json(workdir / "threshold.json", chosen)
+    channels = networks.classes(config)
+    side = len(unseen.maps[0])
+    truths = [data.resize(case["mask"], side, labels=True)[..., 0]
+              for case in data.examples(unseen.source)]
+    best, chosen = (-1.0, 0.0), {}
+    for values in itertools.product(CANDIDATES, repeat=len(channels)):
+        thresholds = dict(zip(channels, values, strict=True))
+        masks = [networks.mark(probs, thresholds) for probs in unseen.maps]
+        dice = _mean_dice(masks, truths, len(channels))
+        worth = (round(float(np.mean(dice)), 9), -sum(abs(value - 0.5) for value in values))
+        if worth > best:
+            best, chosen = worth, thresholds
+    write_json(workdir / "thresholds.json", chosen)
     return chosen
 
 
@@ -158,8 +171,39 @@ def losses(
     return found
 
 
-def _of_class(probs: np.ndarray, channel: int | None) -> np.ndarray:
-    return probs if channel is None else probs[..., channel]
+def _cross_validated(
+    config: ConfigDict, unseen: Unseen, thresholds: Mapping[str, float]
+) -> dict[str, float]:
+    truths, masks = [], []
+    for case, probs in zip(data.examples(unseen.source), unseen.maps, strict=True):
+        truths.append(case["mask"][..., 0])
+        masks.append(networks.mark(_full_size(probs, case), thresholds))
+    dice = _mean_dice(masks, truths, len(thresholds))
+    return dict(zip(thresholds, map(float, dice), strict=True))
+
+
+def _mean_dice(
+    masks: Sequence[np.ndarray], truths: Sequence[np.ndarray], classes: int
+) -> np.ndarray:
+    """Empty-aware Dice of each class [classes], averaged over slices; 0 where all are empty.
+
+    Of masks of one class any lesion of the truth counts.
+    """
+    dice = np.full((len(masks), classes), np.nan)
+    for i, (mask, truth) in enumerate(zip(masks, truths, strict=True)):
+        for k in range(classes):
+            found, true = mask == k + 1, (truth > 0) if classes == 1 else (truth == k + 1)
+            if total := np.count_nonzero(found) + np.count_nonzero(true):
+                dice[i, k] = 2 * np.count_nonzero(found & true) / total
+    return np.nan_to_num(metrics.defined_mean(dice))
+
+
+def _full_size(probs: np.ndarray, case: Mapping[str, Any]) -> np.ndarray:
+    """A map, [S, S] or [S, S, 3], at the size of its slice."""
+    size = case["mask"].shape[:2]
+    if probs.ndim == 2:
+        return metrics.resize_map(probs, size)
+    return np.stack([metrics.resize_map(p, size) for p in np.moveaxis(probs, -1, 0)], axis=-1)
 
 
 def _records(
@@ -171,29 +215,37 @@ def _records(
     ]
 
 
+def _readings(records: Sequence[dict]) -> dict[str, Any]:
+    return {reading: metrics.summarise(records, reading) for reading in ("toolbox", "empty_aware")}
+
+
 def _marked(case: Mapping[str, Any], channel: int | None) -> np.ndarray:
     """True mask of one class, or of any lesion."""
     mask = case["mask"][..., 0]
     return mask > 0 if channel is None else mask == channel
 
 
-def _write_maps(
-    folder: Path, cases: Sequence[Mapping], maps: Sequence[np.ndarray]
-) -> list[np.ndarray]:
-    """Writes the maps as 8-bit pictures at the slice's own size, as the toolbox reads them."""
+def _write_maps(folder: Path, cases: Sequence[Mapping], maps: Sequence[np.ndarray]) -> None:
+    """Writes maps as 8-bit pictures, as the toolbox reads them."""
     import cv2
 
     folder.mkdir(parents=True, exist_ok=True)
-    full = [metrics.resize_map(m, c["mask"].shape[:2]) for m, c in zip(maps, cases, strict=True)]
-    for case, prob in zip(cases, full, strict=True):
-        name = f"{case['id'].replace('/', '_')}.png"
-        cv2.imwrite(str(folder / name), np.round(prob * 255).astype(np.uint8))
-    return full
+    for case, prob in zip(cases, maps, strict=True):
+        path = folder / f"{case['id'].replace('/', '_')}.png"
+        cv2.imwrite(str(path), np.round(prob * 255).astype(np.uint8))
+
+
+def _write_masks(folder: Path, cases: Sequence[Mapping], masks: Sequence[np.ndarray]) -> None:
+    """Writes masks as pictures whose pixels are the labels, coloured by a palette."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for case, mask in zip(cases, masks, strict=True):
+        path = folder / f"{case['id'].replace('/', '_')}.png"
+        path.write_bytes(pictures.encode_mask(mask))
 
 
 def _keep_cases(
     path: Path, cases: Sequence[Mapping], truths: Sequence[np.ndarray],
-    maps: Sequence[np.ndarray], dice: Sequence[float],
+    found: Sequence[np.ndarray], maps: Sequence[np.ndarray], dice: Sequence[float],
 ) -> None:
     """Keeps the slices with the best, median and worst Dice for the figures."""
     order = [i for i in np.argsort(dice) if not np.isnan(dice[i])]
@@ -201,7 +253,8 @@ def _keep_cases(
     kept = {}
     for title, i in zip(CASES, chosen, strict=True):
         kept[f"{title}_image"] = cases[i]["image"][..., 0]
-        kept[f"{title}_truth"], kept[f"{title}_prob"] = truths[i], maps[i]
+        kept[f"{title}_truth"], kept[f"{title}_found"] = truths[i], found[i]
+        kept[f"{title}_prob"] = maps[i]
         kept[f"{title}_dice"] = np.float32(dice[i])
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **kept)

@@ -78,12 +78,14 @@ def write(
         table = result_table(result)
         (workdir / "table.txt").write_text(table.strip() + "\n")
         tables.insert(0, ("Test split", table))
+        cuts = ", ".join(f"{name} {cut:g}" for name, cut in result["thresholds"].items())
+        notes.append(f"Masks mark a class from this probability on: {cuts}. Their mean over 256 "
+                     "thresholds is higher than that of the maps for being sharp alone.")
         for name, dice in result.get("cross_validated", {}).items():
             notes.append(f"Cross-validated Dice of {name}, each training slice by a network that "
                          f"had not seen it, empty-aware: {dice:.3f}.")
         for label, summaries in result["classes"].items():
-            at = summaries["toolbox"]["threshold"]
-            pictures += run_figures.evaluation(workdir, label, summaries, at)
+            pictures += run_figures.evaluation(workdir, label, summaries)
     if (listing := workdir / "pretrain" / "mix.json").exists():
         parts = json.loads(listing.read_text())
         dropped = sum(len(part["dropped"]) for part in parts)
@@ -100,7 +102,7 @@ def write(
 
 
 def result_table(result: Mapping[str, Any]) -> str:
-    """The test table in Markdown: per class our row in both readings, and the floors."""
+    """The test table in Markdown: per class maps and masks in both readings, and the floors."""
     threshold = next(iter(result["classes"].values()))["toolbox"]["threshold"]
     at = f"at {threshold:.3g}"
     header = ["", "Dice (mean over 256 thresholds)", f"Dice {at}", f"IoU {at}", "Sen", "Spe",
@@ -111,6 +113,8 @@ def result_table(result: Mapping[str, Any]) -> str:
         rows += [
             _row(f"{of}model, toolbox reading", found["toolbox"], "minmax"),
             _row(f"{of}model, empty-aware reading", found["empty_aware"], "none"),
+            _row(f"{of}its masks, toolbox reading", found["masks"]["toolbox"], "none"),
+            _row(f"{of}its masks, empty-aware reading", found["masks"]["empty_aware"], "none"),
             *(_row(f"{of}floor: {floor.replace('_', ' ')}", summary["toolbox"], "minmax")
               for floor, summary in found["floors"].items()),
         ]
@@ -163,8 +167,8 @@ def _readings(workdir: Path, config: ConfigDict) -> list[str]:
     if "semi" in config.stages:
         notes.append(_semi(workdir, config))
     if config.evaluate.choose_threshold:
-        notes.append("The threshold is the one with the best Dice on training slices that the "
-                     "network had not seen.")
+        notes.append("The masks' thresholds are those with the best Dice on training slices that "
+                     "the network had not seen.")
     if folds := tasks.folds(config, stage := tasks.last_trained(config)):
         notes.append(f"The mean of {folds} networks is evaluated, each trained on all folds of the "
                      "training slices but its own.")

@@ -106,20 +106,20 @@ def augmentation(workdir: Path, config: ConfigDict, dataset: Path) -> list:
 
 
 def evaluation(
-    workdir: Path, name: str, summaries: Mapping[str, Any], threshold: float
+    workdir: Path, name: str, summaries: Mapping[str, Any]
 ) -> list:
     """Best, median and worst test slices of one class, and its ROC curve."""
     with np.load(workdir / "evaluate" / f"{name}.npz") as z:
         cases = [
             (f"{title}, Dice {float(z[f'{title}_dice']):.2f}", z[f"{title}_image"],
-             z[f"{title}_truth"], z[f"{title}_prob"])
+             z[f"{title}_truth"], z[f"{title}_found"], z[f"{title}_prob"])
             for title in ("best", "median", "worst")
         ]
     folder, roc = workdir / "figures", summaries["toolbox"]["roc"]
     return [
-        (figures.overlays(cases, folder / f"test_{name}.png", threshold),
-         f"Test slices with the highest, median and lowest Dice of {name} at "
-         f"{threshold:.3g}; truth and prediction as contours."),
+        (figures.overlays(cases, folder / f"test_{name}.png"),
+         f"Test slices with the highest, median and lowest Dice of {name}; true and predicted "
+         "masks as contours."),
         (figures.roc(*(np.asarray(v) for v in roc), summaries["toolbox"]["roc_auc"],
                      folder / f"roc_{name}.png"),
          f"{name.capitalize()}: all test pixels pooled, raw probabilities."),

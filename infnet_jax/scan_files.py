@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from infnet_jax import __version__, find_lungs, imaging, report, score_files, scoring
-from infnet_jax.inference import Found, Segmenter
+from infnet_jax.inference import Segmenter
 from infnet_jax.logs import clock
 
 
@@ -103,19 +103,13 @@ def segment(
     shown = np.arange(len(mask)) if lung is None else np.flatnonzero(lung.any((1, 2)))
     span = range(shown[0], shown[-1] + 1) if len(shown) else range(0)
     for i, found in zip(span, segmenter(scan.picture(i) for i in span), strict=True):
-        mask[i] = marked(found, segmenter.threshold)
+        mask[i] = found.mask
         if probs is not None:
             probs[i] = found.probs[..., None] if found.probs.ndim == 2 else found.probs[..., 1:]
         if found.spread is not None:
             spread = np.zeros(shape, np.float16) if spread is None else spread
             spread[i] = 2 * found.spread  # the standard deviation of values in 0..1 is at most 0.5
     return mask, spread, probs
-
-
-def marked(found: Found, threshold: float) -> np.ndarray:
-    """The mask of one slice, uint8 [H, W]; the threshold is for single-class maps."""
-    one = found.probs.ndim == 2
-    return (found.probs >= threshold if one else found.probs.argmax(-1)).astype(np.uint8)
 
 
 def drop_detached(mask: np.ndarray, lung: np.ndarray) -> int:
@@ -145,7 +139,7 @@ def _predict(
 ) -> scoring.Case:
     """One scan: its mask written, its case returned."""
     marker = out / ".finished" / f"{scan.name}.json"
-    mine = {"model": identity, "threshold": segmenter.threshold}
+    mine = {"model": identity, "thresholds": segmenter.thresholds}
     if go_on and marker.exists():
         before = json.loads(marker.read_text())
         if {k: before[k] for k in mine} != mine:

@@ -8,7 +8,7 @@ import numpy as np
 from infnet_jax import data, detection, find_lungs, imaging
 from infnet_jax.evaluation import write_csv
 from infnet_jax.inference import Segmenter
-from infnet_jax.scan_files import drop_detached, marked
+from infnet_jax.scan_files import drop_detached
 
 INFECTED = ("covid", "NCP")  # as covid_ct, covid_chestxray and cc_ccii call their patients
 NOBODY = ("unknown",)
@@ -100,7 +100,7 @@ def patients(
         lung = finder(scan)[0] > 0
         if not lung.any():
             continue  # above or below the lungs: what is marked there is no infection of them
-        mask = marked(found, segmenter.threshold)[None]
+        mask = found.mask[None]
         drop_detached(mask, lung[None])
         row["lung_pixels"] += int((lung | (mask[0] > 0)).sum())
         row["infected_pixels"] += int((mask > 0).sum())

@@ -14,7 +14,6 @@ import numpy as np
 from infnet_jax import clinical, find_lungs, imaging, score_files, severity_rows, study_page, truth
 from infnet_jax.evaluation import write_csv
 from infnet_jax.inference import Segmenter
-from infnet_jax.scan_files import marked
 
 TRUE_LUNGS = "true"
 
@@ -93,7 +92,7 @@ def _predicted(
 ) -> Iterator[tuple[truth.Slice, np.ndarray]]:
     ahead, behind = itertools.tee(slices)
     for one, found in zip(behind, segmenter(s.image for s in ahead), strict=True):
-        yield one, marked(found, segmenter.threshold) > 0
+        yield one, found.mask > 0
 
 
 def _given(

@@ -111,15 +111,14 @@ def _run_stage(
     began = time.perf_counter()
     test = stage_data.open_test(config, workdir, dataset)
     train = splits.open_training(dataset, config.data.train, config, masks=True)
-    unseen = None
+    unseen = thresholds = None
     if config.evaluate.choose_threshold or tasks.folds(config, tasks.last_trained(config)):
         unseen = _unseen(config, dataset, workdir, statistics)
     if config.evaluate.choose_threshold:
-        found = predict.choose_threshold(config, workdir=workdir, unseen=unseen)
-        config = config.copy_and_resolve_references()
-        config.evaluate.threshold = found
+        thresholds = predict.choose_thresholds(config, workdir=workdir, unseen=unseen)
     predict.evaluate(
-        config, workdir=workdir, test=test, train=train, statistics=statistics, unseen=unseen
+        config, workdir=workdir, test=test, train=train, statistics=statistics, unseen=unseen,
+        thresholds=thresholds,
     )
     return {"name": stage, "seconds": time.perf_counter() - began}
 

@@ -143,8 +143,11 @@ def test_folds_as_an_ensemble(dataset, tmp_path):
     assert np.abs(found.spread - cv2.resize(spread, picture.shape[::-1])).max() < 0.01
     assert "mean of 2 folds" in segmenter.identity["network"]
 
-    unseen = json.loads((tmp_path / "threshold.json").read_text())
-    assert segmenter.threshold == unseen
+    chosen = json.loads((tmp_path / "thresholds.json").read_text())
+    assert segmenter.thresholds == chosen and 0 < chosen["infection"] < 1
+    np.testing.assert_array_equal(found.mask, found.probs >= np.float32(chosen["infection"]))
+    mask = cv2.imread(str(tmp_path / "masks" / f"{names[i]}.png"), -1)
+    assert mask.shape[:2] == picture.shape and mask.any() == found.mask.any()
     (tmp_path / "segment" / "fold1" / "checkpoints").rename(tmp_path / "elsewhere")
     with pytest.raises(FileNotFoundError, match="1 of 2 folds are trained"):
         inference.Segmenter(tmp_path)

@@ -89,7 +89,7 @@ def test_overlays_draws_truth_and_prediction_apart(tmp_path):
     truth = _square()
 
     def counts(truth, prob):
-        path = figures.overlays([("case", image, truth, prob)], tmp_path / "o.png")
+        path = figures.overlays([("case", image, truth, prob > 0.5, prob)], tmp_path / "o.png")
         return np.array([_pixels_of(path, figures.SKY), _pixels_of(path, figures.ORANGE)])
 
     legend = counts(empty.astype(bool), empty)  # both empty: only the legend has the colours
@@ -99,7 +99,7 @@ def test_overlays_draws_truth_and_prediction_apart(tmp_path):
 
 
 def test_overlays_takes_slices_of_different_sizes(tmp_path):
-    cases = [(str(n), np.eye(n), np.eye(n) > 0, 0.5 * np.eye(n)) for n in (20, 33)]
+    cases = [(str(n), np.eye(n), np.eye(n) > 0, np.eye(n) > 1, 0.5 * np.eye(n)) for n in (20, 33)]
     assert _pixels_of(figures.overlays(cases, tmp_path / "o.png"), figures.SKY) > 0
 
 

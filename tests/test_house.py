@@ -51,7 +51,7 @@ ARROWS: dict[str, set[str]] = {
     "convert": _MODELS | {"torch_names", "torch_files"},
     "parity": _MODELS | {"losses", "convert"},
     "networks": _FRONT,
-    "predict": _FRONT | {"networks"},
+    "predict": _FRONT | {"imaging", "networks"},
     "run_figures": {"augment", "data", "figures", "logs", "splits", "summary"},
     "present": {"logs", "run_figures", "summary", "tasks"},
     "loop": _FRONT | {"present"},

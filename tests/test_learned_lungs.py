@@ -106,14 +106,14 @@ def test_tidy_drops_specks_fills_holes_and_drops_islands():
 class LungNetwork:
     """Knows the grey level of lung in the drawn chests."""
 
-    classes, threshold, identity = ("lung",), 0.5, {"run": "lungs", "weights": "1234"}
+    classes, identity = ("lung",), {"run": "lungs", "weights": "1234"}
 
     def __init__(self, path, *, lungs=False, **kwargs):
         assert lungs
 
     def __call__(self, slices):
         for picture in slices:
-            yield Found((picture == 30).astype(np.float32), None)
+            yield Found(np.uint8(picture == 30), np.float32(picture == 30), None)
 
 
 def test_predict_takes_lungs_in_three_ways(monkeypatch, tmp_path):

@@ -26,7 +26,7 @@ def chest(side: int = 96, lesion: bool = True) -> np.ndarray:
 class Rule:
     """Marks grey levels of 90..150 as ground glass; counts the slices it is given."""
 
-    classes, threshold = ("ggo", "consolidation"), 0.5
+    classes, thresholds = ("ggo", "consolidation"), {"ggo": 0.5, "consolidation": 0.5}
 
     def __init__(self, tta=True):
         self.identity, self.tta, self.n_slices = {"weights": "abc"}, tta, 0
@@ -36,7 +36,7 @@ class Rule:
             self.n_slices += 1
             ggo = ((picture > 90) & (picture < 150)).astype(np.float32)
             probs = np.stack([0.9 - 0.8 * ggo, 0.05 + 0.8 * ggo, 0.05 + 0 * ggo], -1)
-            yield Found(probs, 0.25 * ggo if self.tta else None)
+            yield Found(np.uint8(ggo), probs, 0.25 * ggo if self.tta else None)
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_a_single_class_network_marks_infection(predict, tmp_path):
 
         def __call__(self, slices):
             for found in super().__call__(slices):
-                yield Found(found.probs[..., 1], None)
+                yield Found(found.mask, found.probs[..., 1], None)
 
     save(tmp_path / "one.png", chest())
     for go_on in (False, True):
