@@ -73,7 +73,7 @@ def get_base() -> ConfigDict:
     c.segment.schedule = schedule("cosine", 2e-3, warmup_steps=20)
     c.evaluate = ConfigDict(dict(
         tta=True, batch_size=8, threshold=0.5,
-        choose_threshold=False,  # True: instead, the best one on training slices unseen in training
+        choose_threshold=False,  # True: the best on slices unseen in training, one a class
     ))
     return c
 

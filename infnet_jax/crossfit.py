@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from infnet_jax import data, loop, metrics, networks, splits, tasks
+from infnet_jax import data, loop, lung_scores, metrics, networks, splits, tasks
 from infnet_jax.state import Task, TrainState
 from infnet_jax.workdir import write_json, write_npz
 
@@ -125,21 +125,19 @@ def _write_maps(
 def _write_score(config: ConfigDict, workdir: Path, source: data.Source) -> None:
     """Cross-validated Dice: each training slice by the network that had not seen it.
 
-    Of lungs also `kept`, the share of a slice's infected pixels that lie inside.
+    Of lungs what `lung_scores.measure` says.
     """
-    cut = 255 * config.evaluate.threshold
-    dice, kept = {}, {}
-    for i, example in enumerate(
-        data.examples(with_priors(source, config.data.train, config, workdir))
-    ):
+    path = workdir / "prior" / "cross_validation.json"
+    found = list(data.examples(with_priors(source, config.data.train, config, workdir)))
+    maps = {e["id"]: e["prior"][..., 0].astype(np.float32) / 255 for e in found}
+    if tasks.target(config) == "lung":
+        write_json(path, lung_scores.measure(source, maps, config.evaluate.threshold))
+        return
+    dice = {}
+    for example in found:
         truth = example["mask"][..., 0] > 0
-        found = metrics.resize_map(example["prior"][..., 0].astype(np.float32), truth.shape) >= cut
-        if total := truth.sum() + found.sum():
-            dice[example["id"]] = float(2 * (truth & found).sum() / total)
-        if tasks.target(config) == "lung":
-            lesion = data.decode(source[i], "lesion")[..., 0] > 0
-            if lesion.any():
-                kept[example["id"]] = float((lesion & found).sum() / lesion.sum())
+        marked = metrics.resize_map(maps[example["id"]], truth.shape) >= config.evaluate.threshold
+        if total := truth.sum() + marked.sum():
+            dice[example["id"]] = float(2 * (truth & marked).sum() / total)
     mean = float(np.mean(list(dice.values()))) if dice else None
-    result = {"dice": mean, "slices": dice} | ({"kept": kept} if kept else {})
-    write_json(workdir / "prior" / "cross_validation.json", result)
+    write_json(path, {"dice": mean, "slices": dice})

@@ -62,17 +62,18 @@ def write(
             for of, said in [(f"{stage}/fold{k}", f" Fold {k}.") for k in folds] or [(stage, "")]:
                 pictures += run_figures.curves(workdir, of, panels, caption + said)
     if "prior" in config.stages and config.prior.kind == "crossfit":
-        score = json.loads((workdir / "prior" / "cross_validation.json").read_text())["dice"]
-        said = (
-            f"one of {config.prior.folds} networks that had not seen it (their cross-validated "
-            f"Dice at {config.evaluate.threshold:g} is {score:.3f})"
-        )
-        notes.append(
-            f"Cross-validation: each training slice by the {said}; see prior/cross_validation.json."
-            if tasks.target(config) == "lung" else
-            f"The prior of each training slice comes from the {said}; that of any other slice is "
-            "the mean of all of them."
-        )
+        score = json.loads((workdir / "prior" / "cross_validation.json").read_text())
+        if tasks.target(config) == "lung":
+            tables.append(("Cross-validation", _lung_table(score)))
+            notes.append(f"Cross-validation: each slice by one of {config.prior.folds} networks that "
+                         "had not seen it.")
+        else:
+            notes.append(
+                f"The prior of each training slice comes from one of {config.prior.folds} "
+                "networks that had not seen it (their cross-validated Dice at "
+                f"{config.evaluate.threshold:g} is {score['dice']:.3f}); that of any other slice is "
+                "the mean of all of them."
+            )
     if "evaluate" in config.stages:
         result = json.loads((workdir / "evaluation.json").read_text())
         table = result_table(result)
@@ -128,6 +129,19 @@ def _row(label: str, summary: Mapping[str, Any], at: str) -> list[str]:
               summary["s_measure"], mean["e_measure"], summary["weighted_f"], summary["mae"],
               summary["roc_auc"]]
     return [label, *(f"{value:.3f}" for value in values)]
+
+
+def _lung_table(score: Mapping[str, Any]) -> str:
+    """What `lung_scores.measure` found, a row a part of the dataset."""
+    def shown(value: float | None) -> str:
+        return "" if value is None else f"{value:.3f}"
+
+    return markdown_table(
+        ["lungs", "slices", "Dice, mean over slices", "infected slices",
+         "infected pixels inside, mean", "slices with 97 % inside"],
+        [[name, str(row["slices"]), shown(row["dice"]), str(row["infected"]), shown(row["kept"]),
+          shown(row["kept_slices"])] for name, row in score["parts"].items()],
+    )
 
 
 def _semi(workdir: Path, config: ConfigDict) -> str:

@@ -43,6 +43,7 @@ def test_two_folders_with_what_each_knows(tmp_path):
     np.testing.assert_array_equal(one["lung"][..., 0], np.eye(4))
     assert one["lung_known"] and one["labelled"] and one["patient"] == one["group"] == b"a/7"
     assert (other["patient"], other["group"]) == (b"", b"a/s2")
+    assert [e["volume"] for e in (one, other, binary)] == [b"a/7", b"", b"b/7"]
     assert (binary["group"], bool(binary["lung_known"])) == (b"b/joint", False)
     np.testing.assert_array_equal(binary["mask"][..., 0], np.eye(4))
     assert not binary["lung"].any()

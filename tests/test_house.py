@@ -55,7 +55,8 @@ ARROWS: dict[str, set[str]] = {
     "run_figures": {"augment", "data", "figures", "logs", "splits", "summary"},
     "present": {"logs", "run_figures", "summary", "tasks"},
     "loop": _FRONT | {"present"},
-    "crossfit": _FRONT | {"loop", "networks"},
+    "lung_scores": {"data", "lungs", "metrics"},
+    "crossfit": _FRONT | {"loop", "lung_scores", "networks"},
     "semi": _FRONT | {"loop", "networks"},
     "stage_data": _FRONT | {"crossfit", "mix", "semi"},
     "train": _FRONT | {

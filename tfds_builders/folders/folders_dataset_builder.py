@@ -18,8 +18,8 @@ EFFUSION = 3
 class Builder(base.Builder):
     """Slices as they are; masks 0, 1, 2 and lungs 0, 1 where there are any."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {"1.1.0": "Knows the volume of a slice.", "1.0.0": "First version."}
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="default", description="all slices")]
     MANUAL_DOWNLOAD_INSTRUCTIONS = """
     Pass as manual_dir a folder with img/ and label/ or lung/ (pictures of the same names), or a
@@ -28,7 +28,8 @@ class Builder(base.Builder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(features=base.segmentation_features(
-            lung=base.picture_feature(), lung_known=np.bool_, labelled=np.bool_))
+            lung=base.picture_feature(), lung_known=np.bool_, labelled=np.bool_,
+            volume=tfds.features.Text()))
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         root = Path(dl_manager.manual_dir)
@@ -42,7 +43,7 @@ class Builder(base.Builder):
     def _examples(self, root: Path, parts: list[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
         for part in parts:
             start = "" if part == root else f"{part.name}/"
-            groups = self._groups(part / INDEX, root)
+            groups, volumes = self._index(part / INDEX, root)
             there = {kind: {s: p for s, _, p in base.pair(part / IMAGES, part / kind)}
                      for kind in (MASKS, LUNGS) if (part / kind).is_dir()}
             for stem, path in base.pictures(part / IMAGES).items():
@@ -56,6 +57,7 @@ class Builder(base.Builder):
                     "labelled": MASKS in there, "lung_known": LUNGS in there,
                     "patient": start + group if stem in groups else "", "slice": stem,
                     "id": f"{start}{stem}", "group": f"{start}{group}",
+                    "volume": start + volumes[stem] if stem in volumes else "",
                 }
 
     def _labels(self, there: dict[str, dict[str, Path]], kind: str, stem: str, image: np.ndarray,
@@ -67,20 +69,22 @@ class Builder(base.Builder):
             raise ValueError(f"{there[kind][stem]}: {labels.shape}, its image {image.shape}")
         return labels
 
-    def _groups(self, path: Path, root: Path) -> dict[str, str]:
-        """Group of each stem that the index names."""
+    def _index(self, path: Path, root: Path) -> tuple[dict[str, str], dict[str, str]]:
+        """Group, and volume, of each stem of which the index says it."""
+        groups, volumes = {}, {}
         if not path.is_file():
-            return {}
+            return groups, volumes
         data = path.read_bytes()
         self.remember(data, path.relative_to(root).as_posix())
-        found = {}
         for row in csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline="")):
             name = row.get("name") or row.get("id")
             group = row.get("group") or row.get("patient") or row.get("volume")
             if name and group:
                 stem = Path(name).stem if Path(name).suffix in base.IMAGE_SUFFIXES else name
-                found[stem] = group
-        return found
+                groups[stem] = group
+                if volume := row.get("volume"):
+                    volumes[stem] = volume
+        return groups, volumes
 
 
 def _classes(labels: np.ndarray, path: Path) -> np.ndarray:
