@@ -65,14 +65,14 @@ def write(
         score = json.loads((workdir / "prior" / "cross_validation.json").read_text())
         if tasks.target(config) == "lung":
             tables.append(("Cross-validation", _lung_table(score)))
-            notes.append(f"Cross-validation: each slice by one of {config.prior.folds} networks that "
-                         "had not seen it.")
+            notes.append(f"Cross-validation: each slice by one of {config.prior.folds} networks "
+                         "that had not seen it.")
         else:
             notes.append(
                 f"The prior of each training slice comes from one of {config.prior.folds} "
                 "networks that had not seen it (their cross-validated Dice at "
-                f"{config.evaluate.threshold:g} is {score['dice']:.3f}); that of any other slice is "
-                "the mean of all of them."
+                f"{config.evaluate.threshold:g} is {score['dice']:.3f}); that of any other slice "
+                "is the mean of all of them."
             )
     if "evaluate" in config.stages:
         result = json.loads((workdir / "evaluation.json").read_text())
