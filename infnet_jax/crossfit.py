@@ -6,6 +6,7 @@ and every other slice the mean over the folds.
 """
 
 import functools
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,8 +29,10 @@ def run(
 ) -> dict | None:
     """Trains a single-class network a fold, by the settings of `config.segment`.
 
-    Writes `prior/fold<k>/` (a training folder each), `prior/fold<k>.npz` (its maps of every split)
-    and `prior/cross_validation.json`: the mean Dice of the training slices' maps at the threshold.
+    Writes `prior/fold<k>/` (a training folder each), `prior/fold<k>.npz` (its maps of every split;
+    of lungs, which are no prior, `fold<k>.json`: what `lung_scores.measure` says of them) and
+    `prior/cross_validation.json`: the mean Dice of the training slices' maps at the threshold, of
+    lungs `lung_scores.summarise`.
 
     Args:
       start: (task, folder of the fold) -> state of step 0.
@@ -43,7 +46,7 @@ def run(
     if config.prior.kind not in KINDS:
         raise ValueError(f"prior.kind={config.prior.kind!r}: choose {' or '.join(KINDS)}")
     began, folder = time.perf_counter(), workdir / "prior"
-    steps = 0
+    steps, finds_lungs = 0, tasks.target(config) == "lung"
     if config.prior.kind == "crossfit":
         source = splits.open_whole(dataset, config.data.train, config)
         labelled = splits.labelled(source, config)
@@ -52,7 +55,8 @@ def run(
         for k, fold in enumerate(data.group_folds(parts, config.prior.folds, config.seed)):
             held = labelled[fold]
             kept = np.setdiff1d(labelled, held)
-            if (folder / f"fold{k}.npz").exists():
+            path = folder / (f"fold{k}.json" if finds_lungs else f"fold{k}.npz")
+            if path.exists():
                 continue
             timing = _train_fold(
                 config, source, kept, held, folder / f"fold{k}", mesh, statistics, start
@@ -61,9 +65,12 @@ def run(
                 return None
             steps += timing["steps"]
             weights = networks.load_weights(folder / f"fold{k}" / "checkpoints", "latest")
-            _write_maps(
-                config, folder / f"fold{k}.npz", kept, dataset, functools.partial(sweep, weights)
-            )
+            run_fold = functools.partial(sweep, weights)
+            if finds_lungs:
+                cut = config.evaluate.threshold
+                write_json(path, lung_scores.measure(data.select(source, held), run_fold, cut))
+            else:
+                _write_maps(config, path, kept, dataset, run_fold)
         if jax.process_index() == 0:
             _write_score(config, workdir, parts)
     return {"name": "prior", "seconds": time.perf_counter() - began, "steps": steps}
@@ -123,21 +130,19 @@ def _write_maps(
 
 
 def _write_score(config: ConfigDict, workdir: Path, source: data.Source) -> None:
-    """Cross-validated Dice: each training slice by the network that had not seen it.
-
-    Of lungs what `lung_scores.measure` says.
-    """
-    path = workdir / "prior" / "cross_validation.json"
-    found = list(data.examples(with_priors(source, config.data.train, config, workdir)))
-    maps = {e["id"]: e["prior"][..., 0].astype(np.float32) / 255 for e in found}
+    """Cross-validated Dice: each training slice by the network that had not seen it."""
+    path, dice = workdir / "prior" / "cross_validation.json", {}
     if tasks.target(config) == "lung":
-        write_json(path, lung_scores.measure(source, maps, config.evaluate.threshold))
+        folds = sorted((workdir / "prior").glob("fold*.json"))
+        rows = [json.loads(fold.read_text()) for fold in folds]
+        write_json(path, lung_scores.summarise({k: row[k] for row in rows for k in row}))
         return
-    dice = {}
-    for example in found:
+    cut = 255 * config.evaluate.threshold
+    for example in data.examples(with_priors(source, config.data.train, config, workdir)):
         truth = example["mask"][..., 0] > 0
-        marked = metrics.resize_map(maps[example["id"]], truth.shape) >= config.evaluate.threshold
-        if total := truth.sum() + marked.sum():
-            dice[example["id"]] = float(2 * (truth & marked).sum() / total)
+        prior = example["prior"][..., 0].astype(np.float32)
+        found = metrics.resize_map(prior, truth.shape) >= cut
+        if total := truth.sum() + found.sum():
+            dice[example["id"]] = float(2 * (truth & found).sum() / total)
     mean = float(np.mean(list(dice.values()))) if dice else None
     write_json(path, {"dice": mean, "slices": dice})

@@ -1,6 +1,6 @@
 """The lungs of a scan, three ways behind one call: morphology, a trained network, your own maps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,8 @@ def morphology(scan: imaging.Scan) -> np.ndarray:
 
 
 def learned(network: Segmenter, scan: imaging.Scan) -> np.ndarray:
-    """Bool [D, H, W]: what the network marks, without specks and small holes."""
-    found = network(scan.picture(i) for i in range(len(scan.values)))
-    return lungs.tidy(np.stack([f.mask > 0 for f in found]))
+    """Bool [D, H, W], by `lungs.by_network`."""
+    def run(pictures: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        return (found.probs for found in network(iter(pictures)))
+
+    return lungs.by_network(run, scan.pictures(), network.thresholds["lung"])

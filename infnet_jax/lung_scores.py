@@ -1,54 +1,63 @@
 """How well a network's lungs fit the true ones, each slice by a network that has not seen it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from infnet_jax import data, lungs, metrics
+from infnet_jax import data, lungs
 
 KEPT = 0.97  # share of a slice's infected pixels inside the lung that counts as kept
 
 
 def measure(
-    source: data.Source, maps: Mapping[str, np.ndarray], threshold: float
-) -> dict[str, Any]:
-    """Compares lungs, tidied as `predict` tidies them (whole volumes at once), with the true ones.
+    source: data.Source, run: Callable[[data.Source], list[np.ndarray]], threshold: float
+) -> dict[str, dict[str, float | None]]:
+    """Compares a network's lungs, found as `predict` finds them in volumes, with the true ones.
 
     Args:
       source: examples of `data.LungTarget`; those that share a `volume` are its slices.
-      maps: id -> probability, [h, w] in 0..1.
+      run: the network, from examples to maps of lung, 0..1.
       threshold: from which a pixel is lung.
 
     Returns:
-      `slices`: id -> `dice` (None where both are empty) and `kept`, the share of the infected
-      pixels inside (None without infection). `parts`, by what stands before the first "/" of an
-      id: the mean `dice`, `kept` (mean share) and `kept_slices` (share of the infected slices that
-      keep at least 97 %), the `slices` with lung and the `infected` ones.
+      id -> `dice` (None where both are empty) and `kept`, the share of the infected pixels inside
+      (None without infection).
     """
     volumes: dict[str, list[int]] = {}
     for i in range(len(source)):
         name = data.text(source[i].get("volume", ""))
         volumes.setdefault(f"volume {name}" if name else f"slice {i}", []).append(i)
+
+    def of_pictures(pictures: Iterable[np.ndarray]) -> list[np.ndarray]:
+        return run([{"id": "", "image": picture[..., None]} for picture in pictures])
+
     rows: dict[str, dict[str, float | None]] = {}
     for indices in volumes.values():
         indices.sort(key=lambda i: _in_order(data.text(source[i]["id"])))
-        truths = [data.decode(source[i], "lung")[..., 0] > 0 for i in indices]
-        names = [data.text(source[i]["id"]) for i in indices]
-        found = lungs.tidy(np.stack([
-            metrics.resize_map(maps[name], truth.shape) >= threshold
-            for name, truth in zip(names, truths, strict=True)
-        ]))
-        for i, name, lung, truth in zip(indices, names, found, truths, strict=True):
-            lesion = data.decode(source[i], "lesion")[..., 0] > 0
+        pictures = [data.decode(source[i], "image")[..., 0] for i in indices]
+        found = lungs.by_network(of_pictures, pictures, threshold)
+        for i, lung in zip(indices, found, strict=True):
+            truth, lesion = (data.decode(source[i], k)[..., 0] > 0 for k in ("lung", "lesion"))
             both = lung.sum() + truth.sum()
-            rows[name] = {
+            rows[data.text(source[i]["id"])] = {
                 "dice": float(2 * (lung & truth).sum() / both) if both else None,
                 "kept": float((lesion & lung).sum() / lesion.sum()) if lesion.any() else None,
             }
+    return rows
+
+
+def summarise(rows: Mapping[str, Mapping]) -> dict[str, Any]:
+    """What `measure` found of all folds, as `cross_validation.json` holds it.
+
+    Returns:
+      `slices`: the rows. `parts`, by what stands before the first "/" of an id: the mean `dice`,
+      `kept` (mean share) and `kept_slices` (share of the infected slices that keep at least 97 %),
+      the `slices` with lung and the `infected` ones.
+    """
     parts = {name.partition("/")[0] if "/" in name else "all" for name in rows}
-    return {"parts": {part: _summary(rows, part) for part in sorted(parts)}, "slices": rows}
+    return {"parts": {part: _summary(rows, part) for part in sorted(parts)}, "slices": dict(rows)}
 
 
 def _summary(rows: Mapping[str, Mapping], part: str) -> dict[str, float | int | None]:

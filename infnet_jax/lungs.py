@@ -1,9 +1,10 @@
-"""Lungs of chest-CT pictures by morphology; no training needed.
+"""Lungs of chest-CT pictures: by morphology, with no training, and from what a network marks.
 
-Written for 8-bit pictures in a lung window, whole or cropped close to the lungs, in any turn: no
-rule asks where the front is. Sizes are relative to the picture's side, sqrt(H W).
+Morphology is written for 8-bit pictures in a lung window, whole or cropped close to the lungs, in
+any turn: no rule asks where the front is. Sizes are relative to the picture's side, sqrt(H W).
 """
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -20,6 +21,7 @@ OPENING, CLOSING = 0.006, 0.03  # radii that cut off airways, and that bridge ve
 MAX_HOLE = 0.08  # of both lungs: larger holes are the domes of the diaphragm
 MAX_NOTCH = 0.3  # of a lung: larger notches in its outer wall are no lesion
 WORK = 320  # pixels of the longer side; finer detail does not matter to these rules
+ROOM = 0.05  # beside the lungs in a network's second pass, of their extent
 _PAD = 0.12  # room around the picture for the closing
 
 
@@ -53,6 +55,46 @@ def segment(grey: np.ndarray) -> np.ndarray:
     for i, picture in enumerate(grey):
         out[i] = _segment_slice(picture)
     return _without_islands(out) if len(out) > 1 and out.any() else out
+
+
+def by_network(
+    run: Callable[[Iterable[np.ndarray]], Iterable[np.ndarray]], pictures: Sequence[np.ndarray],
+    threshold: float,
+) -> np.ndarray:
+    """Finds lungs with a network, in two passes: the second sees them as large as it can.
+
+    Args:
+      run: the network, from uint8 [H, W] pictures to as many maps of lung, 0..1, of any size.
+      pictures: the slices of a volume in order, or one picture; of one size.
+      threshold: from which a pixel is lung.
+
+    Returns:
+      bool [D, H, W], tidied; all False where the first pass found none.
+    """
+    found = tidy(_marked(run(pictures), pictures[0].shape, len(pictures), threshold))
+    if not found.any():
+        return found
+    rows, columns = (np.flatnonzero(found.any(axes)) for axes in ((0, 2), (0, 1)))
+    crop = tuple(
+        slice(max(0, int(at[0] - ROOM * np.ptp(at))), int(at[-1] + 1 + ROOM * np.ptp(at)))
+        for at in (rows, columns)
+    )
+    cropped = [np.ascontiguousarray(picture[crop]) for picture in pictures]
+    if cropped[0].size > 0.9 * pictures[0].size:
+        return found
+    again = np.zeros_like(found)
+    again[:, *crop] = _marked(run(cropped), cropped[0].shape, len(cropped), threshold)
+    return tidy(again)
+
+
+def _marked(
+    maps: Iterable[np.ndarray], shape: tuple[int, int], count: int, threshold: float
+) -> np.ndarray:
+    """Bool [count, *shape], map by map, so that few are in memory."""
+    out = np.zeros((count, *shape), bool)
+    for marked, prob in zip(out, maps, strict=True):
+        marked[:] = cv2.resize(prob, shape[::-1], interpolation=cv2.INTER_LINEAR) >= threshold
+    return out
 
 
 def tidy(found: np.ndarray) -> np.ndarray:

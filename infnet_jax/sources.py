@@ -46,7 +46,11 @@ class Subset:
 
 
 class LungTarget(Subset):
-    """The examples whose lung is known, with it as their `mask`; the mask becomes `lesion`."""
+    """The examples whose lung is known, with it as their `mask`; the mask becomes `lesion`.
+
+    Lesions count as lung, since masks of lungs leave out dense ones at the wall; `lung` stays as
+    it was.
+    """
 
     def __init__(self, source: Source):
         known = range(len(source))
@@ -58,7 +62,8 @@ class LungTarget(Subset):
 
     def __getitem__(self, index: int) -> Example:
         example = super().__getitem__(index)
-        return {**example, "mask": example["lung"], "lesion": example["mask"]}
+        whole = (decode(example, "lung") > 0) | (decode(example, "mask") > 0)
+        return {**example, "mask": whole.astype(np.uint8), "lesion": example["mask"]}
 
 
 class WithPriors:

@@ -37,7 +37,7 @@ def test_the_target_is_the_lung_and_the_lesion_is_kept(dataset):
     source = data.open_split(dataset, "test", "lung")
     assert len(source) == len(plain)
     for i, (e, before) in enumerate(zip(data.examples(source), plain, strict=True)):
-        np.testing.assert_array_equal(e["mask"], before["lung"])
+        np.testing.assert_array_equal(e["mask"], before["lung"])  # there it holds all lesions
         np.testing.assert_array_equal(data.decode(source[i], "lesion"), before["mask"])
     batch = data.Batches(source, batch_size=2, size=64, seed=0)[0]
     assert batch["mask"].mean() > 0.1
@@ -51,7 +51,10 @@ def test_slices_without_a_known_lung_are_left_out():
              "lung_known": i % 2 == 1} for i in range(4)]
     target = data.LungTarget(made)
     assert [e["id"] for e in (target[i] for i in range(len(target)))] == ["1", "3"]
-    assert target[1]["mask"].max() == 3
+    assert target[1]["lung"].max() == 3 and target[1]["mask"].max() == 1
+    made[3]["lung"] = np.uint8([[1, 0], [0, 0]])[..., None]
+    made[3]["mask"] = np.uint8([[2, 1], [0, 0]])[..., None]
+    assert target[1]["mask"][..., 0].tolist() == [[1, 1], [0, 0]]  # lesions count as lung
     for none in ([], made[:1], [{"id": "a", "image": picture, "mask": picture}]):
         with pytest.raises(ValueError, match="no lung masks"):
             data.LungTarget(none)
@@ -78,48 +81,109 @@ def test_configs_of_lesions_are_as_they_were():
 def test_cross_validation_tells_how_much_of_the_lesions_is_kept(dataset, tmp_path):
     config = lung.get_config("folders")
     source = data.open_split(dataset, "train", "lung")
-    maps, right = {}, {}
-    for i, e in enumerate(data.examples(source)):
-        found = data.decode(source[i], "lung")[..., 0] > 0
-        found[:, :32] = False  # the right lung is missed
-        maps[f"train/{e['id']}"] = 255 * found.astype(np.uint8)
-        lesion = data.decode(source[i], "lesion")[..., 0] > 0
-        if lesion.any():
-            right[e["id"]] = (lesion & found).sum() / lesion.sum()
+    known = {data.decode(source[i], "image").tobytes(): i for i in range(len(source))}
+    right = {}
+
+    def run(examples):
+        """Finds the left lung, and nothing in a crop, which is not to be asked for."""
+        maps = []
+        for e in examples:
+            i = known[e["image"].tobytes()]
+            found = data.decode(source[i], "lung")[..., 0] > 0
+            found[:, :32] = False  # the right lung is missed
+            lesion = data.decode(source[i], "lesion")[..., 0] > 0
+            if lesion.any():
+                right[data.text(source[i]["id"])] = (lesion & found).sum() / lesion.sum()
+            maps.append(found.astype(np.float32))
+        return maps
+
     (tmp_path / "prior").mkdir()
-    np.savez(tmp_path / "prior" / "fold0.npz", **maps)
+    whole = lungs.ROOM
+    try:
+        lungs.ROOM = 9.0  # so the second pass would see the whole picture, and is left out
+        rows = lung_scores.measure(source, run, 0.5)
+    finally:
+        lungs.ROOM = whole
+    for k in range(2):
+        half = {name: row for i, (name, row) in enumerate(rows.items()) if i % 2 == k}
+        (tmp_path / "prior" / f"fold{k}.json").write_text(json.dumps(half))
     crossfit._write_score(config, tmp_path, source)
     score = json.loads((tmp_path / "prior" / "cross_validation.json").read_text())
+    assert len(score["slices"]) == len(source)
     kept = {name: row["kept"] for name, row in score["slices"].items() if row["kept"] is not None}
     assert kept == pytest.approx(right, abs=0.02) and 0.2 < np.mean(list(right.values())) < 0.8
     assert 0.5 < score["parts"]["all"]["dice"] < 0.8
     assert "| all |" in present._lung_table(score)
 
 
-def test_lungs_of_a_volume_are_tidied_together():
-    """Three slices; gas below the lungs hangs together with none, so it goes, in a volume only."""
+def volume(gas=False):
+    """Three slices of a volume: examples, and a map of lung at .6 with four lesion pixels at .4."""
     lung = np.zeros((40, 40, 1), np.uint8)
-    lung[5:35, 5:15] = lung[5:35, 25:35] = 1
+    lung[5:35, 2:15] = lung[5:35, 25:38] = 1
     lesion = np.zeros_like(lung)
-    lesion[5:15, 5:15] = 1  # 100 pixels of which the network misses four
+    lesion[5:15, 5:15] = 1
     made, maps = [], {}
     for i in (10, 9, 11):
         found = lung[..., 0].astype(np.float32) * 0.6
         found[5:7, 5:7] = 0.4
-        if i == 11:
+        if i == 11 and gas:
             found[5:10, 18:22] = 0.9
-        maps[f"set/z{i}"] = found
-        made.append({"id": f"set/z{i}".encode(), "lung": lung, "lesion": lesion, "volume": b"v"})
-    score = lung_scores.measure(made, maps, 0.5)
-    assert score["slices"]["set/z9"] == pytest.approx(
-        {"dice": 2 * 596 / (596 + 600), "kept": 0.96})
-    assert score["slices"]["set/z11"]["dice"] == pytest.approx(2 * 596 / (596 + 600))
-    assert score["parts"]["set"]["kept_slices"] == 0 and score["parts"]["set"]["infected"] == 3
+        image = np.full_like(lung, i)
+        maps[i] = found
+        made.append({"id": f"set/z{i}".encode(), "image": image, "lung": lung, "lesion": lesion,
+                     "volume": b"v"})
+
+    def run(examples):
+        assert len({e["image"].shape for e in examples}) == 1
+        if examples[0]["image"].shape == lung.shape:
+            return [maps[int(e["image"][0, 0, 0])] for e in examples]
+        return [maps[int(e["image"][0, 0, 0])][4:36, 1:39] for e in examples]
+
+    return made, run
+
+
+def test_lungs_of_a_volume_are_tidied_together(monkeypatch):
+    """Gas below the lungs hangs together with none of them, so it goes, in a volume only."""
+    monkeypatch.setattr(lungs, "ROOM", 9.0)  # one pass
+    made, run = volume(gas=True)
+    n = 780  # pixels of both lungs, of which four are missed: a corner
+    rows = lung_scores.measure(made, run, 0.5)
+    assert rows["set/z9"] == pytest.approx({"dice": 2 * (n - 4) / (2 * n - 4), "kept": 0.96})
+    assert rows["set/z11"]["dice"] == pytest.approx(2 * (n - 4) / (2 * n - 4))
+    part = lung_scores.summarise(rows)["parts"]["set"]
+    assert part["kept_slices"] == 0 and part["infected"] == part["slices"] == 3
     for e in made:
         del e["volume"]
-    alone = lung_scores.measure(made, maps, 0.5)
-    assert alone["slices"]["set/z11"]["dice"] == pytest.approx(2 * 596 / (616 + 600))
-    assert lung_scores.measure(made, maps, 0.3)["parts"]["set"]["kept_slices"] == 1
+    alone = lung_scores.measure(made, run, 0.5)
+    assert alone["set/z11"]["dice"] == pytest.approx(2 * (n - 4) / (2 * n - 4 + 20))
+    assert lung_scores.summarise(lung_scores.measure(made, run, 0.3))["parts"]["set"] == {
+        "slices": 3, "dice": pytest.approx((2 + 2 * n / (2 * n + 20)) / 3), "infected": 3,
+        "kept": 1.0, "kept_slices": 1.0}
+
+
+def test_a_second_pass_sees_the_lungs_larger():
+    """The first pass marks a square; in its crop the network then marks the left half only."""
+    shapes = []
+
+    def run(pictures):
+        for picture in pictures:
+            shapes.append(picture.shape)
+            prob = np.zeros(picture.shape, np.float32)
+            if picture.shape == (100, 80):
+                prob[40:61, 20:61] = 1
+            else:
+                assert picture.max() == 9 and picture[1, 2] == 9  # the crop is where the lung is
+                prob[:, : prob.shape[1] // 2] = 1
+            yield prob
+
+    picture = np.zeros((100, 80), np.uint8)
+    picture[40:61, 20:61] = 9
+    found = lungs.by_network(run, [picture, picture], 0.5)
+    assert shapes == [(100, 80)] * 2 + [(23, 45)] * 2  # 5 % of 20 and of 40 on either side
+    where = np.argwhere(found)
+    assert where.min(0).tolist() == [0, 39, 18] and where.max(0).tolist() == [1, 61, 39]
+    nothing = lungs.by_network(lambda ps: [np.float32(0 * p) for p in ps], [picture], 0.5)
+    assert nothing.shape == (1, 100, 80) and not nothing.any()
 
 
 def test_tidy_drops_specks_fills_holes_and_drops_islands():
@@ -136,7 +200,7 @@ def test_tidy_drops_specks_fills_holes_and_drops_islands():
 class LungNetwork:
     """Knows the grey level of lung in the drawn chests."""
 
-    classes, identity = ("lung",), {"run": "lungs", "weights": "1234"}
+    classes, thresholds, identity = ("lung",), {"lung": 0.5}, {"run": "lungs", "weights": "1234"}
 
     def __init__(self, path, *, lungs=False, **kwargs):
         assert lungs
