@@ -7,6 +7,8 @@ The run's workdir is what `infnet-jax predict --lungs` takes. Presets:
     demo (the default)  the procedural `phantom` dataset
     folders             your own slices with lung masks (see `tfds_builders/folders/README.md`):
                         cross-validated by group (stage `prior`), then trained on all of them
+    lite                the same, a U-Net on a light trunk from ImageNet weights; needs the extra
+                        `pretrained`
     tiny                seconds, for tests
 """
 
@@ -14,7 +16,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-PRESETS = ("demo", "folders", "tiny")
+PRESETS = ("demo", "folders", "lite", "tiny")
 
 
 def get_config(preset: str = "demo") -> ConfigDict:
@@ -28,9 +30,13 @@ def get_config(preset: str = "demo") -> ConfigDict:
     s.steps, s.augmentation.contrast, s.augmentation.brightness = 240, 0.3, 0.1
     if preset == "tiny":
         common.tiny(c)
-    elif preset == "folders":
+    elif preset in ("folders", "lite"):
         c.data.name, c.data.test = "folders", "train"
         c.stages = ("prior", "segment")
         c.prior = ConfigDict(dict(kind="crossfit", folds=5, splits=()))
         s.size, s.steps, s.eval_every, s.validation = 144, 300, 100, 0
+        s.augmentation.scale = (0.5, 1.3)  # lungs fill a cropped picture, and half of a whole one
+        if preset == "lite":
+            common.lite(c)
+            c.data.name, s.size, s.steps = "folders", 256, 400
     return c

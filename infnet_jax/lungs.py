@@ -21,6 +21,7 @@ OPENING, CLOSING = 0.006, 0.03  # radii that cut off airways, and that bridge ve
 MAX_HOLE = 0.08  # of both lungs: larger holes are the domes of the diaphragm
 MAX_NOTCH = 0.3  # of a lung: larger notches in its outer wall are no lesion
 WORK = 320  # pixels of the longer side; finer detail does not matter to these rules
+UNDER_LUNG = 0.4  # share of a part that the lung of the slice before must cover
 ROOM = 0.05  # beside the lungs in a network's second pass, of their extent
 _PAD = 0.12  # room around the picture for the closing
 
@@ -121,7 +122,27 @@ def _without_islands(lung: np.ndarray) -> np.ndarray:
     sizes[0] = 0
     kept = ((sizes >= 0.1 * sizes.max())[labels] & coarse).astype(np.uint8)
     wide = [cv2.resize(k, (width, height), interpolation=cv2.INTER_NEAREST) for k in kept]
-    return lung & (np.stack(wide) > 0)
+    return _without_newcomers(lung & (np.stack(wide) > 0))
+
+
+def _without_newcomers(lung: np.ndarray) -> np.ndarray:
+    """Drops parts of a slice that lie under no lung: gas in the bowel, once the lungs recede.
+
+    From the largest slice up and down, since lungs only narrow towards their ends.
+    """
+    out = lung.copy()
+    largest = int(lung.sum((1, 2)).argmax())
+    for indices in (range(largest + 1, len(out)), range(largest - 1, -1, -1)):
+        before = out[largest]
+        for i in indices:
+            n, labels = cv2.connectedComponents(out[i].astype(np.uint8))
+            areas = np.bincount(labels.ravel(), minlength=n)
+            common = np.bincount(labels[before], minlength=n)
+            kept = common >= UNDER_LUNG * areas
+            kept[0] = False
+            out[i] = kept[labels]
+            before = out[i] if out[i].any() else before
+    return out
 
 
 def _segment_slice(grey: np.ndarray) -> np.ndarray:

@@ -64,9 +64,10 @@ def test_slices_without_a_known_lung_are_left_out():
 def test_presets_find_lungs_with_the_network_of_supervised(preset):
     config = lung.get_config(preset)
     assert tasks.target(config) == "lung" and networks.classes(config) == {"lung": None}
-    assert config.model == supervised.get_config(preset if preset == "tiny" else "demo").model
+    like = preset if preset in ("tiny", "lite") else "demo"
+    assert config.model == supervised.get_config(like).model
     assert tasks.make("segment", config, (0.4, 0.2), 5).total_steps == config.segment.steps
-    assert ("prior" in config.stages) == (preset == "folders")
+    assert ("prior" in config.stages) == (preset in ("folders", "lite"))
 
 
 def test_configs_of_lesions_are_as_they_were():
@@ -74,7 +75,7 @@ def test_configs_of_lesions_are_as_they_were():
     config = common.get_base()
     assert "target" not in config.data and tasks.target(config) == "mask"
     assert networks.classes(config) == {"infection": None}
-    with pytest.raises(ValueError, match="choose demo, folders, tiny"):
+    with pytest.raises(ValueError, match="choose demo, folders, lite, tiny"):
         lung.get_config("semiseg")
 
 
@@ -159,6 +160,19 @@ def test_lungs_of_a_volume_are_tidied_together(monkeypatch):
     assert lung_scores.summarise(lung_scores.measure(made, run, 0.3))["parts"]["set"] == {
         "slices": 3, "dice": pytest.approx((2 + 2 * n / (2 * n + 20)) / 3), "infected": 3,
         "kept": 1.0, "kept_slices": 1.0}
+
+
+def test_a_part_under_no_lung_is_dropped_and_a_narrowing_lung_is_not():
+    found = np.zeros((5, 60, 60), bool)
+    for i, half in enumerate((8, 12, 20, 14, 6)):  # the lung, largest in the middle
+        found[i, 30 - half : 30 + half, 10:30] = True
+    right = found.copy()
+    found[3, 30:36, 30:46] = True  # hangs together with the lung: part of it
+    right[3, 30:36, 30:46] = True
+    found[4, 40:50, 12:40] = True  # under the lung of slice 3 with less than 0.4 of it
+    found[0, 20:22, 40:50] = True  # above the apex, under nothing
+    found[4, 30:33, 34:44] = right[4, 30:33, 34:44] = True  # a second strip under the lung: kept
+    np.testing.assert_array_equal(lungs._without_newcomers(found), right)
 
 
 def test_a_second_pass_sees_the_lungs_larger():
