@@ -146,7 +146,7 @@ def test_priors_are_lent_between_rows_that_differ_in_the_last_network_alone(tmp_
     assert not alike("multi_sinfnet", "multi_scratch", "prior")
     assert not alike("multi_sinfnet", "multi_selfsup", "prior")
     assert alike("selfsup", "multi_ours", "pretrain") and alike("ours", "selfsup", "pretrain")
-    assert not alike("ours", "ours_random", "pretrain")
+    assert not alike("selfsup", "selfsup_random", "pretrain")
 
 
 def test_a_lender_that_is_gone_is_no_obstacle(walk, tmp_path):
