@@ -23,7 +23,7 @@ def augmentation(**kwargs) -> ConfigDict:
     """Arguments of `augment.augment`; nothing but flips and quarter turns unless asked."""
     base = dict(flip_h=0.5, flip_v=0.5, quarter_turns=True, rotate_degrees=0.0, scale=(1.0, 1.0),
                 shift=0.0, cutout=0.0, cutout_mode="area", cutout_prob=1.0, gamma=0.0,
-                contrast=0.0, brightness=0.0, noise=0.0)
+                contrast=0.0, brightness=0.0, noise=0.0, dense=0.0)
     return ConfigDict({**base, **kwargs}, convert_dict=False)
 
 

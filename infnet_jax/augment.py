@@ -16,6 +16,7 @@ from infnet_jax import ops
 
 IMAGE = "image"
 MAX_CUTOUT_ASPECT = 2.0
+DENSE_RADIUS = (0.03, 0.16)  # of a dense lesion's longer half axis, in heights of the image
 
 Fields = Mapping[str, jax.Array]
 Pair = tuple[float, float]
@@ -39,11 +40,13 @@ def augment(
     contrast: float = 0.0,
     brightness: float = 0.0,
     noise: float = 0.0,
+    dense: float = 0.0,
     fill: float = 0.0,
 ) -> dict[str, jax.Array]:
     """Augments every example of a batch by its own draw. All settings are static.
 
-    Order: flips, quarter turn, affine, gamma, contrast, brightness, noise, clip to 0..1, cutout.
+    Order: flips, quarter turn, affine, dense, gamma, contrast, brightness, noise, clip to 0..1,
+    cutout.
 
     Args:
       key: of this batch.
@@ -62,6 +65,9 @@ def augment(
       contrast: distance from the mean grey times 1 + u, u uniform in +- this.
       brightness: grey + u, u uniform in +- this.
       noise: Gaussian noise per pixel, of standard deviation uniform in 0..this.
+      dense: probability of each of two ragged ellipses, on the rim of `mask` and inside it, that
+        become about as bright as the brightest tenth of the image: dense lesions at the wall of a
+        lung, which its mask is to hold all the same.
       fill: grey of what comes in from outside the image; the other fields get 0.
 
     Returns:
@@ -77,7 +83,10 @@ def augment(
     if rotate_degrees or shift or crop is not None or tuple(scale) != (1.0, 1.0):
         grid = _affine_grid(k_affine, fields[IMAGE].shape, rotate_degrees, scale, shift, crop)
         out = {n: _sample(x, *grid, fill if n == IMAGE else None) for n, x in out.items()}
-    image = _change_grey(k_grey, out[IMAGE], gamma, contrast, brightness, noise)
+    image = out[IMAGE]
+    for k_ellipse in jax.random.split(jax.random.fold_in(key, 4), 2) if dense else ():
+        image = _paint_dense(k_ellipse, image, out["mask"], dense)
+    image = _change_grey(k_grey, image, gamma, contrast, brightness, noise)
     if cutout:
         image = _cut_out(k_cutout, image, cutout, cutout_mode, cutout_prob)
     return {**fields, **out, IMAGE: image.astype(fields[IMAGE].dtype)}
@@ -226,6 +235,34 @@ def _change_grey(
         deviation = _per_example(_draw(keys[3], batch, 0.0, noise))
         image = image + deviation * jax.random.normal(keys[4], (*image.shape[:3], 1))
     return jnp.clip(image, 0.0, 1.0)
+
+
+def _paint_dense(key: jax.Array, image: jax.Array, mask: jax.Array, odds: float) -> jax.Array:
+    batch, height, width = image.shape[:3]
+    keys = jax.random.split(key, 7)
+    inside = (mask > 0).astype(jnp.float32)
+    rim = (inside > 0) & (ops.box_filter(inside, 3) < 0.99)
+    # The largest of independent draws: a pixel of the rim, all equally likely.
+    draws = jnp.where(rim, jax.random.uniform(keys[0], rim.shape), -1.0).reshape(batch, -1)
+    row, column = jnp.divmod(draws.argmax(1), width)
+    y = (jnp.arange(height) - row[:, None])[:, :, None]
+    x = (jnp.arange(width) - column[:, None])[:, None, :]
+    angle = _draw(keys[1], batch, 0.0, np.pi)[:, None, None]
+    long = (height * _draw(keys[2], batch, *DENSE_RADIUS))[:, None, None]
+    short = long * _draw(keys[3], batch, 0.4, 1.0)[:, None, None]
+    along, across = (
+        (jnp.cos(angle) * y + jnp.sin(angle) * x) / long,
+        (jnp.cos(angle) * x - jnp.sin(angle) * y) / short,
+    )
+    ragged = jax.random.normal(keys[4], (batch, 12, 12, 1))
+    ragged = 0.3 * ops.resize_bilinear(ragged, (height, width), align_corners=True)[..., 0]
+    chosen = jax.random.bernoulli(keys[5], odds, (batch, 1, 1))
+    painted = (along**2 + across**2 + ragged < 1) & chosen
+    grey = jnp.quantile(image, 0.9, axis=(1, 2, 3), keepdims=True)
+    share, level = (_per_example(v) for v in jax.random.uniform(
+        keys[6], (2, batch), minval=jnp.array([[0.85], [0.8]]), maxval=1.0))
+    return jnp.where(painted[..., None] & (mask > 0), share * level * grey + (1 - share) * image,
+                     image)
 
 
 def _cut_out(key: jax.Array, image: jax.Array, size: float, mode: str, odds: float) -> jax.Array:

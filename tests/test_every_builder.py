@@ -234,4 +234,4 @@ def test_a_split_that_a_part_lacks(prepared, tmp_path):
                        data_dir=str(Path(prepared["phantom/tiny"]).parents[2]))
     _, mix = main._prepare(config)
     with pytest.raises(ValueError, match="no split 'dev'; it has test, train, unlabeled"):
-        train._open_mix(mix, tmp_path)
+        stage_data._open_mix(mix, tmp_path)
