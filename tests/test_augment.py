@@ -185,6 +185,27 @@ def test_cutout_probability():
     assert abs((np.asarray(out["image"]).max((1, 2, 3)) >= 0).mean() - 0.25) < 0.07
 
 
+def test_dense_lesions_lie_in_the_mask_and_on_its_rim():
+    mask = np.zeros((64, 40, 40, 1), np.uint8)
+    mask[:, 6:34, 5:18] = 1
+    image = np.where(mask, 0.1, 0.8).astype(np.float32)
+    fields = {"image": jnp.asarray(image), "mask": jnp.asarray(mask)}
+    out = _run(fields, **STILL, dense=0.7)
+    np.testing.assert_array_equal(out["mask"], mask)
+    changed = np.asarray(out["image"]) != image
+    assert not (changed & (mask == 0)).any()
+    # Nearly as bright as the wall: .85 of .8 times the wall's grey, and a little of the lung's.
+    painted = np.asarray(out["image"])[changed]
+    assert 0.85 * 0.8 * 0.8 < painted.min() < 0.62 and 0.75 < painted.max() <= 0.8
+    each = changed[..., 0].sum((1, 2))
+    assert 0.82 < (each > 0).mean() < 1  # two of .7: .91
+    rim = changed[:, [6, 33], 5:18].any((1, 2, 3)) | changed[:, 6:34, [5, 17]].any((1, 2, 3))
+    assert rim[each > 0].mean() > 0.9 and (changed[:, 6:34, 5:18].mean((1, 2, 3)) < 0.95).all()
+    assert len(np.unique(each)) > 20
+    still = _run({**fields, "mask": 0 * fields["mask"]}, **STILL, dense=1.0)
+    np.testing.assert_array_equal(still["image"], image)  # an empty mask has no rim
+
+
 def test_same_key_same_batch_and_examples_differ():
     one = jnp.asarray(np.random.default_rng(0).random((1, SIZE, SIZE, 1)), jnp.float32)
     fields = {"image": jnp.tile(one, (8, 1, 1, 1))}

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 import main
 import tfds_builders
 from configs import selfsup
-from infnet_jax import data, stage_data, tasks, train
+from infnet_jax import data, stage_data, tasks
 
 NAMES = [
     "phantom/tiny", "covid_semiseg/binary", "covid_semiseg/multiclass", "medseg/slices",
