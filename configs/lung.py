@@ -36,6 +36,7 @@ def get_config(preset: str = "demo") -> ConfigDict:
         c.prior = ConfigDict(dict(kind="crossfit", folds=5, splits=()))
         s.size, s.steps, s.eval_every, s.validation = 144, 300, 100, 0
         s.augmentation.scale = (0.5, 1.3)  # lungs fill a cropped picture, and half of a whole one
+        s.augmentation.dense = 0.7  # dense lesions at the wall are lung too, and few slices show it
         if preset == "lite":
             common.lite(c)
             c.data.name, s.size, s.steps = "folders", 256, 400
