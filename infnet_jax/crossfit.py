@@ -29,10 +29,10 @@ def run(
 ) -> dict | None:
     """Trains a single-class network a fold, by the settings of `config.segment`.
 
-    Writes `prior/fold<k>/` (a training folder each), `prior/fold<k>.npz` (its maps of every split;
-    of lungs, which are no prior, `fold<k>.json`: what `lung_scores.measure` says of them) and
-    `prior/cross_validation.json`: the mean Dice of the training slices' maps at the threshold, of
-    lungs `lung_scores.summarise`.
+    Writes `prior/fold<k>/` (a training folder each), `prior/fold<k>.npz` (its maps of every split)
+    and `prior/cross_validation.json`: the mean Dice of the training slices' maps at the threshold.
+    Of lungs, which are no prior, `prior/fold<k>.json`, `prior/lungs/` and the last file hold what
+    `lung_scores` says.
 
     Args:
       start: (task, folder of the fold) -> state of step 0.
@@ -68,7 +68,10 @@ def run(
             run_fold = functools.partial(sweep, weights)
             if finds_lungs:
                 cut = config.evaluate.threshold
-                write_json(path, lung_scores.measure(data.select(source, held), run_fold, cut))
+                rows = lung_scores.measure(
+                    data.select(source, held), run_fold, cut, folder / "lungs"
+                )
+                write_json(path, rows)
             else:
                 _write_maps(config, path, kept, dataset, run_fold)
         if jax.process_index() == 0:

@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from infnet_jax import data, lungs
@@ -12,7 +14,8 @@ KEPT = 0.97  # share of a slice's infected pixels inside the lung that counts as
 
 
 def measure(
-    source: data.Source, run: Callable[[data.Source], list[np.ndarray]], threshold: float
+    source: data.Source, run: Callable[[data.Source], list[np.ndarray]], threshold: float,
+    folder: Path,
 ) -> dict[str, dict[str, float | None]]:
     """Compares a network's lungs, found as `predict` finds them in volumes, with the true ones.
 
@@ -20,6 +23,7 @@ def measure(
       source: examples of `data.LungTarget`; those that share a `volume` are its slices.
       run: the network, from examples to maps of lung, 0..1.
       threshold: from which a pixel is lung.
+      folder: gets a picture of each slice's lungs, 0 or 255, under its id.
 
     Returns:
       id -> `dice` (None where both are empty) and `kept`, the share of the infected pixels inside
@@ -41,11 +45,20 @@ def measure(
         for i, lung in zip(indices, found, strict=True):
             truth, lesion = (data.decode(source[i], k)[..., 0] > 0 for k in ("lung", "lesion"))
             both = lung.sum() + truth.sum()
-            rows[data.text(source[i]["id"])] = {
+            name = data.text(source[i]["id"])
+            path = picture_of(folder, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), lung.astype(np.uint8) * 255)
+            rows[name] = {
                 "dice": float(2 * (lung & truth).sum() / both) if both else None,
                 "kept": float((lesion & lung).sum() / lesion.sum()) if lesion.any() else None,
             }
     return rows
+
+
+def picture_of(folder: Path, name: str) -> Path:
+    """Where `measure` leaves the lungs of the slice of that id."""
+    return folder / f"{name}.png"
 
 
 def summarise(rows: Mapping[str, Mapping]) -> dict[str, Any]:

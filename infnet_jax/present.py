@@ -65,6 +65,7 @@ def write(
         score = json.loads((workdir / "prior" / "cross_validation.json").read_text())
         if tasks.target(config) == "lung":
             tables.append(("Cross-validation", _lung_table(score)))
+            pictures += run_figures.lungs(workdir, config, dataset, score)
             notes.append(f"Cross-validation: each slice by one of {config.prior.folds} networks "
                          "that had not seen it.")
         else:

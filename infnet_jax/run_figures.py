@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from infnet_jax import augment, data, figures, splits
+from infnet_jax import augment, data, figures, lung_scores, splits
 from infnet_jax.logs import load_rows
 from infnet_jax.summary import markdown_table
 
@@ -103,6 +103,27 @@ def augmentation(workdir: Path, config: ConfigDict, dataset: Path) -> list:
     )
     return [(out, "Training slices before and after augmentation; the outline is the mask, which "
                   "must move with its slice.")]
+
+
+def lungs(
+    workdir: Path, config: ConfigDict, dataset: Path, score: Mapping[str, Any]
+) -> list:
+    """The cross-validated slices whose lungs fit worst, two of each part of the dataset."""
+    import cv2
+
+    source = splits.open_whole(dataset, config.data.train, config)
+    at = {data.text(source[i]["id"]): i for i in range(len(source))}
+    cases = []
+    for part in score["parts"]:
+        dice = {name: row["dice"] for name, row in score["slices"].items()
+                if row["dice"] is not None and part in ("all", name.partition("/")[0])}
+        for name in sorted(dice, key=dice.get)[:2]:
+            image, truth = (data.decode(source[at[name]], k)[..., 0] for k in ("image", "lung"))
+            path = lung_scores.picture_of(workdir / "prior" / "lungs", name)
+            found = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) > 0
+            cases.append((f"{name}\nDice {dice[name]:.2f}", image, truth > 0, found, found))
+    return [(figures.overlays(cases, workdir / "figures" / "lungs.png"),
+             "The lungs with the lowest Dice of each part, by a network that had not seen them.")]
 
 
 def evaluation(

@@ -52,7 +52,9 @@ ARROWS: dict[str, set[str]] = {
     "parity": _MODELS | {"losses", "convert"},
     "networks": _FRONT,
     "predict": _FRONT | {"imaging", "networks"},
-    "run_figures": {"augment", "data", "figures", "logs", "splits", "summary"},
+    "run_figures": {
+        "augment", "data", "figures", "logs", "lung_scores", "splits", "summary",
+    },
     "present": {"logs", "run_figures", "summary", "tasks"},
     "loop": _FRONT | {"present"},
     "lung_scores": {"data", "lungs", "metrics"},

@@ -19,6 +19,7 @@ from infnet_jax import (
     lungs,
     networks,
     present,
+    run_figures,
     scan_files,
     tasks,
     train,
@@ -102,7 +103,7 @@ def test_cross_validation_tells_how_much_of_the_lesions_is_kept(dataset, tmp_pat
     whole = lungs.ROOM
     try:
         lungs.ROOM = 9.0  # so the second pass would see the whole picture, and is left out
-        rows = lung_scores.measure(source, run, 0.5)
+        rows = lung_scores.measure(source, run, 0.5, tmp_path / "prior" / "lungs")
     finally:
         lungs.ROOM = whole
     for k in range(2):
@@ -115,6 +116,12 @@ def test_cross_validation_tells_how_much_of_the_lesions_is_kept(dataset, tmp_pat
     assert kept == pytest.approx(right, abs=0.02) and 0.2 < np.mean(list(right.values())) < 0.8
     assert 0.5 < score["parts"]["all"]["dice"] < 0.8
     assert "| all |" in present._lung_table(score)
+    ((path, _),) = run_figures.lungs(tmp_path, config, dataset, score)
+    assert path.stat().st_size > 10_000
+    name = min((n for n in score["slices"] if score["slices"][n]["dice"]),
+               key=lambda n: score["slices"][n]["dice"])
+    picture = cv2.imread(str(lung_scores.picture_of(tmp_path / "prior" / "lungs", name)), -1)
+    assert picture.any() and not picture[:, :32].any()
 
 
 def volume(gas=False):
@@ -143,21 +150,21 @@ def volume(gas=False):
     return made, run
 
 
-def test_lungs_of_a_volume_are_tidied_together(monkeypatch):
+def test_lungs_of_a_volume_are_tidied_together(monkeypatch, tmp_path):
     """Gas below the lungs hangs together with none of them, so it goes, in a volume only."""
     monkeypatch.setattr(lungs, "ROOM", 9.0)  # one pass
     made, run = volume(gas=True)
     n = 780  # pixels of both lungs, of which four are missed: a corner
-    rows = lung_scores.measure(made, run, 0.5)
+    rows = lung_scores.measure(made, run, 0.5, tmp_path)
     assert rows["set/z9"] == pytest.approx({"dice": 2 * (n - 4) / (2 * n - 4), "kept": 0.96})
     assert rows["set/z11"]["dice"] == pytest.approx(2 * (n - 4) / (2 * n - 4))
     part = lung_scores.summarise(rows)["parts"]["set"]
     assert part["kept_slices"] == 0 and part["infected"] == part["slices"] == 3
     for e in made:
         del e["volume"]
-    alone = lung_scores.measure(made, run, 0.5)
+    alone = lung_scores.measure(made, run, 0.5, tmp_path)
     assert alone["set/z11"]["dice"] == pytest.approx(2 * (n - 4) / (2 * n - 4 + 20))
-    assert lung_scores.summarise(lung_scores.measure(made, run, 0.3))["parts"]["set"] == {
+    assert lung_scores.summarise(lung_scores.measure(made, run, 0.3, tmp_path))["parts"]["set"] == {
         "slices": 3, "dice": pytest.approx((2 + 2 * n / (2 * n + 20)) / 3), "infected": 3,
         "kept": 1.0, "kept_slices": 1.0}
 
