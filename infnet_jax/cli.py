@@ -71,6 +71,12 @@ def _make_parser() -> _Parser:
     verb.add_argument("out", type=Path, metavar="OUT")
     verb.set_defaults(run=_import_torch)
 
+    verb = verbs.add_parser("export", help="write a trained network as a small folder to pass on")
+    verb.add_argument("workdir", type=_existing, metavar="WORKDIR",
+                      help="the --workdir of a finished run of main.py, or an export of it")
+    verb.add_argument("out", type=Path, metavar="OUT", help="what predict --checkpoint takes too")
+    verb.set_defaults(run=_export)
+
     verb = verbs.add_parser("bench", help="time the bare training steps on this machine")
     verb.add_argument("--backbone", default="resnet50", help="default: %(default)s")
     for name, default in (("batch", 4), ("size", 352), ("steps", 5)):
@@ -83,7 +89,7 @@ def _make_parser() -> _Parser:
     verb.add_argument("inputs", type=_existing, nargs="+", metavar="INPUT",
                       help="pictures, NIfTI volumes, DICOM folders or zips, or folders of them")
     verb.add_argument("--checkpoint", type=_existing, required=True, metavar="DIR",
-                      help="the --workdir of a finished run of main.py")
+                      help="the --workdir of a finished run of main.py, or an export of it")
     verb.add_argument("--out", type=Path, required=True, metavar="DIR")
     verb.add_argument("--tta", action=argparse.BooleanOptionalAction, default=None,
                       help="average eight views, with an uncertainty map (default: as the run did)")
@@ -103,7 +109,7 @@ def _make_parser() -> _Parser:
 
     verb = verbs.add_parser("detect", help="tell infected patients of a labelled dataset")
     verb.add_argument("--checkpoint", type=_existing, required=True, metavar="DIR",
-                      help="the --workdir of a finished run of main.py")
+                      help="the --workdir of a finished run of main.py, or an export of it")
     verb.add_argument("--dataset", type=_existing, required=True, metavar="DIR",
                       help="the version folder of a prepared dataset with labels, such as covid_ct")
     verb.add_argument("--split", default="test", help="default: %(default)s")
@@ -222,6 +228,14 @@ def _import_torch(options: argparse.Namespace) -> int:
     print(f"{options.out}: {report['network']}, {len(report['matched'])} tensors converted")
     for name, reason in report["unused"].items():
         print(f"  not used: {name} ({reason})")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from infnet_jax import export
+
+    path = export.export(options.workdir, options.out)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     return 0
 
 

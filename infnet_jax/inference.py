@@ -46,7 +46,7 @@ class Segmenter:
         """Loads weights; nothing is compiled yet.
 
         Args:
-          workdir: of a finished run.
+          workdir: of a finished run, or what `export` made of one.
           tta: average over eight views; None does as the config does.
           batch_size: slices at once; 0 takes that of the config.
           lungs: a network of lungs is wanted, not one of lesions.

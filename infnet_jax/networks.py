@@ -6,11 +6,16 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from infnet_jax import data, mesh as mesh_lib, tasks
 from infnet_jax.tasks import multi, segment
 from infnet_jax.transfer import load_parameters
+
+EXPORTED = "weights.safetensors"
 
 
 def classes(config: ConfigDict) -> dict[str, int | None]:
@@ -38,13 +43,15 @@ def load_evaluated(config: ConfigDict, workdir: Path) -> tuple[str, list[dict[st
     """The network, or the networks of an ensemble, that a run is judged by.
 
     Returns:
-      `best` (of the held-out slices) or `latest`, where nothing was held out; and the variables of
-      each network, averaged if the stage keeps an average.
+      `best` (of the held-out slices), `latest`, where nothing was held out, or `exported`; and the
+      variables of each network, averaged if the stage keeps an average.
 
     Raises:
       FileNotFoundError: it is not trained yet.
     """
     stage = tasks.last_trained(config)
+    if (workdir / EXPORTED).exists():
+        return "exported", _read_exported(workdir, stage)
     if tasks.folds(config, stage):
         return "latest", load_folds(config, workdir, stage)
     part = "best" if config[stage].validation else "latest"
@@ -57,12 +64,30 @@ def load_folds(config: ConfigDict, workdir: Path, stage: str) -> list[dict[str, 
     Raises:
       FileNotFoundError: one is missing.
     """
+    if (workdir / EXPORTED).exists():
+        return _read_exported(workdir, stage)
     folders = sorted((workdir / stage).glob("fold*/checkpoints"))
     if len(folders) < config[stage].folds:
         raise FileNotFoundError(
             f"{workdir}/{stage}: {len(folders)} of {config[stage].folds} folds are trained"
         )
     return [load_weights(folder, "latest") for folder in folders]
+
+
+def _read_exported(folder: Path, stage: str) -> list[dict[str, Any]]:
+    """A stage's networks from what `export.export` wrote.
+
+    Raises:
+      ValueError: the file is damaged or has none of that stage.
+    """
+    try:
+        flat = load_file(folder / EXPORTED)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / EXPORTED}: not readable ({error})") from error
+    found = unflatten_dict({tuple(k.split("/")): v for k, v in flat.items()}).get(stage, {})
+    if not found:
+        raise ValueError(f"{folder / EXPORTED}: has no network of stage {stage}")
+    return [found[str(number)] for number in range(len(found))]
 
 
 def load_weights(checkpoints: Path, part: str) -> dict[str, Any]:

@@ -10,7 +10,17 @@ import pytest
 
 import tfds_builders
 from configs import multi, supervised
-from infnet_jax import crossfit, data, inference, loop, networks, stage_data, tasks, train
+from infnet_jax import (
+    crossfit,
+    data,
+    export,
+    inference,
+    loop,
+    networks,
+    stage_data,
+    tasks,
+    train,
+)
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +152,12 @@ def test_folds_as_an_ensemble(dataset, tmp_path):
     spread = np.abs(each[0][i] - each[1][i]) / 2  # standard deviation of two
     assert np.abs(found.spread - cv2.resize(spread, picture.shape[::-1])).max() < 0.01
     assert "mean of 2 folds" in segmenter.identity["network"]
+
+    passed_on = inference.Segmenter(export.export(tmp_path, tmp_path / "export").parent)
+    (same,) = passed_on(iter([picture]))
+    np.testing.assert_array_equal(same.probs, found.probs)
+    np.testing.assert_array_equal(same.mask, found.mask)
+    assert passed_on.identity == {**segmenter.identity, "run": "export"}
 
     chosen = json.loads((tmp_path / "thresholds.json").read_text())
     assert segmenter.thresholds == chosen and 0 < chosen["infection"] < 1

@@ -51,6 +51,7 @@ ARROWS: dict[str, set[str]] = {
     "convert": _MODELS | {"torch_names", "torch_files"},
     "parity": _MODELS | {"losses", "convert"},
     "networks": _FRONT,
+    "export": {"networks", "tasks"},
     "predict": _FRONT | {"imaging", "networks"},
     "run_figures": {
         "augment", "data", "figures", "logs", "lung_scores", "splits", "summary",
@@ -106,8 +107,8 @@ ARROWS: dict[str, set[str]] = {
         "score_files", "severity_rows", "study_page", "truth",
     },
     "cli": {
-        "__init__", "evaluation", "parity", "convert", "predict", "train", "bench", "score_files",
-        "scan_files", "screening", "severity_study", "study",
+        "__init__", "evaluation", "export", "parity", "convert", "predict", "train", "bench",
+        "score_files", "scan_files", "screening", "severity_study", "study",
     },
 }
 _MAIN = {"train", "predict", "mesh", "mix"}

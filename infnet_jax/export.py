@@ -1,0 +1,60 @@
+"""The `export` verb: a trained network as a small folder that `predict` takes in place of a run."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+from safetensors.numpy import save_file
+
+from infnet_jax import networks, tasks
+
+BESIDE = ("config.json", "statistics.json", "thresholds.json")  # the last one only where chosen
+
+
+def export(workdir: Path | str, out: Path | str) -> Path:
+    """Writes the weights that a run is judged by, without optimiser and history.
+
+    The folder gets `weights.safetensors` (arrays by `<stage>/<number>/<collection>/<path>`, those
+    of a multi-class network's priors among them) and the run's `config.json`, `statistics.json`
+    and `thresholds.json`. `inference.Segmenter` reads it as it reads the run.
+
+    Returns:
+      The path of the weights.
+
+    Raises:
+      FileNotFoundError: no run there, or it has not trained its last network yet.
+      ValueError: `out` is not empty, or the prior is the truth, which no new scan has.
+    """
+    workdir, out = Path(workdir), Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is not an empty folder; name a new one")
+    for name in BESIDE[:2]:
+        if not (workdir / name).is_file():
+            raise FileNotFoundError(f"{workdir}: no trained run there ({name} is missing)")
+    config = ConfigDict(json.loads((workdir / "config.json").read_text()))
+    stage = tasks.last_trained(config)
+    found = {stage: networks.load_evaluated(config, workdir)[1]}
+    if stage == "multi" and config.multi.with_prior:
+        if config.prior.kind != "crossfit":
+            raise ValueError(f"{workdir}: its prior is the truth, which no new scan has")
+        found["prior"] = networks.load_folds(config, workdir, "prior")
+    flat = {
+        f"{name}/{number}/{key}": np.ascontiguousarray(value)
+        for name, several in found.items()
+        for number, weights in enumerate(several)
+        for key, value in flatten_dict(weights, sep="/").items()
+    }
+    fresh = out.with_name(out.name + ".tmp")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    save_file(flat, fresh / networks.EXPORTED)
+    for name in BESIDE:
+        if (workdir / name).is_file():
+            shutil.copy(workdir / name, fresh / name)
+    if out.exists():
+        out.rmdir()
+    fresh.rename(out)
+    return out / networks.EXPORTED
