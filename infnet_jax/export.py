@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from infnet_jax import networks, tasks
 
@@ -50,7 +50,7 @@ def export(workdir: Path | str, out: Path | str) -> Path:
     fresh = out.with_name(out.name + ".tmp")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    save_file(flat, fresh / networks.EXPORTED)
+    (fresh / networks.EXPORTED).write_bytes(save(flat))  # save_file would hide it from others
     for name in BESIDE:
         if (workdir / name).is_file():
             shutil.copy(workdir / name, fresh / name)
