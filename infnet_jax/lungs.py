@@ -128,10 +128,10 @@ def _without_islands(lung: np.ndarray) -> np.ndarray:
 def _without_newcomers(lung: np.ndarray) -> np.ndarray:
     """Drops parts of a slice that lie under no lung: gas in the bowel, once the lungs recede.
 
-    From the largest slice up and down, since lungs only narrow towards their ends.
+    From the slice with the largest lungs up and down, since they only narrow towards their ends.
     """
     out = lung.copy()
-    largest = int(lung.sum((1, 2)).argmax())
+    largest = int(np.argmax([_two_largest(marked) for marked in lung]))
     for indices in (range(largest + 1, len(out)), range(largest - 1, -1, -1)):
         before = out[largest]
         for i in indices:
@@ -143,6 +143,12 @@ def _without_newcomers(lung: np.ndarray) -> np.ndarray:
             out[i] = kept[labels]
             before = out[i] if out[i].any() else before
     return out
+
+
+def _two_largest(marked: np.ndarray) -> int:
+    """Pixels of the two largest parts: of the lungs, whatever else is marked."""
+    stats = cv2.connectedComponentsWithStats(marked.astype(np.uint8))[2]
+    return int(np.sort(stats[1:, cv2.CC_STAT_AREA])[-2:].sum())
 
 
 def _segment_slice(grey: np.ndarray) -> np.ndarray:

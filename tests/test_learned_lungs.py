@@ -180,6 +180,13 @@ def test_a_part_under_no_lung_is_dropped_and_a_narrowing_lung_is_not():
     found[0, 20:22, 40:50] = True  # above the apex, under nothing
     found[4, 30:33, 34:44] = right[4, 30:33, 34:44] = True  # a second strip under the lung: kept
     np.testing.assert_array_equal(lungs._without_newcomers(found), right)
+    # Much gas below makes its slice the largest, and not the one to start from.
+    found, right = np.zeros((2, 3, 60, 60), bool)
+    found[:, 10:40, 5:20] = found[:2, 10:40, 25:40] = found[2, 15:35, 25:40] = True
+    right[:] = found
+    found[2, 42:52, 5:25] = True
+    found[2, 42:52, 30:40] = True
+    np.testing.assert_array_equal(lungs._without_newcomers(found), right)
 
 
 def test_a_second_pass_sees_the_lungs_larger():
