@@ -21,6 +21,7 @@ OPENING, CLOSING = 0.006, 0.03  # radii that cut off airways, and that bridge ve
 MAX_HOLE = 0.08  # of both lungs: larger holes are the domes of the diaphragm
 MAX_NOTCH = 0.3  # of a lung: larger notches in its outer wall are no lesion
 WORK = 320  # pixels of the longer side; finer detail does not matter to these rules
+CLOSING_EACH = 0.2  # radius that closes a lung that a network found, of the root of its area
 UNDER_LUNG = 0.4  # share of a part that the lung of the slice before must cover
 ROOM = 0.05  # beside the lungs in a network's second pass, of their extent
 _PAD = 0.12  # room around the picture for the closing
@@ -70,7 +71,8 @@ def by_network(
       threshold: from which a pixel is lung.
 
     Returns:
-      bool [D, H, W], tidied; all False where the first pass found none.
+      bool [D, H, W], tidied, each lung closed, since dense lesions at the wall leave notches; all
+      False where the first pass found none.
     """
     found = tidy(_marked(run(pictures), pictures[0].shape, len(pictures), threshold))
     if not found.any():
@@ -82,10 +84,22 @@ def by_network(
     )
     cropped = [np.ascontiguousarray(picture[crop]) for picture in pictures]
     if cropped[0].size > 0.9 * pictures[0].size:
-        return found
+        return np.stack([_close_each(marked) for marked in found])
     again = np.zeros_like(found)
     again[:, *crop] = _marked(run(cropped), cropped[0].shape, len(cropped), threshold)
-    return tidy(again)
+    return np.stack([_close_each(marked) for marked in tidy(again)])
+
+
+def _close_each(lung: np.ndarray) -> np.ndarray:
+    """Closes each of the two lungs of a slice by itself, so that what lies between stays out."""
+    out, labels = lung.copy(), sides.two_lungs(lung)
+    for side in np.unique(labels[labels > 0]):
+        own = labels == side
+        radius = CLOSING_EACH * np.sqrt(own.sum())
+        pad = int(radius) + 2
+        grown = _depth(~np.pad(own, pad)) <= radius  # by distances: a wide disk would be slow
+        out |= (_depth(grown) > radius)[pad:-pad, pad:-pad]
+    return out
 
 
 def _marked(

@@ -153,6 +153,7 @@ def volume(gas=False):
 def test_lungs_of_a_volume_are_tidied_together(monkeypatch, tmp_path):
     """Gas below the lungs hangs together with none of them, so it goes, in a volume only."""
     monkeypatch.setattr(lungs, "ROOM", 9.0)  # one pass
+    monkeypatch.setattr(lungs, "CLOSING_EACH", 0.0)
     made, run = volume(gas=True)
     n = 780  # pixels of both lungs, of which four are missed: a corner
     rows = lung_scores.measure(made, run, 0.5, tmp_path)
@@ -187,6 +188,21 @@ def test_a_part_under_no_lung_is_dropped_and_a_narrowing_lung_is_not():
     found[2, 42:52, 5:25] = True
     found[2, 42:52, 30:40] = True
     np.testing.assert_array_equal(lungs._without_newcomers(found), right)
+
+
+def test_each_lung_is_closed_by_itself():
+    y, x = np.mgrid[:120, :200]
+    both = [((y - 60) / 40) ** 2 + ((x - c) / 30) ** 2 < 1 for c in (50, 130)]
+    whole = both[0] | both[1]
+    notch = (np.abs(y - 60) < 6) & (x < 40)  # a dense lesion at the outer wall of one lung
+    closed = lungs._close_each(whole & ~notch)
+    lost = whole & notch & ~closed
+    assert lost.sum() < 0.15 * (whole & notch).sum() and (whole & ~notch <= closed).all()
+    assert (closed & ~whole).sum() < 0.01 * whole.sum()  # 20 pixels between them stay free
+    assert not lungs._close_each(np.zeros((9, 9), bool)).any()
+    one = np.zeros((9, 9), bool)
+    one[4, 4] = True
+    np.testing.assert_array_equal(lungs._close_each(one), one)
 
 
 def test_a_second_pass_sees_the_lungs_larger():
