@@ -22,6 +22,7 @@ MAX_HOLE = 0.08  # of both lungs: larger holes are the domes of the diaphragm
 MAX_NOTCH = 0.3  # of a lung: larger notches in its outer wall are no lesion
 WORK = 320  # pixels of the longer side; finer detail does not matter to these rules
 CLOSING_EACH = 0.2  # radius that closes a lung that a network found, of the root of its area
+MAX_ADDED = 0.025  # of that lung: larger notches stay
 UNDER_LUNG = 0.4  # share of a part that the lung of the slice before must cover
 ROOM = 0.05  # beside the lungs in a network's second pass, of their extent
 _PAD = 0.12  # room around the picture for the closing
@@ -91,14 +92,21 @@ def by_network(
 
 
 def _close_each(lung: np.ndarray) -> np.ndarray:
-    """Closes each of the two lungs of a slice by itself, so that what lies between stays out."""
+    """Closes small notches of each of a slice's two lungs, so that what lies between stays out.
+
+    Large ones are the heart and the domes of the diaphragm.
+    """
     out, labels = lung.copy(), sides.two_lungs(lung)
     for side in np.unique(labels[labels > 0]):
         own = labels == side
         radius = CLOSING_EACH * np.sqrt(own.sum())
         pad = int(radius) + 2
         grown = _depth(~np.pad(own, pad)) <= radius  # by distances: a wide disk would be slow
-        out |= (_depth(grown) > radius)[pad:-pad, pad:-pad]
+        added = (_depth(grown) > radius)[pad:-pad, pad:-pad] & ~lung
+        _, notches, stats, _ = cv2.connectedComponentsWithStats(added.astype(np.uint8))
+        small = stats[:, cv2.CC_STAT_AREA] <= MAX_ADDED * own.sum()
+        small[0] = False
+        out |= small[notches]
     return out
 
 

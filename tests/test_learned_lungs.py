@@ -194,11 +194,13 @@ def test_each_lung_is_closed_by_itself():
     y, x = np.mgrid[:120, :200]
     both = [((y - 60) / 40) ** 2 + ((x - c) / 30) ** 2 < 1 for c in (50, 130)]
     whole = both[0] | both[1]
-    notch = (np.abs(y - 60) < 6) & (x < 40)  # a dense lesion at the outer wall of one lung
+    notch = (np.abs(y - 60) < 3) & (x < 32)  # a dense lesion at the outer wall of one lung
     closed = lungs._close_each(whole & ~notch)
     lost = whole & notch & ~closed
     assert lost.sum() < 0.15 * (whole & notch).sum() and (whole & ~notch <= closed).all()
     assert (closed & ~whole).sum() < 0.01 * whole.sum()  # 20 pixels between them stay free
+    dome = (np.abs(y - 60) < 6) & (x < 40)  # 8 % of the lung
+    assert not (lungs._close_each(whole & ~dome) & dome)[60].any()
     assert not lungs._close_each(np.zeros((9, 9), bool)).any()
     one = np.zeros((9, 9), bool)
     one[4, 4] = True
