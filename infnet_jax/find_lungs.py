@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from infnet_jax import imaging, lungs
+from infnet_jax import imaging, lung_network, lungs
 from infnet_jax.inference import Segmenter
 
 MORPHOLOGY = "morphology"
@@ -49,8 +49,8 @@ def morphology(scan: imaging.Scan) -> np.ndarray:
 
 
 def learned(network: Segmenter, scan: imaging.Scan) -> np.ndarray:
-    """Bool [D, H, W], by `lungs.by_network`."""
+    """Bool [D, H, W], by `lung_network.find`."""
     def run(pictures: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         return (found.probs for found in network(iter(pictures)))
 
-    return lungs.by_network(run, scan.pictures(), network.thresholds["lung"])
+    return lung_network.find(run, scan.pictures(), network.thresholds["lung"])

@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from infnet_jax import data, lungs
+from infnet_jax import data, lung_network
 
 KEPT = 0.97  # share of a slice's infected pixels inside the lung that counts as kept
 
@@ -41,7 +41,7 @@ def measure(
     for indices in volumes.values():
         indices.sort(key=lambda i: _in_order(data.text(source[i]["id"])))
         pictures = [data.decode(source[i], "image")[..., 0] for i in indices]
-        found = lungs.by_network(of_pictures, pictures, threshold)
+        found = lung_network.find(of_pictures, pictures, threshold)
         for i, lung in zip(indices, found, strict=True):
             truth, lesion = (data.decode(source[i], k)[..., 0] > 0 for k in ("lung", "lesion"))
             both = lung.sum() + truth.sum()

@@ -1,10 +1,9 @@
-"""Lungs of chest-CT pictures: by morphology, with no training, and from what a network marks.
+"""Lungs of chest-CT pictures by morphology; no training needed.
 
-Morphology is written for 8-bit pictures in a lung window, whole or cropped close to the lungs, in
-any turn: no rule asks where the front is. Sizes are relative to the picture's side, sqrt(H W).
+Written for 8-bit pictures in a lung window, whole or cropped close to the lungs, in any turn: no
+rule asks where the front is. Sizes are relative to the picture's side, sqrt(H W).
 """
 
-from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -21,10 +20,7 @@ OPENING, CLOSING = 0.006, 0.03  # radii that cut off airways, and that bridge ve
 MAX_HOLE = 0.08  # of both lungs: larger holes are the domes of the diaphragm
 MAX_NOTCH = 0.3  # of a lung: larger notches in its outer wall are no lesion
 WORK = 320  # pixels of the longer side; finer detail does not matter to these rules
-CLOSING_EACH = 0.2  # radius that closes a lung that a network found, of the root of its area
-MAX_ADDED = 0.025  # of that lung: larger notches stay
 UNDER_LUNG = 0.4  # share of a part that the lung of the slice before must cover
-ROOM = 0.05  # beside the lungs in a network's second pass, of their extent
 _PAD = 0.12  # room around the picture for the closing
 
 
@@ -57,81 +53,10 @@ def segment(grey: np.ndarray) -> np.ndarray:
     out = np.zeros(grey.shape, bool)
     for i, picture in enumerate(grey):
         out[i] = _segment_slice(picture)
-    return _without_islands(out) if len(out) > 1 and out.any() else out
+    return without_islands(out) if len(out) > 1 and out.any() else out
 
 
-def by_network(
-    run: Callable[[Iterable[np.ndarray]], Iterable[np.ndarray]], pictures: Sequence[np.ndarray],
-    threshold: float,
-) -> np.ndarray:
-    """Finds lungs with a network, in two passes: the second sees them as large as it can.
-
-    Args:
-      run: the network, from uint8 [H, W] pictures to as many maps of lung, 0..1, of any size.
-      pictures: the slices of a volume in order, or one picture; of one size.
-      threshold: from which a pixel is lung.
-
-    Returns:
-      bool [D, H, W], tidied, each lung closed, since dense lesions at the wall leave notches; all
-      False where the first pass found none.
-    """
-    found = tidy(_marked(run(pictures), pictures[0].shape, len(pictures), threshold))
-    if not found.any():
-        return found
-    rows, columns = (np.flatnonzero(found.any(axes)) for axes in ((0, 2), (0, 1)))
-    crop = tuple(
-        slice(max(0, int(at[0] - ROOM * np.ptp(at))), int(at[-1] + 1 + ROOM * np.ptp(at)))
-        for at in (rows, columns)
-    )
-    cropped = [np.ascontiguousarray(picture[crop]) for picture in pictures]
-    if cropped[0].size > 0.9 * pictures[0].size:
-        return np.stack([_close_each(marked) for marked in found])
-    again = np.zeros_like(found)
-    again[:, *crop] = _marked(run(cropped), cropped[0].shape, len(cropped), threshold)
-    return np.stack([_close_each(marked) for marked in tidy(again)])
-
-
-def _close_each(lung: np.ndarray) -> np.ndarray:
-    """Closes small notches of each of a slice's two lungs, so that what lies between stays out.
-
-    Large ones are the heart and the domes of the diaphragm.
-    """
-    out, labels = lung.copy(), sides.two_lungs(lung)
-    for side in np.unique(labels[labels > 0]):
-        own = labels == side
-        radius = CLOSING_EACH * np.sqrt(own.sum())
-        pad = int(radius) + 2
-        grown = _depth(~np.pad(own, pad)) <= radius  # by distances: a wide disk would be slow
-        added = (_depth(grown) > radius)[pad:-pad, pad:-pad] & ~lung
-        _, notches, stats, _ = cv2.connectedComponentsWithStats(added.astype(np.uint8))
-        small = stats[:, cv2.CC_STAT_AREA] <= MAX_ADDED * own.sum()
-        small[0] = False
-        out |= small[notches]
-    return out
-
-
-def _marked(
-    maps: Iterable[np.ndarray], shape: tuple[int, int], count: int, threshold: float
-) -> np.ndarray:
-    """Bool [count, *shape], map by map, so that few are in memory."""
-    out = np.zeros((count, *shape), bool)
-    for marked, prob in zip(out, maps, strict=True):
-        marked[:] = cv2.resize(prob, shape[::-1], interpolation=cv2.INTER_LINEAR) >= threshold
-    return out
-
-
-def tidy(found: np.ndarray) -> np.ndarray:
-    """What a network marks as lung, without specks, small holes and islands: bool [D, H, W]."""
-    out = np.zeros(found.shape, bool)
-    for i, marked in enumerate(found):
-        _, labels, stats, _ = cv2.connectedComponentsWithStats(marked.astype(np.uint8))
-        areas = stats[:, cv2.CC_STAT_AREA].copy()
-        areas[0] = 0
-        out[i] = _fill_holes((areas >= max(MIN_PART * areas.max(), 1))[labels])
-    return _without_islands(out) if len(out) > 1 and out.any() else out
-
-
-def _without_islands(lung: np.ndarray) -> np.ndarray:
+def without_islands(lung: np.ndarray) -> np.ndarray:
     """Drops what hangs together with no lung in a volume, such as gas in the bowel."""
     height, width = lung.shape[1:]
     scale = min(1.0, 128 / max(height, width))  # touching or not is seen on a coarse grid too
@@ -201,9 +126,9 @@ def _segment_small(grey: np.ndarray) -> np.ndarray:
     if not lung.any():
         return lung
     pad = int(_PAD * n) + 1
-    lung = _fill_holes(np.pad(lung, pad))
+    lung = fill_holes(np.pad(lung, pad))
     closed = cv2.morphologyEx(lung.astype(np.uint8), cv2.MORPH_CLOSE, _disk(CLOSING * n)) > 0
-    lung = _fill_notches(_fill_holes(closed), n)
+    lung = _fill_notches(fill_holes(closed), n)
     return lung[pad:-pad, pad:-pad]
 
 
@@ -261,7 +186,7 @@ def _without_gas(
     return kept if enough else parts
 
 
-def _fill_holes(lung: np.ndarray) -> np.ndarray:
+def fill_holes(lung: np.ndarray) -> np.ndarray:
     """Fills holes that are small beside the lung."""
     holes = ndimage.binary_fill_holes(lung) & ~lung
     _, labels, stats, _ = cv2.connectedComponentsWithStats(holes.astype(np.uint8), connectivity=4)
@@ -275,11 +200,11 @@ def _fill_notches(lung: np.ndarray, n: float) -> np.ndarray:
     labels = sides.two_lungs(lung)
     if labels.max() < 2:
         return lung
-    out, both = lung.copy(), _depth(_hull(lung))
+    out, both = lung.copy(), depth(_hull(lung))
     for side in (1, 2):
         own = labels == side
         hull = _hull(own)
-        rim = (_depth(hull) < 3) & hull
+        rim = (depth(hull) < 3) & hull
         gaps = cv2.morphologyEx((hull & ~lung).astype(np.uint8), cv2.MORPH_OPEN, _disk(0.006 * n))
         count, gap, stats, _ = cv2.connectedComponentsWithStats(gaps)
         for k in range(1, count):
@@ -296,7 +221,7 @@ def _hull(mask: np.ndarray) -> np.ndarray:
     return cv2.fillConvexPoly(out, cv2.convexHull(points), 1) > 0
 
 
-def _depth(mask: np.ndarray) -> np.ndarray:
+def depth(mask: np.ndarray) -> np.ndarray:
     """Distance to the outside, in pixels."""
     return cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5)
 

@@ -15,6 +15,7 @@ from infnet_jax import (
     data,
     find_lungs,
     imaging,
+    lung_network,
     lung_scores,
     lungs,
     networks,
@@ -100,12 +101,12 @@ def test_cross_validation_tells_how_much_of_the_lesions_is_kept(dataset, tmp_pat
         return maps
 
     (tmp_path / "prior").mkdir()
-    whole = lungs.ROOM
+    whole = lung_network.ROOM
     try:
-        lungs.ROOM = 9.0  # so the second pass would see the whole picture, and is left out
+        lung_network.ROOM = 9.0  # so the second pass would see the whole picture, and is left out
         rows = lung_scores.measure(source, run, 0.5, tmp_path / "prior" / "lungs")
     finally:
-        lungs.ROOM = whole
+        lung_network.ROOM = whole
     for k in range(2):
         half = {name: row for i, (name, row) in enumerate(rows.items()) if i % 2 == k}
         (tmp_path / "prior" / f"fold{k}.json").write_text(json.dumps(half))
@@ -152,8 +153,8 @@ def volume(gas=False):
 
 def test_lungs_of_a_volume_are_tidied_together(monkeypatch, tmp_path):
     """Gas below the lungs hangs together with none of them, so it goes, in a volume only."""
-    monkeypatch.setattr(lungs, "ROOM", 9.0)  # one pass
-    monkeypatch.setattr(lungs, "CLOSING_EACH", 0.0)
+    monkeypatch.setattr(lung_network, "ROOM", 9.0)  # one pass
+    monkeypatch.setattr(lung_network, "CLOSING_EACH", 0.0)
     made, run = volume(gas=True)
     n = 780  # pixels of both lungs, of which four are missed: a corner
     rows = lung_scores.measure(made, run, 0.5, tmp_path)
@@ -195,16 +196,16 @@ def test_each_lung_is_closed_by_itself():
     both = [((y - 60) / 40) ** 2 + ((x - c) / 30) ** 2 < 1 for c in (50, 130)]
     whole = both[0] | both[1]
     notch = (np.abs(y - 60) < 3) & (x < 32)  # a dense lesion at the outer wall of one lung
-    closed = lungs._close_each(whole & ~notch)
+    closed = lung_network._close_each(whole & ~notch)
     lost = whole & notch & ~closed
     assert lost.sum() < 0.15 * (whole & notch).sum() and (whole & ~notch <= closed).all()
     assert (closed & ~whole).sum() < 0.01 * whole.sum()  # 20 pixels between them stay free
     dome = (np.abs(y - 60) < 6) & (x < 40)  # 8 % of the lung
-    assert not (lungs._close_each(whole & ~dome) & dome)[60].any()
-    assert not lungs._close_each(np.zeros((9, 9), bool)).any()
+    assert not (lung_network._close_each(whole & ~dome) & dome)[60].any()
+    assert not lung_network._close_each(np.zeros((9, 9), bool)).any()
     one = np.zeros((9, 9), bool)
     one[4, 4] = True
-    np.testing.assert_array_equal(lungs._close_each(one), one)
+    np.testing.assert_array_equal(lung_network._close_each(one), one)
 
 
 def test_a_second_pass_sees_the_lungs_larger():
@@ -224,11 +225,11 @@ def test_a_second_pass_sees_the_lungs_larger():
 
     picture = np.zeros((100, 80), np.uint8)
     picture[40:61, 20:61] = 9
-    found = lungs.by_network(run, [picture, picture], 0.5)
+    found = lung_network.find(run, [picture, picture], 0.5)
     assert shapes == [(100, 80)] * 2 + [(23, 45)] * 2  # 5 % of 20 and of 40 on either side
     where = np.argwhere(found)
     assert where.min(0).tolist() == [0, 39, 18] and where.max(0).tolist() == [1, 61, 39]
-    nothing = lungs.by_network(lambda ps: [np.float32(0 * p) for p in ps], [picture], 0.5)
+    nothing = lung_network.find(lambda ps: [np.float32(0 * p) for p in ps], [picture], 0.5)
     assert nothing.shape == (1, 100, 80) and not nothing.any()
 
 
@@ -239,8 +240,8 @@ def test_tidy_drops_specks_fills_holes_and_drops_islands():
     found[:, 30:33, 20:23] = False  # a vessel
     found[1, 70:72, 70:72] = True  # a speck
     found[2, 68:78, 5:15] = True  # large in its slice, nothing beside a lung: bowel
-    np.testing.assert_array_equal(lungs.tidy(found), right)
-    assert not lungs.tidy(np.zeros((2, 8, 8), bool)).any()
+    np.testing.assert_array_equal(lung_network.tidy(found), right)
+    assert not lung_network.tidy(np.zeros((2, 8, 8), bool)).any()
 
 
 class LungNetwork:
