@@ -1,12 +1,10 @@
 """The `export` verb: a trained network as a small folder that `predict` takes in place of a run."""
 
-import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 from flax.traverse_util import flatten_dict
-from ml_collections import ConfigDict
 from safetensors.numpy import save
 
 from infnet_jax import networks, tasks
@@ -31,16 +29,11 @@ def export(workdir: Path | str, out: Path | str) -> Path:
     workdir, out = Path(workdir), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not an empty folder; name a new one")
-    for name in BESIDE[:2]:
-        if not (workdir / name).is_file():
-            raise FileNotFoundError(f"{workdir}: no trained run there ({name} is missing)")
-    config = ConfigDict(json.loads((workdir / "config.json").read_text()))
-    stage = tasks.last_trained(config)
-    found = {stage: networks.load_evaluated(config, workdir)[1]}
-    if stage == "multi" and config.multi.with_prior:
-        if config.prior.kind != "crossfit":
-            raise ValueError(f"{workdir}: its prior is the truth, which no new scan has")
-        found["prior"] = networks.load_folds(config, workdir, "prior")
+    config = networks.read_config(workdir)
+    found = {
+        tasks.last_trained(config): networks.load_evaluated(config, workdir)[1],
+        "prior": networks.load_priors(config, workdir),
+    }
     flat = {
         f"{name}/{number}/{key}": np.ascontiguousarray(value)
         for name, several in found.items()

@@ -56,7 +56,7 @@ class Segmenter:
           ValueError: weights are damaged or belong to another network, or it finds another thing.
         """
         self._workdir = Path(workdir)
-        self._config = _read_config(self._workdir)
+        self._config = networks.read_config(self._workdir)
         self.classes = tuple(networks.classes(self._config))
         if (self.classes == ("lung",)) != lungs:
             raise ValueError(
@@ -83,7 +83,8 @@ class Segmenter:
             + (f", mean of {len(ensemble)} folds" if len(ensemble) > 1 else ""),
             "views": "8 flips and quarter turns" if self._config.evaluate.tta else "1",
         }  # fmt: skip
-        self._priors = self._load_priors()
+        self._priors = [self._compile("segment", weights)
+                        for weights in networks.load_priors(self._config, self._workdir)]
         runs = [self._compile(self.stage, weights) for weights in ensemble]
         self._run = runs[0] if len(runs) == 1 else lambda batch: _mean([r(batch) for r in runs])
 
@@ -132,16 +133,6 @@ class Segmenter:
             out[i, ..., 0] = cv2.resize(picture, (side, side), interpolation=how)
         return out
 
-    def _load_priors(self) -> list[Callable]:
-        if self.stage != "multi" or not self._config.multi.with_prior:
-            return []
-        if self._config.prior.kind != "crossfit":
-            raise ValueError(
-                f"{self._workdir}: its prior is the truth (an upper bound), which no new scan has"
-            )
-        found = networks.load_folds(self._config, self._workdir, "prior")
-        return [self._compile("segment", weights) for weights in found]
-
     def _compile(self, stage: str, weights: Mapping) -> Callable:
         """batch -> (probs, spread or None), numpy, for one set of weights."""
         config, norm, tta = self._config, self._norm, self._config.evaluate.tta
@@ -168,21 +159,6 @@ class Segmenter:
             return mean, np.array(spread[..., 0])
 
         return run
-
-
-def _read_config(workdir: Path) -> ConfigDict:
-    """The resolved config of a run.
-
-    Raises:
-      FileNotFoundError: one of the files of a run is missing.
-    """
-    for name in ("config.json", "statistics.json"):
-        if not (workdir / name).is_file():
-            raise FileNotFoundError(
-                f"{workdir}: no trained run there ({name} is missing); give the --workdir of "
-                "python main.py"
-            )
-    return ConfigDict(json.loads((workdir / "config.json").read_text()))
 
 
 def _mean(

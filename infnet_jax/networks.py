@@ -1,5 +1,6 @@
 """The networks that a run trained: their weights, and their maps of a source."""
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,21 @@ from infnet_jax.tasks import multi, segment
 from infnet_jax.transfer import load_parameters
 
 EXPORTED = "weights.safetensors"
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """The resolved config of a run.
+
+    Raises:
+      FileNotFoundError: one of the files of a run is missing.
+    """
+    for name in ("config.json", "statistics.json"):
+        if not (workdir / name).is_file():
+            raise FileNotFoundError(
+                f"{workdir}: no trained run there ({name} is missing); give the --workdir of "
+                "python main.py"
+            )
+    return ConfigDict(json.loads((workdir / "config.json").read_text()))
 
 
 def classes(config: ConfigDict) -> dict[str, int | None]:
@@ -72,6 +88,22 @@ def load_folds(config: ConfigDict, workdir: Path, stage: str) -> list[dict[str, 
             f"{workdir}/{stage}: {len(folders)} of {config[stage].folds} folds are trained"
         )
     return [load_weights(folder, "latest") for folder in folders]
+
+
+def load_priors(config: ConfigDict, workdir: Path) -> list[dict[str, Any]]:
+    """The single-class networks whose mean map a multi-class network is fed; none for the others.
+
+    Raises:
+      FileNotFoundError: one is missing.
+      ValueError: the prior is the truth.
+    """
+    if tasks.last_trained(config) != "multi" or not config.multi.with_prior:
+        return []
+    if config.prior.kind != "crossfit":
+        raise ValueError(
+            f"{workdir}: its prior is the truth (an upper bound), which no new scan has"
+        )
+    return load_folds(config, workdir, "prior")
 
 
 def _read_exported(folder: Path, stage: str) -> list[dict[str, Any]]:
