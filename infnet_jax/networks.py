@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from infnet_jax import data, mesh as mesh_lib, tasks
+from infnet_jax import data, mesh as mesh_lib, metrics, tasks
 from infnet_jax.tasks import multi, segment
 from infnet_jax.transfer import load_parameters
 
@@ -53,6 +53,13 @@ def mark(probs: np.ndarray, thresholds: Mapping[str, float]) -> np.ndarray:
     values = np.asarray(list(thresholds.values()), np.float32)
     ratio = (probs[..., None] if probs.ndim == 2 else probs[..., 1:]) / values
     return np.where(ratio.max(-1) >= 1, ratio.argmax(-1) + 1, 0).astype(np.uint8)
+
+
+def full_size(probs: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A map, [S, S] or [S, S, 3], at the size (H, W) of its slice."""
+    if probs.ndim == 2:
+        return metrics.resize_map(probs, size)
+    return np.stack([metrics.resize_map(p, size) for p in np.moveaxis(probs, -1, 0)], axis=-1)
 
 
 def load_evaluated(config: ConfigDict, workdir: Path) -> tuple[str, list[dict[str, Any]]]:
@@ -128,22 +135,15 @@ def load_weights(checkpoints: Path, part: str) -> dict[str, Any]:
     return player["ema"] or {k: player[k] for k in ("params", "batch_stats")}
 
 
-def sweep(
-    stage: str, config: ConfigDict, weights: dict, source: data.Source,
-    statistics: tuple[float, float],
-) -> list[np.ndarray]:
-    """Probability maps of every example of a source, in its order.
-
-    Returns:
-      float32 [S, S] each for `segment`, [S, S, 3] for `multi` (whose examples need a `prior`).
-    """
-    return make_sweep(stage, config, statistics)(weights, source)
-
-
 def make_sweep(
     stage: str, config: ConfigDict, statistics: tuple[float, float]
 ) -> Callable[[dict, data.Source], list[np.ndarray]]:
-    """`sweep` as a function of weights and source that is compiled once for all its calls."""
+    """A function of weights and source, compiled once for all its calls.
+
+    Returns:
+      (variables, source) -> the probability map of every example in order: float32 [S, S] each for
+      `segment`, [S, S, 3] for `multi`, whose examples need a `prior` if its config has one.
+    """
     norm = tasks.make_norm(config, statistics)
     mesh, tta = mesh_lib.make_mesh(), config.evaluate.tta
     batch_size, size = config.evaluate.batch_size, config[stage].size

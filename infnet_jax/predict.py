@@ -1,9 +1,8 @@
 """The `evaluate` stage: the best weights, the test split once, maps and tables on disk."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,22 +12,10 @@ from ml_collections import ConfigDict
 from infnet_jax import data, evaluation, metrics, networks, normalise, tasks
 from infnet_jax.imaging import pictures
 from infnet_jax.tasks import multi, segment
+from infnet_jax.thresholds import Unseen, cross_validated
 from infnet_jax.workdir import write_json
 
 CASES = ("best", "median", "worst")
-CANDIDATES = tuple(round(0.05 * i, 2) for i in range(1, 20))  # thresholds to choose from
-
-
-class Unseen(NamedTuple):
-    """Training slices, each by a network that has not seen it.
-
-    Attributes:
-      source: the examples, with masks.
-      maps: their probabilities, in the same order, as `networks.sweep` returns them.
-    """
-
-    source: data.Source
-    maps: Sequence[np.ndarray]
 
 
 def evaluate(
@@ -60,7 +47,7 @@ def evaluate(
     maps = [run(weights, test) for weights in ensemble]
     maps = [np.mean(views, axis=0) for views in zip(*maps, strict=True)]
     cases, fitted_cases = list(data.examples(test)), list(data.examples(train))
-    maps = [_full_size(m, case) for m, case in zip(maps, cases, strict=True)]
+    maps = [networks.full_size(m, c["mask"].shape[:2]) for m, c in zip(maps, cases, strict=True)]
     channels = networks.classes(config)
     thresholds = thresholds or dict.fromkeys(channels, config.evaluate.threshold)
     masks = [networks.mark(m, thresholds) for m in maps]
@@ -86,42 +73,12 @@ def evaluate(
             kept = workdir / "evaluate" / f"{name}.npz"
             _keep_cases(kept, cases, truths, found, probs, dice)
     if unseen:
-        result["cross_validated"] = _cross_validated(config, unseen, thresholds)
+        result["cross_validated"] = cross_validated(unseen, thresholds)
     if jax.process_index() == 0:
         _write_masks(workdir / "masks", cases, masks)
         evaluation.write_csv(workdir / "evaluation.csv", rows)
         write_json(workdir / "evaluation.json", result)
     return result
-
-
-def choose_thresholds(config: ConfigDict, *, workdir: Path, unseen: Unseen) -> dict[str, float]:
-    """The thresholds with the best mean Dice on training slices that no weight has seen.
-
-    A threshold below 0.5 is right where a network often knows that there is a lesion but not of
-    which class. Dice of the masks of `networks.mark`, at the networks' size, empty-aware, averaged
-    over slices and then classes, for all thresholds in `CANDIDATES`; of equal ones the nearest to
-    0.5. Written to `thresholds.json`, which the Segmenter reads.
-
-    Args:
-      unseen: at least one slice.
-
-    Returns:
-      A threshold for each class.
-    """
-    channels = networks.classes(config)
-    side = len(unseen.maps[0])
-    truths = [data.resize(case["mask"], side, labels=True)[..., 0]
-              for case in data.examples(unseen.source)]
-    best, chosen = (-1.0, 0.0), {}
-    for values in itertools.product(CANDIDATES, repeat=len(channels)):
-        thresholds = dict(zip(channels, values, strict=True))
-        masks = [networks.mark(probs, thresholds) for probs in unseen.maps]
-        dice = _mean_dice(masks, truths, len(channels))
-        worth = (round(float(np.mean(dice)), 9), -sum(abs(value - 0.5) for value in values))
-        if worth > best:
-            best, chosen = worth, thresholds
-    write_json(workdir / "thresholds.json", chosen)
-    return chosen
 
 
 def losses(
@@ -169,41 +126,6 @@ def losses(
         for name in each[0]:
             found.setdefault(name, []).append(float(np.mean([one[name] for one in each])))
     return found
-
-
-def _cross_validated(
-    config: ConfigDict, unseen: Unseen, thresholds: Mapping[str, float]
-) -> dict[str, float]:
-    truths, masks = [], []
-    for case, probs in zip(data.examples(unseen.source), unseen.maps, strict=True):
-        truths.append(case["mask"][..., 0])
-        masks.append(networks.mark(_full_size(probs, case), thresholds))
-    dice = _mean_dice(masks, truths, len(thresholds))
-    return dict(zip(thresholds, map(float, dice), strict=True))
-
-
-def _mean_dice(
-    masks: Sequence[np.ndarray], truths: Sequence[np.ndarray], classes: int
-) -> np.ndarray:
-    """Empty-aware Dice of each class [classes], averaged over slices; 0 where all are empty.
-
-    Of masks of one class any lesion of the truth counts.
-    """
-    dice = np.full((len(masks), classes), np.nan)
-    for i, (mask, truth) in enumerate(zip(masks, truths, strict=True)):
-        for k in range(classes):
-            found, true = mask == k + 1, (truth > 0) if classes == 1 else (truth == k + 1)
-            if total := np.count_nonzero(found) + np.count_nonzero(true):
-                dice[i, k] = 2 * np.count_nonzero(found & true) / total
-    return np.nan_to_num(metrics.defined_mean(dice))
-
-
-def _full_size(probs: np.ndarray, case: Mapping[str, Any]) -> np.ndarray:
-    """A map, [S, S] or [S, S, 3], at the size of its slice."""
-    size = case["mask"].shape[:2]
-    if probs.ndim == 2:
-        return metrics.resize_map(probs, size)
-    return np.stack([metrics.resize_map(p, size) for p in np.moveaxis(probs, -1, 0)], axis=-1)
 
 
 def _records(

@@ -24,6 +24,7 @@ from infnet_jax import (
     splits,
     stage_data,
     tasks,
+    thresholds,
 )
 from infnet_jax.mix import Mix
 from infnet_jax.models.infnet import is_output_layer
@@ -111,14 +112,14 @@ def _run_stage(
     began = time.perf_counter()
     test = stage_data.open_test(config, workdir, dataset)
     train = splits.open_training(dataset, config.data.train, config, masks=True)
-    unseen = thresholds = None
+    unseen = cuts = None
     if config.evaluate.choose_threshold or tasks.folds(config, tasks.last_trained(config)):
         unseen = _unseen(config, dataset, workdir, statistics)
     if config.evaluate.choose_threshold:
-        thresholds = predict.choose_thresholds(config, workdir=workdir, unseen=unseen)
+        cuts = thresholds.choose(config, workdir=workdir, unseen=unseen)
     predict.evaluate(
         config, workdir=workdir, test=test, train=train, statistics=statistics, unseen=unseen,
-        thresholds=thresholds,
+        thresholds=cuts,
     )
     return {"name": stage, "seconds": time.perf_counter() - began}
 
@@ -141,7 +142,7 @@ def _check_held_out(config: ConfigDict) -> None:
 
 def _unseen(
     config: ConfigDict, dataset: Path, workdir: Path, statistics: tuple[float, float]
-) -> predict.Unseen:
+) -> thresholds.Unseen:
     """Training slices that were held out, or of other folds, and their maps."""
     stage, found = tasks.last_trained(config), {}
     source = stage_data.open_sources(stage, config, dataset, workdir)[-1]
@@ -150,7 +151,7 @@ def _unseen(
     for weights, part in zip(ensemble, stage_data.held_out(stage, config, source), strict=True):
         found.update(zip(part.tolist(), run(weights, data.select(source, part)), strict=True))
     order = sorted(found)
-    return predict.Unseen(data.select(source, np.array(order)), [found[i] for i in order])
+    return thresholds.Unseen(data.select(source, np.array(order)), [found[i] for i in order])
 
 
 def train_stage(

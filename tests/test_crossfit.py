@@ -135,7 +135,7 @@ def test_folds_as_an_ensemble(dataset, tmp_path):
     assert "The mean of 2 networks is evaluated" in page.read_text()
     test = data.open_split(dataset, "test")
     known = json.loads((tmp_path / "statistics.json").read_text())
-    each = [networks.sweep("segment", config, weights, test, (known["mean"], known["sd"]))
+    each = [networks.make_sweep("segment", config, (known["mean"], known["sd"]))(weights, test)
             for weights in networks.load_evaluated(config, tmp_path)[1]]
     assert np.abs(each[0][0] - each[1][0]).max() > 0.04  # else a mean proves nothing
     written = cv2.imread(str(next((tmp_path / "predictions").glob("*.png"))), -1)
@@ -184,7 +184,7 @@ def test_an_ensemble_of_multi_class_networks(dataset, tmp_path):
     dice = []
     for part, weights in zip(held, ensemble, strict=True):
         some = data.select(source, part)
-        maps = networks.sweep("multi", config, weights, some, (known["mean"], known["sd"]))
+        maps = networks.make_sweep("multi", config, (known["mean"], known["sd"]))(weights, some)
         for case, probs in zip(data.examples(some), maps, strict=True):
             found = cv2.resize(probs[..., 1], (case["mask"].shape[1], case["mask"].shape[0])) >= 0.5
             truth = case["mask"][..., 0] == 1

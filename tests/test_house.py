@@ -52,7 +52,8 @@ ARROWS: dict[str, set[str]] = {
     "parity": _MODELS | {"losses", "convert"},
     "networks": _FRONT,
     "export": {"networks", "tasks"},
-    "predict": _FRONT | {"imaging", "networks"},
+    "thresholds": {"data", "metrics", "networks", "workdir"},
+    "predict": _FRONT | {"imaging", "networks", "thresholds"},
     "run_figures": {
         "augment", "data", "figures", "logs", "lung_scores", "splits", "summary",
     },
@@ -64,6 +65,7 @@ ARROWS: dict[str, set[str]] = {
     "stage_data": _FRONT | {"crossfit", "mix", "semi"},
     "train": _FRONT | {
         "convert", "crossfit", "loop", "networks", "predict", "present", "semi", "stage_data",
+        "thresholds",
     },
     "study_figures": {"figures"},
     "study_cells": set(),

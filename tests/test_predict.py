@@ -17,6 +17,7 @@ from infnet_jax import (
     present,
     run_figures,
     tasks,
+    thresholds as thresholds_lib,
 )
 from infnet_jax.evaluation import floors
 from infnet_jax.tasks import segment
@@ -116,8 +117,8 @@ def test_the_threshold_is_the_one_with_the_best_dice_on_held_out_slices(tmp_path
     prob[:2], prob[1, 0], prob[3, 3] = 0.8, 0.3, 0.6
     config = supervised.get_config("tiny")
     held_out = [{"mask": truth, "image": truth, "id": "a"}]
-    unseen = predict_stage.Unseen(held_out, [prob])
-    choose = partial(predict_stage.choose_thresholds, config, workdir=tmp_path, unseen=unseen)
+    unseen = thresholds_lib.Unseen(held_out, [prob])
+    choose = partial(thresholds_lib.choose, config, workdir=tmp_path, unseen=unseen)
     found = choose()
     # All 8 and 1 false below 0.3: 16 / 17; above 0.6 one is missed: 14 / 15.
     assert found == {"infection": 0.3}  # .15 to .3 are equal: the nearest to 0.5
@@ -152,8 +153,8 @@ def test_thresholds_of_two_classes_are_chosen_together(tmp_path):
     probs = np.zeros((4, 4, 3), np.float32)
     probs[:2, :, 1], probs[:2, :, 2] = 0.3, 0.4
     probs[2, :, 2], probs[3, :, 1] = 0.8, 0.1
-    unseen = predict_stage.Unseen([{"mask": truth, "image": truth, "id": "a"}], [probs])
-    found = predict_stage.choose_thresholds(config, workdir=tmp_path, unseen=unseen)
+    unseen = thresholds_lib.Unseen([{"mask": truth, "image": truth, "id": "a"}], [probs])
+    found = thresholds_lib.choose(config, workdir=tmp_path, unseen=unseen)
     np.testing.assert_array_equal(networks.mark(probs, found), truth[..., 0])
     assert found == {"ggo": 0.3, "consolidation": 0.5}
 

@@ -278,7 +278,7 @@ def test_a_real_run_stores_what_the_teacher_says(dataset, tmp_path):
     assert train._run_stage("semi", config, tmp_path, dataset, mesh, statistics)["steps"] == 13
     weights = networks.load_weights(tmp_path / "semi" / "teacher" / "checkpoints", "latest")
     source = data.open_split(dataset, "unlabeled")
-    maps = networks.sweep("segment", config, weights, source, statistics)
+    maps = networks.make_sweep("segment", config, statistics)(weights, source)
     by_id = {data.text(source[i]["id"]): m for i, m in enumerate(maps)}
     with np.load(tmp_path / "semi" / "round0000.npz") as z:
         assert len(z.files) == 5

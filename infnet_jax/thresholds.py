@@ -1,0 +1,105 @@
+"""From which probability a pixel is marked: chosen on training slices that no weight has seen."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from infnet_jax import data, metrics, networks
+from infnet_jax.workdir import write_json
+
+CANDIDATES = tuple(round(0.05 * i, 2) for i in range(1, 20))
+
+
+class Unseen(NamedTuple):
+    """Training slices, each by a network that has not seen it.
+
+    Attributes:
+      source: the examples, with masks.
+      maps: their probabilities, in the same order, as `networks.make_sweep` returns them.
+    """
+
+    source: data.Source
+    maps: Sequence[np.ndarray]
+
+
+def choose(config: ConfigDict, *, workdir: Path, unseen: Unseen) -> dict[str, float]:
+    """The thresholds with the best mean Dice on training slices that no weight has seen.
+
+    A threshold below 0.5 is right where a network often knows that there is a lesion but not of
+    which class. Dice of the masks of `networks.mark`, at the networks' size, empty-aware, averaged
+    over slices and then classes, for all thresholds in `CANDIDATES`; of equal ones the nearest to
+    0.5. Written to `thresholds.json`, which the Segmenter reads.
+
+    Args:
+      unseen: at least one slice.
+
+    Returns:
+      A threshold for each class.
+    """
+    channels = networks.classes(config)
+    side = len(unseen.maps[0])
+    truths = [data.resize(case["mask"], side, labels=True)[..., 0]
+              for case in data.examples(unseen.source)]
+    totals = [_count(truth, len(channels)) for truth in truths]
+    # Most pixels are background at every threshold and cannot matter: the others make one row.
+    kept = [_foreground(probs) >= CANDIDATES[0] for probs in unseen.maps]
+    maps = [probs[k][None] for probs, k in zip(unseen.maps, kept, strict=True)]
+    truths = [truth[k][None] for truth, k in zip(truths, kept, strict=True)]
+    best, chosen = (-1.0, 0.0), {}
+    for values in itertools.product(CANDIDATES, repeat=len(channels)):
+        thresholds = dict(zip(channels, values, strict=True))
+        dice = _mean_dice([networks.mark(probs, thresholds) for probs in maps], truths, totals)
+        worth = (round(float(np.mean(dice)), 9), -sum(abs(value - 0.5) for value in values))
+        if worth > best:
+            best, chosen = worth, thresholds
+    write_json(workdir / "thresholds.json", chosen)
+    return chosen
+
+
+def cross_validated(unseen: Unseen, thresholds: Mapping[str, float]) -> dict[str, float]:
+    """Each class's Dice of the masks of unseen slices, at their own size, empty-aware."""
+    truths = [case["mask"][..., 0] for case in data.examples(unseen.source)]
+    masks = [
+        networks.mark(networks.full_size(probs, truth.shape), thresholds)
+        for probs, truth in zip(unseen.maps, truths, strict=True)
+    ]
+    dice = _mean_dice(masks, truths, [_count(truth, len(thresholds)) for truth in truths])
+    return dict(zip(thresholds, map(float, dice), strict=True))
+
+
+def _foreground(probs: np.ndarray) -> np.ndarray:
+    """The largest probability of a class: of [H, W], or of [H, W, 3] with the background first."""
+    return probs if probs.ndim == 2 else probs[..., 1:].max(-1)
+
+
+def _true(truth: np.ndarray, label: int, classes: int) -> np.ndarray:
+    """Where a class is; of masks of one class any lesion counts."""
+    return truth > 0 if classes == 1 else truth == label
+
+
+def _count(truth: np.ndarray, classes: int) -> list[int]:
+    return [np.count_nonzero(_true(truth, k + 1, classes)) for k in range(classes)]
+
+
+def _mean_dice(
+    masks: Sequence[np.ndarray], truths: Sequence[np.ndarray], totals: Sequence[Sequence[int]]
+) -> np.ndarray:
+    """Empty-aware Dice of each class [classes], averaged over slices; 0 where all are empty.
+
+    Args:
+      masks, truths: labels; pixels that are background in a mask may be left out of both.
+      totals: for each slice how many pixels each class truly has.
+    """
+    classes = len(totals[0])
+    dice = np.full((len(masks), classes), np.nan)
+    for i, (mask, truth) in enumerate(zip(masks, truths, strict=True)):
+        for k in range(classes):
+            found = mask == k + 1
+            if total := np.count_nonzero(found) + totals[i][k]:
+                both = np.count_nonzero(found & _true(truth, k + 1, classes))
+                dice[i, k] = 2 * both / total
+    return np.nan_to_num(metrics.defined_mean(dice))
