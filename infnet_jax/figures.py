@@ -95,13 +95,14 @@ def inpainting_panel(
 
 
 def overlays(
-    cases: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray, np.ndarray]], path: Path
+    cases: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]], path: Path
 ) -> Path:
     """Draws a row a case: the slice, truth and prediction as contours, and the probability map.
 
     Args:
       cases: (title, image, truth, found, prob): [H, W] image in any grey scale, [H, W] bool twice,
-        [H, W] probability in 0..1. Rows may differ in size. An empty mask draws no contour.
+        [H, W] probability in 0..1, or None in all cases, which leaves that column out. Rows may
+        differ in size. An empty mask draws no contour.
       path: the PNG to write.
 
     Raises:
@@ -111,17 +112,19 @@ def overlays(
         raise ValueError("overlays: no cases to draw")
     from matplotlib.lines import Line2D
 
-    with canvas(path, width=8.4, height=2.75 * len(cases) + 0.6) as figure:
-        grid = figure.subplots(len(cases), 3, squeeze=False)
+    columns = ("slice", "contours", "probability")[: 2 if cases[0][-1] is None else 3]
+    with canvas(path, width=2.8 * len(columns), height=2.75 * len(cases) + 0.6) as figure:
+        grid = figure.subplots(len(cases), len(columns), squeeze=False)
         for line, (title, image, truth, found, prob) in zip(grid, cases, strict=True):
             _picture(line[0], image)
             _picture(line[1], image)
             _contour(line[1], np.asarray(truth, float), 0.5, SKY)
             _contour(line[1], np.asarray(found, float), 0.5, ORANGE)
-            shown = _picture(line[2], prob, 0, 1, cmap="magma")
-            figure.colorbar(shown, ax=line[2], fraction=0.046, pad=0.03, ticks=[0, 0.5, 1])
+            if prob is not None:
+                shown = _picture(line[2], prob, 0, 1, cmap="magma")
+                figure.colorbar(shown, ax=line[2], fraction=0.046, pad=0.03, ticks=[0, 0.5, 1])
             line[0].set_ylabel(title)
-        for ax, name in zip(grid[0], ("slice", "contours", "probability"), strict=True):
+        for ax, name in zip(grid[0], columns, strict=True):
             ax.set_title(name)
         names = ("truth", SKY), ("prediction", ORANGE)
         handles = [Line2D([], [], color=colour, label=name) for name, colour in names]

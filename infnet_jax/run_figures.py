@@ -121,7 +121,7 @@ def lungs(
             image, truth = (data.decode(source[at[name]], k)[..., 0] for k in ("image", "lung"))
             path = lung_scores.picture_of(workdir / "prior" / "lungs", name)
             found = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) > 0
-            cases.append((f"{name}\nDice {dice[name]:.2f}", image, truth > 0, found, found))
+            cases.append((f"{name}\nDice {dice[name]:.2f}", image, truth > 0, found, None))
     return [(figures.overlays(cases, workdir / "figures" / "lungs.png"),
              "The lungs with the lowest Dice of each part, by a network that had not seen them.")]
 

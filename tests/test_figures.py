@@ -103,6 +103,16 @@ def test_overlays_takes_slices_of_different_sizes(tmp_path):
     assert _pixels_of(figures.overlays(cases, tmp_path / "o.png"), figures.SKY) > 0
 
 
+def test_overlays_without_probabilities_have_two_columns(tmp_path):
+    sizes = []
+    for prob in (np.zeros((40, 40)), None):
+        case = ("case", np.zeros((40, 40)), _square(), _square(), prob)
+        with Image.open(figures.overlays([case], tmp_path / "o.png")) as picture:
+            sizes.append(picture.size)
+    assert sizes[1][0] == pytest.approx(sizes[0][0] * 2 / 3, abs=2)
+    assert sizes[1][1] == sizes[0][1]
+
+
 def test_augmentation_outlines_both_sides(tmp_path):
     slices, masks = np.zeros((2, 40, 40)), np.stack([_square()] * 2)
 
