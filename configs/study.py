@@ -6,11 +6,14 @@
 Rows marked "aug" add what the paper names: flips, crops and a cutout of that share of the image;
 the others see each slice as it is. They are trained for the same number of steps and evaluated
 without test-time averaging. What pre-training and its coach are worth with fewer labels is asked
-of the plain rows. "Ours" is the full recipe of `configs/common.py`.
+of the plain rows. "Ours" is the full recipe of `configs/common.py`. "Lite" is preset lite of
+`configs/supervised.py`, with ImageNet weights, larger slices and more steps: no comparison of
+methods, but the best single network that we have.
 
 Presets:
     demo (the default)  one seed of most rows on `phantom`, to see what a study leaves
-    semiseg             COVID-SemiSeg on two cores, 176 x 176 (multi-class 128 x 128), for a night
+    semiseg             COVID-SemiSeg on two cores, 176 x 176 (multi-class 128 x 128), for a night;
+                        its row lite needs the extra `pretrained`
     tiny                for tests
 """
 
@@ -70,11 +73,15 @@ def get_config(preset: str = "demo") -> ConfigDict:
         _row(c, "multi_scratch", "Ours, from scratch, multi", "multi", both, several, (0,))
         _row(c, "multi_ours", "Ours, multi", "multi_selfsup", both, several, (0,),
              against="multi_scratch")
+    if preset == "semiseg":
+        c.bases.lite = supervised.get_config("lite")
+        c.bases.lite.data.name = c.bases.supervised.data.name
+        _row(c, "lite", "Lite, ImageNet weights", "lite", {}, single, (0,))
     names = (*PAPER, "scratch", "ours")
     c.run = {  # which rows, in this order
         "tiny": ("sinfnet", "selfsup", "selfsup_aug"),
         "demo": (*names, "multi_sinfnet", "multi_selfsup"),
-        "semiseg": (*names, "selfsup_random", *(f"multi_{name}" for name in names)),
+        "semiseg": (*names, "selfsup_random", "lite", *(f"multi_{name}" for name in names)),
     }[preset]
     return c
 
