@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from configs import study as config_file
+from configs import study as config_file, supervised
 from infnet_jax import cli, compare, study, study_cells, study_figures, study_results, study_tables
 
 
@@ -133,7 +133,7 @@ def test_stages_are_lent_only_where_they_would_come_out_alike(config, tmp_path):
 def test_priors_are_lent_between_rows_that_differ_in_the_last_network_alone(tmp_path):
     config = config_file.get_config("semiseg")
     cells = study_cells.make_cells(config, tmp_path)
-    assert len(cells) == 5 * (5 + 3 * 3) + 3 * 7
+    assert len(cells) == 5 * (5 + 3 * 3 + 1) + 3 * 7
     of_row = {cell.row: json.loads(cell.config.to_json()) for cell in cells
               if cell.seed == 0 and not cell.labels}
 
@@ -183,8 +183,12 @@ def test_the_rows_are_what_their_names_say(tmp_path):
     assert rows["selfsup_aug"].segment.augmentation.cutout == 0.5
     assert "pretrain" in rows["ours"].stages and "pretrain" not in rows["scratch"].stages
     assert rows["ours"].segment.augmentation == rows["scratch"].segment.augmentation
-    steps = {c.segment.steps for name, c in rows.items() if not name.startswith("multi")}
+    alone = ("multi", "lite")  # lite is no comparison
+    steps = {c.segment.steps for name, c in rows.items() if not name.startswith(alone)}
     assert len(steps) == 1  # the same budget for all
+    lite = supervised.get_config("lite")
+    assert rows["lite"].weights and rows["lite"].segment == lite.segment
+    assert rows["lite"].data.name == rows["sinfnet"].data.name
 
 
 def test_folds_are_put_together_again(config, tmp_path):
