@@ -16,6 +16,7 @@ from infnet_jax.workdir import write_text
 LOSSES = {
     "total": "training loss in all", "coarse": "eq. 4, map 5", "s32": "eq. 4, map 4",
     "s16": "eq. 4, map 3", "s8": "eq. 4, map 2 (final)", "edge": "edge",
+    "region": "eq. 4, a U-Net's map",
     "entropy": "cross-entropy", "dice": "soft Dice loss", "distance": "abs(logit - truth)",
 }  # fmt: skip
 
@@ -119,7 +120,7 @@ def _table1(config: ConfigDict, results: Sequence[Results], workdir: Path) -> li
         cells = {(line["row"], line["labels"], line["loss"]): line for line in own}
         table = [
             [row, labels, cells[row, labels, names[0]]["seeds"],
-             *(_spread(cells[row, labels, name], "mean", "low", "high") for name in names),
+             *(_spread(cells.get((row, labels, name)), "mean", "low", "high") for name in names),
              cells[row, labels, "total"]["paper"]]
             for row, labels in dict.fromkeys((line["row"], line["labels"]) for line in own)
         ]  # fmt: skip
@@ -179,8 +180,10 @@ def _figures(config: ConfigDict, results: Sequence[Results], workdir: Path) -> l
     return parts
 
 
-def _spread(line: Mapping[str, Any], *keys: str) -> str:
-    """`0.691 [0.648, 0.716]`."""
+def _spread(line: Mapping[str, Any] | None, *keys: str) -> str:
+    """`0.691 [0.648, 0.716]`, or a dash for what a network does not have."""
+    if line is None:
+        return "–"
     value, low, high = (_number(line[key], ".3f") for key in keys)
     return f"{value} [{low}, {high}]"
 
@@ -192,7 +195,8 @@ def _number(value: float, form: str) -> str:
 LOSS_NOTE = (
     "Mean [95 % interval] over slices and seeds, at the network's own size, without test-time "
     "averaging. Single class: the training loss is eq. 5 (four maps and the edge, each as eq. 4 "
-    "with boundary weights) and its parts stand beside it. Multi-class: cross-entropy plus soft "
+    "with boundary weights) and its parts stand beside it; of a U-Net, which has one map and no "
+    "edge, it is eq. 4 of that map. Multi-class: cross-entropy plus soft "
     "Dice loss. abs(logit - truth) is the mean over pixels and maps that one evaluator of the "
     "paper's authors takes for the loss. The paper defines none, and its data differ: its figures "
     "are no target, only neighbours."

@@ -257,6 +257,23 @@ def test_two_classes_get_their_mean_and_budgets_a_curve(config, tmp_path):
     assert (tmp_path / "figures" / "label_efficiency.png").exists()
 
 
+def test_networks_with_other_parts_of_the_loss_share_a_table(config, tmp_path):
+    for name in config.run:
+        config.rows[name].labels = (0,)
+    cells = study_cells.make_cells(config, tmp_path)
+    for cell in cells:
+        leave(cell.folder, {"a": 0.2, "b": 0.4})
+        part = "region" if cell.row == "sinfnet" else "edge"
+        losses = {"total": [1.0, 2.0], part: [0.5, 0.5]}
+        (cell.folder / "losses.json").write_text(json.dumps(losses))
+    study_tables.write(config, cells, workdir=tmp_path, failures={}, command="x")
+    page = (tmp_path / "table1.md").read_text()
+    head, _, net, *others = [line.split(" | ") for line in page.splitlines() if line[:2] == "| "]
+    edge, region = (next(i for i, h in enumerate(head) if text in h) for text in ("edge", "U-Net"))
+    assert (net[edge], net[region][:5]) == ("–", "0.500")
+    assert all((row[edge][:5], row[region]) == ("0.500", "–") for row in others)
+
+
 def test_p_values_are_corrected_over_all_comparisons_of_a_class(config, tmp_path):
     for name in config.run:
         config.rows[name].labels = (0,)
