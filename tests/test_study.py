@@ -187,7 +187,8 @@ def test_the_rows_are_what_their_names_say(tmp_path):
     steps = {c.segment.steps for name, c in rows.items() if not name.startswith(alone)}
     assert len(steps) == 1  # the same budget for all
     lite = supervised.get_config("lite")
-    assert rows["lite"].weights and rows["lite"].segment == lite.segment
+    assert rows["lite"].weights == lite.weights
+    assert rows["lite"].segment.to_dict() == lite.segment.to_dict()
     assert rows["lite"].data.name == rows["sinfnet"].data.name
 
 
