@@ -80,7 +80,7 @@ class Segmenter:
             "weights": _digest(ensemble),
             "trained on": f"{self._config.data.name}, {self._config.data.train}",
             "network": _describe(self._config, self.stage)
-            + (f", mean of {len(ensemble)} folds" if len(ensemble) > 1 else ""),
+            + (f", mean of {len(ensemble)} networks" if len(ensemble) > 1 else ""),
             "views": "8 flips and quarter turns" if self._config.evaluate.tta else "1",
         }  # fmt: skip
         self._priors = [self._compile("segment", weights)

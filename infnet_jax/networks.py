@@ -89,11 +89,11 @@ def load_folds(config: ConfigDict, workdir: Path, stage: str) -> list[dict[str, 
     """
     if (workdir / EXPORTED).exists():
         return _read_exported(workdir, stage)
-    folders = sorted((workdir / stage).glob("fold*/checkpoints"))
-    if len(folders) < config[stage].folds:
-        raise FileNotFoundError(
-            f"{workdir}/{stage}: {len(folders)} of {config[stage].folds} folds are trained"
-        )
+    count = tasks.folds(config, stage) or config[stage].folds  # `prior` has no repeats
+    folders = [workdir / stage / f"fold{k}" / "checkpoints" for k in range(count)]
+    trained = [folder for folder in folders if folder.exists()]
+    if len(trained) < count:
+        raise FileNotFoundError(f"{workdir}/{stage}: {len(trained)} of {count} folds are trained")
     return [load_weights(folder, "latest") for folder in folders]
 
 

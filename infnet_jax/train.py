@@ -1,5 +1,6 @@
 """The walk through the stages of a run."""
 
+import collections
 import functools
 import json
 import sys
@@ -105,7 +106,7 @@ def _run_stage(
     if stage in WALKS:
         return WALKS[stage](
             config, workdir=workdir, dataset=dataset, mesh=mesh, statistics=statistics,
-            start=lambda task, folder: _start(task, stage, config, workdir, folder),
+            start=lambda task, folder: _start(task, stage, config, workdir, folder, config.seed),
         )
     if stage != "evaluate":
         return train_stage(stage, config, workdir, dataset, mesh, statistics, mix)
@@ -127,7 +128,15 @@ def _run_stage(
 def _check_held_out(config: ConfigDict) -> None:
     """Refuses before any training what would only fail after it."""
     for stage in ("segment", "multi"):
-        if stage in config.stages and tasks.folds(config, stage) and config[stage].validation:
+        if stage not in config.stages:
+            continue
+        repeats, folds = config[stage].repeats, config[stage].folds
+        if repeats < 1 or (repeats > 1 and not folds):
+            raise ValueError(
+                f"{stage}.repeats={repeats} with {stage}.folds={folds}: it counts deals into "
+                "folds, so give 1, or folds of 2 or more"
+            )
+        if folds and config[stage].validation:
             raise ValueError(
                 f"{stage}.validation={config[stage].validation} with {stage}.folds="
                 f"{config[stage].folds}: the fold is what is held out, set one of them to 0"
@@ -143,15 +152,18 @@ def _check_held_out(config: ConfigDict) -> None:
 def _unseen(
     config: ConfigDict, dataset: Path, workdir: Path, statistics: tuple[float, float]
 ) -> thresholds.Unseen:
-    """Training slices that were held out, or of other folds, and their maps."""
-    stage, found = tasks.last_trained(config), {}
+    """Training slices that were held out, or of other folds, and the mean of their maps."""
+    stage = tasks.last_trained(config)
+    found: dict[int, list[np.ndarray]] = collections.defaultdict(list)
     source = stage_data.open_sources(stage, config, dataset, workdir)[-1]
     _, ensemble = networks.load_evaluated(config, workdir)
     run = networks.make_sweep(stage, config, statistics)
     for weights, part in zip(ensemble, stage_data.held_out(stage, config, source), strict=True):
-        found.update(zip(part.tolist(), run(weights, data.select(source, part)), strict=True))
+        for i, probs in zip(part.tolist(), run(weights, data.select(source, part)), strict=True):
+            found[i].append(probs)
     order = sorted(found)
-    return thresholds.Unseen(data.select(source, np.array(order)), [found[i] for i in order])
+    maps = [np.mean(found[i], axis=0) for i in order]
+    return thresholds.Unseen(data.select(source, np.array(order)), maps)
 
 
 def train_stage(
@@ -169,9 +181,10 @@ def train_stage(
             continue
         epoch = -(-batches.example_count // section.batch_size)
         task = tasks.make(stage, config, statistics, epoch)
+        seed = tasks.seed(config, stage, k)
         timing = loop.fit(
-            task, section, batches, held_out, directory=directory, mesh=mesh, seed=config.seed,
-            fresh=functools.partial(_start, task, stage, config, workdir, directory),
+            task, section, batches, held_out, directory=directory, mesh=mesh, seed=seed,
+            fresh=functools.partial(_start, task, stage, config, workdir, directory, seed),
         )
         if timing is None:
             return None
@@ -184,10 +197,10 @@ def train_stage(
 
 
 def _start(
-    task: Task, stage: str, config: ConfigDict, workdir: Path, directory: Path
+    task: Task, stage: str, config: ConfigDict, workdir: Path, directory: Path, seed: int
 ) -> TrainState:
     """Fresh weights, or what an earlier stage or an imported file gives, listed in a report."""
-    trees = loop.init_variables(task, config.seed)
+    trees = loop.init_variables(task, seed)
     origin = next((o for o in ORIGINS.get(stage, ()) if o in config.stages), None)
     if origin:
         mode = config["segment" if stage in WALKS else stage].transfer

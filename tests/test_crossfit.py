@@ -151,7 +151,7 @@ def test_folds_as_an_ensemble(dataset, tmp_path):
     assert np.abs(found.probs - full).max() < 0.01
     spread = np.abs(each[0][i] - each[1][i]) / 2  # standard deviation of two
     assert np.abs(found.spread - cv2.resize(spread, picture.shape[::-1])).max() < 0.01
-    assert "mean of 2 folds" in segmenter.identity["network"]
+    assert "mean of 2 networks" in segmenter.identity["network"]
 
     passed_on = inference.Segmenter(export.export(tmp_path, tmp_path / "export").parent)
     (same,) = passed_on(iter([picture]))
@@ -207,12 +207,45 @@ def test_an_ensemble_of_multi_class_networks(dataset, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+def test_folds_dealt_twice(dataset, tmp_path):
+    """The second deal is that of the next seed, and an unseen map the mean of one of each deal."""
+    config = supervised.get_config("tiny")
+    config.stages = ("segment",)
+    config.segment.update(folds=2, repeats=2, validation=0, size=32, steps=2)
+    config.segment.schedule.warmup_steps, config.model.kind = 1, "unet"
+    train.run(config, workdir=tmp_path / "twice", dataset=dataset, name="folds", command="")
+    again = config.copy_and_resolve_references()
+    again.seed, again.segment.repeats = 1, 1
+    train.run(again, workdir=tmp_path / "next", dataset=dataset, name="folds", command="")
+    ensemble = networks.load_folds(config, tmp_path / "twice", "segment")
+    second = networks.load_folds(again, tmp_path / "next", "segment")
+    assert len(ensemble) == 4
+    for a, b in zip(jax.tree.leaves(ensemble[2:]), jax.tree.leaves(second), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+    source = data.open_split(dataset, "train")
+    held = stage_data.held_out("segment", config, source)
+    assert sorted(np.concatenate(held[:2])) == sorted(np.concatenate(held[2:]))
+    assert set(held[0]) not in (set(held[2]), set(held[3]))  # else the seed changes nothing
+    unseen = train._unseen(config, dataset, tmp_path / "twice", known := (0.4, 0.2))
+    assert len(unseen.source) == len(unseen.maps) == len(source)
+    sweep = networks.make_sweep("segment", config, known)
+    for i in (0, len(source) - 1):
+        each = [sweep(weights, data.select(source, [i]))[0]
+                for weights, part in zip(ensemble, held, strict=True) if i in part]
+        assert len(each) == 2
+        np.testing.assert_allclose(unseen.maps[i], (each[0] + each[1]) / 2, atol=1e-6)
+
+
 def test_folds_and_held_out_slices_exclude_each_other(dataset, tmp_path):
     config = supervised.get_config("tiny")
     config.segment.folds = 2
     with pytest.raises(ValueError, match="segment.validation=2 with segment.folds=2"):
         train.run(config, workdir=tmp_path / "run", dataset=dataset, name="folds", command="")
-    config.segment.update(folds=0, validation=0)
+    config.segment.update(folds=0, validation=0, repeats=2)
+    with pytest.raises(ValueError, match="segment.repeats=2 with segment.folds=0"):
+        train.run(config, workdir=tmp_path / "run", dataset=dataset, name="folds", command="")
+    config.segment.repeats = 1
     config.evaluate.choose_threshold = True
     with pytest.raises(ValueError, match="needs segment.validation or segment.folds above 0"):
         train.run(config, workdir=tmp_path / "run", dataset=dataset, name="folds", command="")

@@ -49,10 +49,22 @@ def last_trained(config: ConfigDict) -> str:
 
 
 def folds(config: ConfigDict, stage: str) -> int:
-    """The networks of a stage, one a fold of its slices, of which the mean counts; 0: just one."""
+    """The networks of a stage, one a fold of its slices, of which the mean counts; 0: just one.
+
+    Where the slices are dealt into folds more than once, those of all deals.
+    """
     if stage not in ("segment", "multi"):
         return 0
-    return config[stage].get("folds", 0)  # runs of before have no such key
+    section = config[stage]  # runs of before have no such keys
+    return section.get("folds", 0) * section.get("repeats", 1)
+
+
+def seed(config: ConfigDict, stage: str, k: int) -> int:
+    """The seed of a stage's network k: the folds of one deal share it, the next deal has the next.
+
+    So the networks of deal r are those of a run with `seed + r` and no repeats.
+    """
+    return config.seed + (k // config[stage].folds if folds(config, stage) else 0)
 
 
 def target(config: ConfigDict) -> str:
