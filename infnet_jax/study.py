@@ -17,7 +17,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from infnet_jax import predict, splits, stage_data, study_tables, train
+from infnet_jax import convert, predict, splits, stage_data, study_tables, train
 from infnet_jax.logs import clock
 from infnet_jax.study_cells import Cell, borrow, make_cells
 from infnet_jax.workdir import claim, write_json, write_text
@@ -70,11 +70,12 @@ def run(
       0, or 1 if a cell failed.
 
     Raises:
-      ValueError: a wrong config, or data that cannot be prepared.
+      ValueError: a wrong config, weights or data that cannot be had.
       SystemExit: asked to stop; the same command resumes.
     """
     prepare, run_cell = prepare or prepare_dataset, run_cell or run_to_the_end
     cells = make_cells(config, workdir)
+    _check_weights(cells)
     datasets = {cell.config.data.name: cell.config for cell in cells}
     datasets = {name: prepare(one) for name, one in datasets.items()}
     if not jax.config.jax_compilation_cache_dir:  # most cells compile the same programs
@@ -106,6 +107,16 @@ def run(
             )
     print(f"study: {len(cells) - len(failures)} of {len(cells)} cells finished: {page}")
     return 1 if failures else 0
+
+
+def _check_weights(cells: Sequence[Cell]) -> None:
+    """Refuses at once what a late row would only miss after hours of the others."""
+    for row, weights in dict((cell.row, cell.config.weights) for cell in cells).items():
+        try:
+            if weights:
+                convert.load_imported(weights)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"row {row}: {error}; or leave it out of config.run") from error
 
 
 def run_to_the_end(cell: Cell, dataset: Path, command: str) -> None:

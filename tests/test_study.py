@@ -92,6 +92,14 @@ def test_a_killed_study_goes_on_where_it_stopped(walk):
     assert (CELLS[3], "pretrain") not in fake.made
 
 
+def test_missing_weights_of_a_late_row_are_told_before_the_first_cell(config, walk, tmp_path):
+    config.rows[config.run[-1]].set.weights = str(tmp_path / "nowhere")
+    fake = Fake()
+    with pytest.raises(ValueError, match=f"row {config.run[-1]}: no imported weights in .*nowhere"):
+        walk(fake)
+    assert not fake.ran and not (tmp_path / "cells").exists()
+
+
 def test_a_failed_cell_is_listed_and_the_others_run(walk, tmp_path, capsys):
     fake = Fake()
     fake.fail[CELLS[2], "pretrain"] = FloatingPointError("loss not\nfinite at step 4")
