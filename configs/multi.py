@@ -5,7 +5,8 @@
 
 Stages: `prior` trains the single-class network of `configs/supervised.py` once a fold, so that each
 training slice gets the map of a network that has not seen it; `multi` trains on slice and prior.
-Preset lite has no prior: its network starts from ImageNet weights and sees the slice alone.
+Preset lite averages the two, since ImageNet weights have no channel for a prior: its network sees
+the slice alone, and how likely a lesion is at all is the mean of what both say.
 Presets: demo (the default), semiseg, lite, paper, authors, tiny; see `configs/selfsup.py`.
 """
 
@@ -26,8 +27,9 @@ def get_config(preset: str = "demo") -> ConfigDict:
     ))
     m = c.multi = c.segment.copy_and_resolve_references()
     m.with_prior = True  # False: the slice alone
+    m.prior_use = "input"  # input (paper) | average: into the map instead of into the network
     m.net = ConfigDict(dict(
-        kind="unet",  # unet | fcn8s | unet_lite0 (with `weights` only without prior)
+        kind="unet",  # unet | fcn8s | unet_lite0 (its `weights` have no channel for a prior)
         width=24, improved=False, inpaint_head="none",
     ))
     m.loss = ConfigDict(dict(
@@ -44,9 +46,8 @@ def get_config(preset: str = "demo") -> ConfigDict:
     elif preset == "semiseg":
         c.segment.update(size=144, steps=500)
         m.update(size=144, steps=1200)
-    elif preset == "lite":  # ImageNet weights have no channel for a prior
-        c.stages = ("multi", "evaluate")
-        m.update(with_prior=False, steps=800)
+    elif preset == "lite":
+        m.update(prior_use="average", steps=800)
         m.net.kind = "unet_lite0"
     elif preset == "tiny":
         c.prior.folds, m.net.width = 2, 4

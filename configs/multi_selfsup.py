@@ -17,8 +17,6 @@ def get_config(preset: str = "demo") -> ConfigDict:
     """The config of a preset: that of `multi.py`, with pre-training in front of each network."""
     c, pretraining = multi.get_config(preset), selfsup.get_config(preset)
     c.stages = ("pretrain", "prior", "pretrain_multi", "multi", "evaluate")
-    if not c.multi.with_prior:
-        c.stages = ("pretrain_multi", "multi", "evaluate")
     c.coach, c.pretrain = pretraining.coach, pretraining.pretrain
     c.model.inpaint_head = c.multi.net.inpaint_head = pretraining.model.inpaint_head
     p = c.pretrain_multi = c.pretrain.copy_and_resolve_references()

@@ -142,11 +142,13 @@ class Segmenter:
             def probs(variables, batch):
                 return segment.views(net, variables, batch["image"], norm, tta=tta)
         else:
-            net, head = tasks.make_multi_net(config), config.multi.loss.head
+            net, use = tasks.make_multi_net(config), tasks.prior_use(config)
 
             def probs(variables, batch):
-                prior = batch.get("prior")
-                return multi.views(net, variables, batch["image"], prior, norm, tta=tta, head=head)
+                return multi.views(
+                    net, variables, batch["image"], batch.get("prior"), norm, tta=tta,
+                    head=config.multi.loss.head, prior_use=use,
+                )
 
         step, placed = jax.jit(probs), jax.device_put(weights)
 

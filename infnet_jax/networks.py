@@ -154,12 +154,14 @@ def make_sweep(
         def probs(variables: dict, batch: Mapping) -> jax.Array:
             return segment.predict(net, variables, batch["image"], norm, tta=tta)[..., 0]
     else:
-        net, head = tasks.make_multi_net(config), config.multi.loss.head
-        fields = ("image", "prior") if config.multi.with_prior else ("image",)
+        net, use = tasks.make_multi_net(config), tasks.prior_use(config)
+        fields = ("image",) if use == "none" else ("image", "prior")
 
         def probs(variables: dict, batch: Mapping) -> jax.Array:
-            prior = batch.get("prior")
-            return multi.predict(net, variables, batch["image"], prior, norm, tta=tta, head=head)
+            return multi.predict(
+                net, variables, batch["image"], batch.get("prior"), norm, tta=tta,
+                head=config.multi.loss.head, prior_use=use,
+            )
 
     step = jax.jit(probs, out_shardings=mesh_lib.replicated(mesh))
 

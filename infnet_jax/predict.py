@@ -92,14 +92,14 @@ def losses(
     Returns:
       One value a slice for each definition. `segment`: `total` (eq. 5, boundary-weighted), its
       parts `coarse`, `s32`, `s16`, `s8` (eq. 4 of each map; a U-Net has `region` alone) and `edge`.
-      `multi`: `total`, and `entropy` and `dice` where they are its parts. Both: `distance`, the
-      mean of |logit - truth| over pixels and maps, which is what one evaluator of the paper's
-      authors calls the loss.
+      `multi`: `total`, and `entropy` and `dice` where they are its parts, of the network before a
+      prior is averaged with it. Both: `distance`, the mean of |logit - truth| over pixels and
+      maps, which is what one evaluator of the paper's authors calls the loss.
     """
     stage = tasks.last_trained(config)
     section, norm = config[stage], tasks.make_norm(config, statistics)
     _, ensemble = networks.load_evaluated(config, workdir)
-    with_prior = stage == "multi" and section.with_prior
+    with_prior = stage == "multi" and tasks.prior_use(config) == "input"
     net = tasks.make_multi_net(config) if stage == "multi" else tasks.make_net(config)
     # The rows of a table must share their definition, whatever each was trained with.
     head = {"head": section.loss.head} if stage == "multi" else {}

@@ -20,7 +20,7 @@ def open_data(
     """For each network of a stage its training stream and its held-out examples."""
     section, fields = config[stage], ("image", "mask")
     if stage in ("multi", "pretrain_multi") and config.multi.with_prior:
-        fields = ("image", "mask", "prior")
+        fields = ("image", "mask", "prior")  # averaged ones too: held-out slices are scored so
     *others, last = open_sources(stage, config, dataset, workdir, mix)
     for k, held in enumerate(held_out(stage, config, last)):
         train = np.setdiff1d(np.arange(len(last)), held)

@@ -117,5 +117,5 @@ def deciding(config: Mapping[str, Any], stage: str) -> dict[str, Any]:
     if stages == ["pretrain"]:  # it looks at all images and at no mask
         found["data"] = {k: v for k, v in config["data"].items() if k != "labels"}
     if "pretrain_multi" in stages:
-        found["multi"] = [config["multi"]["net"], config["multi"]["with_prior"]]
+        found["multi"] = [config["multi"].get(key) for key in ("net", "with_prior", "prior_use")]
     return found

@@ -20,11 +20,10 @@ def test_supervised_is_selfsup_without_pretraining(preset):
 @pytest.mark.parametrize("preset", common.PRESETS)
 def test_multi_selfsup_is_multi_with_pretraining(preset):
     alone, after = multi.get_config(preset), multi_selfsup.get_config(preset)
-    without = preset == "lite"
-    assert alone.multi.with_prior is not without
-    assert alone.stages == (("multi",) if without else ("prior", "multi")) + ("evaluate",)
-    assert after.stages == (() if without else ("pretrain", "prior")) + (
-        "pretrain_multi", "multi", "evaluate")
+    assert alone.multi.with_prior
+    assert alone.multi.prior_use == ("average" if preset == "lite" else "input")
+    assert alone.stages == ("prior", "multi", "evaluate")
+    assert after.stages == ("pretrain", "prior", "pretrain_multi", "multi", "evaluate")
     assert alone.multi.optim == after.multi.optim and alone.multi.loss == after.multi.loss
     assert alone.data.name.endswith("/multiclass") or "phantom" in alone.data.name
     assert {*after.pretrain_multi.splits} <= {after.data.train, *after.prior.splits}
@@ -59,7 +58,8 @@ UNET = {"model.kind": "unet"}
      (multi_selfsup, "tiny", ("pretrain_multi",), {"pretrain_multi.pretext": "rotation"}),
      (semisup, "tiny", ("segment",), {"semi.kind": "mean_teacher"}),
      (supervised, "tiny", ("segment",), {"model.kind": "unet_lite0"}),
-     (multi_selfsup, "lite", MULTI, {}), (selfsup, "lite", SINGLE, {})],
+     (multi_selfsup, "lite", MULTI, {}), (selfsup, "lite", SINGLE, {}),
+     (multi, "lite", ("multi",), {})],
 )  # fmt: skip
 def test_preset_builds_its_tasks(file, preset, stages, changes):
     config = file.get_config(preset)

@@ -207,6 +207,32 @@ def test_an_ensemble_of_multi_class_networks(dataset, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_prior_averaged_into_the_map(dataset, tmp_path):
+    """A run, its Segmenter and the formula agree; the network alone says something else."""
+    config = multi.get_config("tiny")
+    config.multi.update(prior_use="average", validation=0, size=32, steps=2)
+    config.segment.update(validation=0, size=32, steps=2)
+    config.model.kind, config.evaluate.tta = "unet", False
+    train.run(config, workdir=tmp_path, dataset=dataset, name="average", command="")
+    case = next(data.examples(data.open_split(dataset, "test")))
+    (found,) = inference.Segmenter(tmp_path)(iter([case["image"][..., 0]]))
+    written = cv2.imread(str(
+        tmp_path / "predictions" / "ggo" / f"{case['id'].replace('/', '_')}.png"), -1) / 255
+    assert np.abs(written - found.probs[..., 1]).max() < 0.01
+
+    known = json.loads((tmp_path / "statistics.json").read_text())
+    fed = networks.make_sweep("segment", config, (known["mean"], known["sd"]))
+    test = data.select(data.open_split(dataset, "test"), [0])
+    prior = np.mean([fed(w, test)[0] for w in networks.load_priors(config, tmp_path)], axis=0)
+    config.multi.with_prior = False
+    (weights,) = networks.load_evaluated(config, tmp_path)[1]
+    alone = networks.make_sweep("multi", config, (known["mean"], known["sd"]))(weights, test)[0]
+    infected = (alone[..., 1] + alone[..., 2] + prior) / 2
+    right = infected * alone[..., 1] / (alone[..., 1] + alone[..., 2])
+    assert np.abs(cv2.resize(right, written.shape[::-1]) - written).max() < 0.02
+    assert np.abs(cv2.resize(alone[..., 1], written.shape[::-1]) - written).max() > 0.04
+
+
 def test_folds_dealt_twice(dataset, tmp_path):
     """The second deal is that of the next seed, and an unseen map the mean of one of each deal."""
     config = supervised.get_config("tiny")

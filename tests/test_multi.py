@@ -92,10 +92,44 @@ def test_flips_keep_slice_mask_and_prior_exactly_aligned():
 
 def test_without_prior_the_network_sees_the_slice_alone():
     batch = {k: v for k, v in _batch().items() if k != "prior"}
-    task = _task(Spy(), with_prior=False)
+    task = _task(Spy(), prior_use="none")
     x, state, _ = _seen(task, batch)
     assert x.shape == (2, 16, 16, 1)
     assert task.evaluate(state, batch, None)["probs"].shape == (2, 16, 16, 3)
+
+
+def test_a_prior_averaged_with_what_a_network_says_of_the_slice_alone():
+    """Classes of .1 and .3 and a prior of .8: infected .6, shared as 1 to 3."""
+    probs = jnp.float32([[0.6, 0.1, 0.3], [1.0, 0.0, 0.0], [0.0, 0.9, 0.9]])
+    prior = jnp.uint8([[204], [0], [255]])  # .8, 0, 1
+    found = multi.average_prior(probs, prior)
+    np.testing.assert_allclose(
+        found, [[0.4, 0.15, 0.45], [1.0, 0.0, 0.0], [0.0, 0.5, 0.5]], atol=1e-6)
+
+    batch = _batch()
+    task = _task(Spy(), prior_use="average")
+    x, state, _ = _seen(task, batch)
+    assert x.shape == (2, 16, 16, 1)  # trained on the slice alone
+    image, prior = jnp.asarray(batch["image"]), jnp.asarray(batch["prior"])
+    variables = {"params": state.net.params, "batch_stats": state.net.batch_stats}
+    alone = multi.predict(Spy(), variables, image, None, NORM)
+    both = task.evaluate(state, batch, None)["probs"]
+    np.testing.assert_allclose(both, multi.average_prior(alone, prior), atol=1e-6)
+    np.testing.assert_allclose(both.sum(-1), 1.0, atol=1e-6)
+    infected = (1 - alone[..., 0] + prior[..., 0] / 255) / 2
+    np.testing.assert_allclose(1 - both[..., 0], infected, atol=1e-6)
+
+    class Uneven(nn.Module):  # what it says hangs on the column, so views differ
+        @nn.compact
+        def __call__(self, x, *, train):
+            return {"logits": jnp.arange(16.0)[None, None, :, None] * x * jnp.float32([0, 1, 2])}
+
+    spreads = [
+        multi.views(Uneven(), {}, image, fed, NORM, tta=True, prior_use=use)[1][..., 0]
+        for use, fed in (("average", prior), ("none", None))
+    ]
+    assert spreads[1].max() > 0.2
+    np.testing.assert_allclose(spreads[0], spreads[1] / 2, atol=1e-6)
 
 
 @pytest.mark.parametrize("head", ["softmax", "sigmoid"])
@@ -179,9 +213,12 @@ def test_training_learns_what_the_prior_and_the_slice_tell(net, updates):
         assert task.summarise([out])[task.metric] > 0.95
 
 
-@pytest.mark.parametrize(("net", "with_prior"), [(UNet(width=2), True), (FCN8s(width=2), False)])
-def test_both_networks_fit_the_task(net, with_prior):
-    task = _task(net, size=32, with_prior=with_prior)
+@pytest.mark.parametrize(
+    ("net", "prior_use"),
+    [(UNet(width=2), "input"), (FCN8s(width=2), "none"), (FCN8s(width=2), "average")],
+)
+def test_both_networks_fit_the_task(net, prior_use):
+    task = _task(net, size=32, prior_use=prior_use)
     state = jax.eval_shape(lambda key: task.start(task.variables(key)), jax.random.key(0))
     batch = _batch(size=32)
     after, _ = jax.eval_shape(task.steps[task.phase(0)], state, batch, jax.random.key(0))

@@ -287,7 +287,7 @@ def test_a_real_run_stores_what_the_teacher_says(dataset, tmp_path):
             assert len(np.unique(z[name])) > 2  # soft, not a mask
     # `segment` starts from every weight of the pool's network, which is not the teacher.
     task = tasks.make("segment", config, statistics, 1)
-    state = train._start(task, "segment", config, tmp_path, tmp_path / "segment")
+    state = train._start(task, "segment", config, tmp_path, tmp_path / "segment", 0)
     pool = networks.load_weights(tmp_path / "semi" / "pool" / "checkpoints", "latest")
     triples = zip(*(jax.tree.leaves(t["params"]) for t in (pool, state.net.variables, weights)),
                   strict=True)

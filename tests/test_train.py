@@ -220,13 +220,13 @@ def test_a_run_starts_from_imported_weights(tmp_path, dataset):
 
     config = supervised.get_config("tiny")
     config.weights = imported(tmp_path / "good", 5.0)
-    state = train._start(toy(), "segment", config, tmp_path, tmp_path / "segment")
+    state = train._start(toy(), "segment", config, tmp_path, tmp_path / "segment", 0)
     assert float(state.net.params["w"]) == 5.0
     listing = json.loads((tmp_path / "segment" / "transfer.json").read_text())
     assert listing["loaded"] == ["params/w"] and listing["from"] == config.weights
     config.weights = imported(tmp_path / "wide", [5.0, 6.0])
     with pytest.raises(ValueError, match=r"wide.*no leaf to load; shapes differ at params/w"):
-        train._start(toy(), "segment", config, tmp_path, tmp_path / "segment")
+        train._start(toy(), "segment", config, tmp_path, tmp_path / "segment", 0)
     config.weights = str(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match="none"):
         train.run(config, workdir=tmp_path / "run", dataset=dataset, name="x", command="x")

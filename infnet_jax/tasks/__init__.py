@@ -30,13 +30,13 @@ def make_net(config: ConfigDict) -> InfNet | UNet:
 
 
 def make_multi_net(config: ConfigDict) -> UNet | FCN8s:
-    """The multi-class network, fed the slice and, if `multi.with_prior`, the prior."""
+    """The multi-class network, fed the slice and, if `prior_use` is `input`, the prior."""
     arguments = dict(config.multi.net)
     kind = arguments.pop("kind")
     if kind not in (*_UNETS, "fcn8s"):
         raise ValueError(f"multi.net.kind={kind!r}: choose unet, unet_lite0 or fcn8s")
     if kind in _UNETS:
-        channels = config.data.channels * (2 if config.multi.with_prior else 1)
+        channels = config.data.channels * (2 if prior_use(config) == "input" else 1)
         return UNet(
             backbone=_UNETS[kind], image_channels=channels, dtype=config.dtype, **arguments
         )  # fmt: skip
@@ -65,6 +65,18 @@ def seed(config: ConfigDict, stage: str, k: int) -> int:
     So the networks of deal r are those of a run with `seed + r` and no repeats.
     """
     return config.seed + (k // config[stage].folds if folds(config, stage) else 0)
+
+
+def prior_use(config: ConfigDict) -> str:
+    """What the single-class prior is to the multi-class network: `none`, or see `multi.views`.
+
+    Raises:
+      ValueError: an unknown `multi.prior_use`.
+    """
+    use = config.multi.get("prior_use", "input")  # runs of before have none
+    if use not in ("input", "average"):
+        raise ValueError(f"multi.prior_use={use!r}: choose input or average")
+    return use if config.multi.with_prior else "none"
 
 
 def target(config: ConfigDict) -> str:
@@ -121,7 +133,7 @@ def make(
         return make_segment(config, section, statistics)
     if stage == "multi":
         net = make_multi_net(config)
-        return multi.make(net=net, with_prior=section.with_prior, **_supervised(section, norm))
+        return multi.make(net=net, prior_use=prior_use(config), **_supervised(section, norm))
     net, head = make_net(config), config.model.inpaint_head
     if stage == "pretrain_multi":
         net, head = make_multi_net(config), config.multi.net.inpaint_head
@@ -130,7 +142,7 @@ def make(
     rounds, n_random = game.make_rounds(steps_per_epoch=steps_per_epoch, **section.rounds)
     totals = {who: sum(n for phase, n in rounds if phase == who) for who in ("net", "coach")}
     net_schedule = optim.make_schedule(total_steps=totals["net"], **section.net_schedule)
-    with_prior = stage == "pretrain_multi" and config.multi.with_prior
+    with_prior = stage == "pretrain_multi" and prior_use(config) == "input"
     if section.pretext == "rotation":  # trained for the network's share of the rounds
         return rotation.make(
             net=net, norm=norm, size=section.size, steps=totals["net"], schedule=net_schedule,

@@ -74,7 +74,7 @@ def make(
     tx: optax.GradientTransformation,
     schedule: Callable,
     ema_decay: float,
-    with_prior: bool = True,
+    prior_use: str = "input",
 ) -> Task:
     """The supervised multi-class task.
 
@@ -86,17 +86,17 @@ def make(
       net: a module with outputs {"logits": [B, S, S, 3]}: `UNet` or `FCN8s`.
       norm, size, scales, steps, augmentation, tx, schedule, ema_decay: as `segment.make` takes.
       loss: keyword arguments of `make_loss`.
-      with_prior: False feeds the slice alone (as the public code does FCN8s); batches then need
-        no prior.
+      prior_use: `input` or `average` as `views` takes it; `none` does without (as the public
+        code does FCN8s) and needs none in its batches.
     """
     objective = make_loss(**loss)
     head = loss.get("head", "softmax")
     sides = training_sides(size, scales)
     update = make_update(net, objective, tx, schedule, ema_decay)
-    names = ("image", "mask", "prior") if with_prior else ("image", "mask")
+    names = ("image", "mask", "prior") if prior_use == "input" else ("image", "mask")
 
     def variables(key: jax.Array):
-        channels = len(norm.mean) * (2 if with_prior else 1)
+        channels = len(norm.mean) * (2 if prior_use == "input" else 1)
         return {"net": net.init(key, jnp.zeros((1, size, size, channels)), train=False)}
 
     def start(trees: Mapping[str, Any]):
@@ -115,8 +115,10 @@ def make(
         return step
 
     def evaluate(state, batch, key):
-        prior = batch["prior"] if with_prior else None
-        probs = predict(net, state.net.averaged, batch["image"], prior, norm, head=head)
+        prior = None if prior_use == "none" else batch["prior"]
+        probs = predict(
+            net, state.net.averaged, batch["image"], prior, norm, head=head, prior_use=prior_use
+        )
         return {"probs": probs, "mask": batch["mask"][..., 0]}
 
     phases = [f"size{side}" for side in sides]
@@ -160,6 +162,7 @@ def views(
     norm: normalise.Norm,
     tta: bool = False,
     head: str = "softmax",
+    prior_use: str = "input",
 ) -> tuple[jax.Array, jax.Array | None]:
     """Class probabilities, and how far the views disagree.
 
@@ -168,18 +171,44 @@ def views(
       prior: [B, S, S, 1] uint8 probability of any lesion; None for a network without prior.
       tta: average over the eight flips and quarter turns of the square.
       head: `softmax` or `sigmoid`, as in training.
+      prior_use: `input`: the network is fed the prior beside the slice (paper). `average`: it is
+        fed the slice alone, and `average_prior` joins its answer with the prior.
 
     Returns:
       [B, S, S, 3] float32 in 0..1 (background, ground-glass opacity, consolidation), and with
       `tta` the views' standard deviation, else None.
     """
-    x = network_input(image.astype(jnp.float32) / 255.0, prior, norm)
+    fed = None if prior_use == "average" else prior
+    x = network_input(image.astype(jnp.float32) / 255.0, fed, norm)
 
     def probs(view: jax.Array) -> jax.Array:
         logits = net.apply(variables, view, train=False)["logits"]
         return losses_multi.class_probs(logits, head)
 
-    return average_views(probs, x, tta)
+    mean, spread = average_views(probs, x, tta)
+    if prior_use != "average":
+        return mean, spread
+    # The prior is the same for all views: of the background's spread half is left.
+    return average_prior(mean, prior), None if spread is None else spread / 2
+
+
+def average_prior(probs: jax.Array, prior: jax.Array) -> jax.Array:
+    """Class probabilities from two opinions on where a lesion is and one on which.
+
+    Any lesion's probability is the mean of the prior and of the sum of the classes; the classes
+    share it as they share their sum.
+
+    Args:
+      probs: [..., 3], the background first; it does not count.
+      prior: [..., 1] uint8 probability of any lesion.
+
+    Returns:
+      float32 [..., 3] in 0..1, summing to 1.
+    """
+    lesions = probs[..., 1:]
+    total = lesions.sum(-1, keepdims=True)
+    infected = (jnp.minimum(total, 1.0) + prior.astype(jnp.float32) / 255.0) / 2
+    return jnp.concatenate([1 - infected, infected * lesions / jnp.maximum(total, 1e-12)], -1)
 
 
 def predict(*args: Any, **kwargs: Any) -> jax.Array:
