@@ -60,7 +60,7 @@ def get_base() -> ConfigDict:
     c.segment = ConfigDict(dict(
         splits=("train",), validation=0, patience=0,  # the demo has 60 slices: all are needed
         folds=0,  # from 2 on: one network a fold of the slices; the mean of their maps counts
-        repeats=1,  # deals into folds, each by another seed: folds * repeats networks
+        repeats=1,  # as many networks again, by the next seed, which deals the folds anew
         size=128, batch_size=8, scales=(1.0,), steps=570, eval_every=60,
         loss=dict(kind="structure",  # structure | structure_as_run | focal
                   lambda_bce=1.0, edge_weight=1.0, alpha=1.0, gamma=2.0),

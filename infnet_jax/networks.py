@@ -1,7 +1,7 @@
 """The networks that a run trained: their weights, and their maps of a source."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,26 +75,23 @@ def load_evaluated(config: ConfigDict, workdir: Path) -> tuple[str, list[dict[st
     stage = tasks.last_trained(config)
     if (workdir / EXPORTED).exists():
         return "exported", _read_exported(workdir, stage)
-    if tasks.folds(config, stage):
-        return "latest", load_folds(config, workdir, stage)
+    folders = [member.folder for member in tasks.members(config, stage)]
+    if len(folders) > 1:
+        return "latest", _load_all(workdir / stage, folders)
     part = "best" if config[stage].validation else "latest"
     return part, [load_weights(workdir / stage / "checkpoints", part)]
 
 
-def load_folds(config: ConfigDict, workdir: Path, stage: str) -> list[dict[str, Any]]:
-    """The variables of a stage's network of each fold.
+def _load_all(directory: Path, folders: Sequence[str]) -> list[dict[str, Any]]:
+    """The variables of several networks of a stage.
 
     Raises:
       FileNotFoundError: one is missing.
     """
-    if (workdir / EXPORTED).exists():
-        return _read_exported(workdir, stage)
-    count = tasks.folds(config, stage) or config[stage].folds  # `prior` has no repeats
-    folders = [workdir / stage / f"fold{k}" / "checkpoints" for k in range(count)]
-    trained = [folder for folder in folders if folder.exists()]
-    if len(trained) < count:
-        raise FileNotFoundError(f"{workdir}/{stage}: {len(trained)} of {count} folds are trained")
-    return [load_weights(folder, "latest") for folder in folders]
+    trained = sum((directory / folder / "checkpoints").exists() for folder in folders)
+    if trained < len(folders):
+        raise FileNotFoundError(f"{directory}: {trained} of {len(folders)} networks are trained")
+    return [load_weights(directory / folder / "checkpoints", "latest") for folder in folders]
 
 
 def load_priors(config: ConfigDict, workdir: Path) -> list[dict[str, Any]]:
@@ -110,7 +107,9 @@ def load_priors(config: ConfigDict, workdir: Path) -> list[dict[str, Any]]:
         raise ValueError(
             f"{workdir}: its prior is the truth (an upper bound), which no new scan has"
         )
-    return load_folds(config, workdir, "prior")
+    if (workdir / EXPORTED).exists():
+        return _read_exported(workdir, "prior")
+    return _load_all(workdir / "prior", [f"fold{k}" for k in range(config.prior.folds)])
 
 
 def _read_exported(folder: Path, stage: str) -> list[dict[str, Any]]:

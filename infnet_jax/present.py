@@ -58,8 +58,8 @@ def write(
         ("multi", run_figures.MULTI_PANELS, "The multi-class network."),
     ):
         if stage in config.stages:
-            folds = range(tasks.folds(config, stage))
-            for of, said in [(f"{stage}/fold{k}", f" Fold {k}.") for k in folds] or [(stage, "")]:
+            for folder in [member.folder for member in tasks.members(config, stage)]:
+                of, said = (f"{stage}/{folder}", f" {folder}.") if folder else (stage, "")
                 pictures += run_figures.curves(workdir, of, panels, caption + said)
     if "prior" in config.stages and config.prior.kind == "crossfit":
         score = json.loads((workdir / "prior" / "cross_validation.json").read_text())
@@ -184,9 +184,13 @@ def _readings(workdir: Path, config: ConfigDict) -> list[str]:
     if config.evaluate.choose_threshold:
         notes.append("The masks' thresholds are those with the best Dice on training slices that "
                      "the network had not seen.")
-    if folds := tasks.folds(config, stage := tasks.last_trained(config)):
-        notes.append(f"The mean of {folds} networks is evaluated, each trained on all folds of the "
+    count = len(tasks.members(config, stage := tasks.last_trained(config)))
+    if config[stage].folds:
+        notes.append(f"The mean of {count} networks is evaluated, each trained on all folds of the "
                      "training slices but its own.")
+    elif count > 1:
+        notes.append(f"The mean of {count} networks is evaluated, each trained on all training "
+                     "slices by a seed of its own.")
     elif held := config[stage].validation:
         notes.append(f"{held} training slices (whole groups) were held out to choose the "
                      "checkpoint.")

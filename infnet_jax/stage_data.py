@@ -22,11 +22,12 @@ def open_data(
     if stage in ("multi", "pretrain_multi") and config.multi.with_prior:
         fields = ("image", "mask", "prior")  # averaged ones too: held-out slices are scored so
     *others, last = open_sources(stage, config, dataset, workdir, mix)
-    for k, held in enumerate(held_out(stage, config, last)):
+    ensemble = tasks.members(config, stage)
+    for member, held in zip(ensemble, held_out(stage, config, last), strict=True):
         train = np.setdiff1d(np.arange(len(last)), held)
         batches = data.Batches(
             [*others, data.select(last, train)], batch_size=section.batch_size, size=section.size,
-            seed=tasks.seed(config, stage, k), fields=fields,
+            seed=member.seed, fields=fields,
             weights=mix.weights if stage == "pretrain" and mix is not None else None,
             process_index=jax.process_index(), process_count=jax.process_count(),
         )
@@ -62,11 +63,13 @@ def open_sources(
 
 def held_out(stage: str, config: ConfigDict, source: data.Source) -> list[np.ndarray]:
     """For each network of a stage the examples that it does not train on (whole groups)."""
-    if count := tasks.folds(config, stage):
-        folds = config[stage].folds
-        deals = [tasks.seed(config, stage, k) for k in range(0, count, folds)]
-        return [part for seed in deals for part in data.group_folds(source, folds, seed)]
-    return [data.split_validation(source, count=config[stage].validation, seed=config.seed)[1]]
+    section = config[stage]
+    return [
+        data.split_validation(source, count=section.validation, seed=member.seed)[1]
+        if member.fold is None
+        else data.group_folds(source, section.folds, member.seed)[member.fold]
+        for member in tasks.members(config, stage)
+    ]
 
 
 def _open_mix(mix: Mix, directory: Path) -> list[data.Source]:

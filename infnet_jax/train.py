@@ -114,7 +114,7 @@ def _run_stage(
     test = stage_data.open_test(config, workdir, dataset)
     train = splits.open_training(dataset, config.data.train, config, masks=True)
     unseen = cuts = None
-    if config.evaluate.choose_threshold or tasks.folds(config, tasks.last_trained(config)):
+    if config.evaluate.choose_threshold or config[tasks.last_trained(config)].folds:
         unseen = _unseen(config, dataset, workdir, statistics)
     if config.evaluate.choose_threshold:
         cuts = thresholds.choose(config, workdir=workdir, unseen=unseen)
@@ -130,19 +130,21 @@ def _check_held_out(config: ConfigDict) -> None:
     for stage in ("segment", "multi"):
         if stage not in config.stages:
             continue
-        repeats, folds = config[stage].repeats, config[stage].folds
-        if repeats < 1 or (repeats > 1 and not folds):
+        section = config[stage]
+        if section.repeats < 1:
+            raise ValueError(f"{stage}.repeats={section.repeats}: choose 1 or more")
+        if section.folds and section.validation:
             raise ValueError(
-                f"{stage}.repeats={repeats} with {stage}.folds={folds}: it counts deals into "
-                "folds, so give 1, or folds of 2 or more"
+                f"{stage}.validation={section.validation} with {stage}.folds={section.folds}: "
+                "the fold is what is held out, set one of them to 0"
             )
-        if folds and config[stage].validation:
+        if section.repeats > 1 and section.validation:
             raise ValueError(
-                f"{stage}.validation={config[stage].validation} with {stage}.folds="
-                f"{config[stage].folds}: the fold is what is held out, set one of them to 0"
+                f"{stage}.validation={section.validation} with {stage}.repeats={section.repeats}: "
+                "networks that are averaged are taken as they end, set the first to 0"
             )
     stage = tasks.last_trained(config)
-    held_out = tasks.folds(config, stage) or config[stage].validation
+    held_out = config[stage].folds or config[stage].validation
     if "evaluate" in config.stages and config.evaluate.choose_threshold and not held_out:
         raise ValueError(
             f"evaluate.choose_threshold=True needs {stage}.validation or {stage}.folds above 0"
@@ -170,28 +172,27 @@ def train_stage(
     stage: str, config: ConfigDict, workdir: Path, dataset: Path, mesh: Any,
     statistics: tuple[float, float], mix: Mix | None = None,
 ) -> dict | None:
-    """Trains one network, or one a fold, to its end; returns its timing, None if asked to stop."""
-    section, folds, timings = config[stage], tasks.folds(config, stage), []
+    """Trains a stage's networks to their end; returns the timing, None if asked to stop."""
+    section, ensemble, timings = config[stage], tasks.members(config, stage), []
     streams = stage_data.open_data(stage, config, dataset, workdir, mix)
-    for k, (batches, held_out) in enumerate(streams):
-        directory = workdir / stage / (f"fold{k}" if folds else "")
+    for member, (batches, held_out) in zip(ensemble, streams, strict=True):
+        directory = workdir / stage / member.folder
         done = directory / "done.json"
-        if folds and done.exists():
+        if member.folder and done.exists():
             timings.append(json.loads(done.read_text()))
             continue
         epoch = -(-batches.example_count // section.batch_size)
         task = tasks.make(stage, config, statistics, epoch)
-        seed = tasks.seed(config, stage, k)
         timing = loop.fit(
-            task, section, batches, held_out, directory=directory, mesh=mesh, seed=seed,
-            fresh=functools.partial(_start, task, stage, config, workdir, directory, seed),
+            task, section, batches, held_out, directory=directory, mesh=mesh, seed=member.seed,
+            fresh=functools.partial(_start, task, stage, config, workdir, directory, member.seed),
         )
         if timing is None:
             return None
         timings.append(timing)
-        if folds:
+        if member.folder:
             write_json(done, timing)
-    if not folds:
+    if len(ensemble) == 1:
         return timings[0]
     return {"name": stage, **{key: sum(t[key] for t in timings) for key in ("seconds", "steps")}}
 

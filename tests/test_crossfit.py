@@ -165,7 +165,7 @@ def test_folds_as_an_ensemble(dataset, tmp_path):
     mask = cv2.imread(str(tmp_path / "masks" / f"{names[i]}.png"), -1)
     assert mask.shape[:2] == picture.shape and mask.any() == found.mask.any()
     (tmp_path / "segment" / "fold1" / "checkpoints").rename(tmp_path / "elsewhere")
-    with pytest.raises(FileNotFoundError, match="1 of 2 folds are trained"):
+    with pytest.raises(FileNotFoundError, match="1 of 2 networks are trained"):
         inference.Segmenter(tmp_path)
 
 
@@ -180,7 +180,7 @@ def test_an_ensemble_of_multi_class_networks(dataset, tmp_path):
     held = stage_data.held_out("multi", config, source)
     assert sorted(np.concatenate(held)) == list(range(len(source))) and min(map(len, held)) > 0
     known = json.loads((tmp_path / "statistics.json").read_text())
-    ensemble = networks.load_folds(config, tmp_path, "multi")
+    ensemble = networks.load_evaluated(config, tmp_path)[1]
     dice = []
     for part, weights in zip(held, ensemble, strict=True):
         some = data.select(source, part)
@@ -202,7 +202,7 @@ def test_an_ensemble_of_multi_class_networks(dataset, tmp_path):
     shutil.rmtree(tmp_path / "multi" / "fold1")
     train.run(config, workdir=tmp_path, dataset=dataset, name="folds", command="")
     assert (tmp_path / "multi" / "fold0" / "metrics.jsonl").stat().st_mtime_ns == before
-    again = networks.load_folds(config, tmp_path, "multi")
+    again = networks.load_evaluated(config, tmp_path)[1]
     for a, b in zip(jax.tree.leaves(ensemble), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -243,8 +243,8 @@ def test_folds_dealt_twice(dataset, tmp_path):
     again = config.copy_and_resolve_references()
     again.seed, again.segment.repeats = 1, 1
     train.run(again, workdir=tmp_path / "next", dataset=dataset, name="folds", command="")
-    ensemble = networks.load_folds(config, tmp_path / "twice", "segment")
-    second = networks.load_folds(again, tmp_path / "next", "segment")
+    ensemble = networks.load_evaluated(config, tmp_path / "twice")[1]
+    second = networks.load_evaluated(again, tmp_path / "next")[1]
     assert len(ensemble) == 4
     for a, b in zip(jax.tree.leaves(ensemble[2:]), jax.tree.leaves(second), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -263,13 +263,36 @@ def test_folds_dealt_twice(dataset, tmp_path):
         np.testing.assert_allclose(unseen.maps[i], (each[0] + each[1]) / 2, atol=1e-6)
 
 
+def test_all_slices_twice_by_two_seeds(dataset, tmp_path):
+    """Without folds: the mean of the networks of two runs that differ in their seed."""
+    config = supervised.get_config("tiny")
+    config.segment.update(repeats=2, validation=0, size=32, steps=2)
+    config.model.kind, config.evaluate.tta = "unet", False
+    page = train.run(config, workdir=tmp_path / "both", dataset=dataset, name="x", command="")
+    assert "each trained on all training slices by a seed of its own" in page.read_text()
+    ensemble = networks.load_evaluated(config, tmp_path / "both")[1]
+    config.segment.repeats, config.stages = 1, ("segment",)
+    for seed, weights in enumerate(ensemble):
+        config.seed = seed
+        train.run(config, workdir=tmp_path / str(seed), dataset=dataset, name="x", command="")
+        (alone,) = networks.load_evaluated(config, tmp_path / str(seed))[1]
+        jax.tree.map(np.testing.assert_array_equal, weights, alone)
+    kernels = [jax.tree.leaves(weights["params"])[-1] for weights in ensemble]
+    assert np.abs(kernels[0] - kernels[1]).max() > 1e-3
+    result = json.loads((tmp_path / "both" / "evaluation.json").read_text())
+    assert result["weights"] == "latest" and "cross_validated" not in result
+
+
 def test_folds_and_held_out_slices_exclude_each_other(dataset, tmp_path):
     config = supervised.get_config("tiny")
     config.segment.folds = 2
     with pytest.raises(ValueError, match="segment.validation=2 with segment.folds=2"):
         train.run(config, workdir=tmp_path / "run", dataset=dataset, name="folds", command="")
-    config.segment.update(folds=0, validation=0, repeats=2)
-    with pytest.raises(ValueError, match="segment.repeats=2 with segment.folds=0"):
+    config.segment.update(folds=0, repeats=2)
+    with pytest.raises(ValueError, match="segment.validation=2 with segment.repeats=2"):
+        train.run(config, workdir=tmp_path / "run", dataset=dataset, name="folds", command="")
+    config.segment.update(validation=0, repeats=0)
+    with pytest.raises(ValueError, match="segment.repeats=0: choose 1 or more"):
         train.run(config, workdir=tmp_path / "run", dataset=dataset, name="folds", command="")
     config.segment.repeats = 1
     config.evaluate.choose_threshold = True

@@ -23,14 +23,14 @@ def run(tmp_path, monkeypatch):
     workdir.mkdir()
     (workdir / "config.json").write_text(config.to_json())
     (workdir / "statistics.json").write_text('{"mean": 0.3, "sd": 0.2}')
-    read = networks.load_evaluated, networks.load_folds
+    read = networks.load_evaluated, networks.load_priors
     monkeypatch.setattr(networks, "load_evaluated", lambda config, folder: ("best", [net(1.0)]))
     monkeypatch.setattr(
-        networks, "load_folds", lambda config, folder, stage: [net(k + 2.0) for k in range(11)]
+        networks, "load_priors", lambda config, folder: [net(k + 2.0) for k in range(11)]
     )
     path = export.export(workdir, tmp_path / "out")
     monkeypatch.setattr(networks, "load_evaluated", read[0])
-    monkeypatch.setattr(networks, "load_folds", read[1])
+    monkeypatch.setattr(networks, "load_priors", read[1])
     return config, workdir, path
 
 
@@ -44,7 +44,7 @@ def test_networks_and_priors_are_read_back_in_order(run):
     assert part == "exported"
     np.testing.assert_array_equal(evaluated["params"]["conv"]["kernel"], net(1.0)["params"]["conv"][
         "kernel"])
-    priors = networks.load_folds(config, path.parent, "prior")
+    priors = networks.load_priors(config, path.parent)
     means = [prior["batch_stats"]["bn"]["mean"][0] for prior in priors]
     assert means == [-(k + 2.0) for k in range(11)]  # the tenth after the ninth
 
@@ -53,7 +53,7 @@ def test_thresholds_go_with_it_and_a_second_export_is_refused(run, tmp_path, mon
     config, workdir, path = run
     (workdir / "thresholds.json").write_text('{"ggo": 0.1, "consolidation": 0.4}')
     monkeypatch.setattr(networks, "load_evaluated", lambda config, folder: ("best", [net(1.0)]))
-    monkeypatch.setattr(networks, "load_folds", lambda config, folder, stage: [net(2.0)])
+    monkeypatch.setattr(networks, "load_priors", lambda config, folder: [net(2.0)])
     before = path.read_bytes()
     with pytest.raises(ValueError, match="out is not an empty folder"):
         export.export(workdir, path.parent)

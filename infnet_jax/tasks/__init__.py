@@ -1,6 +1,6 @@
 """From a config to the task of one stage."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -48,23 +48,28 @@ def last_trained(config: ConfigDict) -> str:
     return "multi" if "multi" in config.stages else "segment"
 
 
-def folds(config: ConfigDict, stage: str) -> int:
-    """The networks of a stage, one a fold of its slices, of which the mean counts; 0: just one.
+class Member(NamedTuple):
+    """One network of a stage: its folder in the stage's, its seed, and the fold it leaves out."""
 
-    Where the slices are dealt into folds more than once, those of all deals.
+    folder: str
+    seed: int
+    fold: int | None
+
+
+def members(config: ConfigDict, stage: str) -> list[Member]:
+    """The networks of a stage; of several the mean counts.
+
+    With `folds` one a fold, else one of all slices; with `repeats` as many again by the next seed,
+    which deals the slices anew. So those of repeat r are the networks of a run with `seed + r`.
     """
-    if stage not in ("segment", "multi"):
-        return 0
-    section = config[stage]  # runs of before have no such keys
-    return section.get("folds", 0) * section.get("repeats", 1)
-
-
-def seed(config: ConfigDict, stage: str, k: int) -> int:
-    """The seed of a stage's network k: the folds of one deal share it, the next deal has the next.
-
-    So the networks of deal r are those of a run with `seed + r` and no repeats.
-    """
-    return config.seed + (k // config[stage].folds if folds(config, stage) else 0)
+    section = config[stage] if stage in ("segment", "multi") else {}
+    folds, repeats = section.get("folds", 0), section.get("repeats", 1)  # none in runs of before
+    if not folds and repeats == 1:
+        return [Member("", config.seed, None)]
+    numbers = range(repeats * max(folds, 1))
+    if not folds:
+        return [Member(f"seed{k}", config.seed + k, None) for k in numbers]
+    return [Member(f"fold{k}", config.seed + k // folds, k % folds) for k in numbers]
 
 
 def prior_use(config: ConfigDict) -> str:
