@@ -22,6 +22,7 @@ def evaluate(
     config: ConfigDict, *, workdir: Path, test: data.Source, train: data.Source,
     statistics: tuple[float, float], unseen: Unseen | None = None,
     thresholds: Mapping[str, float] | None = None,
+    alone: Mapping[str, tuple[float, float]] | None = None,
 ) -> dict[str, Any]:
     """Evaluates the last network that a workdir trained (`segment` or `multi`) on a test split.
 
@@ -35,12 +36,15 @@ def evaluate(
       train: examples whose masks make the floor.
       unseen: training slices by networks of other folds, for the cross-validated Dice.
       thresholds: of the masks, as `networks.mark` takes them; None: `evaluate.threshold`.
+      alone: class -> threshold at which its map is cut by itself, and Dice, of
+        `thresholds.choose_alone`.
 
     Returns:
       What `evaluation.json` holds: `weights`, `thresholds`, and in `classes` for `infection` (or
       `lung`), or for `ggo` and `consolidation`, the `toolbox` and `empty_aware` summaries of the
-      probabilities, both of the `masks`, and the `floors`; with `unseen` also `cross_validated`,
-      a class's Dice of the masks, empty-aware.
+      probabilities, both of the `masks`, and the `floors`, and with `alone` both of the map `cut`,
+      its `threshold` and its `cross_validated` Dice at the network's size; with `unseen` also
+      `cross_validated`, a class's Dice of the masks, empty-aware.
     """
     part, ensemble = networks.load_evaluated(config, workdir)
     run = networks.make_sweep(tasks.last_trained(config), config, statistics)
@@ -63,6 +67,13 @@ def evaluate(
             **_readings(of_probs), "masks": _readings(of_masks),
             "floors": evaluation.floors(fitted, truths),
         }
+        if alone:
+            at, unseen_dice = alone[name]
+            cut = [(p >= np.float32(at)).astype(np.float32) for p in probs]
+            result["classes"][name]["cut"] = {
+                "threshold": at, "cross_validated": unseen_dice,
+                **_readings(_records(config, cut, truths)),
+            }
         dice = [metrics.threshold_scores(r, "none", "empty_aware")["dice"] for r in of_masks]
         for row, record, value in zip(rows, of_probs, dice, strict=True):
             row[f"dice_{name}"] = value

@@ -117,6 +117,9 @@ def result_table(result: Mapping[str, Any]) -> str:
             _row(f"{of}model, empty-aware reading", found["empty_aware"], "none"),
             _row(f"{of}its masks, toolbox reading", found["masks"]["toolbox"], "none"),
             _row(f"{of}its masks, empty-aware reading", found["masks"]["empty_aware"], "none"),
+            *(_row(f"{of}its map cut at {found['cut']['threshold']:g}, {reading} reading",
+                   found["cut"][reading.replace("-", "_")], "none")
+              for reading in ("toolbox", "empty-aware") if "cut" in found),
             *(_row(f"{of}floor: {floor.replace('_', ' ')}", summary["toolbox"], "minmax")
               for floor, summary in found["floors"].items()),
         ]

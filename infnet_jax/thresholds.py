@@ -60,6 +60,31 @@ def choose(config: ConfigDict, *, workdir: Path, unseen: Unseen) -> dict[str, fl
     return chosen
 
 
+def choose_alone(config: ConfigDict, unseen: Unseen) -> dict[str, tuple[float, float]]:
+    """For each class by itself the threshold with which its map, cut there, has the best Dice.
+
+    That is how tables score each class's map: what the other class marks does not matter, so a
+    pixel can be both. Otherwise as `choose`, which is for masks, where a pixel is one thing.
+
+    Returns:
+      For each class the threshold and that Dice.
+    """
+    side, chosen = len(unseen.maps[0]), {}
+    truths = [data.resize(case["mask"], side, labels=True)[..., 0]
+              for case in data.examples(unseen.source)]
+    for name, channel in networks.classes(config).items():
+        label, best = channel or 1, (-1.0, 0.0)
+        maps = [probs if channel is None else probs[..., channel] for probs in unseen.maps]
+        true = [_true(truth, label, 1 if channel is None else 2) for truth in truths]
+        totals = [[np.count_nonzero(each)] for each in true]
+        for value in CANDIDATES:
+            (dice,) = _mean_dice([probs >= np.float32(value) for probs in maps], true, totals)
+            worth = (round(float(dice), 9), -abs(value - 0.5))
+            if worth > best:
+                best, chosen[name] = worth, (value, float(dice))
+    return chosen
+
+
 def cross_validated(unseen: Unseen, thresholds: Mapping[str, float]) -> dict[str, float]:
     """Each class's Dice of the masks of unseen slices, at their own size, empty-aware."""
     truths = [case["mask"][..., 0] for case in data.examples(unseen.source)]

@@ -113,14 +113,16 @@ def _run_stage(
     began = time.perf_counter()
     test = stage_data.open_test(config, workdir, dataset)
     train = splits.open_training(dataset, config.data.train, config, masks=True)
-    unseen = cuts = None
+    unseen = cuts = alone = None
     if config.evaluate.choose_threshold or config[tasks.last_trained(config)].folds:
         unseen = _unseen(config, dataset, workdir, statistics)
     if config.evaluate.choose_threshold:
         cuts = thresholds.choose(config, workdir=workdir, unseen=unseen)
+        if len(cuts) > 1:
+            alone = thresholds.choose_alone(config, unseen)
     predict.evaluate(
         config, workdir=workdir, test=test, train=train, statistics=statistics, unseen=unseen,
-        thresholds=cuts,
+        thresholds=cuts, alone=alone,
     )
     return {"name": stage, "seconds": time.perf_counter() - began}
 

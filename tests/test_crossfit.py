@@ -16,6 +16,7 @@ from infnet_jax import (
     export,
     inference,
     loop,
+    mesh,
     networks,
     stage_data,
     tasks,
@@ -195,6 +196,20 @@ def test_an_ensemble_of_multi_class_networks(dataset, tmp_path):
     assert "Cross-validated Dice of ggo" in page.read_text()
     streams = [b.example_count for b, _ in stage_data.open_data("multi", config, dataset, tmp_path)]
     assert streams == [len(source) - len(part) for part in held]
+
+    config.evaluate.choose_threshold = True
+    train._run_stage("evaluate", config, tmp_path, dataset, mesh.make_mesh(),
+                     (known["mean"], known["sd"]))
+    cut = json.loads((tmp_path / "evaluation.json").read_text())["classes"]["ggo"]["cut"]
+    dice = []
+    for case in data.examples(data.open_split(dataset, "test")):
+        name = f"{case['id'].replace('/', '_')}.png"
+        probs = cv2.imread(str(tmp_path / "predictions" / "ggo" / name), -1) / 255
+        found, truth = probs >= cut["threshold"], case["mask"][..., 0] == 1
+        dice.append(2 * (found & truth).sum() / max(1, found.sum() + truth.sum()))
+    assert cut["toolbox"]["none"]["dice"] == pytest.approx(np.mean(dice), abs=0.02)
+    assert 0 < cut["cross_validated"] < 1
+    config.evaluate.choose_threshold = False
 
     (tmp_path / "multi" / "done.json").unlink()  # killed in the second fold: the first one stays
     (tmp_path / "multi" / "fold1" / "done.json").unlink()

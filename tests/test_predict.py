@@ -159,6 +159,24 @@ def test_thresholds_of_two_classes_are_chosen_together(tmp_path):
     assert found == {"ggo": 0.3, "consolidation": 0.5}
 
 
+def test_a_class_alone_is_cut_where_its_own_map_is_best():
+    """Ground glass is at .3 among pixels that say .6 of consolidation too."""
+    config = multi_config.get_config("tiny")
+    truth = np.zeros((4, 4, 1), np.uint8)
+    truth[:2], truth[2] = 1, 2
+    probs = np.zeros((4, 4, 3), np.float32)
+    probs[:2, :, 1], probs[1, :, 2] = 0.3, 0.6
+    probs[2, :, 2], probs[3, 0, 2], probs[3, :, 1] = 0.6, 0.35, 0.15
+    unseen = thresholds_lib.Unseen([{"mask": truth, "image": truth, "id": "a"}], [probs])
+    found = thresholds_lib.choose_alone(config, unseen)
+    assert found["ggo"] == (0.3, 1.0)  # a mask would have to part with four of its eight pixels
+    # Four of eight marked: 8 / 12; from .4 on, since .35 marks one more: 8 / 13.
+    assert found["consolidation"] == (0.5, pytest.approx(8 / 12))
+    alone = supervised.get_config("tiny")
+    one = thresholds_lib.Unseen([{"mask": truth, "image": truth, "id": "a"}], [probs[..., 1]])
+    assert thresholds_lib.choose_alone(alone, one)["infection"] == (0.3, pytest.approx(16 / 20))
+
+
 def test_losses_of_a_slice_by_hand(monkeypatch):
     """Logits of 0 everywhere: every probability is one half."""
     class Flat:
