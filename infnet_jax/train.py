@@ -70,7 +70,7 @@ def run(
             raise ValueError(f"stages: {stage!r} is none of this config's stages")
         section = "segment" if stage in WALKS else stage
         mesh_lib.check_batch(config[section].batch_size, mesh, f"{section}.batch_size")
-    _check_held_out(config)
+    _check(config)
     if "semi" in config.stages:
         mesh_lib.check_batch(config.semi.round.batch_size, mesh, "semi.round.batch_size")
     if config.weights:
@@ -127,7 +127,7 @@ def _run_stage(
     return {"name": stage, "seconds": time.perf_counter() - began}
 
 
-def _check_held_out(config: ConfigDict) -> None:
+def _check(config: ConfigDict) -> None:
     """Refuses before any training what would only fail after it."""
     for stage in ("segment", "multi"):
         if stage not in config.stages:
@@ -144,6 +144,13 @@ def _check_held_out(config: ConfigDict) -> None:
             raise ValueError(
                 f"{stage}.validation={section.validation} with {stage}.repeats={section.repeats}: "
                 "networks that are averaged are taken as they end, set the first to 0"
+            )
+    if "multi" in config.stages:
+        takes = tasks.prior_use(config) == "input"
+        if takes and config.weights and config.multi.net.kind == "unet_lite0":
+            raise ValueError(
+                f"multi.prior_use='input' with weights={config.weights!r}: those have no channel "
+                "for a prior, choose average, or multi.with_prior=False"
             )
     stage = tasks.last_trained(config)
     held_out = config[stage].folds or config[stage].validation

@@ -193,6 +193,18 @@ def test_a_wrong_test_split_is_refused_before_the_training(tmp_path, dataset):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_prior_that_cannot_be_used_is_refused_before_it_is_trained(tmp_path, dataset):
+    for use, preset, message in (
+        ("concat", "tiny", "multi.prior_use='concat': choose input or average"),
+        ("input", "lite", "multi.prior_use='input' with weights='imagenet_lite0'"),
+    ):
+        config = multi.get_config(preset)
+        config.multi.prior_use = use
+        with pytest.raises(ValueError, match=message):
+            train.run(config, workdir=tmp_path / "run", dataset=dataset, name="t", command="")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_multi_class_network_without_prior_needs_none_in_its_test_slices(tmp_path, dataset):
     config = multi.get_config("tiny")
     config.multi.with_prior = False
