@@ -74,8 +74,8 @@ ARROWS: dict[str, set[str]] = {
         "compare", "evaluation", "study_figures", "study_results", "summary", "workdir",
     },
     "study": {
-        "logs", "predict", "splits", "stage_data", "study_cells", "study_tables", "train",
-        "workdir",
+        "convert", "logs", "predict", "splits", "stage_data", "study_cells", "study_tables",
+        "train", "workdir",
     },
     "bench": {"tasks", "loop", "models", "normalise", "optim", "state"},
     "severity": set(),
