@@ -168,8 +168,9 @@ def _mean(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Maps of several networks as one, and the standard deviation over all their views."""
     means = np.stack([mean for mean, _ in found])
-    within = np.mean([0 * mean if sd is None else sd**2 for mean, sd in found], axis=0)
-    return means.mean(0), np.sqrt(within + means.var(0))
+    lesion = means[..., 0] if means.ndim == 5 else means  # of classes the background's, as one does
+    within = np.mean([0.0 if sd is None else sd**2 for _, sd in found], axis=0)
+    return means.mean(0), np.sqrt(within + lesion.var(0))
 
 
 def _digest(weights: Mapping) -> str:

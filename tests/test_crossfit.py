@@ -329,3 +329,14 @@ def test_two_views_of_two_networks():
     probs, spread = inference._mean(found)
     assert probs == pytest.approx(0.4)
     assert spread == pytest.approx(np.std([0.1, 0.3, 0.3, 0.9]))
+
+
+def test_two_networks_of_three_classes_differ_in_where_they_see_any_lesion():
+    """Maps [1, 1, 1, 3]: the spread is that of the background, with views or without."""
+    maps = [np.float32([[[[0.2, 0.8, 0.0]]]]), np.float32([[[[0.6, 0.1, 0.3]]]])]
+    probs, spread = inference._mean([(m, None) for m in maps])
+    np.testing.assert_allclose(probs, [[[[0.4, 0.45, 0.15]]]], atol=1e-6)
+    np.testing.assert_allclose(spread, [[[0.2]]], atol=1e-6)
+    views = np.float32([[[0.15]]])
+    _, spread = inference._mean([(m, views) for m in maps])
+    np.testing.assert_allclose(spread, [[[0.25]]], atol=1e-6)
