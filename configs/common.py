@@ -115,6 +115,6 @@ def tiny(c: ConfigDict) -> None:
     s.schedule.warmup_steps = 2
 
 
-def unknown_preset(preset: str) -> ValueError:
+def unknown_preset(preset: str, known: tuple[str, ...] = PRESETS) -> ValueError:
     """The error for a preset that does not exist."""
-    return ValueError(f"preset {preset!r} is unknown: choose {', '.join(PRESETS)}")
+    return ValueError(f"preset {preset!r} is unknown: choose {', '.join(known)}")

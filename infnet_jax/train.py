@@ -39,7 +39,7 @@ WALKS = {"prior": crossfit.run, "semi": semi.run}
 # Stage -> where its first weights may come from; the first of these that is run counts.
 ORIGINS = {
     "segment": ("semi", "pretrain"), "prior": ("pretrain",), "semi": ("pretrain",),
-    "multi": ("pretrain_multi",),
+    "multi": ("pretrain_multi", "semi"),
 }  # fmt: skip
 
 
@@ -146,6 +146,8 @@ def _check(config: ConfigDict) -> None:
                 "networks that are averaged are taken as they end, set the first to 0"
             )
     if "multi" in config.stages:
+        if "semi" in config.stages:
+            _check_multi_semi(config)
         takes = tasks.prior_use(config) == "input"
         if takes and config.weights and config.multi.net.kind == "unet_lite0":
             raise ValueError(
@@ -157,6 +159,21 @@ def _check(config: ConfigDict) -> None:
     if "evaluate" in config.stages and config.evaluate.choose_threshold and not held_out:
         raise ValueError(
             f"evaluate.choose_threshold=True needs {stage}.validation or {stage}.folds above 0"
+        )
+
+
+def _check_multi_semi(config: ConfigDict) -> None:
+    """Whether `multi` can start from what `semi` leaves."""
+    if config.semi.kind != "pseudo":
+        raise ValueError(
+            f"semi.kind={config.semi.kind!r} with stage multi, which takes no unlabelled slices: "
+            "choose pseudo"
+        )
+    single, multi = (config.model.kind, config.model.width), config.multi.net
+    if single != (multi.kind, multi.width):
+        raise ValueError(
+            f"model.kind={single[0]!r} and model.width={single[1]}: multi starts from what semi "
+            f"has learned, choose those of multi.net, {multi.kind!r} and {multi.width}"
         )
 
 
