@@ -25,5 +25,7 @@ def get_config(preset: str = "demo") -> ConfigDict:
     c.stages = ("prior", "semi", "multi", "evaluate")
     c.semi = semisup.get_config(preset).semi
     c.multi.prior_use = "average"
+    if preset in ("semiseg", "lite"):
+        c.multi.steps = 600
     c.model.kind, c.model.width = c.multi.net.kind, c.multi.net.width  # one starts from the other
     return c
