@@ -3,7 +3,7 @@
 `pseudo` (Semi-Inf-Net, Fan et al. 2020): a teacher, trained on the labelled slices, maps a random
 group of unlabelled ones; the group joins the pool, and the network trains on pool and labelled
 slices before it maps the next group. A fresh network then pre-trains on the whole pool, and the
-`segment` stage fine-tunes it on the labelled slices.
+`segment` stage fine-tunes it on the labelled slices; `multi` takes all of it but the last layer.
 
 `mean_teacher`: the teacher only; `segment` goes on from it with unlabelled slices in each batch.
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import common, multi, multi_selfsup, selfsup, semisup, supervised
+from configs import common, multi, multi_selfsup, multi_semisup, selfsup, semisup, supervised
 from infnet_jax import tasks
 
 
@@ -45,6 +45,17 @@ def test_semisup_is_supervised_with_unlabelled_slices_in_front(preset):
         assert s.pool.steps == 100 * 3 * -(-1600 // after.segment.batch_size)
 
 
+@pytest.mark.parametrize("preset", multi_semisup.PRESETS)
+def test_multi_semisup_is_multi_with_unlabelled_slices_in_front(preset):
+    alone, after = multi.get_config(preset), multi_semisup.get_config(preset)
+    assert after.stages == ("prior", "semi", "multi", "evaluate")
+    assert after.semi == semisup.get_config(preset).semi
+    assert alone.multi.optim == after.multi.optim and alone.multi.loss == after.multi.loss
+    assert (after.model.kind, after.model.width) == (after.multi.net.kind, after.multi.net.width)
+    with pytest.raises(ValueError, match="'paper' is unknown: choose demo, semiseg, lite, tiny$"):
+        multi_semisup.get_config("paper")
+
+
 SINGLE, MULTI = ("pretrain", "segment"), ("pretrain_multi", "multi")
 UNET = {"model.kind": "unet"}
 
@@ -59,7 +70,7 @@ UNET = {"model.kind": "unet"}
      (semisup, "tiny", ("segment",), {"semi.kind": "mean_teacher"}),
      (supervised, "tiny", ("segment",), {"model.kind": "unet_lite0"}),
      (multi_selfsup, "lite", MULTI, {}), (selfsup, "lite", SINGLE, {}),
-     (multi, "lite", ("multi",), {})],
+     (multi, "lite", ("multi",), {}), (multi_semisup, "tiny", ("segment", "multi"), {})],
 )  # fmt: skip
 def test_preset_builds_its_tasks(file, preset, stages, changes):
     config = file.get_config(preset)

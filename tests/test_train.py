@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import tfds_builders
-from configs import multi, selfsup, supervised
+from configs import multi, multi_semisup, selfsup, supervised
 from infnet_jax import (
     data,
     loop,
@@ -25,6 +25,7 @@ from infnet_jax import (
     train,
     workdir,
 )
+from infnet_jax.checkpoint import Checkpoints
 from infnet_jax.logs import load_rows
 from infnet_jax.state import Task, make_player, make_state
 from infnet_jax.tasks import game, inpaint, segment
@@ -203,6 +204,36 @@ def test_a_prior_that_cannot_be_used_is_refused_before_it_is_trained(tmp_path, d
         with pytest.raises(ValueError, match=message):
             train.run(config, workdir=tmp_path / "run", dataset=dataset, name="t", command="")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"semi.kind": "mean_teacher"}, "semi.kind='mean_teacher' with stage multi"),
+     ({"model.kind": "infnet"}, "model.kind='infnet' and model.width=4: multi starts from"),
+     ({"model.width": 8}, "model.width=8: multi starts .* those of multi.net, 'unet' and 4")],
+)  # fmt: skip
+def test_a_start_that_does_not_fit_is_refused_before_it_is_trained(
+    changes, message, tmp_path, dataset
+):
+    config = multi_semisup.get_config("tiny")
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=message):
+        train.run(config, workdir=tmp_path / "run", dataset=dataset, name="t", command="")
+    assert not (tmp_path / "run").exists()
+
+
+def test_three_classes_start_from_what_pseudo_labels_have_taught(tmp_path):
+    config = multi_semisup.get_config("tiny")
+    config.weights = "imagenet_lite0"  # of an earlier stage: not of this one
+    single, task = (tasks.make(stage, config, STATISTICS, 1) for stage in ("segment", "multi"))
+    learned = loop.init_variables(single, 7)
+    with Checkpoints(tmp_path / "semi" / "pool" / "checkpoints", save_every=4) as pool:
+        pool.offer(4, single.start(learned))
+    state = train._start(task, "multi", config, tmp_path, tmp_path / "multi" / "fold0", 0)
+    start, fresh = state.net.params, loop.init_variables(task, 0)["net"]["params"]
+    for part in ("trunk", "decoder"):
+        jax.tree.map(np.testing.assert_array_equal, start[part], learned["net"]["params"][part])
+    jax.tree.map(np.testing.assert_array_equal, start["out_seg"], fresh["out_seg"])
 
 
 def test_a_multi_class_network_without_prior_needs_none_in_its_test_slices(tmp_path, dataset):
