@@ -323,6 +323,19 @@ def test_folds_and_held_out_slices_exclude_each_other(dataset, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_networks_past_the_tenth_keep_their_numbers(tmp_path, monkeypatch):
+    """Read as 0, 1, 10, 2, a slice would get the map of a network that has seen it."""
+    config = multi.get_config("tiny")
+    config.multi.update(folds=3, repeats=4, validation=0)
+    for k in range(12):
+        (tmp_path / "multi" / f"fold{k}" / "checkpoints").mkdir(parents=True)
+    monkeypatch.setattr(networks, "load_weights", lambda folder, part: int(folder.parent.name[4:]))
+    assert networks.load_evaluated(config, tmp_path) == ("latest", list(range(12)))
+    (tmp_path / "multi" / "fold11" / "checkpoints").rmdir()
+    with pytest.raises(FileNotFoundError, match="multi: 11 of 12 networks are trained"):
+        networks.load_evaluated(config, tmp_path)
+
+
 def test_two_views_of_two_networks():
     """Means 0.2 and 0.6, each of views 0.1 above and below, and 0.3: by hand."""
     found = [(np.float32([0.2]), np.float32([0.1])), (np.float32([0.6]), np.float32([0.3]))]
