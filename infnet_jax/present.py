@@ -191,6 +191,10 @@ def _readings(workdir: Path, config: ConfigDict) -> list[str]:
     if config[stage].folds:
         notes.append(f"The mean of {count} networks is evaluated, each trained on all folds of the "
                      "training slices but its own.")
+        if "semi" in config.stages:
+            notes.append("They share a start that a teacher of all training slices taught, through "
+                         "its maps of other slices: figures of unseen training slices may be a "
+                         "little too high. The test split is untouched by this.")
     elif count > 1:
         notes.append(f"The mean of {count} networks is evaluated, each trained on all training "
                      "slices by a seed of its own.")

@@ -311,3 +311,15 @@ def test_the_summary_says_how_much_the_pseudo_labels_mark(tmp_path):
     assert "Mean teacher: consistency weight 10" in present._semi(
         tmp_path, small(kind="mean_teacher")
     )
+
+
+def test_the_summary_says_that_the_folds_share_a_teacher(tmp_path):
+    (tmp_path / "semi").mkdir()
+    report = {"rounds": 2, "slices": 8, "marked": 0.034, "marked_in_masks": 0.145}
+    (tmp_path / "semi" / "pseudo.json").write_text(json.dumps(report))
+    config = small()
+    assert not [note for note in present._readings(tmp_path, config) if "share a start" in note]
+    config.segment.update(folds=2, validation=0)
+    assert [note for note in present._readings(tmp_path, config) if "share a start" in note]
+    config.stages = ("segment", "evaluate")
+    assert not [note for note in present._readings(tmp_path, config) if "share a start" in note]
