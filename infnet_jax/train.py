@@ -145,6 +145,11 @@ def _check(config: ConfigDict) -> None:
                 f"{stage}.validation={section.validation} with {stage}.repeats={section.repeats}: "
                 "networks that are averaged are taken as they end, set the first to 0"
             )
+    if "segment" in config.stages and config.segment.folds and tasks.has_mean_teacher(config):
+        raise ValueError(
+            f"segment.folds={config.segment.folds} with semi.kind='mean_teacher': each fold would "
+            "start from a teacher that has learned from it, choose pseudo or 0 folds"
+        )
     if "multi" in config.stages:
         if "semi" in config.stages:
             _check_multi_semi(config)

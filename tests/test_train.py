@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import tfds_builders
-from configs import multi, multi_semisup, selfsup, supervised
+from configs import multi, multi_semisup, selfsup, semisup, supervised
 from infnet_jax import (
     data,
     loop,
@@ -218,6 +218,15 @@ def test_a_start_that_does_not_fit_is_refused_before_it_is_trained(
     config = multi_semisup.get_config("tiny")
     config.update_from_flattened_dict(changes)
     with pytest.raises(ValueError, match=message):
+        train.run(config, workdir=tmp_path / "run", dataset=dataset, name="t", command="")
+    assert not (tmp_path / "run").exists()
+
+
+def test_folds_of_a_mean_teacher_that_has_seen_them_all_are_refused(tmp_path, dataset):
+    config = semisup.get_config("tiny")
+    config.semi.kind = "mean_teacher"
+    config.segment.update(folds=2, validation=0)
+    with pytest.raises(ValueError, match="segment.folds=2 with semi.kind='mean_teacher'"):
         train.run(config, workdir=tmp_path / "run", dataset=dataset, name="t", command="")
     assert not (tmp_path / "run").exists()
 
