@@ -95,14 +95,15 @@ def inpainting_panel(
 
 
 def overlays(
-    cases: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]], path: Path
+    cases: Sequence[tuple[str, np.ndarray, np.ndarray | None, np.ndarray, np.ndarray | None]],
+    path: Path,
 ) -> Path:
     """Draws a row a case: the slice, truth and prediction as contours, and the probability map.
 
     Args:
       cases: (title, image, truth, found, prob): [H, W] image in any grey scale, [H, W] bool twice,
-        [H, W] probability in 0..1, or None in all cases, which leaves that column out. Rows may
-        differ in size. An empty mask draws no contour.
+        [H, W] probability in 0..1. Where there is no truth, or no probability, None in all cases
+        leaves it out. Rows may differ in size. An empty mask draws no contour.
       path: the PNG to write.
 
     Raises:
@@ -118,7 +119,8 @@ def overlays(
         for line, (title, image, truth, found, prob) in zip(grid, cases, strict=True):
             _picture(line[0], image)
             _picture(line[1], image)
-            _contour(line[1], np.asarray(truth, float), 0.5, SKY)
+            if truth is not None:
+                _contour(line[1], np.asarray(truth, float), 0.5, SKY)
             _contour(line[1], np.asarray(found, float), 0.5, ORANGE)
             if prob is not None:
                 shown = _picture(line[2], prob, 0, 1, cmap="magma")
@@ -126,7 +128,7 @@ def overlays(
             line[0].set_ylabel(title)
         for ax, name in zip(grid[0], columns, strict=True):
             ax.set_title(name)
-        names = ("truth", SKY), ("prediction", ORANGE)
+        names = (("truth", SKY), ("prediction", ORANGE))[cases[0][2] is None :]
         handles = [Line2D([], [], color=colour, label=name) for name, colour in names]
         figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return path

@@ -53,6 +53,8 @@ def write(
         if stage in config.stages:
             more_pictures, more_tables = run_figures.pretrain(workdir, stage)
             pictures, tables = pictures + more_pictures, tables + more_tables
+    if "semi" in config.stages and config.semi.kind == "pseudo":
+        pictures += run_figures.pseudo_labels(workdir, config, dataset)
     for stage, panels, caption in (
         ("segment", run_figures.SEGMENT_PANELS, "Fine-tuning."),
         ("multi", run_figures.MULTI_PANELS, "The multi-class network."),

@@ -113,6 +113,12 @@ def test_overlays_without_probabilities_have_two_columns(tmp_path):
     assert sizes[1][1] == sizes[0][1]
 
 
+def test_overlays_without_truth_name_none(tmp_path):
+    case = ("case", np.zeros((40, 40)), None, _square(), np.zeros((40, 40)))
+    path = figures.overlays([case], tmp_path / "o.png")
+    assert _pixels_of(path, figures.SKY) == 0 < _pixels_of(path, figures.ORANGE)
+
+
 def test_augmentation_outlines_both_sides(tmp_path):
     slices, masks = np.zeros((2, 40, 40)), np.stack([_square()] * 2)
 

@@ -12,10 +12,12 @@ import tfds_builders
 from configs import semisup
 from infnet_jax import (
     data,
+    figures,
     loop,
     mesh as mesh_lib,
     networks,
     present,
+    run_figures,
     semi,
     stage_data,
     tasks,
@@ -323,3 +325,25 @@ def test_the_summary_says_that_the_folds_share_a_teacher(tmp_path):
     assert [note for note in present._readings(tmp_path, config) if "share a start" in note]
     config.stages = ("segment", "evaluate")
     assert not [note for note in present._readings(tmp_path, config) if "share a start" in note]
+
+
+def test_the_picture_of_pseudo_labels_has_each_slice_with_its_own(dataset, tmp_path, monkeypatch):
+    source = data.open_split(dataset, "unlabeled")
+    names = [data.text(source[i]["id"]) for i in range(len(source))]
+    (tmp_path / "semi").mkdir()
+    for k, part in enumerate((names[5:], names[:5])):  # slice i marks i rows of eight
+        maps = {n: np.uint8([[255] * 8] * names.index(n) + [[100] * 8] * (8 - names.index(n)))
+                for n in part}
+        np.savez(tmp_path / "semi" / f"round000{k}.npz", **maps)
+    drawn = []
+    monkeypatch.setattr(figures, "overlays", lambda cases, path: drawn.extend(cases) or path)
+    ((path, _),) = run_figures.pseudo_labels(tmp_path, small(), dataset)
+    assert path == tmp_path / "figures" / "pseudo_labels.png"
+    assert [case[0] for case in drawn] == [
+        f"{names[i]}\n{i / 8:.1%} marked" for i in (0, 2, 4, 7)
+    ]
+    for i, (_, image, truth, marked, prob) in zip((0, 2, 4, 7), drawn, strict=True):
+        whole = data.decode(source[i], "image")
+        np.testing.assert_array_equal(image, data.resize(whole, 8, labels=False)[..., 0])
+        assert truth is None and marked.sum() == 8 * i
+        assert set(np.round(255 * prob).astype(int).ravel().tolist()) <= {100, 255}
