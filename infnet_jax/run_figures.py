@@ -110,18 +110,18 @@ def pseudo_labels(workdir: Path, config: ConfigDict, dataset: Path) -> list:
     maps = {}
     for path in sorted((workdir / "semi").glob("round*.npz")):
         with np.load(path) as z:
-            maps |= {name: z[name] / 255.0 for name in z.files}
+            maps |= {name: z[name] for name in z.files}
     source = splits.open_training(dataset, config.semi.split, config, masks=False)
     at = {data.text(source[i]["id"]): i for i in range(len(source))}
-    by_share = sorted(maps, key=lambda name: ((maps[name] >= 0.5).mean(), name))
+    by_share = sorted(maps, key=lambda name: ((maps[name] >= 128).mean(), name))
     cases = []
     for rank in np.unique(np.linspace(0, len(by_share) - 1, 4).astype(int)):
         name = by_share[rank]
         image = data.decode(source[at[name]], "image")
         image = data.resize(image, len(maps[name]), labels=False)[..., 0]
-        marked = maps[name] >= 0.5
+        marked = maps[name] >= 128
         label = name if len(name) <= 30 else f"…{name[-29:]}"
-        cases.append((f"{label}\n{marked.mean():.1%} marked", image, None, marked, maps[name]))
+        cases.append((f"{label}\n{marked.mean():.1%} marked", image, None, marked, maps[name] / 255))
     return [(figures.overlays(cases, workdir / "figures" / "pseudo_labels.png"),
              "Unlabelled slices, from the least marked to the most, and their soft pseudo-labels.")]
 
