@@ -119,9 +119,9 @@ def pseudo_labels(workdir: Path, config: ConfigDict, dataset: Path) -> list:
         name = by_share[rank]
         image = data.decode(source[at[name]], "image")
         image = data.resize(image, len(maps[name]), labels=False)[..., 0]
-        marked = maps[name] >= 128
+        prob, marked = maps[name] / 255, maps[name] >= 128
         label = name if len(name) <= 30 else f"…{name[-29:]}"
-        cases.append((f"{label}\n{marked.mean():.1%} marked", image, None, marked, maps[name] / 255))
+        cases.append((f"{label}\n{marked.mean():.1%} marked", image, None, marked, prob))
     return [(figures.overlays(cases, workdir / "figures" / "pseudo_labels.png"),
              "Unlabelled slices, from the least marked to the most, and their soft pseudo-labels.")]
 
