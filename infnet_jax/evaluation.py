@@ -129,7 +129,8 @@ def evaluate_maps(
 
     Raises:
       FileNotFoundError: a folder is missing or empty, or a slice lacks its map or truth.
-      ValueError: an unreadable or unsuitable picture, or an unknown label.
+      ValueError: an unreadable or unsuitable picture, a map on its side against its truth, or an
+        unknown label.
     """
     if label is not None and label not in LABELS:
         raise ValueError(f"label {label!r} is unknown: choose one of {', '.join(LABELS)} or none")
@@ -142,7 +143,14 @@ def evaluate_maps(
             raise FileNotFoundError(f"{folder}: no {what} for {missing[0]}{more}")
     values, rows, records = _read_predictions(maps, label), [], []
     for stem, path in masks.items():
-        record = metrics.toolbox(values[stem], read_truth(path, label))
+        mask = read_truth(path, label)
+        (height, width), (tall, wide) = mask.shape, values[stem].shape
+        if height != width and (tall, wide) == (width, height):
+            raise ValueError(
+                f"{maps[stem]}: {tall} x {wide}, and its truth {height} x {width}: one of "
+                "the two lies on its side, turn it first (a builder's README says how it turned)"
+            )
+        record = metrics.toolbox(values[stem], mask)
         records.append(record)
         rows.append({"stem": stem, **_row(record)})
     return rows, {"label": label or "lesion", **_summary(records)}

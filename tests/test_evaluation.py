@@ -225,9 +225,15 @@ def break_colour(maps, truth):
     save(maps / "a.png", np.stack([classes() * 90] + [classes() * 0] * 2, -1))
 
 
+def break_side(maps, truth):
+    save(truth / "a.png", classes()[:3])
+    save(maps / "a.png", np.full(classes()[:3].T.shape, 90))
+
+
 @pytest.mark.parametrize(
     ("fault", "error", "message"),
     [
+        (break_side, ValueError, r"a\.png: 8 x 3, and its truth 3 x 8: one of the two lies"),
         (break_missing_map, FileNotFoundError, r"maps: no prediction for b\.png"),
         (break_missing_truth, FileNotFoundError, r"truth: no truth for a\.png"),
         (break_unreadable, ValueError, r"maps/a\.png: not a readable picture"),
