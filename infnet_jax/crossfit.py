@@ -41,10 +41,8 @@ def run(
       The timing, or None if it was asked to stop.
 
     Raises:
-      ValueError: an unknown `prior.kind`, or more folds than groups.
+      ValueError: more folds than groups.
     """
-    if config.prior.kind not in KINDS:
-        raise ValueError(f"prior.kind={config.prior.kind!r}: choose {' or '.join(KINDS)}")
     began, folder = time.perf_counter(), workdir / "prior"
     steps, finds_lungs = 0, tasks.target(config) == "lung"
     if config.prior.kind == "crossfit":

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from infnet_jax import augment, data, figures, lung_scores, splits
 from infnet_jax.logs import load_rows
 from infnet_jax.summary import markdown_table
+from infnet_jax.workdir import read_npz
 
 PRETRAIN_PANELS = (
     ("Inpainter", {"rec": "erased pixels, training", "loss": "total loss"}),
@@ -107,10 +108,7 @@ def augmentation(workdir: Path, config: ConfigDict, dataset: Path) -> list:
 
 def pseudo_labels(workdir: Path, config: ConfigDict, dataset: Path) -> list:
     """Unlabelled slices with the soft labels that the rounds of `semi` gave them."""
-    maps = {}
-    for path in sorted((workdir / "semi").glob("round*.npz")):
-        with np.load(path) as z:
-            maps |= {name: z[name] for name in z.files}
+    maps = read_npz(workdir / "semi", "round*.npz")
     source = splits.open_training(dataset, config.semi.split, config, masks=False)
     at = {data.text(source[i]["id"]): i for i in range(len(source))}
     by_share = sorted(maps, key=lambda name: ((maps[name] >= 128).mean(), name))

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from infnet_jax import data, loop, networks, splits, tasks
 from infnet_jax.state import Task, TrainState
-from infnet_jax.workdir import write_json, write_npz
+from infnet_jax.workdir import read_npz, write_json, write_npz
 
 KINDS = ("pseudo", "mean_teacher")
 
@@ -57,12 +57,7 @@ def run(
 
     Returns:
       The timing, or None if it was asked to stop.
-
-    Raises:
-      ValueError: an unknown `semi.kind`, or a `semi.group_size` below 1.
     """
-    if config.semi.kind not in KINDS:
-        raise ValueError(f"semi.kind={config.semi.kind!r}: choose {' or '.join(KINDS)}")
     began, steps = time.perf_counter(), 0
     labelled = splits.open_training(dataset, config.data.train, config, masks=True)
     labelled = data.WithPriors(labelled, data.lesion_maps(labelled))
@@ -87,13 +82,7 @@ def result_folder(config: ConfigDict, workdir: Path) -> Path:
 
 
 def partition(count: int, size: int, seed: int) -> list[np.ndarray]:
-    """Deals `count` slices at random to groups of `size`, the last one possibly smaller.
-
-    Raises:
-      ValueError: `size` is below 1.
-    """
-    if size < 1:
-        raise ValueError(f"semi.group_size={size}: choose 1 or more (Semi-Inf-Net has 5)")
+    """Deals `count` slices at random to groups of `size`, the last one possibly smaller."""
     order = np.random.default_rng(seed).permutation(count)
     return [order[i : i + size] for i in range(0, count, size)]
 
@@ -139,7 +128,7 @@ def _networks(stage: _Stage, dataset: Path) -> Iterator[dict | None]:
     unlabelled = splits.open_training(dataset, semi.split, stage.config, masks=False)
     groups = partition(len(unlabelled), semi.group_size, stage.config.seed)
     yield from _rounds(stage, unlabelled, groups)
-    pool = data.WithPriors(unlabelled, _read_maps(stage.folder))
+    pool = data.WithPriors(unlabelled, read_npz(stage.folder, "round*.npz"))
     _write_report(stage, pool, len(groups))
     yield _train_alone(stage, "pool", [pool])
 
@@ -152,7 +141,7 @@ def _rounds(
     section = _section(config, "round")
     task = tasks.make_segment(config, section, stage.statistics, soft=True)
     sweep = networks.make_sweep("segment", config, stage.statistics)
-    maps, weights_of = _read_maps(stage.folder), "teacher"
+    maps, weights_of = read_npz(stage.folder, "round*.npz"), "teacher"
     for k, group in enumerate(groups):
         name = f"round{k:04d}"
         if (done := stage.folder / name / "done.json").exists():
@@ -221,15 +210,6 @@ def _batches(
         sources, batch_size=section.batch_size, size=section.size, seed=seed, fields=fields,
         process_index=jax.process_index(), process_count=jax.process_count(),
     )  # fmt: skip
-
-
-def _read_maps(folder: Path) -> dict[str, np.ndarray]:
-    """All pseudo-labels so far, by id."""
-    maps = {}
-    for path in sorted(folder.glob("round*.npz")):
-        with np.load(path) as z:
-            maps |= {name: z[name] for name in z.files}
-    return maps
 
 
 def _write_report(stage: _Stage, pool: data.Source, rounds: int) -> None:

@@ -62,14 +62,23 @@ def open_sources(
 
 
 def held_out(stage: str, config: ConfigDict, source: data.Source) -> list[np.ndarray]:
-    """For each network of a stage the examples that it does not train on (whole groups)."""
-    section = config[stage]
-    return [
-        data.split_validation(source, count=section.validation, seed=member.seed)[1]
-        if member.fold is None
-        else data.group_folds(source, section.folds, member.seed)[member.fold]
-        for member in tasks.members(config, stage)
-    ]
+    """For each network of a stage the examples that it does not train on (whole groups).
+
+    Raises:
+      ValueError: more folds than groups, or no slice left to train on.
+    """
+    section, held = config[stage], []
+    for member in tasks.members(config, stage):
+        try:
+            held.append(
+                data.split_validation(source, count=section.validation, seed=member.seed)[1]
+                if member.fold is None
+                else data.group_folds(source, section.folds, member.seed)[member.fold]
+            )
+        except ValueError as error:
+            key = "validation" if member.fold is None else "folds"
+            raise ValueError(f"{stage}.{key}={section[key]}: {error}") from error
+    return held
 
 
 def _open_mix(mix: Mix, directory: Path) -> list[data.Source]:

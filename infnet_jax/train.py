@@ -13,6 +13,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from infnet_jax import (
+    checks,
     convert,
     crossfit,
     data,
@@ -70,13 +71,17 @@ def run(
             raise ValueError(f"stages: {stage!r} is none of this config's stages")
         section = "segment" if stage in WALKS else stage
         mesh_lib.check_batch(config[section].batch_size, mesh, f"{section}.batch_size")
-    _check(config)
+    checks.check(config)
     if "semi" in config.stages:
         mesh_lib.check_batch(config.semi.round.batch_size, mesh, "semi.round.batch_size")
     if config.weights:
         convert.load_imported(config.weights)  # unfit ones must not leave a workdir behind
     if "evaluate" in config.stages:
         splits.open_test(dataset, config)  # a wrong split must not come out after the training
+    for stage in ("segment", "multi"):
+        if stage in config.stages:  # nor more folds than patients
+            source = splits.open_training(dataset, config[stage].splits[-1], config, masks=True)
+            stage_data.held_out(stage, config, source)
     claim(workdir, config)
     images = splits.open_whole(dataset, config.data.train, config)
     statistics = data.statistics(images, splits.visible(images, config))
@@ -125,61 +130,6 @@ def _run_stage(
         thresholds=cuts, alone=alone,
     )
     return {"name": stage, "seconds": time.perf_counter() - began}
-
-
-def _check(config: ConfigDict) -> None:
-    """Refuses before any training what would only fail after it."""
-    for stage in ("segment", "multi"):
-        if stage not in config.stages:
-            continue
-        section = config[stage]
-        if section.repeats < 1:
-            raise ValueError(f"{stage}.repeats={section.repeats}: choose 1 or more")
-        if section.folds and section.validation:
-            raise ValueError(
-                f"{stage}.validation={section.validation} with {stage}.folds={section.folds}: "
-                "the fold is what is held out, set one of them to 0"
-            )
-        if section.repeats > 1 and section.validation:
-            raise ValueError(
-                f"{stage}.validation={section.validation} with {stage}.repeats={section.repeats}: "
-                "networks that are averaged are taken as they end, set the first to 0"
-            )
-    if "segment" in config.stages and config.segment.folds and tasks.has_mean_teacher(config):
-        raise ValueError(
-            f"segment.folds={config.segment.folds} with semi.kind='mean_teacher': each fold would "
-            "start from a teacher that has learned from it, choose pseudo or 0 folds"
-        )
-    if "multi" in config.stages:
-        if "semi" in config.stages:
-            _check_multi_semi(config)
-        takes = tasks.prior_use(config) == "input"
-        if takes and config.weights and config.multi.net.kind == "unet_lite0":
-            raise ValueError(
-                f"multi.prior_use='input' with weights={config.weights!r}: those have no channel "
-                "for a prior, choose average, or multi.with_prior=False"
-            )
-    stage = tasks.last_trained(config)
-    held_out = config[stage].folds or config[stage].validation
-    if "evaluate" in config.stages and config.evaluate.choose_threshold and not held_out:
-        raise ValueError(
-            f"evaluate.choose_threshold=True needs {stage}.validation or {stage}.folds above 0"
-        )
-
-
-def _check_multi_semi(config: ConfigDict) -> None:
-    """Whether `multi` can start from what `semi` leaves."""
-    if config.semi.kind != "pseudo":
-        raise ValueError(
-            f"semi.kind={config.semi.kind!r} with stage multi, which takes no unlabelled slices: "
-            "choose pseudo"
-        )
-    single, multi = (config.model.kind, config.model.width), config.multi.net
-    if single != (multi.kind, multi.width):
-        raise ValueError(
-            f"model.kind={single[0]!r} and model.width={single[1]}: multi starts from what semi "
-            f"has learned, choose those of multi.net, {multi.kind!r} and {multi.width}"
-        )
 
 
 def _unseen(

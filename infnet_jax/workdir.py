@@ -57,6 +57,15 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     os.replace(fresh, path)
 
 
+def read_npz(folder: Path, pattern: str) -> dict[str, np.ndarray]:
+    """The arrays of all files of a folder whose names match, by name; none where there are none."""
+    arrays = {}
+    for path in sorted(folder.glob(pattern)):
+        with np.load(path) as z:
+            arrays |= {name: z[name] for name in z.files}
+    return arrays
+
+
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted names and values of a nested dict."""
     if not isinstance(tree, dict):

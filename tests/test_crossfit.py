@@ -305,24 +305,6 @@ def test_all_slices_twice_by_two_seeds(dataset, tmp_path):
     assert result["weights"] == "latest" and "cross_validated" not in result
 
 
-def test_folds_and_held_out_slices_exclude_each_other(dataset, tmp_path):
-    config = supervised.get_config("tiny")
-    config.segment.folds = 2
-    with pytest.raises(ValueError, match="segment.validation=2 with segment.folds=2"):
-        train.run(config, workdir=tmp_path / "run", dataset=dataset, name="folds", command="")
-    config.segment.update(folds=0, repeats=2)
-    with pytest.raises(ValueError, match="segment.validation=2 with segment.repeats=2"):
-        train.run(config, workdir=tmp_path / "run", dataset=dataset, name="folds", command="")
-    config.segment.update(validation=0, repeats=0)
-    with pytest.raises(ValueError, match="segment.repeats=0: choose 1 or more"):
-        train.run(config, workdir=tmp_path / "run", dataset=dataset, name="folds", command="")
-    config.segment.repeats = 1
-    config.evaluate.choose_threshold = True
-    with pytest.raises(ValueError, match="needs segment.validation or segment.folds above 0"):
-        train.run(config, workdir=tmp_path / "run", dataset=dataset, name="folds", command="")
-    assert not (tmp_path / "run").exists()
-
-
 def test_networks_past_the_tenth_keep_their_numbers(tmp_path, monkeypatch):
     """Read as 0, 1, 10, 2, a slice would get the map of a network that has seen it."""
     config = multi.get_config("tiny")

@@ -55,7 +55,7 @@ ARROWS: dict[str, set[str]] = {
     "thresholds": {"data", "metrics", "networks", "workdir"},
     "predict": _FRONT | {"imaging", "networks", "thresholds"},
     "run_figures": {
-        "augment", "data", "figures", "logs", "lung_scores", "splits", "summary",
+        "augment", "data", "figures", "logs", "lung_scores", "splits", "summary", "workdir",
     },
     "present": {"logs", "run_figures", "summary", "tasks"},
     "loop": _FRONT | {"present"},
@@ -63,9 +63,10 @@ ARROWS: dict[str, set[str]] = {
     "crossfit": _FRONT | {"loop", "lung_scores", "networks"},
     "semi": _FRONT | {"loop", "networks"},
     "stage_data": _FRONT | {"crossfit", "mix", "semi"},
+    "checks": {"crossfit", "semi", "tasks"},
     "train": _FRONT | {
-        "convert", "crossfit", "loop", "networks", "predict", "present", "semi", "stage_data",
-        "thresholds",
+        "checks", "convert", "crossfit", "loop", "networks", "predict", "present", "semi",
+        "stage_data", "thresholds",
     },
     "study_figures": {"figures"},
     "study_cells": set(),

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import tfds_builders
-from configs import multi, multi_semisup, selfsup, semisup, supervised
+from configs import multi, multi_semisup, selfsup, supervised
 from infnet_jax import (
     data,
     loop,
@@ -184,51 +184,6 @@ def test_early_stopping_counts_evaluations_without_a_better_one(play, tmp_path):
     assert weight(tmp_path / "cut") == weight(tmp_path / "whole")
     play(tmp_path / "never", patience=0, total=24, dice=dice)
     assert weight(tmp_path / "never")[0] == 24
-
-
-def test_a_wrong_test_split_is_refused_before_the_training(tmp_path, dataset):
-    config = supervised.get_config("tiny")
-    config.data.folds = 2
-    with pytest.raises(ValueError, match="data.test='test': with data.folds it must be"):
-        train.run(config, workdir=tmp_path / "run", dataset=dataset, name="t", command="")
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_prior_that_cannot_be_used_is_refused_before_it_is_trained(tmp_path, dataset):
-    for use, preset, message in (
-        ("concat", "tiny", "multi.prior_use='concat': choose input or average"),
-        ("input", "lite", "multi.prior_use='input' with weights='imagenet_lite0'"),
-    ):
-        config = multi.get_config(preset)
-        config.multi.prior_use = use
-        with pytest.raises(ValueError, match=message):
-            train.run(config, workdir=tmp_path / "run", dataset=dataset, name="t", command="")
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [({"semi.kind": "mean_teacher"}, "semi.kind='mean_teacher' with stage multi"),
-     ({"model.kind": "infnet"}, "model.kind='infnet' and model.width=4: multi starts from"),
-     ({"model.width": 8}, "model.width=8: multi starts .* those of multi.net, 'unet' and 4")],
-)  # fmt: skip
-def test_a_start_that_does_not_fit_is_refused_before_it_is_trained(
-    changes, message, tmp_path, dataset
-):
-    config = multi_semisup.get_config("tiny")
-    config.update_from_flattened_dict(changes)
-    with pytest.raises(ValueError, match=message):
-        train.run(config, workdir=tmp_path / "run", dataset=dataset, name="t", command="")
-    assert not (tmp_path / "run").exists()
-
-
-def test_folds_of_a_mean_teacher_that_has_seen_them_all_are_refused(tmp_path, dataset):
-    config = semisup.get_config("tiny")
-    config.semi.kind = "mean_teacher"
-    config.segment.update(folds=2, validation=0)
-    with pytest.raises(ValueError, match="segment.folds=2 with semi.kind='mean_teacher'"):
-        train.run(config, workdir=tmp_path / "run", dataset=dataset, name="t", command="")
-    assert not (tmp_path / "run").exists()
 
 
 def test_three_classes_start_from_what_pseudo_labels_have_taught(tmp_path):

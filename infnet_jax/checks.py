@@ -1,0 +1,78 @@
+"""What is refused before any training, because it would only fail after it."""
+
+from ml_collections import ConfigDict
+
+from infnet_jax import crossfit, semi, tasks
+
+
+def check(config: ConfigDict) -> None:
+    """Whether the stages of a config fit each other.
+
+    Raises:
+      ValueError: names the key, its value and what would be right.
+    """
+    for stage in ("segment", "multi"):
+        if stage in config.stages:
+            _check_ensemble(config, stage)
+    if "prior" in config.stages and config.prior.kind not in crossfit.KINDS:
+        choices = " or ".join(crossfit.KINDS)
+        raise ValueError(f"prior.kind={config.prior.kind!r}: choose {choices}")
+    if "semi" in config.stages:
+        _check_semi(config)
+    if "multi" in config.stages and tasks.prior_use(config) == "input":
+        if config.weights and config.multi.net.kind == "unet_lite0":
+            raise ValueError(
+                f"multi.prior_use='input' with weights={config.weights!r}: those have no channel "
+                "for a prior, choose average, or multi.with_prior=False"
+            )
+    stage = tasks.last_trained(config)
+    held_out = config[stage].folds or config[stage].validation
+    if "evaluate" in config.stages and config.evaluate.choose_threshold and not held_out:
+        raise ValueError(
+            f"evaluate.choose_threshold=True needs {stage}.validation or {stage}.folds above 0"
+        )
+
+
+def _check_ensemble(config: ConfigDict, stage: str) -> None:
+    """Whether the networks of a stage can be averaged."""
+    section = config[stage]
+    if section.repeats < 1:
+        raise ValueError(f"{stage}.repeats={section.repeats}: choose 1 or more")
+    if section.folds and section.validation:
+        raise ValueError(
+            f"{stage}.validation={section.validation} with {stage}.folds={section.folds}: "
+            "the fold is what is held out, set one of them to 0"
+        )
+    if section.repeats > 1 and section.validation:
+        raise ValueError(
+            f"{stage}.validation={section.validation} with {stage}.repeats={section.repeats}: "
+            "networks that are averaged are taken as they end, set the first to 0"
+        )
+
+
+def _check_semi(config: ConfigDict) -> None:
+    """Whether the next stage can start from what `semi` leaves."""
+    kind = config.semi.kind
+    if kind not in semi.KINDS:
+        raise ValueError(f"semi.kind={kind!r}: choose {' or '.join(semi.KINDS)}")
+    if config.semi.group_size < 1:
+        raise ValueError(
+            f"semi.group_size={config.semi.group_size}: choose 1 or more (Semi-Inf-Net has 5)"
+        )
+    if "segment" in config.stages and config.segment.folds and tasks.has_mean_teacher(config):
+        raise ValueError(
+            f"segment.folds={config.segment.folds} with semi.kind='mean_teacher': each fold would "
+            "start from a teacher that has learned from it, choose pseudo or 0 folds"
+        )
+    if "multi" not in config.stages:
+        return
+    if kind != "pseudo":
+        raise ValueError(
+            f"semi.kind={kind!r} with stage multi, which takes no unlabelled slices: choose pseudo"
+        )
+    single, multi = (config.model.kind, config.model.width), config.multi.net
+    if single != (multi.kind, multi.width):
+        raise ValueError(
+            f"model.kind={single[0]!r} and model.width={single[1]}: multi starts from what semi "
+            f"has learned, choose those of multi.net, {multi.kind!r} and {multi.width}"
+        )
