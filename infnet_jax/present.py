@@ -82,14 +82,17 @@ def write(
         table = result_table(result)
         (workdir / "table.txt").write_text(table.strip() + "\n")
         tables.insert(0, ("Test split", table))
-        cuts = ", ".join(f"{name} {cut:g}" for name, cut in result["thresholds"].items())
+        cuts = ", ".join(f"{label} {cut:g}" for label, cut in result["thresholds"].items())
         notes.append(f"Masks mark a class from this probability on: {cuts}. Their mean over 256 "
                      "thresholds is higher than that of the maps for being sharp alone.")
-        for name, dice in result.get("cross_validated", {}).items():
-            notes.append(f"Cross-validated Dice of {name}, each training slice by a network that "
+        for label, dice in result.get("cross_validated", {}).items():
+            notes.append(f"Cross-validated Dice of {label}, each training slice by a network that "
                          f"had not seen it, empty-aware: {dice:.3f}.")
         for label, summaries in result["classes"].items():
             pictures += run_figures.evaluation(workdir, label, summaries)
+            if cut := summaries.get("cut"):
+                notes.append(f"Cross-validated Dice of the map of {label} cut at "
+                             f"{cut['threshold']:g}: {cut['cross_validated']:.3f}.")
     if (listing := workdir / "pretrain" / "mix.json").exists():
         parts = json.loads(listing.read_text())
         dropped = sum(len(part["dropped"]) for part in parts)

@@ -19,6 +19,7 @@ from infnet_jax import (
     mesh,
     networks,
     predict,
+    present,
     stage_data,
     tasks,
     train,
@@ -194,7 +195,8 @@ def test_an_ensemble_of_multi_class_networks(dataset, tmp_path):
                 dice.append(2 * (found & truth).sum() / total)
     result = json.loads((tmp_path / "evaluation.json").read_text())["cross_validated"]
     assert result["ggo"] == pytest.approx(np.mean(dice), abs=0.01) and 0 < result["ggo"] < 1
-    assert "Cross-validated Dice of ggo" in page.read_text()
+    text = page.read_text()
+    assert "Cross-validated Dice of ggo," in text and text.startswith("# folds\n")
     streams = [b.example_count for b, _ in stage_data.open_data("multi", config, dataset, tmp_path)]
     assert streams == [len(source) - len(part) for part in held]
 
@@ -203,6 +205,11 @@ def test_an_ensemble_of_multi_class_networks(dataset, tmp_path):
     train._run_stage("evaluate", config, tmp_path, dataset, mesh.make_mesh(), statistics)
     chosen = json.loads((tmp_path / "evaluation.json").read_text())["classes"]["ggo"]["cut"]
     assert 0 < chosen["cross_validated"] < 1
+    page = present.write(tmp_path, config, timings=[], name="cut", command="", dataset=dataset)
+    assert (
+        f"Cross-validated Dice of the map of ggo cut at {chosen['threshold']:g}: "
+        f"{chosen['cross_validated']:.3f}."
+    ) in page.read_text()
     test = data.open_split(dataset, "test")
     result = predict.evaluate(
         config, workdir=tmp_path, test=test, train=source, statistics=statistics,
