@@ -120,9 +120,7 @@ def test_the_true_mask_as_an_upper_bound(fit, dataset, tmp_path):
         np.testing.assert_array_equal(with_prior[i]["prior"], 255 * (mask > 0))
 
 
-def test_an_unknown_kind_and_too_many_folds(fit):
-    with pytest.raises(ValueError, match="'oracle': choose crossfit or truth"):
-        fit(kind="oracle")
+def test_too_many_folds(fit):
     with pytest.raises(ValueError, match="99 folds cannot be made of"):
         fit(kind="crossfit", folds=99)
 
