@@ -7,74 +7,52 @@ and every other slice the mean over the folds.
 
 import functools
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from infnet_jax import data, loop, lung_scores, metrics, networks, splits, tasks
-from infnet_jax.state import Task, TrainState
+from infnet_jax import data, lung_scores, metrics, networks, splits, tasks
 from infnet_jax.workdir import write_json, write_npz
 
 KINDS = ("crossfit", "truth")
 
 
-def run(
-    config: ConfigDict, *, workdir: Path, dataset: Path, mesh: Any,
-    statistics: tuple[float, float], start: Callable[[Task, Path], TrainState],
-) -> dict | None:
-    """Trains a single-class network a fold, by the settings of `config.segment`.
+def write(
+    config: ConfigDict, *, workdir: Path, dataset: Path, statistics: tuple[float, float],
+    held_out: list[np.ndarray],
+) -> None:
+    """Writes what the trained folds say of the slices that each has not seen.
 
-    Writes `prior/fold<k>/` (a training folder each), `prior/fold<k>.npz` (its maps of every split)
-    and `prior/cross_validation.json`: the mean Dice of the training slices' maps at the threshold.
-    Of lungs, which are no prior, `prior/fold<k>.json`, `prior/lungs/` and the last file hold what
-    `lung_scores` says.
+    `prior/fold<k>.npz` (its maps of every split) and `prior/cross_validation.json`: the mean Dice
+    of the training slices' maps at the threshold. Of lungs, which are no prior,
+    `prior/fold<k>.json`, `prior/lungs/` and the last file hold what `lung_scores` says.
 
     Args:
-      start: (task, folder of the fold) -> state of step 0.
-
-    Returns:
-      The timing, or None if it was asked to stop.
-
-    Raises:
-      ValueError: more folds than groups.
+      held_out: for each fold what it has not seen of the labelled training slices.
     """
-    began, folder = time.perf_counter(), workdir / "prior"
-    steps, finds_lungs = 0, tasks.target(config) == "lung"
-    if config.prior.kind == "crossfit":
-        source = splits.open_whole(dataset, config.data.train, config)
-        labelled = splits.labelled(source, config)
-        parts = data.select(source, labelled)
-        sweep = networks.make_sweep("segment", config, statistics)
-        for k, fold in enumerate(data.group_folds(parts, config.prior.folds, config.seed)):
-            held = labelled[fold]
-            kept = np.setdiff1d(labelled, held)
-            path = folder / (f"fold{k}.json" if finds_lungs else f"fold{k}.npz")
-            if path.exists():
-                continue
-            timing = _train_fold(
-                config, source, kept, held, folder / f"fold{k}", mesh, statistics, start
-            )
-            if timing is None:
-                return None
-            steps += timing["steps"]
-            weights = networks.load_weights(folder / f"fold{k}" / "checkpoints", "latest")
-            run_fold = functools.partial(sweep, weights)
-            if finds_lungs:
-                cut = config.evaluate.threshold
-                rows = lung_scores.measure(
-                    data.select(source, held), run_fold, cut, folder / "lungs"
-                )
-                write_json(path, rows)
-            else:
-                _write_maps(config, path, kept, dataset, run_fold)
-        if jax.process_index() == 0:
-            _write_score(config, workdir, parts)
-    return {"name": "prior", "seconds": time.perf_counter() - began, "steps": steps}
+    finds_lungs = tasks.target(config) == "lung"
+    whole = splits.open_whole(dataset, config.data.train, config)
+    labelled = splits.labelled(whole, config)
+    source = data.select(whole, labelled)
+    sweep = networks.make_sweep("segment", config, statistics)
+    for k, held in enumerate(held_out):
+        path = workdir / "prior" / (f"fold{k}.json" if finds_lungs else f"fold{k}.npz")
+        if path.exists():
+            continue
+        weights = networks.load_weights(workdir / "prior" / f"fold{k}" / "checkpoints", "latest")
+        run_fold = functools.partial(sweep, weights)
+        if finds_lungs:
+            cut, pictures = config.evaluate.threshold, workdir / "prior" / "lungs"
+            rows = lung_scores.measure(data.select(source, held), run_fold, cut, pictures)
+            write_json(path, rows)
+        else:
+            kept = np.delete(labelled, held)
+            _write_maps(config, path, kept, dataset, run_fold)
+    if jax.process_index() == 0:
+        _write_score(config, workdir, source)
 
 
 def with_priors(source: data.Source, split: str, config: ConfigDict, workdir: Path) -> data.Source:
@@ -95,23 +73,6 @@ def with_priors(source: data.Source, split: str, config: ConfigDict, workdir: Pa
     maps = {name: np.round(np.mean(found, axis=0)).astype(np.uint8)
             for name, found in sums.items()}
     return data.WithPriors(source, maps)
-
-
-def _train_fold(
-    config: ConfigDict, source: data.Source, kept: np.ndarray, held: np.ndarray, directory: Path,
-    mesh: Any, statistics: tuple[float, float], start: Callable,
-) -> dict | None:
-    """One fold; what it left out is watched, but chooses nothing: the last weights serve."""
-    section = config.segment
-    batches = data.Batches(
-        data.select(source, kept), batch_size=section.batch_size, size=section.size,
-        seed=config.seed, process_index=jax.process_index(), process_count=jax.process_count(),
-    )
-    task = tasks.make("segment", config, statistics, -(-len(kept) // section.batch_size))
-    return loop.fit(
-        task, section, batches, data.select(source, held), directory=directory, mesh=mesh,
-        seed=config.seed, fresh=lambda: start(task, directory),
-    )
 
 
 def _write_maps(

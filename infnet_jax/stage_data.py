@@ -13,12 +13,14 @@ from infnet_jax import crossfit, data, mesh as mesh_lib, semi, splits, tasks
 from infnet_jax.mix import Mix
 from infnet_jax.workdir import write_json
 
+SUPERVISED = ("prior", "segment", "multi")
+
 
 def open_data(
     stage: str, config: ConfigDict, dataset: Path, workdir: Path, mix: Mix | None = None
 ) -> Iterator[tuple[data.Batches, data.Source]]:
     """For each network of a stage its training stream and its held-out examples."""
-    section, fields = config[stage], ("image", "mask")
+    section, fields = config[tasks.section_of(stage)], ("image", "mask")
     if stage in ("multi", "pretrain_multi") and config.multi.with_prior:
         fields = ("image", "mask", "prior")  # averaged ones too: held-out slices are scored so
     *others, last = open_sources(stage, config, dataset, workdir, mix)
@@ -48,15 +50,15 @@ def open_sources(
     stage: str, config: ConfigDict, dataset: Path, workdir: Path, mix: Mix | None = None
 ) -> list[data.Source]:
     """What a stage trains on; the last gives the held-out examples: in pre-training the largest."""
-    section = config[stage]
     if stage == "pretrain" and mix is not None:
         return mesh_lib.first_process_first(lambda: _open_mix(mix, workdir / stage))
-    masks = stage in ("segment", "multi")
-    sources = [splits.open_training(dataset, s, config, masks=masks) for s in section.splits]
+    masks = stage in SUPERVISED
+    names = _split_names(stage, config)
+    sources = [splits.open_training(dataset, s, config, masks=masks) for s in names]
     if stage in ("multi", "pretrain_multi") and config.multi.with_prior:
         return [
             crossfit.with_priors(source, split, config, workdir)
-            for source, split in zip(sources, section.splits, strict=True)
+            for source, split in zip(sources, names, strict=True)
         ]
     return sources
 
@@ -67,7 +69,7 @@ def held_out(stage: str, config: ConfigDict, source: data.Source) -> list[np.nda
     Raises:
       ValueError: more folds than groups, or no slice left to train on.
     """
-    section, held = config[stage], []
+    section, held = config[stage], []  # `prior` deals by its own folds
     for member in tasks.members(config, stage):
         try:
             held.append(
@@ -79,6 +81,20 @@ def held_out(stage: str, config: ConfigDict, source: data.Source) -> list[np.nda
             key = "validation" if member.fold is None else "folds"
             raise ValueError(f"{stage}.{key}={section[key]}: {error}") from error
     return held
+
+
+def check_held_out(config: ConfigDict, dataset: Path) -> None:
+    """Raises the ValueError of `held_out` for any stage of a run, before the first one."""
+    for stage in SUPERVISED:
+        if stage in config.stages and not (stage == "prior" and config.prior.kind == "truth"):
+            name = _split_names(stage, config)[-1]
+            source = splits.open_training(dataset, name, config, masks=True)
+            held_out(stage, config, source)
+
+
+def _split_names(stage: str, config: ConfigDict) -> list[str]:
+    """The splits that a stage trains on; the folds of a prior share the labelled one."""
+    return [config.data.train] if stage == "prior" else list(config[stage].splits)
 
 
 def _open_mix(mix: Mix, directory: Path) -> list[data.Source]:

@@ -35,8 +35,6 @@ from infnet_jax.transfer import transfer
 from infnet_jax.workdir import claim, write_json
 
 STAGES = ("pretrain", "prior", "semi", "segment", "pretrain_multi", "multi", "evaluate")
-# Stages of several networks, all by the settings of `segment`.
-WALKS = {"prior": crossfit.run, "semi": semi.run}
 # Stage -> where its first weights may come from; the first of these that is run counts.
 ORIGINS = {
     "segment": ("semi", "pretrain"), "prior": ("pretrain",), "semi": ("pretrain",),
@@ -69,7 +67,7 @@ def run(
     for stage in config.stages:
         if stage not in STAGES or stage not in config:
             raise ValueError(f"stages: {stage!r} is none of this config's stages")
-        section = "segment" if stage in WALKS else stage
+        section = tasks.section_of(stage)
         mesh_lib.check_batch(config[section].batch_size, mesh, f"{section}.batch_size")
     checks.check(config)
     if "semi" in config.stages:
@@ -78,10 +76,7 @@ def run(
         convert.load_imported(config.weights)  # unfit ones must not leave a workdir behind
     if "evaluate" in config.stages:
         splits.open_test(dataset, config)  # a wrong split must not come out after the training
-    for stage in ("segment", "multi"):
-        if stage in config.stages:  # nor more folds than patients
-            source = splits.open_training(dataset, config[stage].splits[-1], config, masks=True)
-            stage_data.held_out(stage, config, source)
+    stage_data.check_held_out(config, dataset)  # nor more folds than patients
     claim(workdir, config)
     images = splits.open_whole(dataset, config.data.train, config)
     statistics = data.statistics(images, splits.visible(images, config))
@@ -108,11 +103,13 @@ def _run_stage(
     statistics: tuple[float, float], mix: Mix | None = None,
 ) -> dict | None:
     """Runs one stage; returns its timing, None if it was asked to stop."""
-    if stage in WALKS:
-        return WALKS[stage](
+    if stage == "semi":
+        return semi.run(
             config, workdir=workdir, dataset=dataset, mesh=mesh, statistics=statistics,
             start=lambda task, folder: _start(task, stage, config, workdir, folder, config.seed),
         )
+    if stage == "prior":
+        return _run_prior(config, workdir, dataset, mesh, statistics)
     if stage != "evaluate":
         return train_stage(stage, config, workdir, dataset, mesh, statistics, mix)
     began = time.perf_counter()
@@ -130,6 +127,24 @@ def _run_stage(
         thresholds=cuts, alone=alone,
     )
     return {"name": stage, "seconds": time.perf_counter() - began}
+
+
+def _run_prior(
+    config: ConfigDict, workdir: Path, dataset: Path, mesh: Any, statistics: tuple[float, float]
+) -> dict | None:
+    """Trains the folds of `prior`, then has each map the slices it has not seen."""
+    if config.prior.kind == "truth":
+        return {"name": "prior", "seconds": 0.0, "steps": 0}
+    timing = train_stage("prior", config, workdir, dataset, mesh, statistics)
+    if timing is None:
+        return None
+    began = time.perf_counter()
+    source = stage_data.open_sources("prior", config, dataset, workdir)[-1]
+    crossfit.write(
+        config, workdir=workdir, dataset=dataset, statistics=statistics,
+        held_out=stage_data.held_out("prior", config, source),
+    )
+    return {**timing, "seconds": timing["seconds"] + time.perf_counter() - began}
 
 
 def _unseen(
@@ -154,7 +169,7 @@ def train_stage(
     statistics: tuple[float, float], mix: Mix | None = None,
 ) -> dict | None:
     """Trains a stage's networks to their end; returns the timing, None if asked to stop."""
-    section, ensemble, timings = config[stage], tasks.members(config, stage), []
+    section, ensemble, timings = config[tasks.section_of(stage)], tasks.members(config, stage), []
     streams = stage_data.open_data(stage, config, dataset, workdir, mix)
     for member, (batches, held_out) in zip(ensemble, streams, strict=True):
         directory = workdir / stage / member.folder
@@ -185,12 +200,12 @@ def _start(
     trees = loop.init_variables(task, seed)
     origin = next((o for o in ORIGINS.get(stage, ()) if o in config.stages), None)
     if origin:
-        mode = config["segment" if stage in WALKS else stage].transfer
+        mode = config[tasks.section_of(stage)].transfer
         folder = workdir / origin / "checkpoints"
         folder = semi.result_folder(config, workdir) if origin == "semi" else folder
         learned = networks.load_weights(folder, "latest")
     elif config.weights and (
-        stage in ("pretrain", "segment", *WALKS) or config.multi.net.kind == "unet_lite0"
+        not stage.endswith("multi") or config.multi.net.kind == "unet_lite0"
     ):
         mode, origin = "matching", config.weights
         learned, _ = convert.load_imported(config.weights)

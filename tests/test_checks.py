@@ -31,6 +31,9 @@ REFUSED = {
         multi, "tiny", {"multi.folds": 99, "multi.validation": 0},
         "multi.folds=99: 99 folds cannot be made of",
     ),
+    "more folds of a prior than patients": (
+        multi, "tiny", {"prior.folds": 99}, "prior.folds=99: 99 folds cannot be made of"
+    ),
     "an unknown prior": (
         multi, "tiny", {"prior.kind": "oracle"}, "prior.kind='oracle': choose crossfit or truth"
     ),

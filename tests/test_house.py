@@ -60,7 +60,7 @@ ARROWS: dict[str, set[str]] = {
     "present": {"logs", "run_figures", "summary", "tasks"},
     "loop": _FRONT | {"present"},
     "lung_scores": {"data", "lung_network"},
-    "crossfit": _FRONT | {"loop", "lung_scores", "networks"},
+    "crossfit": {"data", "lung_scores", "metrics", "networks", "splits", "tasks", "workdir"},
     "semi": _FRONT | {"loop", "networks"},
     "stage_data": _FRONT | {"crossfit", "mix", "semi"},
     "checks": {"crossfit", "semi", "tasks"},

@@ -48,6 +48,11 @@ def last_trained(config: ConfigDict) -> str:
     return "multi" if "multi" in config.stages else "segment"
 
 
+def section_of(stage: str) -> str:
+    """The section of the config by which a stage trains; single-class networks share theirs."""
+    return "segment" if stage in ("prior", "semi") else stage
+
+
 class Member(NamedTuple):
     """One network of a stage: its folder in the stage's, its seed, and the fold it leaves out."""
 
@@ -62,7 +67,7 @@ def members(config: ConfigDict, stage: str) -> list[Member]:
     With `folds` one a fold, else one of all slices; with `repeats` as many again by the next seed,
     which deals the slices anew. So those of repeat r are the networks of a run with `seed + r`.
     """
-    section = config[stage] if stage in ("segment", "multi") else {}
+    section = config[stage] if stage in ("prior", "segment", "multi") else {}
     folds, repeats = section.get("folds", 0), section.get("repeats", 1)  # none in runs of before
     if not folds and repeats == 1:
         return [Member("", config.seed, None)]
@@ -120,21 +125,21 @@ def _supervised(section: ConfigDict, norm: normalise.Norm) -> dict[str, Any]:
 def make(
     stage: str, config: ConfigDict, statistics: tuple[float, float], steps_per_epoch: int
 ) -> Task:
-    """The task of stage `pretrain`, `segment`, `pretrain_multi` or `multi`.
+    """The task of stage `pretrain`, `prior`, `segment`, `pretrain_multi` or `multi`.
 
     Args:
       stage: one of them.
-      config: the whole config; each section below `config.<stage>` is the keyword arguments of
+      config: the whole config; each section below that of the stage is the keyword arguments of
         one function, so that a key nobody reads is an error.
       statistics: mean and sd of the training images on the 0..1 scale.
       steps_per_epoch: batches in one pass over the stage's data.
     """
-    norm, section = make_norm(config, statistics), config[stage]
+    norm, section = make_norm(config, statistics), config[section_of(stage)]
     if stage == "segment" and has_mean_teacher(config):
         return mean_teacher.make(
             net=make_net(config), **config.semi.consistency, **_supervised(section, norm)
         )
-    if stage == "segment":
+    if section_of(stage) == "segment":
         return make_segment(config, section, statistics)
     if stage == "multi":
         net = make_multi_net(config)
