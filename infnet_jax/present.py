@@ -92,7 +92,8 @@ def write(
             pictures += run_figures.evaluation(workdir, label, summaries)
             if cut := summaries.get("cut"):
                 notes.append(f"Cross-validated Dice of the map of {label} cut at "
-                             f"{cut['threshold']:g}: {cut['cross_validated']:.3f}.")
+                             f"{cut['threshold']:g} (best in the toolbox reading), empty-aware: "
+                             f"{cut['cross_validated']:.3f}.")
     if (listing := workdir / "pretrain" / "mix.json").exists():
         parts = json.loads(listing.read_text())
         dropped = sum(len(part["dropped"]) for part in parts)

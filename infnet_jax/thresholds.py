@@ -52,7 +52,8 @@ def choose(config: ConfigDict, *, workdir: Path, unseen: Unseen) -> dict[str, fl
     best, chosen = (-1.0, 0.0), {}
     for values in itertools.product(CANDIDATES, repeat=len(channels)):
         thresholds = dict(zip(channels, values, strict=True))
-        dice = _mean_dice([networks.mark(probs, thresholds) for probs in maps], truths, totals)
+        masks = [networks.mark(probs, thresholds) for probs in maps]
+        dice = _empty_aware(_dice(masks, truths, totals))
         worth = (round(float(np.mean(dice)), 9), -sum(abs(value - 0.5) for value in values))
         if worth > best:
             best, chosen = worth, thresholds
@@ -64,10 +65,12 @@ def choose_alone(config: ConfigDict, unseen: Unseen) -> dict[str, tuple[float, f
     """For each class by itself the threshold with which its map, cut there, has the best Dice.
 
     That is how tables score each class's map: what the other class marks does not matter, so a
-    pixel can be both. Otherwise as `choose`, which is for masks, where a pixel is one thing.
+    pixel can be both; and in their toolbox reading, in which a slice without the class scores 0
+    whatever is marked. `choose`, which is for masks, where a pixel is one thing and a healthy
+    slice should stay empty, is empty-aware.
 
     Returns:
-      For each class the threshold and that Dice.
+      For each class the threshold and its empty-aware Dice, as `cross_validated` has it of masks.
     """
     side, chosen = len(unseen.maps[0]), {}
     truths = [data.resize(case["mask"], side, labels=True)[..., 0]
@@ -78,10 +81,10 @@ def choose_alone(config: ConfigDict, unseen: Unseen) -> dict[str, tuple[float, f
         true = [_true(truth, label, 1 if channel is None else 2) for truth in truths]
         totals = [[np.count_nonzero(each)] for each in true]
         for value in CANDIDATES:
-            (dice,) = _mean_dice([probs >= np.float32(value) for probs in maps], true, totals)
-            worth = (round(float(dice), 9), -abs(value - 0.5))
+            dice = _dice([probs >= np.float32(value) for probs in maps], true, totals)
+            worth = (round(float(np.nan_to_num(dice).mean()), 9), -abs(value - 0.5))
             if worth > best:
-                best, chosen[name] = worth, (value, float(dice))
+                best, chosen[name] = worth, (value, float(_empty_aware(dice)[0]))
     return chosen
 
 
@@ -92,8 +95,8 @@ def cross_validated(unseen: Unseen, thresholds: Mapping[str, float]) -> dict[str
         networks.mark(networks.full_size(probs, truth.shape), thresholds)
         for probs, truth in zip(unseen.maps, truths, strict=True)
     ]
-    dice = _mean_dice(masks, truths, [_count(truth, len(thresholds)) for truth in truths])
-    return dict(zip(thresholds, map(float, dice), strict=True))
+    dice = _dice(masks, truths, [_count(truth, len(thresholds)) for truth in truths])
+    return dict(zip(thresholds, map(float, _empty_aware(dice)), strict=True))
 
 
 def _foreground(probs: np.ndarray) -> np.ndarray:
@@ -110,10 +113,15 @@ def _count(truth: np.ndarray, classes: int) -> list[int]:
     return [np.count_nonzero(_true(truth, k + 1, classes)) for k in range(classes)]
 
 
-def _mean_dice(
+def _empty_aware(dice: np.ndarray) -> np.ndarray:
+    """The mean of each class [classes] over slices [n, classes] of `_dice`; 0 without any."""
+    return np.nan_to_num(metrics.defined_mean(dice))
+
+
+def _dice(
     masks: Sequence[np.ndarray], truths: Sequence[np.ndarray], totals: Sequence[Sequence[int]]
 ) -> np.ndarray:
-    """Empty-aware Dice of each class [classes], averaged over slices; 0 where all are empty.
+    """Dice of each slice and class [n, classes]; NaN where the class is neither true nor found.
 
     Args:
       masks, truths: labels; pixels that are background in a mask may be left out of both.
@@ -127,4 +135,4 @@ def _mean_dice(
             if total := np.count_nonzero(found) + totals[i][k]:
                 both = np.count_nonzero(found & _true(truth, k + 1, classes))
                 dice[i, k] = 2 * both / total
-    return np.nan_to_num(metrics.defined_mean(dice))
+    return dice

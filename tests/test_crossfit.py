@@ -200,8 +200,8 @@ def test_an_ensemble_of_multi_class_networks(dataset, tmp_path):
     assert 0 < chosen["cross_validated"] < 1
     page = present.write(tmp_path, config, timings=[], name="cut", command="", dataset=dataset)
     assert (
-        f"Cross-validated Dice of the map of ggo cut at {chosen['threshold']:g}: "
-        f"{chosen['cross_validated']:.3f}."
+        f"Cross-validated Dice of the map of ggo cut at {chosen['threshold']:g} "
+        f"(best in the toolbox reading), empty-aware: {chosen['cross_validated']:.3f}."
     ) in page.read_text()
     test = data.open_split(dataset, "test")
     result = predict.evaluate(

@@ -177,6 +177,19 @@ def test_a_class_alone_is_cut_where_its_own_map_is_best():
     assert thresholds_lib.choose_alone(alone, one)["infection"] == (0.3, pytest.approx(16 / 20))
 
 
+def test_a_class_alone_is_cut_as_the_toolbox_scores_it():
+    """All 8 pixels at .3, 4 at .7; a healthy slice, a pixel of it at .45, scores 0 anyway."""
+    truth = np.zeros((4, 4, 1), np.uint8)
+    truth[:2] = 1
+    sick, healthy = np.zeros((2, 4, 4), np.float32)
+    sick[0], sick[1], healthy[0, 0] = 0.7, 0.3, 0.45
+    cases = [{"mask": m, "image": m, "id": "a"} for m in (truth, np.zeros_like(truth))]
+    unseen = thresholds_lib.Unseen(cases, [sick, healthy])
+    # Toolbox (1 + 0) / 2 against (8 / 12 + 0) / 2; empty-aware it would be 1 / 2 against 8 / 12.
+    found = thresholds_lib.choose_alone(supervised.get_config("tiny"), unseen)
+    assert found["infection"] == (0.3, pytest.approx(1 / 2))
+
+
 def test_losses_of_a_slice_by_hand(monkeypatch):
     """Logits of 0 everywhere: every probability is one half."""
     class Flat:
