@@ -25,6 +25,8 @@ def check(config: ConfigDict) -> None:
                 f"multi.prior_use='input' with weights={config.weights!r}: those have no channel "
                 "for a prior, choose average, or multi.with_prior=False"
             )
+    if tasks.starts_from_prior(config):
+        _check_from_prior(config)
     stage = tasks.last_trained(config)
     held_out = config[stage].folds or config[stage].validation
     if "evaluate" in config.stages and config.evaluate.choose_threshold and not held_out:
@@ -70,9 +72,32 @@ def _check_semi(config: ConfigDict) -> None:
         raise ValueError(
             f"semi.kind={kind!r} with stage multi, which takes no unlabelled slices: choose pseudo"
         )
+    _check_one_kind(config, "semi")
+
+
+def _check_from_prior(config: ConfigDict) -> None:
+    """Whether the networks of `multi` can start from those of `prior`."""
+    if "prior" not in config.stages or config.prior.kind != "crossfit":
+        raise ValueError(
+            "multi.from_prior=True: nothing to start from, choose stage prior with "
+            "prior.kind='crossfit'"
+        )
+    for other in ("semi", "pretrain_multi"):
+        if other in config.stages:
+            raise ValueError(f"multi.from_prior=True with stage {other}: choose one start")
+    if tasks.prior_use(config) == "input":
+        raise ValueError(
+            "multi.from_prior=True with multi.prior_use='input': a network of prior has no channel "
+            "for a prior, choose average, or multi.with_prior=False"
+        )
+    _check_one_kind(config, "prior")
+
+
+def _check_one_kind(config: ConfigDict, origin: str) -> None:
+    """Whether `multi` has the network of the stage from which it starts."""
     single, multi = (config.model.kind, config.model.width), config.multi.net
     if single != (multi.kind, multi.width):
         raise ValueError(
-            f"model.kind={single[0]!r} and model.width={single[1]}: multi starts from what semi "
-            f"has learned, choose those of multi.net, {multi.kind!r} and {multi.width}"
+            f"model.kind={single[0]!r} and model.width={single[1]}: multi starts from what "
+            f"{origin} has learned, choose those of multi.net, {multi.kind!r} and {multi.width}"
         )

@@ -84,12 +84,25 @@ def held_out(stage: str, config: ConfigDict, source: data.Source) -> list[np.nda
 
 
 def check_held_out(config: ConfigDict, dataset: Path) -> None:
-    """Raises the ValueError of `held_out` for any stage of a run, before the first one."""
+    """What `held_out` would refuse in any stage of a run, before the first one.
+
+    Raises:
+      ValueError: see `held_out`; or a network of `multi` would start from one of `prior` that has
+        learned from slices which it holds out itself.
+    """
+    unseen = {}
     for stage in SUPERVISED:
         if stage in config.stages and not (stage == "prior" and config.prior.kind == "truth"):
             name = _split_names(stage, config)[-1]
             source = splits.open_training(dataset, name, config, masks=True)
-            held_out(stage, config, source)
+            parts = held_out(stage, config, source)
+            unseen[stage] = [[data.text(source[i]["id"]) for i in part] for part in parts]
+    if tasks.starts_from_prior(config) and unseen["multi"] != unseen["prior"]:
+        raise ValueError(
+            "multi.from_prior=True: both stages must leave out the same slices, choose "
+            f"multi.folds={config.prior.folds} (prior.folds) and multi.repeats=1, not "
+            f"{config.multi.folds} and {config.multi.repeats}"
+        )
 
 
 def _split_names(stage: str, config: ConfigDict) -> list[str]:

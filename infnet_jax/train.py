@@ -199,9 +199,11 @@ def _start(
     """Fresh weights, or what an earlier stage or an imported file gives, listed in a report."""
     trees = loop.init_variables(task, seed)
     origin = next((o for o in ORIGINS.get(stage, ()) if o in config.stages), None)
+    if stage == "multi" and tasks.starts_from_prior(config):
+        origin = "prior"
     if origin:
         mode = config[tasks.section_of(stage)].transfer
-        folder = workdir / origin / "checkpoints"
+        folder = workdir / origin / (directory.name if origin == "prior" else "") / "checkpoints"
         folder = semi.result_folder(config, workdir) if origin == "semi" else folder
         learned = networks.load_weights(folder, "latest")
     elif config.weights and (

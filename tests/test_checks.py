@@ -6,6 +6,10 @@ import tfds_builders
 from configs import multi, multi_semisup, semisup, supervised
 from infnet_jax import train
 
+FROM_PRIOR = {
+    "multi.from_prior": True, "multi.prior_use": "average", "multi.folds": 2,
+    "multi.validation": 0, "model.kind": "unet", "model.width": 4,
+}  # fmt: skip
 REFUSED = {
     "another test split with folds": (
         supervised, "tiny", {"data.folds": 2}, "data.test='test': with data.folds it must be"
@@ -63,6 +67,26 @@ REFUSED = {
     "three classes from another kind of network": (
         multi_semisup, "tiny", {"model.kind": "infnet"},
         "model.kind='infnet' and model.width=4: multi starts from",
+    ),
+    "no prior to start from": (
+        multi, "tiny", {"multi.from_prior": True, "prior.kind": "truth"},
+        "multi.from_prior=True: nothing to start from, choose stage prior",
+    ),
+    "two starts": (
+        multi_semisup, "tiny", {"multi.from_prior": True},
+        "multi.from_prior=True with stage semi: choose one",
+    ),
+    "a start without a channel for the prior": (
+        multi, "tiny", {"multi.from_prior": True},
+        "multi.from_prior=True with multi.prior_use='input'",
+    ),
+    "a prior of another kind": (
+        multi, "tiny", {"multi.from_prior": True, "multi.prior_use": "average"},
+        "model.kind='infnet' and model.width=8: multi starts from what prior has",
+    ),
+    "a start that has seen what is held out": (
+        multi, "tiny", {**FROM_PRIOR, "multi.repeats": 2},
+        "choose multi.folds=2 .prior.folds. and multi.repeats=1, not 2 and 2",
     ),
     "three classes from another width": (
         multi_semisup, "tiny", {"model.width": 8},

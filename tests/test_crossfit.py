@@ -255,6 +255,32 @@ def test_a_prior_averaged_into_the_map(dataset, tmp_path):
     assert np.abs(cv2.resize(alone[..., 1], written.shape[::-1]) - written).max() > 0.04
 
 
+def test_each_fold_starts_from_the_one_that_left_out_the_same(dataset, tmp_path):
+    config = multi.get_config("tiny")
+    config.multi.update(prior_use="average", from_prior=True, folds=2, validation=0, size=32)
+    config.segment.update(size=32, steps=2)
+    config.model.update(kind="unet", width=config.multi.net.width)
+    config.stages = ("prior", "multi")
+    stage_data.check_held_out(config, dataset)
+    source = data.open_split(dataset, "train")
+    for a, b in zip(*(stage_data.held_out(s, config, source) for s in config.stages), strict=True):
+        np.testing.assert_array_equal(a, b)
+    config.stages = ("prior",)
+    train.run(config, workdir=tmp_path, dataset=dataset, name="prior", command="")
+    config.stages = ("prior", "multi")
+    task = tasks.make("multi", config, (0.4, 0.2), 1)
+    for k in (0, 1):
+        folder = tmp_path / "multi" / f"fold{k}"
+        state = train._start(task, "multi", config, tmp_path, folder, 0)
+        learned = networks.load_weights(tmp_path / "prior" / f"fold{k}" / "checkpoints", "latest")
+        report = json.loads((folder / "transfer.json").read_text())
+        assert report["from"] == "prior" and not report["mismatched"]
+        name = next(n for n in learned["params"] if "out" not in n)
+        jax.tree.map(
+            np.testing.assert_array_equal, state.net.params[name], learned["params"][name]
+        )
+
+
 def test_folds_dealt_twice(dataset, tmp_path):
     """The second deal is that of the next seed, and an unseen map the mean of one of each deal."""
     config = supervised.get_config("tiny")

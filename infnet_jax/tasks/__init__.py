@@ -89,6 +89,11 @@ def prior_use(config: ConfigDict) -> str:
     return use if config.multi.with_prior else "none"
 
 
+def starts_from_prior(config: ConfigDict) -> bool:
+    """Whether each network of `multi` starts from the one of `prior` that left out its fold."""
+    return "multi" in config.stages and config.multi.get("from_prior", False)
+
+
 def target(config: ConfigDict) -> str:
     """What the single-class network finds: `mask` (infection), or `lung` in configs/lung.py."""
     return config.data.get("target", "mask")
