@@ -14,9 +14,12 @@ def check(config: ConfigDict) -> None:
     for stage in ("segment", "multi"):
         if stage in config.stages:
             _check_ensemble(config, stage)
-    if "prior" in config.stages and config.prior.kind not in crossfit.KINDS:
-        choices = " or ".join(crossfit.KINDS)
-        raise ValueError(f"prior.kind={config.prior.kind!r}: choose {choices}")
+    if "prior" in config.stages:
+        if config.prior.kind not in crossfit.KINDS:
+            choices = " or ".join(crossfit.KINDS)
+            raise ValueError(f"prior.kind={config.prior.kind!r}: choose {choices}")
+        if config.prior.get("repeats", 1) < 1:
+            raise ValueError(f"prior.repeats={config.prior.repeats}: choose 1 or more")
     if "semi" in config.stages:
         _check_semi(config)
     if "multi" in config.stages and tasks.prior_use(config) == "input":

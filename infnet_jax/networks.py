@@ -109,7 +109,7 @@ def load_priors(config: ConfigDict, workdir: Path) -> list[dict[str, Any]]:
         )
     if (workdir / EXPORTED).exists():
         return _read_exported(workdir, "prior")
-    return _load_all(workdir / "prior", [f"fold{k}" for k in range(config.prior.folds)])
+    return _load_all(workdir / "prior", [m.folder for m in tasks.members(config, "prior")])
 
 
 def _read_exported(folder: Path, stage: str) -> list[dict[str, Any]]:

@@ -65,14 +65,16 @@ def write(
                 pictures += run_figures.curves(workdir, of, panels, caption + said)
     if "prior" in config.stages and config.prior.kind == "crossfit":
         score = json.loads((workdir / "prior" / "cross_validation.json").read_text())
+        trained, repeats = len(tasks.members(config, "prior")), config.prior.get("repeats", 1)
         if tasks.target(config) == "lung":
             tables.append(("Cross-validation", _lung_table(score)))
             pictures += run_figures.lungs(workdir, config, dataset, score)
-            notes.append(f"Cross-validation: each slice by one of {config.prior.folds} networks "
+            notes.append(f"Cross-validation: each slice by one of {trained} networks "
                          "that had not seen it.")
         else:
             notes.append(
-                f"The prior of each training slice comes from one of {config.prior.folds} "
+                "The prior of each training slice comes from "
+                f"{'one' if repeats == 1 else repeats} of {trained} "
                 "networks that had not seen it (their cross-validated Dice at "
                 f"{config.evaluate.threshold:g} is {score['dice']:.3f}); that of any other slice "
                 "is the mean of all of them."

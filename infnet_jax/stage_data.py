@@ -100,8 +100,8 @@ def check_held_out(config: ConfigDict, dataset: Path) -> None:
     if tasks.starts_from_prior(config) and unseen["multi"] != unseen["prior"]:
         raise ValueError(
             "multi.from_prior=True: both stages must leave out the same slices, choose "
-            f"multi.folds={config.prior.folds} (prior.folds) and multi.repeats=1, not "
-            f"{config.multi.folds} and {config.multi.repeats}"
+            f"multi.folds={config.prior.folds} and multi.repeats={config.prior.get('repeats', 1)} "
+            f"(those of prior), not {config.multi.folds} and {config.multi.repeats}"
         )
 
 

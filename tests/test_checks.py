@@ -17,6 +17,9 @@ REFUSED = {
     "folds and held-out slices": (
         supervised, "tiny", {"segment.folds": 2}, "segment.validation=2 with segment.folds=2"
     ),
+    "a prior of no network": (
+        multi, "tiny", {"prior.repeats": 0}, "prior.repeats=0: choose 1 or more"
+    ),
     "averaged networks and held-out slices": (
         supervised, "tiny", {"segment.repeats": 2}, "segment.validation=2 with segment.repeats=2"
     ),
@@ -86,7 +89,7 @@ REFUSED = {
     ),
     "a start that has seen what is held out": (
         multi, "tiny", {**FROM_PRIOR, "multi.repeats": 2},
-        "choose multi.folds=2 .prior.folds. and multi.repeats=1, not 2 and 2",
+        "choose multi.folds=2 and multi.repeats=1 .those of prior., not 2 and 2",
     ),
     "three classes from another width": (
         multi_semisup, "tiny", {"model.width": 8},

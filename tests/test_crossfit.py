@@ -74,6 +74,20 @@ def test_a_training_slice_gets_the_fold_that_left_it_out(fit, dataset, tmp_path)
     assert all((p == 60).all() for _, p in priors(dataset, "test", config, tmp_path))  # the mean
 
 
+def test_a_prior_of_two_deals_is_the_mean_of_both_that_left_the_slice_out(fit, dataset, tmp_path):
+    config, trained, timing = fit(repeats=2)
+    assert [name for name, _, _ in trained] == [f"fold{k}" for k in range(4)]
+    assert timing["steps"] == 32
+    first, second = ({g: k for k in ks for g in trained[k][2]} for ks in ((0, 1), (2, 3)))
+    assert [first[g] + 2 for g in sorted(first)] != [second[g] for g in sorted(second)]
+    for group, prior in priors(dataset, "train", config, tmp_path):
+        assert (prior == 20 * (first[group] + second[group] + 2)).all()
+    assert all((p == 100).all() for _, p in priors(dataset, "test", config, tmp_path))
+    for k in range(4):
+        (tmp_path / "prior" / f"fold{k}" / "checkpoints").mkdir()
+    assert networks.load_priors(config, tmp_path) == [0, 1, 2, 3]
+
+
 def test_beyond_the_label_budget_a_slice_gets_the_mean(fit, dataset, tmp_path):
     config, trained, _ = fit(labels=(4,))
     assert [seen for _, seen, _ in trained] == [2, 2]  # two patients, two slices each
