@@ -18,6 +18,8 @@ def check(config: ConfigDict) -> None:
         if config.prior.kind not in crossfit.KINDS:
             choices = " or ".join(crossfit.KINDS)
             raise ValueError(f"prior.kind={config.prior.kind!r}: choose {choices}")
+        if config.prior.folds < 2 and config.prior.kind == "crossfit":
+            raise ValueError(f"prior.folds={config.prior.folds}: choose 2 or more")
         if config.prior.get("repeats", 1) < 1:
             raise ValueError(f"prior.repeats={config.prior.repeats}: choose 1 or more")
     if "semi" in config.stages:
