@@ -74,6 +74,7 @@ def get_base() -> ConfigDict:
     c.segment.schedule = schedule("cosine", 2e-3, warmup_steps=20)
     c.evaluate = ConfigDict(dict(
         tta=True, batch_size=8, threshold=0.5,
+        scales=(1.0,),  # (0.75, 1.0, 1.25): the mean over the sizes of training, thrice the work
         choose_threshold=False,  # True: the best on slices unseen in training, one a class
     ))
     return c

@@ -24,6 +24,11 @@ def check(config: ConfigDict) -> None:
             raise ValueError(f"prior.repeats={config.prior.repeats}: choose 1 or more")
     if "semi" in config.stages:
         _check_semi(config)
+    scales = tasks.views_of(config)["scales"]
+    if not scales or min(scales) <= 0:
+        raise ValueError(
+            f"evaluate.scales={scales}: choose factors of the size such as (0.75, 1.0, 1.25)"
+        )
     if "multi" in config.stages and tasks.prior_use(config) == "input":
         if config.weights and config.multi.net.kind == "unet_lite0":
             raise ValueError(

@@ -47,7 +47,8 @@ class Segmenter:
 
         Args:
           workdir: of a finished run, or what `export` made of one.
-          tta: average over eight views; None does as the config does.
+          tta: average over eight views, at the sizes of the config; False takes the slice as it
+            stands; None does as the config does.
           batch_size: slices at once; 0 takes that of the config.
           lungs: a network of lungs is wanted, not one of lesions.
 
@@ -65,6 +66,8 @@ class Segmenter:
             )
         if tta is not None:
             self._config.evaluate.tta = tta
+            if not tta and "scales" in self._config.evaluate:
+                self._config.evaluate.scales = (1.0,)
         self._batch = batch_size or self._config.evaluate.batch_size
         statistics = json.loads((self._workdir / "statistics.json").read_text())
         self._norm = tasks.make_norm(self._config, (statistics["mean"], statistics["sd"]))
@@ -81,7 +84,7 @@ class Segmenter:
             "trained on": f"{self._config.data.name}, {self._config.data.train}",
             "network": _describe(self._config, self.stage)
             + (f", mean of {len(ensemble)} networks" if len(ensemble) > 1 else ""),
-            "views": "8 flips and quarter turns" if self._config.evaluate.tta else "1",
+            "views": _count_views(self._config),
         }  # fmt: skip
         self._priors = [self._compile("segment", weights)
                         for weights in networks.load_priors(self._config, self._workdir)]
@@ -135,18 +138,18 @@ class Segmenter:
 
     def _compile(self, stage: str, weights: Mapping) -> Callable:
         """batch -> (probs, spread or None), numpy, for one set of weights."""
-        config, norm, tta = self._config, self._norm, self._config.evaluate.tta
+        config, norm, views = self._config, self._norm, tasks.views_of(self._config)
         if stage == "segment":
             net = tasks.make_net(config)
 
             def probs(variables, batch):
-                return segment.views(net, variables, batch["image"], norm, tta=tta)
+                return segment.views(net, variables, batch["image"], norm, **views)
         else:
             net, use = tasks.make_multi_net(config), tasks.prior_use(config)
 
             def probs(variables, batch):
                 return multi.views(
-                    net, variables, batch["image"], batch.get("prior"), norm, tta=tta,
+                    net, variables, batch["image"], batch.get("prior"), norm, **views,
                     head=config.multi.loss.head, prior_use=use,
                 )
 
@@ -180,6 +183,12 @@ def _digest(weights: Mapping) -> str:
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()[:12]
+
+
+def _count_views(config: ConfigDict) -> str:
+    views = tasks.views_of(config)
+    said = "8 flips and quarter turns" if views["tta"] else "1"
+    return said if len(views["scales"]) == 1 else f"{said}, at {len(views['scales'])} sizes"
 
 
 def _describe(config: ConfigDict, stage: str) -> str:

@@ -144,21 +144,21 @@ def make_sweep(
       `segment`, [S, S, 3] for `multi`, whose examples need a `prior` if its config has one.
     """
     norm = tasks.make_norm(config, statistics)
-    mesh, tta = mesh_lib.make_mesh(), config.evaluate.tta
+    mesh, views = mesh_lib.make_mesh(), tasks.views_of(config)
     batch_size, size = config.evaluate.batch_size, config[stage].size
     mesh_lib.check_batch(batch_size, mesh, "evaluate.batch_size")
     if stage == "segment":
         net, fields = tasks.make_net(config), ("image",)
 
         def probs(variables: dict, batch: Mapping) -> jax.Array:
-            return segment.predict(net, variables, batch["image"], norm, tta=tta)[..., 0]
+            return segment.predict(net, variables, batch["image"], norm, **views)[..., 0]
     else:
         net, use = tasks.make_multi_net(config), tasks.prior_use(config)
         fields = ("image",) if use == "none" else ("image", "prior")
 
         def probs(variables: dict, batch: Mapping) -> jax.Array:
             return multi.predict(
-                net, variables, batch["image"], batch.get("prior"), norm, tta=tta,
+                net, variables, batch["image"], batch.get("prior"), norm, **views,
                 head=config.multi.loss.head, prior_use=use,
             )
 

@@ -17,6 +17,10 @@ REFUSED = {
     "folds and held-out slices": (
         supervised, "tiny", {"segment.folds": 2}, "segment.validation=2 with segment.folds=2"
     ),
+    "no size to look at": (
+        supervised, "tiny", {"evaluate.scales": (0.0, 1.0)},
+        "evaluate.scales=.0.0, 1.0.: choose factors",
+    ),
     "a prior of no fold": (multi, "tiny", {"prior.folds": 0}, "prior.folds=0: choose 2 or more"),
     "a prior of no network": (
         multi, "tiny", {"prior.repeats": 0}, "prior.repeats=0: choose 1 or more"

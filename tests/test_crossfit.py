@@ -248,10 +248,15 @@ def test_a_prior_averaged_into_the_map(dataset, tmp_path):
     config = multi.get_config("tiny")
     config.multi.update(prior_use="average", validation=0, size=32, steps=2)
     config.segment.update(validation=0, size=32, steps=2)
-    config.model.kind, config.evaluate.tta = "unet", False
+    config.model.kind = "unet"
+    config.evaluate.update(tta=False, scales=(1.0, 2.0))
     train.run(config, workdir=tmp_path, dataset=dataset, name="average", command="")
     case = next(data.examples(data.open_split(dataset, "test")))
-    (found,) = inference.Segmenter(tmp_path)(iter([case["image"][..., 0]]))
+    segmenter = inference.Segmenter(tmp_path)
+    assert segmenter.identity["views"] == "1, at 2 sizes"
+    assert inference.Segmenter(tmp_path, tta=False).identity["views"] == "1"
+    (found,) = segmenter(iter([case["image"][..., 0]]))
+    assert found.spread.max() > 1e-3
     written = cv2.imread(str(
         tmp_path / "predictions" / "ggo" / f"{case['id'].replace('/', '_')}.png"), -1) / 255
     assert np.abs(written - found.probs[..., 1]).max() < 0.01

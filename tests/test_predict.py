@@ -21,6 +21,7 @@ from infnet_jax import (
 )
 from infnet_jax.evaluation import floors
 from infnet_jax.tasks import segment
+from infnet_jax.tasks.supervised import average_views
 
 
 class Ramp:
@@ -63,6 +64,19 @@ def test_averaged_map_turns_with_its_slice_and_a_single_pass_does_not():
     np.testing.assert_allclose(back, predict(IMAGE, True), rtol=1e-5)
     single = np.rot90(predict(turned, False), -1, axes=(1, 2))
     assert np.abs(single - predict(IMAGE, False)).max() > 0.01
+
+
+@pytest.mark.parametrize("tta", [False, True])
+def test_sizes_are_averaged_where_they_belong(tta):
+    """A ramp comes back as itself from each size; what tells the side apart has mean and spread."""
+    ramp = jnp.linspace(0.0, 1.0, 64).reshape(1, 1, 64, 1) * jnp.ones((1, 64, 1, 1))
+    mean, spread = average_views(lambda view: view, ramp, tta, (0.5, 1.0, 1.5))
+    np.testing.assert_allclose(mean, ramp, atol=1e-5)
+    np.testing.assert_allclose(spread, 0.0, atol=1e-3)
+    sides = lambda view: jnp.full(view.shape, view.shape[1], jnp.float32)  # noqa: E731
+    mean, spread = average_views(sides, ramp, tta, (0.5, 1.0, 1.5))
+    np.testing.assert_allclose(mean, 64.0, rtol=1e-6)
+    np.testing.assert_allclose(spread, np.std([32, 64, 96]), rtol=1e-5)
 
 
 def test_result_table_holds_the_model_in_both_readings_and_the_floors():

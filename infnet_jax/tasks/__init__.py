@@ -104,6 +104,12 @@ def make_norm(config: ConfigDict, statistics: tuple[float, float]) -> normalise.
     return normalise.make_norm(config.data.norm, config.data.channels, statistics)
 
 
+def views_of(config: ConfigDict) -> dict[str, Any]:
+    """Over which views of a slice maps are averaged: arguments of `average_views`."""
+    scales = tuple(config.evaluate.get("scales", (1.0,)))  # none in runs of before
+    return dict(tta=config.evaluate.tta, scales=scales)
+
+
 def has_mean_teacher(config: ConfigDict) -> bool:
     """Whether `segment` learns from unlabelled slices too."""
     return "semi" in config.stages and config.semi.kind == "mean_teacher"

@@ -163,6 +163,7 @@ def views(
     tta: bool = False,
     head: str = "softmax",
     prior_use: str = "input",
+    scales: Sequence[float] = (1.0,),
 ) -> tuple[jax.Array, jax.Array | None]:
     """Class probabilities, and how far the views disagree.
 
@@ -173,10 +174,11 @@ def views(
       head: `softmax` or `sigmoid`, as in training.
       prior_use: `input`: the network is fed the prior beside the slice (paper). `average`: it is
         fed the slice alone, and `average_prior` joins its answer with the prior.
+      scales: average over these sizes of slice and prior, factors of S.
 
     Returns:
-      [B, S, S, 3] float32 in 0..1 (background, ground-glass opacity, consolidation), and with
-      `tta` the views' standard deviation, else None.
+      [B, S, S, 3] float32 in 0..1 (background, ground-glass opacity, consolidation), and the
+      views' standard deviation, None of a single one.
     """
     fed = None if prior_use == "average" else prior
     x = network_input(image.astype(jnp.float32) / 255.0, fed, norm)
@@ -185,7 +187,7 @@ def views(
         logits = net.apply(variables, view, train=False)["logits"]
         return losses_multi.class_probs(logits, head)
 
-    mean, spread = average_views(probs, x, tta)
+    mean, spread = average_views(probs, x, tta, scales)
     if prior_use != "average":
         return mean, spread
     # The prior is the same for all views: of the background's spread half is left.

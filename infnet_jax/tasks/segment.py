@@ -157,30 +157,30 @@ def prepare(
 
 
 def views(
-    net: Any, variables: Mapping, image: jax.Array, norm: normalise.Norm, tta: bool = False
+    net: Any, variables: Mapping, image: jax.Array, norm: normalise.Norm, tta: bool = False,
+    scales: Sequence[float] = (1.0,),
 ) -> tuple[jax.Array, jax.Array | None]:
     """Infection probability of the final map, and how far the views disagree.
 
     Args:
       image: [B, S, S, 1] uint8.
       tta: average over the eight flips and quarter turns of the square.
+      scales: average over these sizes of the slice, factors of S.
 
     Returns:
-      [B, S, S, 1] float32 in 0..1, and with `tta` the views' standard deviation, else None.
+      [B, S, S, 1] float32 in 0..1, and the views' standard deviation, None of a single one.
     """
     x = normalise.network_input(image.astype(jnp.float32) / 255.0, norm)
 
     def probs(view: jax.Array) -> jax.Array:
         return jax.nn.sigmoid(final_map(net.apply(variables, view, train=False)))
 
-    return average_views(probs, x, tta)
+    return average_views(probs, x, tta, scales)
 
 
-def predict(
-    net: Any, variables: Mapping, image: jax.Array, norm: normalise.Norm, tta: bool = False
-) -> jax.Array:
+def predict(*args: Any, **kwargs: Any) -> jax.Array:
     """The first of what `views` returns."""
-    return views(net, variables, image, norm, tta)[0]
+    return views(*args, **kwargs)[0]
 
 
 def summarise(rows: list[Mapping[str, np.ndarray]]) -> dict[str, float]:

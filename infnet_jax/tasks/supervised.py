@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from infnet_jax import ops
 from infnet_jax.state import update_player
 
 
@@ -61,25 +62,44 @@ def make_update(
 
 
 def average_views(
-    probs: Callable[[jax.Array], jax.Array], x: jax.Array, tta: bool
+    probs: Callable[[jax.Array], jax.Array], x: jax.Array, tta: bool,
+    scales: Sequence[float] = (1.0,),
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Mean and spread of `probs` over the eight flips and quarter turns of square inputs.
+    """Mean and spread of `probs` over sizes, flips and quarter turns of square inputs.
 
     Args:
-      probs: [B, S, S, C] -> [B, S, S, K].
+      probs: [B, s, s, C] -> [B, s, s, K].
       x: [B, S, S, C].
-      tta: False takes the input as it is.
+      tta: the eight flips and quarter turns; False takes the input as it stands.
+      scales: each resizes the input as `training_sides` and multi-scale training do, and its map
+        back.
 
     Returns:
-      [B, S, S, K] the mean over the views, turned back, and their standard deviation (None
-      without `tta`).
+      [B, S, S, K] the mean over the views, brought back, and their standard deviation (None of a
+      single view).
     """
-    if not tta:
-        return probs(x), None
+    size, maps = x.shape[1], []
+    for side in training_sides(size, scales):
+        scaled = _resize(x, side)
+        found = _turned(probs, scaled) if tta else [probs(scaled)]
+        maps += [_resize(view, size) for view in found]
+    if len(maps) == 1:
+        return maps[0], None
+    views = jnp.stack(maps)
+    return views.mean(0), views.std(0)
+
+
+def _resize(x: jax.Array, side: int) -> jax.Array:
+    """[B, S, S, C] to `side`, as `augment.resize_batch` does images."""
+    same = x.shape[1] == side
+    return x if same else ops.resize_bilinear(x, (side, side), align_corners=True)
+
+
+def _turned(probs: Callable[[jax.Array], jax.Array], x: jax.Array) -> list[jax.Array]:
+    """What `probs` finds in each flip and quarter turn, turned back."""
     turns = [(flip, k) for flip in (False, True) for k in range(4)]
     views = jnp.stack([jnp.rot90(x[:, :, ::-1] if f else x, k, axes=(1, 2)) for f, k in turns])
     # One copy of the network in the program: eight would take minutes to compile.
     found = jax.lax.map(probs, views)
     back = [jnp.rot90(y, -k, axes=(1, 2)) for y, (_, k) in zip(found, turns, strict=True)]
-    back = jnp.stack([y[:, :, ::-1] if f else y for y, (f, _) in zip(back, turns, strict=True)])
-    return back.mean(0), back.std(0)
+    return [y[:, :, ::-1] if f else y for y, (f, _) in zip(back, turns, strict=True)]
