@@ -96,7 +96,8 @@ def check_held_out(config: ConfigDict, dataset: Path) -> None:
             name = _split_names(stage, config)[-1]
             source = splits.open_training(dataset, name, config, masks=True)
             parts = held_out(stage, config, source)
-            unseen[stage] = [[data.text(source[i]["id"]) for i in part] for part in parts]
+            if tasks.starts_from_prior(config):  # it reads each slice
+                unseen[stage] = [[data.text(source[i]["id"]) for i in part] for part in parts]
     if tasks.starts_from_prior(config) and unseen["multi"] != unseen["prior"]:
         raise ValueError(
             "multi.from_prior=True: both stages must leave out the same slices, choose "
