@@ -33,7 +33,7 @@ def get_config(preset: str = "demo") -> ConfigDict:
     elif preset in ("folders", "lite"):
         c.data.name, c.data.test = "folders", "train"
         c.stages = ("prior", "segment")
-        c.prior = ConfigDict(dict(kind="crossfit", folds=5, splits=()))
+        c.prior = ConfigDict(dict(kind="crossfit", folds=5, repeats=1, splits=()))
         s.size, s.steps, s.eval_every, s.validation = 144, 300, 100, 0
         s.augmentation.scale = (0.5, 1.3)  # lungs fill a cropped picture, and half of a whole one
         s.augmentation.dense = 0.7  # dense lesions at the wall are lung too, and few slices show it

@@ -20,7 +20,7 @@ def check(config: ConfigDict) -> None:
             raise ValueError(f"prior.kind={config.prior.kind!r}: choose {choices}")
         if config.prior.folds < 2 and config.prior.kind == "crossfit":
             raise ValueError(f"prior.folds={config.prior.folds}: choose 2 or more")
-        if config.prior.get("repeats", 1) < 1:
+        if config.prior.repeats < 1:
             raise ValueError(f"prior.repeats={config.prior.repeats}: choose 1 or more")
     if "semi" in config.stages:
         _check_semi(config)

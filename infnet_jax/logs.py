@@ -1,4 +1,4 @@
-"""What a stage writes while it runs: metrics.jsonl, TensorBoard events and one progress line."""
+"""What a stage writes while it runs: metrics.jsonl, TensorBoard events and its progress."""
 
 import contextlib
 import json
@@ -15,6 +15,7 @@ import numpy as np
 from absl import logging
 
 _REFRESH_SECONDS = 0.2  # at most five redraws of the progress line a second
+_LINE_SECONDS = 60.0  # a log file gets a whole line instead, once a minute
 _N_SHOWN = 3  # scalars at the end of the progress line
 
 
@@ -88,7 +89,7 @@ class RunLog:
         self.phases: set[str] = set()
         self._n_timed, self._timed_seconds, self.compile_seconds = 0, 0.0, 0.0
         self._began = self._mark = time.perf_counter()
-        self._drawn = -math.inf
+        self._drawn = -math.inf if sys.stderr.isatty() else self._began
         if active:
             self._open(start_step)
 
@@ -127,7 +128,9 @@ class RunLog:
             self._writer.add_image(f"{self.name}/{tag}", array, int(step), dataformats="HWC")
 
     def tick(self, step: int, phase: str = "") -> None:
-        """Counts one finished update and redraws the progress line if it is due.
+        """Counts one finished update and shows the progress if that is due.
+
+        A terminal has one line that is drawn over; a file or pipe gets a line a minute.
 
         Args:
           step: updates done so far, this one included.
@@ -141,7 +144,8 @@ class RunLog:
             self.phases.add(phase)
             self.compile_seconds += now - self._mark
         self._mark, self._step = now, step
-        if self._active and sys.stderr.isatty() and now - self._drawn >= _REFRESH_SECONDS:
+        interval = _REFRESH_SECONDS if sys.stderr.isatty() else _LINE_SECONDS
+        if self._active and now - self._drawn >= interval:
             self._drawn = now
             self._draw()
 
@@ -211,7 +215,7 @@ class RunLog:
         self._say(f"{self.name}: {where} {self.total_steps} steps, batch {self.batch_size}")
 
     def _draw(self) -> None:
-        """Redraws the progress line in place, cut to the terminal's width."""
+        """Shows how far the stage is: in place, cut to the terminal's width, or as a line."""
         rate = self.steps_per_second
         left = clock((self.total_steps - self._step) / rate) if rate else "--:--"
         share = 100 * self._step // max(self.total_steps, 1)
@@ -221,7 +225,10 @@ class RunLog:
             f"ETA {left}",
             *(f"{key} {value:.4g}" for key, value in list(self._last.items())[:_N_SHOWN]),
         ]
-        line = "  ".join(parts)[: shutil.get_terminal_size().columns - 1]
+        line = "  ".join(parts)
+        if not sys.stderr.isatty():
+            return self._say(line)
+        line = line[: shutil.get_terminal_size().columns - 1]
         print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
 
     def _say(self, line: str) -> None:

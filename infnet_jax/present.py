@@ -65,7 +65,8 @@ def write(
                 pictures += run_figures.curves(workdir, of, panels, caption + said)
     if "prior" in config.stages and config.prior.kind == "crossfit":
         score = json.loads((workdir / "prior" / "cross_validation.json").read_text())
-        trained, repeats = len(tasks.members(config, "prior")), config.prior.get("repeats", 1)
+        trained = len(tasks.members(config, "prior"))
+        repeats = trained // config.prior.folds
         if tasks.target(config) == "lung":
             tables.append(("Cross-validation", _lung_table(score)))
             pictures += run_figures.lungs(workdir, config, dataset, score)

@@ -101,7 +101,7 @@ def check_held_out(config: ConfigDict, dataset: Path) -> None:
     if tasks.starts_from_prior(config) and unseen["multi"] != unseen["prior"]:
         raise ValueError(
             "multi.from_prior=True: both stages must leave out the same slices, choose "
-            f"multi.folds={config.prior.folds} and multi.repeats={config.prior.get('repeats', 1)} "
+            f"multi.folds={config.prior.folds} and multi.repeats={config.prior.repeats} "
             f"(those of prior), not {config.multi.folds} and {config.multi.repeats}"
         )
 

@@ -171,12 +171,14 @@ def train_stage(
     """Trains a stage's networks to their end; returns the timing, None if asked to stop."""
     section, ensemble, timings = config[tasks.section_of(stage)], tasks.members(config, stage), []
     streams = stage_data.open_data(stage, config, dataset, workdir, mix)
-    for member, (batches, held_out) in zip(ensemble, streams, strict=True):
+    for number, (member, (batches, held_out)) in enumerate(zip(ensemble, streams, strict=True), 1):
         directory = workdir / stage / member.folder
         done = directory / "done.json"
         if member.folder and done.exists():
             timings.append(json.loads(done.read_text()))
             continue
+        if member.folder:
+            print(f"{stage}: network {number} of {len(ensemble)}", file=sys.stderr)
         epoch = -(-batches.example_count // section.batch_size)
         task = tasks.make(stage, config, statistics, epoch)
         timing = loop.fit(

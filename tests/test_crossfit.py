@@ -330,13 +330,15 @@ def test_folds_dealt_twice(dataset, tmp_path):
         np.testing.assert_allclose(unseen.maps[i], (each[0] + each[1]) / 2, atol=1e-6)
 
 
-def test_all_slices_twice_by_two_seeds(dataset, tmp_path):
+def test_all_slices_twice_by_two_seeds(dataset, tmp_path, capsys):
     """Without folds: the mean of the networks of two runs that differ in their seed."""
     config = supervised.get_config("tiny")
     config.segment.update(repeats=2, validation=0, size=32, steps=2)
     config.model.kind, config.evaluate.tta = "unet", False
     page = train.run(config, workdir=tmp_path / "both", dataset=dataset, name="x", command="")
     assert "each trained on all training slices by a seed of its own" in page.read_text()
+    said = [line for line in capsys.readouterr().err.splitlines() if "network" in line]
+    assert said == ["segment: network 1 of 2", "segment: network 2 of 2"]
     ensemble = networks.load_evaluated(config, tmp_path / "both")[1]
     config.segment.repeats, config.stages = 1, ("segment",)
     for seed, weights in enumerate(ensemble):

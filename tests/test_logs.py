@@ -137,6 +137,20 @@ def test_a_pipe_gets_an_opening_and_a_closing_line(tmp_path, capsys):
     assert closing.startswith("segment: stopped at step 7, 5 steps in ")
 
 
+def test_a_pipe_gets_a_line_a_minute_too(tmp_path, tick_clock, capsys):
+    log = _open(tmp_path, total_steps=100)
+    log.scalars(0, {"loss": 0.25})
+    for step in range(1, 31):
+        tick_clock(5)
+        log.tick(step, "net")
+    _, *lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "segment 12/100 12%  0.2 steps/s 0.8 images/s  ETA 7:20  loss 0.25",
+        "segment 24/100 24%  0.2 steps/s 0.8 images/s  ETA 6:20  loss 0.25",
+    ]
+    log.close()
+
+
 def test_an_inactive_log_writes_nothing(tmp_path, capsys):
     with _open(tmp_path / "stage", active=False) as log:
         log.scalars(1, {"loss": 1.0})
