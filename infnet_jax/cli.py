@@ -43,7 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if wrong:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     try:
-        return options.run(options)
+        code = options.run(options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `| head` has read enough: no error, and no second flush at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILURE
     except (ValueError, OSError, ImportError) as error:
         print(f"{parser.prog} {options.verb}: {_one_line(error)}", file=sys.stderr)
         return FAILURE

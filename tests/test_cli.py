@@ -1,10 +1,15 @@
 """Wrong calls get one clear line and exit 2; right ones reach their function."""
 
 import inspect
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import infnet_jax
 from infnet_jax import cli
@@ -111,3 +116,20 @@ def test_a_bug_in_a_verb_keeps_its_traceback(monkeypatch, tmp_path):
     monkeypatch.setattr(infnet_jax, "parity", SimpleNamespace(report=fail), raising=False)
     with pytest.raises(TypeError):
         cli.main(["parity", str(tmp_path)])
+
+
+def test_a_reader_that_has_gone_is_no_error(tmp_path):
+    for name in ("predictions", "truth"):
+        (tmp_path / name).mkdir()
+        picture = np.full((8, 8), 255, np.uint8)
+        Image.fromarray(picture).save(tmp_path / name / "a.png")
+    read, write = os.pipe()
+    os.close(read)
+    call = f"sys.exit(cli.main(['evaluate', '--predictions', {str(tmp_path / 'predictions')!r}, "
+    call += f"'--truth', {str(tmp_path / 'truth')!r}]))"
+    run = subprocess.run(
+        [sys.executable, "-c", f"import sys; from infnet_jax import cli; {call}"],
+        stdout=write, stderr=subprocess.PIPE, text=True,
+    )
+    os.close(write)
+    assert (run.returncode, run.stderr) == (1, "")
