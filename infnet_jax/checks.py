@@ -11,7 +11,7 @@ def check(config: ConfigDict) -> None:
     Raises:
       ValueError: names the key, its value and what would be right.
     """
-    for stage in ("segment", "multi"):
+    for stage in ("prior", "segment", "multi"):
         if stage in config.stages:
             _check_ensemble(config, stage)
     if "prior" in config.stages:
@@ -20,8 +20,6 @@ def check(config: ConfigDict) -> None:
             raise ValueError(f"prior.kind={config.prior.kind!r}: choose {choices}")
         if config.prior.folds < 2 and config.prior.kind == "crossfit":
             raise ValueError(f"prior.folds={config.prior.folds}: choose 2 or more")
-        if config.prior.repeats < 1:
-            raise ValueError(f"prior.repeats={config.prior.repeats}: choose 1 or more")
     if "semi" in config.stages:
         _check_semi(config)
     scales = tasks.views_of(config)["scales"]
@@ -50,6 +48,8 @@ def _check_ensemble(config: ConfigDict, stage: str) -> None:
     section = config[stage]
     if section.repeats < 1:
         raise ValueError(f"{stage}.repeats={section.repeats}: choose 1 or more")
+    if stage == "prior":  # holds out its folds alone
+        return
     if section.folds and section.validation:
         raise ValueError(
             f"{stage}.validation={section.validation} with {stage}.folds={section.folds}: "

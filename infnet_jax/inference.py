@@ -66,7 +66,7 @@ class Segmenter:
             )
         if tta is not None:
             self._config.evaluate.tta = tta
-            if not tta and "scales" in self._config.evaluate:
+            if not tta:
                 self._config.evaluate.scales = (1.0,)
         self._batch = batch_size or self._config.evaluate.batch_size
         statistics = json.loads((self._workdir / "statistics.json").read_text())

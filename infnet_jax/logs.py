@@ -89,7 +89,9 @@ class RunLog:
         self.phases: set[str] = set()
         self._n_timed, self._timed_seconds, self.compile_seconds = 0, 0.0, 0.0
         self._began = self._mark = time.perf_counter()
-        self._drawn = -math.inf if sys.stderr.isatty() else self._began
+        self._terminal = sys.stderr.isatty()
+        self._interval = _REFRESH_SECONDS if self._terminal else _LINE_SECONDS
+        self._drawn = -math.inf if self._terminal else self._began
         if active:
             self._open(start_step)
 
@@ -144,8 +146,7 @@ class RunLog:
             self.phases.add(phase)
             self.compile_seconds += now - self._mark
         self._mark, self._step = now, step
-        interval = _REFRESH_SECONDS if sys.stderr.isatty() else _LINE_SECONDS
-        if self._active and now - self._drawn >= interval:
+        if self._active and now - self._drawn >= self._interval:
             self._drawn = now
             self._draw()
 
@@ -226,14 +227,14 @@ class RunLog:
             *(f"{key} {value:.4g}" for key, value in list(self._last.items())[:_N_SHOWN]),
         ]
         line = "  ".join(parts)
-        if not sys.stderr.isatty():
+        if not self._terminal:
             return self._say(line)
         line = line[: shutil.get_terminal_size().columns - 1]
         print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
 
     def _say(self, line: str) -> None:
         """Prints a line of its own, over the progress line if there is one."""
-        start = "\r\x1b[K" if sys.stderr.isatty() else ""
+        start = "\r\x1b[K" if self._terminal else ""
         print(start + line, file=sys.stderr, flush=True)
 
 

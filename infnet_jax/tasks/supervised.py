@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from infnet_jax import ops
+from infnet_jax import augment
 from infnet_jax.state import update_player
 
 
@@ -90,9 +90,8 @@ def average_views(
 
 
 def _resize(x: jax.Array, side: int) -> jax.Array:
-    """[B, S, S, C] to `side`, as `augment.resize_batch` does images."""
-    same = x.shape[1] == side
-    return x if same else ops.resize_bilinear(x, (side, side), align_corners=True)
+    """[B, S, S, C] to `side`, as training resizes its slices."""
+    return augment.resize_batch({augment.IMAGE: x}, side)[augment.IMAGE]
 
 
 def _turned(probs: Callable[[jax.Array], jax.Array], x: jax.Array) -> list[jax.Array]:
