@@ -75,7 +75,8 @@ def main(_: list[str]) -> None:
     try:
         import jax  # slow to import, as is the package, and --help needs neither
 
-        from infnet_jax import mesh, train
+        from infnet_jax.runs import mesh
+        from infnet_jax.training import run as train
 
         mesh.initialise_distributed(config.distributed)
         dataset, mix = mesh.first_process_first(lambda: _prepare(config))
@@ -96,7 +97,7 @@ def main(_: list[str]) -> None:
 def _prepare(config):
     """The folder of the prepared dataset, and the `Mix` to pre-train on (None without one)."""
     import tfds_builders
-    from infnet_jax import mix
+    from infnet_jax.data import mix
 
     parts = mix.parse(config.data.pretrain)
     if parts and "pretrain" not in config.stages:

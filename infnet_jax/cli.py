@@ -161,7 +161,7 @@ def _make_parser() -> _Parser:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from infnet_jax import evaluation
+    from infnet_jax.verbs import evaluate as evaluation
 
     return evaluation.run(options.predictions, options.truth, csv=options.csv, label=options.label)
 
@@ -169,7 +169,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _predict(options: argparse.Namespace) -> int:
     if options.device:  # read by jax when it is first imported
         os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(options.device, options.device)
-    from infnet_jax import scan_files
+    from infnet_jax.verbs import predict as scan_files
 
     return scan_files.run(
         options.inputs, checkpoint=options.checkpoint, out=options.out, lung_way=options.lungs,
@@ -180,7 +180,7 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _detect(options: argparse.Namespace) -> int:
-    from infnet_jax import screening
+    from infnet_jax.verbs import detect as screening
 
     return screening.run(
         options.checkpoint, options.dataset, options.split, positive=options.positive,
@@ -189,7 +189,7 @@ def _detect(options: argparse.Namespace) -> int:
 
 
 def _study(options: argparse.Namespace) -> int:
-    from infnet_jax import study
+    from infnet_jax.study import run as study
 
     words = ["infnet-jax", "study", f"--config={options.config}", *options.overrides]
     file, _, preset = options.config.partition(":")
@@ -202,7 +202,7 @@ def _study(options: argparse.Namespace) -> int:
 
 
 def _severity(options: argparse.Namespace) -> int:
-    from infnet_jax import score_files
+    from infnet_jax.verbs import severity as score_files
 
     return score_files.run(
         options.masks, out=options.out, images=options.images, lung=options.lung,
@@ -212,7 +212,7 @@ def _severity(options: argparse.Namespace) -> int:
 
 
 def _severity_study(options: argparse.Namespace) -> int:
-    from infnet_jax import severity_study
+    from infnet_jax.verbs import severity_study
 
     return severity_study.run(
         options.sources, out=options.out, checkpoint=options.checkpoint, masks=options.masks,
@@ -221,13 +221,13 @@ def _severity_study(options: argparse.Namespace) -> int:
 
 
 def _parity(options: argparse.Namespace) -> int:
-    from infnet_jax import parity
+    from infnet_jax.verbs import parity
 
     return parity.report(options.directory)
 
 
 def _import_torch(options: argparse.Namespace) -> int:
-    from infnet_jax import convert
+    from infnet_jax.weights import convert
 
     report = convert.import_torch(options.file, options.out)
     print(f"{options.out}: {report['network']}, {len(report['matched'])} tensors converted")
@@ -237,7 +237,7 @@ def _import_torch(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from infnet_jax import export
+    from infnet_jax.verbs import export
 
     path = export.export(options.workdir, options.out)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
@@ -245,7 +245,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from infnet_jax import bench
+    from infnet_jax.verbs import bench
 
     return bench.report(options.backbone, options.batch, options.size, options.steps)
 

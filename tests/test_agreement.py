@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from infnet_jax import agreement
+from infnet_jax.evaluation import agreement
 
 
 def test_errors_and_limits_by_hand():

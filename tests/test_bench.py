@@ -7,8 +7,9 @@ import numpy as np
 import optax
 import pytest
 
-from infnet_jax import bench, cli
-from infnet_jax.state import Task, make_player, make_state
+from infnet_jax import cli
+from infnet_jax.tasks.state import Task, make_player, make_state
+from infnet_jax.verbs import bench
 
 
 def shapes(tree):

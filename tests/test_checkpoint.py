@@ -16,8 +16,8 @@ import pytest
 from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec
 
-from infnet_jax.checkpoint import Checkpoints
-from infnet_jax.transfer import load_parameters, transfer
+from infnet_jax.runs.checkpoint import Checkpoints
+from infnet_jax.runs.transfer import load_parameters, transfer
 
 # The reader leaves futures of an event loop behind when it gives up on damaged files.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -255,7 +255,7 @@ def test_sigterm_saves_at_the_next_offer(tmp_path):
 
 _VICTIM = """
 import numpy as np
-from infnet_jax.checkpoint import Checkpoints
+from infnet_jax.runs.checkpoint import Checkpoints
 state = lambda step: {"w": np.random.default_rng(step).normal(size=2_000_000), "step": step}
 checkpoints = Checkpoints(FOLDER, save_every=1)
 checkpoints.offer(1, state(1))

@@ -4,7 +4,7 @@ import pytest
 
 import tfds_builders
 from configs import multi, multi_semisup, semisup, supervised
-from infnet_jax import train
+from infnet_jax.training import run as train
 
 FROM_PRIOR = {
     "multi.from_prior": True, "multi.prior_use": "average", "multi.folds": 2,

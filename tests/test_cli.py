@@ -91,7 +91,8 @@ def test_verbs_reach_their_functions(calls, tmp_path, capsys):
 
 
 def test_the_functions_behind_the_verbs_take_these_arguments():
-    from infnet_jax import convert, evaluation, parity
+    from infnet_jax.verbs import evaluate as evaluation, parity
+    from infnet_jax.weights import convert
 
     inspect.signature(evaluation.run).bind("p", "t", csv=None, label=None)
     inspect.signature(parity.report).bind("d")

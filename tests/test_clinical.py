@@ -4,8 +4,8 @@ import numpy as np
 import openpyxl
 import pytest
 
-from infnet_jax import clinical
-from infnet_jax.clinical import Scores
+from infnet_jax.verbs import clinical
+from infnet_jax.verbs.clinical import Scores
 
 
 def table(path, *rows, header=("Hospital", "Patient", "Morbidity")):

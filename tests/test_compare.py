@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from infnet_jax import compare
+from infnet_jax.evaluation import compare
 
 NAN = float("nan")
 

@@ -8,9 +8,9 @@ import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
-from infnet_jax import convert
 from infnet_jax.models.infnet import InfNet
-from infnet_jax.torch_names import detect_network, torch_name
+from infnet_jax.weights import convert
+from infnet_jax.weights.torch_names import detect_network, torch_name
 
 
 def _state(network: str, inpainting: bool = False) -> dict[str, np.ndarray]:

@@ -10,20 +10,17 @@ import pytest
 
 import tfds_builders
 from configs import multi, supervised
-from infnet_jax import (
-    crossfit,
-    data,
-    export,
-    inference,
-    loop,
-    mesh,
+from infnet_jax import tasks
+from infnet_jax.data import batches as data
+from infnet_jax.evaluation import (
     networks,
-    predict,
-    present,
-    stage_data,
-    tasks,
-    train,
+    predictor as inference,
+    summary as present,
+    test_split as predict,
 )
+from infnet_jax.runs import mesh
+from infnet_jax.training import data as stage_data, loop, prior as crossfit, run as train
+from infnet_jax.verbs import export
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from infnet_jax.data import (
+from infnet_jax.data.batches import (
     Batches,
     eval_batches,
     examples,
@@ -15,7 +15,7 @@ from infnet_jax.data import (
     split_validation,
     statistics,
 )
-from infnet_jax.sources import decode
+from infnet_jax.data.sources import decode
 
 
 class Numbered:

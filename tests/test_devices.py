@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infnet_jax.logs import load_rows
+from infnet_jax.runs.logs import load_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 

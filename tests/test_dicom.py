@@ -10,7 +10,7 @@ import pytest
 pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("highdicom")
 
-from infnet_jax import imaging  # noqa: E402
+from infnet_jax.clinic import imaging  # noqa: E402
 
 DEPTH, ROWS, COLS = 5, 24, 32
 SECRET = ("DOE^JANE", "PATIENT-0815", "19500131", "Dr Knows")

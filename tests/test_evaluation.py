@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infnet_jax import evaluation
+from infnet_jax.verbs import evaluate as evaluation
 
 SHARED = Path(os.environ.get("INFNET_SHARED", Path(__file__).parents[2] / "shared"))
 TESTING = SHARED / "data/COVID-SemiSeg/TestingSet"

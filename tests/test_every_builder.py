@@ -17,7 +17,9 @@ from packaging.requirements import Requirement
 import main
 import tfds_builders
 from configs import selfsup
-from infnet_jax import data, stage_data, tasks
+from infnet_jax import tasks
+from infnet_jax.data import batches as data
+from infnet_jax.training import data as stage_data
 
 NAMES = [
     "phantom/tiny", "covid_semiseg/binary", "covid_semiseg/multiclass", "medseg/slices",

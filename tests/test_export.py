@@ -7,7 +7,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from configs import multi
-from infnet_jax import export, networks
+from infnet_jax.evaluation import networks
+from infnet_jax.verbs import export
 
 
 def net(value):

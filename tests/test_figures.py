@@ -6,7 +6,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from infnet_jax import figures
+from infnet_jax.evaluation import figures
 
 
 def _pixels_of(path, colour) -> int:

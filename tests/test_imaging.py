@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infnet_jax import imaging
-from infnet_jax.imaging import nifti
+from infnet_jax.clinic import imaging
+from infnet_jax.clinic.imaging import nifti
 
 SIZE = 40
 

@@ -10,22 +10,13 @@ from flax import linen as nn
 
 import tfds_builders
 from configs import common, lung, supervised
-from infnet_jax import (
-    crossfit,
-    data,
-    find_lungs,
-    imaging,
-    lung_network,
-    lung_scores,
-    lungs,
-    networks,
-    present,
-    run_figures,
-    scan_files,
-    tasks,
-    train,
-)
-from infnet_jax.inference import Found, Segmenter
+from infnet_jax import tasks
+from infnet_jax.clinic import imaging, lung_network, lungs
+from infnet_jax.data import batches as data
+from infnet_jax.evaluation import lung_scores, networks, run_figures, summary as present
+from infnet_jax.evaluation.predictor import Found, Segmenter
+from infnet_jax.training import prior as crossfit, run as train
+from infnet_jax.verbs import find_lungs, predict as scan_files
 from tests.test_scan_files import Rule, chest
 
 

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from infnet_jax import logs
+from infnet_jax.runs import logs
 
 
 class _Terminal(io.StringIO):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infnet_jax import losses
+from infnet_jax.tasks import losses
 
 HEADS = ("coarse", "s32", "s16", "s8", "edge")
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infnet_jax import losses_multi
+from infnet_jax.tasks import losses_multi
 
 LOG = np.log
 # Softmax of PIXELS: (1/2, 1/4, 1/4), (1/8, 3/4, 1/8); their classes: 1, 1.

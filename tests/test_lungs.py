@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from infnet_jax import lungs
+from infnet_jax.clinic import lungs
 from tfds_builders.phantom.phantom_dataset_builder import make_patient
 
 

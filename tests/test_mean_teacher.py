@@ -6,8 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from infnet_jax import normalise
-from infnet_jax.tasks import mean_teacher
+from infnet_jax.tasks import mean_teacher, normalise
 
 NORM = normalise.Norm(mean=(0.0,), sd=(1.0,), input_sd=(1.0,))
 MOVES = dict(flip_h=0.0, flip_v=0.0, quarter_turns=False)

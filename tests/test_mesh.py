@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from infnet_jax import mesh as meshes
+from infnet_jax.runs import mesh as meshes
 
 EIGHT = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")
 
@@ -94,9 +94,9 @@ def test_incomplete_environments_name_the_variable(monkeypatch, values, culprit)
 
 _PROCESS = """
 import jax, numpy as np
-from infnet_jax import mesh as meshes
-from infnet_jax.checkpoint import Checkpoints
-from infnet_jax.data import Batches
+from infnet_jax.runs import mesh as meshes
+from infnet_jax.runs.checkpoint import Checkpoints
+from infnet_jax.data.batches import Batches
 meshes.initialise_distributed()
 p, n = jax.process_index(), jax.process_count()
 source = [{"image": np.full((4, 4, 1), i, np.uint8)} for i in range(7)]

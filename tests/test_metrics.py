@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from infnet_jax import metrics, soft_metrics
+from infnet_jax.evaluation import metrics, soft_metrics
 
 NAN = float("nan")
 

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from infnet_jax import data, stage_data
-from infnet_jax.mix import Mix, Part, epoch_order, parse, quotas
+from infnet_jax.data import batches as data
+from infnet_jax.data.mix import Mix, Part, epoch_order, parse, quotas
+from infnet_jax.training import data as stage_data
 
 SIZES, WEIGHTS = [10, 4, 6], [1, 2, 1]
 

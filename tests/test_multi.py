@@ -7,12 +7,11 @@ import optax
 import pytest
 from flax import linen as nn
 
-from infnet_jax import losses_multi, normalise
-from infnet_jax.conv import Conv
+from infnet_jax.models.conv import Conv
 from infnet_jax.models.fcn8s import FCN8s
+from infnet_jax.models.layers import BatchNorm
 from infnet_jax.models.unet import UNet
-from infnet_jax.ops import BatchNorm
-from infnet_jax.tasks import multi
+from infnet_jax.tasks import losses_multi, multi, normalise
 
 NORM = normalise.make_norm("dataset", 1, (0.5, 0.25))
 STILL = dict(flip_h=0.0, flip_v=0.0, quarter_turns=False)

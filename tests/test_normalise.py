@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infnet_jax import normalise
+from infnet_jax.tasks import normalise
 
 
 def test_dataset_norm_standardises_and_repeats_channels():

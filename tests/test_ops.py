@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infnet_jax import ops
+from infnet_jax.models import layers as ops
 
 
 def _array(*shape: int, seed: int = 0) -> np.ndarray:

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from infnet_jax import optim
+from infnet_jax.tasks import optim
 
 
 def rates(counts, **kwargs):

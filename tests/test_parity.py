@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from infnet_jax import parity
+from infnet_jax.verbs import parity
 
 EXPECTED_ROWS = {"coach": 5, "infnet_res2net50": 5, "infnet_resnet50": 10, "infnet_vgg16": 5,
                  "losses": 4, "unet_multi": 2, "unet_multi_improved": 2}  # fmt: skip

@@ -9,19 +9,18 @@ import numpy as np
 import pytest
 
 from configs import multi as multi_config, supervised
-from infnet_jax import (
+from infnet_jax import tasks
+from infnet_jax.evaluation import (
     metrics,
     networks,
-    normalise,
-    predict as predict_stage,
-    present,
     run_figures,
-    tasks,
+    summary as present,
+    test_split as predict_stage,
     thresholds as thresholds_lib,
 )
-from infnet_jax.evaluation import floors
-from infnet_jax.tasks import segment
+from infnet_jax.tasks import normalise, segment
 from infnet_jax.tasks.supervised import average_views
+from infnet_jax.verbs.evaluate import floors
 
 
 class Ramp:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from infnet_jax import regions, severity, sides as sides_lib
+from infnet_jax.clinic import regions, severity, sides as sides_lib
 from tfds_builders.phantom.phantom_dataset_builder import make_patient
 
 

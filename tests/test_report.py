@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from infnet_jax import outlines, report, severity
+from infnet_jax.clinic import outlines, page as report, severity
 
 
 @dataclasses.dataclass

@@ -10,9 +10,10 @@ import optax
 import pytest
 
 from configs import selfsup
-from infnet_jax import normalise, present, run_figures, tasks
-from infnet_jax.tasks import rotation
-from infnet_jax.transfer import transfer
+from infnet_jax import tasks
+from infnet_jax.evaluation import run_figures, summary as present
+from infnet_jax.runs.transfer import transfer
+from infnet_jax.tasks import normalise, rotation
 
 NORM = normalise.Norm(mean=(0.0,), sd=(1.0,), input_sd=(1.0,))
 

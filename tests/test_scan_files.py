@@ -8,8 +8,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from infnet_jax import scan_files
-from infnet_jax.inference import Found
+from infnet_jax.evaluation.predictor import Found
+from infnet_jax.verbs import predict as scan_files
 
 
 def chest(side: int = 96, lesion: bool = True) -> np.ndarray:

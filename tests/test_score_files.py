@@ -8,8 +8,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from infnet_jax import cli, imaging, score_files, scoring
-from infnet_jax.imaging import pictures
+from infnet_jax import cli
+from infnet_jax.clinic import case as scoring, imaging
+from infnet_jax.clinic.imaging import pictures
+from infnet_jax.verbs import severity as score_files
 from tfds_builders.phantom.phantom_dataset_builder import make_patient
 
 AFFINE = np.diag([-1.0, -1.0, 5.0, 1.0])

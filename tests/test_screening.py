@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 import tfds_builders
-from infnet_jax import cli, find_lungs, lungs, screening
-from infnet_jax.inference import Found
+from infnet_jax import cli
+from infnet_jax.clinic import lungs
+from infnet_jax.evaluation.predictor import Found
+from infnet_jax.verbs import detect as screening, find_lungs
 from tfds_builders.covid_semiseg import dummy_data
 
 # Patient (a number of a `21%0.png` name, or none), label, side of the lesion in hundredths.

@@ -10,21 +10,13 @@ import pytest
 
 import tfds_builders
 from configs import semisup
-from infnet_jax import (
-    data,
-    figures,
-    loop,
-    mesh as mesh_lib,
-    networks,
-    present,
-    run_figures,
-    semi,
-    stage_data,
-    tasks,
-    train,
-)
-from infnet_jax.state import Task, make_player, make_state
-from infnet_jax.transfer import load_parameters
+from infnet_jax import tasks
+from infnet_jax.data import batches as data
+from infnet_jax.evaluation import figures, networks, run_figures, summary as present
+from infnet_jax.runs import mesh as mesh_lib
+from infnet_jax.runs.transfer import load_parameters
+from infnet_jax.tasks.state import Task, make_player, make_state
+from infnet_jax.training import data as stage_data, loop, pseudo_labels as semi, run as train
 
 STATISTICS = (0.3, 0.25)
 N_TRAIN, N_UNLABELLED = 10, 8  # of phantom/tiny

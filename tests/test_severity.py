@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from infnet_jax import detection, severity
+from infnet_jax.clinic import severity
+from infnet_jax.evaluation import detection
 from tfds_builders.phantom.phantom_dataset_builder import make_patient
 
 SHAPE = (20, 100)  # row r is region r + 1

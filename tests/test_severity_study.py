@@ -10,7 +10,10 @@ import openpyxl
 import pytest
 
 import tfds_builders
-from infnet_jax import cli, data, find_lungs, imaging, severity_rows, severity_study, truth
+from infnet_jax import cli
+from infnet_jax.clinic import imaging
+from infnet_jax.data import batches as data
+from infnet_jax.verbs import find_lungs, severity_rows, severity_study, truth
 from tests.test_scan_files import Rule, chest
 from tfds_builders.covid_chestxray import dummy_data
 

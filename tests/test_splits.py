@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from configs import supervised
-from infnet_jax import data, splits, stage_data
+from infnet_jax.data import batches as data, splits
+from infnet_jax.training import data as stage_data
 
 
 class Groups:

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from configs import study as config_file, supervised
-from infnet_jax import cli, compare, study, study_cells, study_figures, study_results, study_tables
+from infnet_jax import cli
+from infnet_jax.evaluation import compare
+from infnet_jax.study import (
+    cells as study_cells,
+    figures as study_figures,
+    results as study_results,
+    run as study,
+    tables as study_tables,
+)
 
 
 class Fake:

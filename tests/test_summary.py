@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from infnet_jax import summary
+from infnet_jax.evaluation import markdown as summary
 
 
 def _write(workdir, **kwargs):

@@ -11,7 +11,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 
-from infnet_jax import torch_files
+from infnet_jax.weights import torch_files
 
 WEIGHT = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
 COUNT = np.array([7], np.int64)

@@ -14,22 +14,15 @@ from safetensors.numpy import save_file
 
 import tfds_builders
 from configs import multi, multi_semisup, selfsup, supervised
-from infnet_jax import (
-    data,
-    loop,
-    losses,
-    mesh as mesh_lib,
-    normalise,
-    stage_data,
-    tasks,
-    train,
-    workdir,
-)
-from infnet_jax.checkpoint import Checkpoints
-from infnet_jax.logs import load_rows
-from infnet_jax.state import Task, make_player, make_state
-from infnet_jax.tasks import game, inpaint, segment
-from infnet_jax.transfer import load_parameters
+from infnet_jax import tasks
+from infnet_jax.data import batches as data
+from infnet_jax.runs import mesh as mesh_lib, workdir
+from infnet_jax.runs.checkpoint import Checkpoints
+from infnet_jax.runs.logs import load_rows
+from infnet_jax.runs.transfer import load_parameters
+from infnet_jax.tasks import game, inpaint, losses, normalise, segment
+from infnet_jax.tasks.state import Task, make_player, make_state
+from infnet_jax.training import data as stage_data, loop, run as train
 
 STATISTICS = (0.3, 0.25)
 TOTAL, EVERY = 12, 4

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from infnet_jax.conv import Conv, he_fan_out
+from infnet_jax.models.conv import Conv, he_fan_out
+from infnet_jax.models.layers import check_divisible, resize_nearest
 from infnet_jax.models.resnet import ResNet
-from infnet_jax.ops import check_divisible, resize_nearest
 
 CELL = 16  # pixels on a side of one mask cell, the trunk's total stride without its pool
 LATENT = 100

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from infnet_jax.conv import Conv, DepthwiseConv, he_fan_out, same_padding
-from infnet_jax.ops import BatchNorm
+from infnet_jax.models.conv import Conv, DepthwiseConv, he_fan_out, same_padding
+from infnet_jax.models.layers import BatchNorm
 
 # Of each stage: blocks, kernel, stride, expansion, output channels.
 _STAGES = (

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from infnet_jax.conv import Conv, he_fan_out
+from infnet_jax.models.conv import Conv, he_fan_out
+from infnet_jax.models.layers import BatchNorm, check_divisible, max_pool
 from infnet_jax.models.vgg import VGG16
-from infnet_jax.ops import BatchNorm, check_divisible, max_pool
 
 STRIDE = 32
 

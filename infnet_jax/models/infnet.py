@@ -15,10 +15,10 @@ from jax.typing import DTypeLike
 
 from infnet_jax.models.efficientnet import EfficientNetLite0
 from infnet_jax.models.infnet_blocks import RFB, EdgeBranch, PartialDecoder, ReverseAttention
+from infnet_jax.models.layers import check_divisible, resize_bilinear
 from infnet_jax.models.res2net import Res2Net
 from infnet_jax.models.resnet import ResNet
 from infnet_jax.models.vgg import VGG16
-from infnet_jax.ops import check_divisible, resize_bilinear
 
 BACKBONES = ("resnet18", "resnet50", "res2net50", "vgg16", "efficientnet_lite0")
 INPAINT_HEADS = ("none", "tanh_parallel", "linear_replace")

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from infnet_jax.conv import Conv
-from infnet_jax.ops import BatchNorm, resize_bilinear
+from infnet_jax.models.conv import Conv
+from infnet_jax.models.layers import BatchNorm, resize_bilinear
 
 
 class ConvBN(nn.Module):

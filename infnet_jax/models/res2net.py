@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from infnet_jax.conv import Conv, he_fan_out
-from infnet_jax.ops import BatchNorm, avg_pool, max_pool
+from infnet_jax.models.conv import Conv, he_fan_out
+from infnet_jax.models.layers import BatchNorm, avg_pool, max_pool
 
 _BLOCKS = (3, 4, 6, 3)
 _SPLITS = 4

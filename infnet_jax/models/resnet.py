@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from infnet_jax.conv import Conv, he_fan_out
-from infnet_jax.ops import BatchNorm, max_pool
+from infnet_jax.models.conv import Conv, he_fan_out
+from infnet_jax.models.layers import BatchNorm, max_pool
 
 _BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
 

@@ -18,9 +18,15 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from infnet_jax.conv import Conv
+from infnet_jax.models.conv import Conv
 from infnet_jax.models.efficientnet import EfficientNetLite0
-from infnet_jax.ops import BatchNorm, check_divisible, max_pool, resize_bilinear, resize_nearest
+from infnet_jax.models.layers import (
+    BatchNorm,
+    check_divisible,
+    max_pool,
+    resize_bilinear,
+    resize_nearest,
+)
 
 INPAINT_HEADS = ("none", "tanh_parallel", "linear_replace")
 HEADS = ("segment", "inpaint")

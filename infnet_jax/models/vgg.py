@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from infnet_jax.conv import Conv, he_fan_out
-from infnet_jax.ops import avg_pool, max_pool
+from infnet_jax.models.conv import Conv, he_fan_out
+from infnet_jax.models.layers import avg_pool, max_pool
 
 STAGES = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))  # (multiple of the width, convolutions)
 POOLS = {"avg": avg_pool, "max": max_pool}

@@ -4,13 +4,12 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from infnet_jax import normalise, optim
 from infnet_jax.models.coach import Coach
 from infnet_jax.models.fcn8s import FCN8s
 from infnet_jax.models.infnet import InfNet
 from infnet_jax.models.unet import UNet
-from infnet_jax.state import Task
-from infnet_jax.tasks import game, inpaint, mean_teacher, multi, rotation, segment
+from infnet_jax.tasks import game, inpaint, mean_teacher, multi, normalise, optim, rotation, segment
+from infnet_jax.tasks.state import Task
 
 _UNETS = {"unet": "plain", "unet_lite0": "efficientnet_lite0"}  # kind -> backbone
 

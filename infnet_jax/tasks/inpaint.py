@@ -10,11 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from infnet_jax import augment, losses, normalise
 from infnet_jax.models import final_map
-from infnet_jax.state import Task, make_player, make_state, update_player
-from infnet_jax.tasks import game
+from infnet_jax.tasks import augment, game, losses, normalise
 from infnet_jax.tasks.multi import network_input
+from infnet_jax.tasks.state import Task, make_player, make_state, update_player
 
 DRAWS = 4  # masks of each kind that a held-out slice is judged under
 

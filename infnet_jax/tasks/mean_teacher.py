@@ -10,10 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from infnet_jax import augment, normalise
 from infnet_jax.models import final_map
-from infnet_jax.state import Task
-from infnet_jax.tasks import segment
+from infnet_jax.tasks import augment, normalise, segment
+from infnet_jax.tasks.state import Task
 from infnet_jax.tasks.supervised import make_update, training_sides
 
 DISTURBANCES = (

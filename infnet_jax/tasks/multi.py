@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from infnet_jax import augment, losses_multi, normalise
-from infnet_jax.state import Task, make_player, make_state
+from infnet_jax.tasks import augment, losses_multi, normalise
+from infnet_jax.tasks.state import Task, make_player, make_state
 from infnet_jax.tasks.supervised import average_views, make_update, training_sides
 
 CLASSES = 3

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from infnet_jax import augment, normalise
-from infnet_jax.state import Task, make_player, make_state, update_player
+from infnet_jax.tasks import augment, normalise
 from infnet_jax.tasks.multi import network_input
+from infnet_jax.tasks.state import Task, make_player, make_state, update_player
 
 TURNS = 4
 

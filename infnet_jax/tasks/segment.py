@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from infnet_jax import augment, losses, normalise
 from infnet_jax.models import final_map
-from infnet_jax.state import Task, make_player, make_state
+from infnet_jax.tasks import augment, losses, normalise
+from infnet_jax.tasks.state import Task, make_player, make_state
 from infnet_jax.tasks.supervised import average_views, make_update, training_sides
 
 MAPS = ("coarse", "s32", "s16", "s8")

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from infnet_jax import augment
-from infnet_jax.state import update_player
+from infnet_jax.tasks import augment
+from infnet_jax.tasks.state import update_player
 
 
 def training_sides(size: int, scales: Sequence[float]) -> list[int]:

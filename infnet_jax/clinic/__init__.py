@@ -1,0 +1,1 @@
+"""Scans, masks and scores; numpy only."""

@@ -1,0 +1,231 @@
+"""Lungs of chest-CT pictures by morphology; no training needed.
+
+Written for 8-bit pictures in a lung window, whole or cropped close to the lungs, in any turn: no
+rule asks where the front is. Sizes are relative to the picture's side, sqrt(H W).
+"""
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from scipy import ndimage
+
+from infnet_jax.clinic import sides
+
+SOFT_SHARE = 0.75  # the threshold's place between lung and soft tissue: ground glass is below it
+BACKGROUND_CONTACT = 0.35  # share of its outline on the picture's edge that makes air outside
+MIN_PART, MIN_PICTURE = 0.02, 0.0006  # smallest lung part: of the largest part, of the picture
+TUBE = 0.012  # windpipe and bowel loops are smaller than this share of the picture, and darker
+OPENING, CLOSING = 0.006, 0.03  # radii that cut off airways, and that bridge vessels
+MAX_HOLE = 0.08  # of both lungs: larger holes are the domes of the diaphragm
+MAX_NOTCH = 0.3  # of a lung: larger notches in its outer wall are no lesion
+WORK = 320  # pixels of the longer side; finer detail does not matter to these rules
+UNDER_LUNG = 0.4  # share of a part that the lung of the slice before must cover
+_PAD = 0.12  # room around the picture for the closing
+
+
+class _Part(NamedTuple):
+    """A dark part inside the body: a lung, or something that looks like one."""
+
+    label: int
+    area: int
+    grey: float  # its median
+
+
+def segment(grey: np.ndarray) -> np.ndarray:
+    """Finds the lungs.
+
+    Args:
+      grey: uint8 [H, W], or [D, H, W] for a volume of neighbouring slices, in a lung window.
+
+    Returns:
+      bool, the same shape; all False where no lung was found. Vessels, small holes, and notches
+      in the outer wall (lesions there are as bright as the wall) are inside; large airways are
+      not. Dense lesions that end a lung are partly lost: unite the infection afterwards.
+
+    Raises:
+      ValueError: another dtype or number of axes.
+    """
+    if grey.dtype != np.uint8 or grey.ndim not in (2, 3):
+        raise ValueError(f"grey {grey.dtype} {grey.shape}: uint8 [H, W] or [D, H, W] expected")
+    if grey.ndim == 2:
+        return _segment_slice(grey)
+    out = np.zeros(grey.shape, bool)
+    for i, picture in enumerate(grey):
+        out[i] = _segment_slice(picture)
+    return without_islands(out) if len(out) > 1 and out.any() else out
+
+
+def without_islands(lung: np.ndarray) -> np.ndarray:
+    """Drops what hangs together with no lung in a volume, such as gas in the bowel."""
+    height, width = lung.shape[1:]
+    scale = min(1.0, 128 / max(height, width))  # touching or not is seen on a coarse grid too
+    coarse = np.stack([
+        cv2.resize(s.astype(np.float32), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) > 0
+        for s in lung
+    ])
+    labels, _ = ndimage.label(coarse, np.ones((3, 3, 3)))
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    kept = ((sizes >= 0.1 * sizes.max())[labels] & coarse).astype(np.uint8)
+    wide = [cv2.resize(k, (width, height), interpolation=cv2.INTER_NEAREST) for k in kept]
+    return _without_newcomers(lung & (np.stack(wide) > 0))
+
+
+def _without_newcomers(lung: np.ndarray) -> np.ndarray:
+    """Drops parts of a slice that lie under no lung: gas in the bowel, once the lungs recede.
+
+    From the slice with the largest lungs up and down, since they only narrow towards their ends.
+    """
+    out = lung.copy()
+    largest = int(np.argmax([_two_largest(marked) for marked in lung]))
+    for indices in (range(largest + 1, len(out)), range(largest - 1, -1, -1)):
+        before = out[largest]
+        for i in indices:
+            n, labels = cv2.connectedComponents(out[i].astype(np.uint8))
+            areas = np.bincount(labels.ravel(), minlength=n)
+            common = np.bincount(labels[before], minlength=n)
+            kept = common >= UNDER_LUNG * areas
+            kept[0] = False
+            out[i] = kept[labels]
+            before = out[i] if out[i].any() else before
+    return out
+
+
+def _two_largest(marked: np.ndarray) -> int:
+    """Pixels of the two largest parts: of the lungs, whatever else is marked."""
+    stats = cv2.connectedComponentsWithStats(marked.astype(np.uint8))[2]
+    return int(np.sort(stats[1:, cv2.CC_STAT_AREA])[-2:].sum())
+
+
+def _segment_slice(grey: np.ndarray) -> np.ndarray:
+    """Works at most at WORK pixels a side; larger slices are shrunk, and their masks enlarged."""
+    height, width = grey.shape
+    scale = WORK / max(height, width)
+    if scale >= 1:
+        return _segment_small(grey)
+    small = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    lung = _segment_small(small).astype(np.float32)
+    return cv2.resize(lung, (width, height), interpolation=cv2.INTER_LINEAR) > 0.5
+
+
+def _segment_small(grey: np.ndarray) -> np.ndarray:
+    n = np.sqrt(grey.size)
+    smooth = cv2.GaussianBlur(grey, (0, 0), max(n / 250, 0.5))
+    otsu, _ = cv2.threshold(smooth, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
+    low, high = smooth <= otsu, smooth > otsu
+    if not low.any() or not high.any():
+        return np.zeros(grey.shape, bool)
+    air, soft = np.median(smooth[low]), np.median(smooth[high])
+    dark = (smooth < air + SOFT_SHARE * (soft - air)).astype(np.uint8)
+    outside = _outside_air(dark)
+    inner = cv2.morphologyEx(dark * ~outside, cv2.MORPH_OPEN, _disk(OPENING * n))
+    labels, parts = _parts(inner, smooth, _body(1 - dark))
+    parts = _without_gas(parts, smooth, outside, float(soft), grey.size)
+    lung = np.isin(labels, [part.label for part in parts])
+    if not lung.any():
+        return lung
+    pad = int(_PAD * n) + 1
+    lung = fill_holes(np.pad(lung, pad))
+    closed = cv2.morphologyEx(lung.astype(np.uint8), cv2.MORPH_CLOSE, _disk(CLOSING * n)) > 0
+    lung = _fill_notches(fill_holes(closed), n)
+    return lung[pad:-pad, pad:-pad]
+
+
+def _outside_air(dark: np.ndarray) -> np.ndarray:
+    """Bool: dark parts that run along the picture's edge, not only touch it as cropped lungs do."""
+    n, labels = cv2.connectedComponents(dark, connectivity=4)
+    frame = np.ones(dark.shape, bool)
+    frame[1:-1, 1:-1] = False
+    rim = (dark > 0) & ~ndimage.binary_erosion(dark, border_value=1)
+    on_frame = np.bincount(labels[frame], minlength=n)
+    on_rim = np.bincount(labels[rim], minlength=n)
+    outside = on_frame > BACKGROUND_CONTACT * (on_frame + on_rim)
+    outside[0] = False
+    return outside[labels]
+
+
+def _body(bright: np.ndarray) -> np.ndarray:
+    """Bool: the large bright parts; the table and its like are thin and small."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(bright, connectivity=8)
+    sizes = stats[:, cv2.CC_STAT_AREA].copy()
+    sizes[0] = 0
+    return (sizes >= 0.05 * max(sizes.max(), 1))[labels]
+
+
+def _parts(
+    inner: np.ndarray, smooth: np.ndarray, body: np.ndarray
+) -> tuple[np.ndarray, list[_Part]]:
+    """Labels int32 [H, W], and those that are large enough and surrounded by the body."""
+    n, labels, stats, _ = cv2.connectedComponentsWithStats(inner, connectivity=4)
+    areas = stats[:, cv2.CC_STAT_AREA].copy()
+    areas[0] = 0
+    least = max(MIN_PART * areas.max(), MIN_PICTURE * inner.size)
+    parts = []
+    for label in np.flatnonzero(areas >= least):
+        here = labels == label
+        ring = (cv2.dilate(here.astype(np.uint8), _disk(3)) > 0) & ~here
+        if ring.any() and body[ring].mean() >= 0.3:
+            parts.append(_Part(int(label), int(areas[label]), float(np.median(smooth[here]))))
+    return labels, parts
+
+
+def _without_gas(
+    parts: list[_Part], smooth: np.ndarray, outside: np.ndarray, soft: float, size: int
+) -> list[_Part]:
+    """Leaves out windpipe and bowel: as dark as the air outside, or small and darker than lung."""
+    air = float(np.median(smooth[outside])) if outside.any() else 0.0
+    kept = []
+    for part in parts:
+        others = [o.grey for o in parts if o is not part and o.area >= 0.3 * part.area]
+        as_air = air > 8 and part.grey < air + 0.06 * (soft - air) and part.area < 0.08 * size
+        darker = part.area < TUBE * size and part.grey < min(others, default=0) - 0.02 * soft
+        if not (as_air or darker):
+            kept.append(part)
+    enough = sum(p.area for p in kept) >= 0.3 * sum(p.area for p in parts)
+    return kept if enough else parts
+
+
+def fill_holes(lung: np.ndarray) -> np.ndarray:
+    """Fills holes that are small beside the lung."""
+    holes = ndimage.binary_fill_holes(lung) & ~lung
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(holes.astype(np.uint8), connectivity=4)
+    small = stats[:, cv2.CC_STAT_AREA] <= MAX_HOLE * lung.sum()
+    small[0] = False
+    return lung | small[labels]
+
+
+def _fill_notches(lung: np.ndarray, n: float) -> np.ndarray:
+    """Fills notches of each lung's hull that open to the chest wall, not to the other lung."""
+    labels = sides.two_lungs(lung)
+    if labels.max() < 2:
+        return lung
+    out, both = lung.copy(), depth(_hull(lung))
+    for side in (1, 2):
+        own = labels == side
+        hull = _hull(own)
+        rim = (depth(hull) < 3) & hull
+        gaps = cv2.morphologyEx((hull & ~lung).astype(np.uint8), cv2.MORPH_OPEN, _disk(0.006 * n))
+        count, gap, stats, _ = cv2.connectedComponentsWithStats(gaps)
+        for k in range(1, count):
+            mouth = (gap == k) & rim
+            small = stats[k, cv2.CC_STAT_AREA] < MAX_NOTCH * own.sum()
+            if small and mouth.any() and (both[mouth] < 6).mean() > 0.8:
+                out |= gap == k
+    return out
+
+
+def _hull(mask: np.ndarray) -> np.ndarray:
+    out = np.zeros(mask.shape, np.uint8)
+    points = cv2.findNonZero(mask.astype(np.uint8))
+    return cv2.fillConvexPoly(out, cv2.convexHull(points), 1) > 0
+
+
+def depth(mask: np.ndarray) -> np.ndarray:
+    """Distance to the outside, in pixels."""
+    return cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5)
+
+
+def _disk(radius: float) -> np.ndarray:
+    r = max(round(float(radius)), 1)
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * r + 1, 2 * r + 1))

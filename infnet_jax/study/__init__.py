@@ -1,0 +1,1 @@
+"""Rows x seeds x label budgets, each cell a run."""

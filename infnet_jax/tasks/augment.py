@@ -1,0 +1,287 @@
+"""Augmentation of a batch on the device: pure functions of (key, fields), to be jitted.
+
+Every field with four axes goes through its image's transform, so that masks, lungs and edges stay
+aligned; others (`valid`) pass through. Flips and quarter turns are done by indexing, exactly;
+crop, rotation, zoom and shift are composed into one affine map per example and sampled once.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from infnet_jax.models import layers as ops
+
+IMAGE = "image"
+MAX_CUTOUT_ASPECT = 2.0
+DENSE_RADIUS = (0.03, 0.16)  # of a dense lesion's longer half axis, in heights of the image
+
+Fields = Mapping[str, jax.Array]
+Pair = tuple[float, float]
+
+
+def augment(
+    key: jax.Array,
+    fields: Fields,
+    *,
+    flip_h: float = 0.5,
+    flip_v: float = 0.5,
+    quarter_turns: bool = True,
+    rotate_degrees: float = 0.0,
+    scale: Pair = (1.0, 1.0),
+    shift: float = 0.0,
+    crop: Pair | None = None,
+    cutout: float = 0.0,
+    cutout_mode: Literal["area", "max_side"] = "area",
+    cutout_prob: float = 1.0,
+    gamma: float = 0.0,
+    contrast: float = 0.0,
+    brightness: float = 0.0,
+    noise: float = 0.0,
+    dense: float = 0.0,
+    fill: float = 0.0,
+) -> dict[str, jax.Array]:
+    """Augments every example of a batch by its own draw. All settings are static.
+
+    Order: flips, quarter turn, affine, dense, gamma, contrast, brightness, noise, clip to 0..1,
+    cutout.
+
+    Args:
+      key: of this batch.
+      fields: `image` float [B, H, W, C] grey in 0..1, and fields [B, H, W, ...] of any dtype.
+      flip_h, flip_v: probability of a left-right and of a top-bottom mirror image.
+      quarter_turns: turn by 0, 90, 180 or 270 degrees, equally likely; needs H = W.
+      rotate_degrees: rotation uniform in +- this, about the centre.
+      scale: range of the zoom, log-uniform; above 1 enlarges.
+      shift: shift uniform in +- this fraction of each side.
+      crop: (probability, fraction): a random square of fraction * min(H, W), resized back.
+      cutout: size of a rectangle of one random grey level in the image, 0 for none.
+      cutout_mode: `area`: that share of the image (the paper's reading), relative sides within
+        2:1; `max_side`: each side uniform in {0..int(min(H, W) * cutout)} (the public code's).
+      cutout_prob: probability of a cutout.
+      gamma: grey ** exp(u), u uniform in +- this.
+      contrast: distance from the mean grey times 1 + u, u uniform in +- this.
+      brightness: grey + u, u uniform in +- this.
+      noise: Gaussian noise per pixel, of standard deviation uniform in 0..this.
+      dense: probability of each of two ragged ellipses, on the rim of `mask` and inside it, that
+        become about as bright as the brightest tenth of the image: dense lesions at the wall of a
+        lung, which its mask is to hold all the same.
+      fill: grey of what comes in from outside the image; the other fields get 0.
+
+    Returns:
+      The same fields, shapes and dtypes. The image is sampled bilinearly; other fields take the
+      nearest pixel and so hold no new value but the 0 from outside.
+
+    Raises:
+      ValueError: no image, an integer image, sizes that differ or a setting out of range.
+    """
+    _check(fields, quarter_turns, scale, crop, cutout, cutout_mode)
+    k_exact, k_affine, k_grey, k_cutout = jax.random.split(key, 4)
+    out = _flip_and_turn(k_exact, fields, flip_h, flip_v, quarter_turns)
+    if rotate_degrees or shift or crop is not None or tuple(scale) != (1.0, 1.0):
+        grid = _affine_grid(k_affine, fields[IMAGE].shape, rotate_degrees, scale, shift, crop)
+        out = {n: _sample(x, *grid, fill if n == IMAGE else None) for n, x in out.items()}
+    image = out[IMAGE]
+    for k_ellipse in jax.random.split(jax.random.fold_in(key, 4), 2) if dense else ():
+        image = _paint_dense(k_ellipse, image, out["mask"], dense)
+    image = _change_grey(k_grey, image, gamma, contrast, brightness, noise)
+    if cutout:
+        image = _cut_out(k_cutout, image, cutout, cutout_mode, cutout_prob)
+    return {**fields, **out, IMAGE: image.astype(fields[IMAGE].dtype)}
+
+
+def resize_batch(fields: Fields, size: int | tuple[int, int]) -> dict[str, jax.Array]:
+    """Resizes every spatial field to `size` (side, or (height, width)), for multi-scale training.
+
+    Corners stay on corners (as in the public code): the image bilinearly without antialias, other
+    fields by the nearest pixel of the same grid. Dtypes are kept.
+    """
+    out, (height, width) = dict(fields), (size, size) if isinstance(size, int) else size
+    for name, x in fields.items():
+        if x.ndim != 4 or x.shape[1:3] == (height, width):
+            continue
+        if name == IMAGE:
+            out[name] = ops.resize_bilinear(x, (height, width), align_corners=True)
+            continue
+        for axis, new in ((1, height), (2, width)):
+            nearest = np.floor(np.linspace(0, x.shape[axis] - 1, new) + 0.5).astype(np.int32)
+            x = jnp.take(x, nearest, axis)
+        out[name] = x
+    return out
+
+
+def _check(
+    fields: Fields, turns: bool, scale: Pair, crop: Pair | None, cutout: float, cutout_mode: str
+) -> None:
+    image = fields.get(IMAGE)
+    if image is None or image.ndim != 4 or not jnp.issubdtype(image.dtype, jnp.floating):
+        found = "missing" if image is None else f"{image.dtype} {image.shape}"
+        raise ValueError(f"{IMAGE} is {found}; augment needs float [B, H, W, C] in 0..1")
+    for name, x in fields.items():
+        if x.ndim == 4 and x.shape[:3] != image.shape[:3]:
+            raise ValueError(f"{name} is {x.shape[:3]} but {IMAGE} is {image.shape[:3]}")
+    if turns and image.shape[1] != image.shape[2]:
+        raise ValueError(f"quarter_turns is on; it needs square images, not {image.shape[1:3]}")
+    if not 0.0 < scale[0] <= scale[1]:
+        raise ValueError(f"scale is {scale}; give (low, high) with 0 < low <= high")
+    if crop is not None and not 0.0 < crop[1] <= 1.0:
+        raise ValueError(f"crop is {crop}; give (probability, fraction of the side in (0, 1])")
+    if not 0.0 <= cutout <= 1.0:
+        raise ValueError(f"cutout is {cutout}; give a fraction in 0..1")
+    if cutout_mode not in ("area", "max_side"):
+        raise ValueError(f"cutout_mode is {cutout_mode!r}; choose 'area' or 'max_side'")
+
+
+def _draw(key: jax.Array, batch: int, low: float, high: float) -> jax.Array:
+    return jax.random.uniform(key, (batch,), minval=low, maxval=high)
+
+
+def _flip_and_turn(
+    key: jax.Array, fields: Fields, flip_h: float, flip_v: float, turns: bool
+) -> dict[str, jax.Array]:
+    batch = fields[IMAGE].shape[0]
+    k_h, k_v, k_turn = jax.random.split(key, 3)
+    mirror = jax.random.bernoulli(k_h, flip_h, (batch,))
+    upset = jax.random.bernoulli(k_v, flip_v, (batch,))
+    quarter = jax.random.randint(k_turn, (batch,), 0, 4)
+    if turns:  # A quarter turn is a transposition and a flip, a half turn two flips.
+        transpose = quarter % 2 == 1
+        mirror = mirror ^ ((quarter == 2) | (quarter == 3))
+        upset = upset ^ ((quarter == 2) | (quarter == 1))
+    out = {}
+    for name, x in fields.items():
+        if x.ndim != 4:
+            continue
+        if turns:
+            x = jnp.where(_per_example(transpose), x.swapaxes(1, 2), x)
+        x = jnp.where(_per_example(mirror), x[:, :, ::-1], x)
+        out[name] = jnp.where(_per_example(upset), x[:, ::-1], x)
+    return out
+
+
+def _per_example(values: jax.Array) -> jax.Array:
+    return values[:, None, None, None]
+
+
+def _affine_grid(
+    key: jax.Array, shape: tuple[int, ...], degrees: float, scale: Pair, shift: float,
+    crop: Pair | None,
+) -> tuple[jax.Array, jax.Array]:
+    """Row and column, float32 [B, H, W] each, of the input under every output pixel."""
+    batch, height, width = shape[:3]
+    keys = jax.random.split(key, 7)
+    angle = jnp.deg2rad(_draw(keys[0], batch, -degrees, degrees))
+    zoom = jnp.exp(_draw(keys[1], batch, float(np.log(scale[0])), float(np.log(scale[1]))))
+    row_shift = height * _draw(keys[2], batch, -shift, shift)[:, None]
+    column_shift = width * _draw(keys[3], batch, -shift, shift)[:, None]
+    # Pixel i covers i..i+1, so a crop of side s maps i to start + (i + .5) s / H - .5.
+    rows = jnp.broadcast_to(jnp.arange(height, dtype=jnp.float32), (batch, height))
+    columns = jnp.broadcast_to(jnp.arange(width, dtype=jnp.float32), (batch, width))
+    if crop is not None:
+        side = crop[1] * min(height, width)
+        cropped = jax.random.bernoulli(keys[4], crop[0], (batch, 1))
+        top = _draw(keys[5], batch, 0.0, height - side)[:, None]
+        left = _draw(keys[6], batch, 0.0, width - side)[:, None]
+        rows = jnp.where(cropped, top + (rows + 0.5) * (side / height) - 0.5, rows)
+        columns = jnp.where(cropped, left + (columns + 0.5) * (side / width) - 0.5, columns)
+    row, column = (height - 1) / 2, (width - 1) / 2
+    y = (rows - row - row_shift)[:, :, None]
+    x = (columns - column - column_shift)[:, None, :]
+    cosine, sine = (f(angle)[:, None, None] / zoom[:, None, None] for f in (jnp.cos, jnp.sin))
+    return row + cosine * y + sine * x, column - sine * y + cosine * x
+
+
+def _sample(x: jax.Array, rows: jax.Array, columns: jax.Array, fill: float | None) -> jax.Array:
+    """x at (rows, columns): bilinear with `fill` outside, or, for None, nearest with 0 outside."""
+    batch, height, width, channels = x.shape
+    # One pixel of fill all round: every clipped coordinate then has its neighbours in bounds.
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=fill or 0)
+    pixels = padded.reshape(batch, -1, channels)
+
+    def pick(row: jax.Array, column: jax.Array) -> jax.Array:
+        at = ((row + 1) * (width + 2) + column + 1).astype(jnp.int32)
+        # vmap, not one flat index: each device then gathers within its share of the batch.
+        return jax.vmap(lambda p, i: p.at[i].get(mode="promise_in_bounds"))(pixels, at)
+
+    rows, columns = jnp.clip(rows, -1, height), jnp.clip(columns, -1, width)
+    if fill is None:
+        return pick(jnp.floor(rows + 0.5), jnp.floor(columns + 0.5))
+    row = jnp.clip(jnp.floor(rows), max=height - 1)
+    column = jnp.clip(jnp.floor(columns), max=width - 1)
+    down, right = (rows - row)[..., None], (columns - column)[..., None]
+    upper = pick(row, column) * (1 - right) + pick(row, column + 1) * right
+    lower = pick(row + 1, column) * (1 - right) + pick(row + 1, column + 1) * right
+    return upper * (1 - down) + lower * down
+
+
+def _change_grey(
+    key: jax.Array, image: jax.Array, gamma: float, contrast: float, brightness: float, noise: float
+) -> jax.Array:
+    if not (gamma or contrast or brightness or noise):
+        return image
+    batch = image.shape[0]
+    keys = jax.random.split(key, 5)
+    if gamma:
+        power = _per_example(jnp.exp(_draw(keys[0], batch, -gamma, gamma)))
+        image = jnp.clip(image, 0.0, 1.0) ** power
+    if contrast:
+        mean = image.mean((1, 2, 3), keepdims=True)
+        image = mean + (image - mean) * _per_example(1 + _draw(keys[1], batch, -contrast, contrast))
+    if brightness:
+        image = image + _per_example(_draw(keys[2], batch, -brightness, brightness))
+    if noise:
+        deviation = _per_example(_draw(keys[3], batch, 0.0, noise))
+        image = image + deviation * jax.random.normal(keys[4], (*image.shape[:3], 1))
+    return jnp.clip(image, 0.0, 1.0)
+
+
+def _paint_dense(key: jax.Array, image: jax.Array, mask: jax.Array, odds: float) -> jax.Array:
+    batch, height, width = image.shape[:3]
+    keys = jax.random.split(key, 7)
+    inside = (mask > 0).astype(jnp.float32)
+    rim = (inside > 0) & (ops.box_filter(inside, 3) < 0.99)
+    # The largest of independent draws: a pixel of the rim, all equally likely.
+    draws = jnp.where(rim, jax.random.uniform(keys[0], rim.shape), -1.0).reshape(batch, -1)
+    row, column = jnp.divmod(draws.argmax(1), width)
+    y = (jnp.arange(height) - row[:, None])[:, :, None]
+    x = (jnp.arange(width) - column[:, None])[:, None, :]
+    angle = _draw(keys[1], batch, 0.0, np.pi)[:, None, None]
+    long = (height * _draw(keys[2], batch, *DENSE_RADIUS))[:, None, None]
+    short = long * _draw(keys[3], batch, 0.4, 1.0)[:, None, None]
+    along, across = (
+        (jnp.cos(angle) * y + jnp.sin(angle) * x) / long,
+        (jnp.cos(angle) * x - jnp.sin(angle) * y) / short,
+    )
+    ragged = jax.random.normal(keys[4], (batch, 12, 12, 1))
+    ragged = 0.3 * ops.resize_bilinear(ragged, (height, width), align_corners=True)[..., 0]
+    chosen = jax.random.bernoulli(keys[5], odds, (batch, 1, 1))
+    painted = (along**2 + across**2 + ragged < 1) & chosen
+    grey = jnp.quantile(image, 0.9, axis=(1, 2, 3), keepdims=True)
+    share, level = (_per_example(v) for v in jax.random.uniform(
+        keys[6], (2, batch), minval=jnp.array([[0.85], [0.8]]), maxval=1.0))
+    return jnp.where(painted[..., None] & (mask > 0), share * level * grey + (1 - share) * image,
+                     image)
+
+
+def _cut_out(key: jax.Array, image: jax.Array, size: float, mode: str, odds: float) -> jax.Array:
+    batch, height, width = image.shape[:3]
+    k_size, k_top, k_left, k_chosen, k_grey = jax.random.split(key, 5)
+    if mode == "area":
+        # Sides a H and (size / a) W fit inside for every aspect a^2 / size up to 1 / size.
+        limit = float(np.log(min(MAX_CUTOUT_ASPECT, 1.0 / size)))
+        share = jnp.sqrt(size * jnp.exp(_draw(k_size, batch, -limit, limit)))
+        rows = jnp.clip(jnp.round(share * height), 1, height)
+        columns = jnp.clip(jnp.round(size * height * width / rows), 1, width)
+    else:
+        longest = int(min(height, width) * size)
+        rows, columns = jax.random.randint(k_size, (2, batch), 0, longest + 1).astype(jnp.float32)
+    top = jnp.floor(_draw(k_top, batch, 0.0, 1.0) * (height - rows + 1))[:, None]
+    left = jnp.floor(_draw(k_left, batch, 0.0, 1.0) * (width - columns + 1))[:, None]
+    y, x = jnp.arange(height), jnp.arange(width)
+    chosen = jax.random.bernoulli(k_chosen, odds, (batch, 1))
+    in_rows = (y >= top) & (y < top + rows[:, None]) & chosen
+    in_columns = (x >= left) & (x < left + columns[:, None])
+    inside = (in_rows[:, :, None] & in_columns[:, None, :])[..., None]
+    return jnp.where(inside, _per_example(_draw(k_grey, batch, 0.0, 1.0)), image)

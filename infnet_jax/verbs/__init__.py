@@ -1,0 +1,1 @@
+"""One file a verb of `infnet-jax`, named as it is typed."""

@@ -1,0 +1,256 @@
+"""Evaluate a folder of prediction maps against a folder of truth masks, paired by file stem.
+
+Truth masks may be grey pictures (lesion > 128), class masks (index PNGs with a palette, or grey
+pictures holding only the indices 0..3 or the greys 0, 38 and 75 of such palettes): 1 ground-glass
+opacity (GGO), 2 consolidation, 3 pleural effusion, which is no lesion here. Predictions are grey
+maps of the probability (8 bit: value / 255, 16 bit: value / 65535) or class masks as above.
+"""
+
+import csv as csv_module
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from infnet_jax.evaluation import metrics, soft_metrics
+
+LABELS = {"ggo": 1, "consolidation": 2}
+SUFFIXES = (".png", ".jpg", ".jpeg")
+_GREY_CLASSES = (0, 38, 75)
+_BLOCKS = {
+    "mean": "mean of 256",
+    "max": "max of 256",
+    "adaptive": "adaptive",
+    "minmax": "at {:g}, min-max",
+    "none": "at {:g}, raw",
+}
+
+
+def list_pictures(folder: Path) -> dict[str, Path]:
+    """PNG and JPG files of a folder by stem.
+
+    Raises:
+      FileNotFoundError: the folder is missing or holds no picture.
+      ValueError: two pictures share a stem.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in SUFFIXES:
+            if path.stem in found:
+                raise ValueError(f"{path}: {found[path.stem].name} has the same stem; keep one")
+            found[path.stem] = path
+    if not found:
+        raise FileNotFoundError(f"{folder}: holds no PNG or JPG picture")
+    return found
+
+
+def _read(path: Path) -> tuple[np.ndarray, bool]:
+    """Read a picture as (float64 map in [0, 1], False) or (class indices 0..3, True)."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            if picture.mode == "P" or picture.mode.startswith("I"):
+                indices = np.asarray(picture)
+                if indices.max() <= 3:
+                    return indices, True
+                if picture.mode != "P":  # 16 bit grey
+                    return indices / 65535, False
+            grey = np.asarray(picture.convert("L"))
+            colours = np.asarray(picture.convert("RGB")).astype(int)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{path}: not a readable picture ({error})") from error
+    if grey.any() and np.isin(grey, _GREY_CLASSES).all():
+        return np.searchsorted(_GREY_CLASSES, grey), True
+    # JPG colour conversion may leave a grey picture a few levels off grey.
+    if np.ptp(colours, axis=-1).max() > 16:
+        raise ValueError(f"{path}: a colour picture; a grey map or a class mask is needed")
+    return grey / 255, False
+
+
+def _select(classes: np.ndarray, label: str | None) -> np.ndarray:
+    return np.isin(classes, (1, 2)) if label is None else classes == LABELS[label]
+
+
+def read_truth(path: Path, label: str | None = None) -> np.ndarray:
+    """Read a truth mask as bool [H, W]: GGO or consolidation (None), or one of them (``label``).
+
+    Raises:
+      ValueError: not a readable picture, or a label asked of a mask that has no classes.
+    """
+    values, classes = _read(path)
+    if not classes and 0 < values.max() <= 3 / 255:
+        values, classes = np.rint(values * 255), True
+    if classes:
+        return _select(values, label)
+    if label is not None and values.max() > 0:
+        raise ValueError(
+            f"{path}: holds no classes (0, 1 GGO, 2 consolidation), so {label!r} cannot be told; "
+            "leave the label out or give a class mask"
+        )
+    return values > 128 / 255
+
+
+def _read_predictions(paths: dict[str, Path], label: str | None) -> dict[str, np.ndarray]:
+    """Read all maps, refusing a folder of grey index masks, which would pass for blank maps."""
+    maps, highest = {}, 0.0
+    for stem, path in paths.items():
+        values, classes = _read(path)
+        maps[stem] = _select(values, label).astype(np.float64) if classes else values
+        highest = max(highest, 1.0 if classes else float(values.max()))
+    if 0 < highest <= 3 / 255:
+        raise ValueError(
+            f"{next(iter(paths.values())).parent}: no map exceeds the value 3, so these look like "
+            "class indices; save maps as probability x 255 or class masks with a palette"
+        )
+    return maps
+
+
+def evaluate_maps(
+    predictions: Path, truth: Path, label: str | None = None
+) -> tuple[list[dict], dict]:
+    """Evaluate every map of a folder at its truth's own size.
+
+    Args:
+      predictions: folder of maps; smaller or larger ones are resized to the truth bilinearly.
+      truth: folder of masks with the same stems.
+      label: None (any lesion), ``ggo`` or ``consolidation``.
+
+    Returns:
+      One row per slice in stem order (``stem``, ``lesion_pixels``, toolbox scores ``mean_*``,
+      ``adaptive_*``, ``minmax_*``, ``raw_*``, then ``s_measure``, ``weighted_f`` (NaN for an empty
+      truth), ``mae``), and the summary: ``label``, ``toolbox`` and ``empty_aware`` (both what
+      ``metrics.summarise`` returns) and ``interval``, the 95 % bootstrap intervals of the toolbox
+      Dice, ``mean`` and ``minmax``.
+
+    Raises:
+      FileNotFoundError: a folder is missing or empty, or a slice lacks its map or truth.
+      ValueError: an unreadable or unsuitable picture, a map on its side against its truth, or an
+        unknown label.
+    """
+    if label is not None and label not in LABELS:
+        raise ValueError(f"label {label!r} is unknown: choose one of {', '.join(LABELS)} or none")
+    maps, masks = list_pictures(predictions), list_pictures(truth)
+    sides = ((masks, maps, predictions, "prediction"), (maps, masks, truth, "truth"))
+    for here, there, folder, what in sides:
+        missing = [path.name for stem, path in here.items() if stem not in there]
+        if missing:
+            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+            raise FileNotFoundError(f"{folder}: no {what} for {missing[0]}{more}")
+    values, rows, records = _read_predictions(maps, label), [], []
+    for stem, path in masks.items():
+        mask = read_truth(path, label)
+        (height, width), (tall, wide) = mask.shape, values[stem].shape
+        if height != width and (tall, wide) == (width, height):
+            raise ValueError(
+                f"{maps[stem]}: {tall} x {wide}, and its truth {height} x {width}: one of "
+                "the two lies on its side, turn it first (a builder's README says how it turned)"
+            )
+        record = metrics.toolbox(values[stem], mask)
+        records.append(record)
+        rows.append({"stem": stem, **_row(record)})
+    return rows, {"label": label or "lesion", **_summary(records)}
+
+
+def _row(record: dict) -> dict:
+    row = {"lesion_pixels": record["positives"]}
+    row |= {f"mean_{name}": float(curve.mean()) for name, curve in record["curves"].items()}
+    for kind, name in (("adaptive", "adaptive"), ("minmax", "minmax"), ("none", "raw")):
+        found = metrics.threshold_scores(record, kind)
+        row |= {f"{name}_{score}": value for score, value in found.items()}
+    return row | {name: record[name] for name in ("s_measure", "weighted_f", "mae")}
+
+
+def _summary(records: Sequence[dict]) -> dict:
+    summary: dict = {reading: metrics.summarise(records, reading) for reading in metrics.READINGS}
+    rows = [_row(record) for record in records]
+    summary["interval"] = {
+        kind: metrics.bootstrap_interval([row[f"{kind}_dice"] for row in rows])
+        for kind in ("mean", "minmax")
+    }
+    return summary
+
+
+def floors(
+    train_masks: Sequence[np.ndarray],
+    test_truths: Sequence[np.ndarray],
+    threshold: float = 0.2,
+    size: int = 352,
+) -> dict[str, dict]:
+    """Evaluate two predictions that look at no image: what any network has to beat.
+
+    Args:
+      train_masks: bool masks [H, W] of any sizes.
+      test_truths: bool masks [H, W] of any sizes.
+      threshold: the mean training mask marks a pixel where at least this share of masks does.
+      size: side in pixels at which the training masks are averaged; the mean is then resized to
+        each truth, and cut at ``threshold`` there.
+
+    Returns:
+      Summaries (like ``evaluate_maps``) of ``all_positive`` and ``mean_training_mask``.
+    """
+    if not len(train_masks) or not len(test_truths):
+        raise ValueError("floors need at least one training mask and one test truth")
+    resize = soft_metrics.resize_map
+    share = np.mean([resize(mask.astype(np.float64), (size, size)) for mask in train_masks], 0)
+    fixed = {
+        "all_positive": lambda shape: np.ones(shape),
+        "mean_training_mask": lambda shape: resize(share, shape) >= threshold,
+    }
+    return {
+        name: {"label": name, **_summary([metrics.toolbox(mask(t.shape), t) for t in test_truths])}
+        for name, mask in fixed.items()
+    }
+
+
+def format_table(summary: dict) -> str:
+    """Lay a summary out as text: both readings, all columns, number of empty truths."""
+    toolbox = summary["toolbox"]
+    lines = [
+        f"{summary['label']}: {toolbox['images']} slices, "
+        f"{toolbox['empty_truths']} of them with an empty truth"
+    ]
+    heads = ("Dice", "IoU", "Sens", "Spec", "Prec", "E")
+    for reading in metrics.READINGS:
+        found = summary[reading]
+        lines += ["", f"{reading:<18}" + "".join(f"{head:>7}" for head in heads)]
+        for block, title in _BLOCKS.items():
+            cells = "".join(f"{found[block][name]:7.3f}" for name in metrics.SCORES)
+            left_out = found["undefined"].get(block, found["undefined"]["curves"])["dice"]
+            note = f"  ({left_out} undefined)" if left_out else ""
+            lines.append(f"  {title.format(found['threshold']):<16}{cells}{note}")
+        lines.append(
+            f"  S {found['s_measure']:.3f}  weighted F {found['weighted_f']:.3f}"
+            f"  MAE {found['mae']:.3f}  ROC-AUC {found['roc_auc']:.3f} (pooled pixels, raw)"
+        )
+    spans = {kind: "{:.3f}..{:.3f}".format(*span) for kind, span in summary["interval"].items()}
+    lines += ["", f"95 % intervals of the toolbox Dice over slices: mean of 256 {spans['mean']}, "]
+    return "\n".join(lines) + f"at {toolbox['threshold']:g}, min-max {spans['minmax']}"
+
+
+def write_csv(path: Path, rows: Sequence[dict]) -> None:
+    """Write rows (dicts with the same keys) as CSV with a header; parent folders are made.
+
+    Raises ValueError when there are no rows.
+    """
+    if not rows:
+        raise ValueError(f"{path}: no rows to write")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv_module.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def run(predictions: Path, truth: Path, csv: Path | None = None, label: str | None = None) -> int:
+    """Print the table, write the rows if asked, return exit code 0; raises as ``evaluate_maps``."""
+    rows, summary = evaluate_maps(Path(predictions), Path(truth), label)
+    print(format_table(summary))
+    if csv is not None:
+        write_csv(Path(csv), rows)
+    return 0

@@ -1,0 +1,56 @@
+"""The lungs of a scan, three ways behind one call: morphology, a trained network, your own maps."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from infnet_jax.clinic import imaging, lung_network, lungs
+from infnet_jax.evaluation.predictor import Segmenter
+
+MORPHOLOGY = "morphology"
+
+Finder = Callable[[imaging.Scan], np.ndarray]
+
+
+def choose(way: str, *, alone: bool = False) -> tuple[Finder, str]:
+    """A function from a scan to its lungs (> 0 inside, [D, H, W]), and what to call it.
+
+    Args:
+      way: `morphology`; the workdir of a run of configs/lung.py; or a file or folder with the
+        user's own lung masks, by the scans' names.
+      alone: there is one scan only; then a single file need not bear its name.
+
+    Raises:
+      ValueError: none of these, or a run that finds something else.
+    """
+    path = Path(way)
+    if way == MORPHOLOGY:
+        return morphology, MORPHOLOGY
+    if (path / "config.json").is_file():
+        network = Segmenter(path, lungs=True)
+        name = f"network, run {network.identity['run']}, weights {network.identity['weights']}"
+        return lambda scan: learned(network, scan), name
+    if not path.exists():
+        raise ValueError(f"--lungs {way}: give morphology, the workdir of a run of "
+                         "configs/lung.py, or a file or folder with lung masks")
+    own = imaging.by_name(path)
+
+    def look_up(scan: imaging.Scan) -> np.ndarray:
+        found = imaging.partner(scan.name, own, "lungs", alone=alone)
+        return imaging.read_labels(found.files[0], scan)
+
+    return look_up, "given masks"
+
+
+def morphology(scan: imaging.Scan) -> np.ndarray:
+    """Bool [D, H, W], by `lungs.segment`."""
+    return lungs.segment(scan.pictures())
+
+
+def learned(network: Segmenter, scan: imaging.Scan) -> np.ndarray:
+    """Bool [D, H, W], by `lung_network.find`."""
+    def run(pictures: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        return (found.probs for found in network(iter(pictures)))
+
+    return lung_network.find(run, scan.pictures(), network.thresholds["lung"])

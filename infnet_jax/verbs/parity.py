@@ -1,0 +1,205 @@
+"""Number-by-number comparison with stored outputs of the public PyTorch networks.
+
+A reference is a pair NAME.json + NAME.npz: tensor names and shapes of a state dict, a rule that
+fills them, a rule for the input, and the outputs in float64. No torch is needed.
+"""
+
+import json
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from infnet_jax.weights.convert import convert
+
+TOLERANCE = 1e-4
+_OUTPUTS = {"map5": "coarse", "map4": "s32", "map3": "s16", "map2": "s8", "edge": "edge"}
+_BLOCK_HEADS = {"forward": "segment", "forward_inpainting": "inpaint"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stored output: its pair, its name, and how far ours is from it.
+
+    `error` is the largest absolute difference, None if there is none to state; `note` says why
+    then: "skipped: ..." for a pair that is left out on purpose, else what went wrong.
+    """
+
+    pair: str
+    output: str
+    error: float | None
+    note: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the row passes: within TOLERANCE, or skipped."""
+        if self.error is None:
+            return self.note.startswith("skipped")
+        return self.error <= TOLERANCE
+
+
+def rule_tensor(name: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
+    """Value of a state-dict tensor by the references' rule, float32.
+
+    Raises:
+        ValueError: for an unknown kind.
+    """
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    if kind == "weight":
+        value = rng.standard_normal(shape) * np.sqrt(1.5 / np.prod(shape[1:]))
+    elif kind == "norm_weight":
+        value = rng.uniform(0.4, 0.9, shape)
+    elif kind in ("bias", "running_mean"):
+        value = 0.1 * rng.standard_normal(shape)
+    elif kind == "running_var":
+        value = rng.uniform(0.5, 1.5, shape)
+    else:
+        raise ValueError(f"tensor {name}: unknown kind {kind!r}")
+    return value.astype(np.float32)
+
+
+def _rule_state(params: list[list[Any]]) -> dict[str, np.ndarray]:
+    return {name: rule_tensor(name, tuple(shape), kind) for name, shape, kind in params}
+
+
+def _rule_input(spec: dict[str, Any]) -> np.ndarray:
+    return np.random.default_rng(spec["seed"]).standard_normal(spec["shape"]).astype(np.float32)
+
+
+def _infnet_outputs(spec: dict[str, Any], names: list[str]) -> dict[str, jax.Array]:
+    from infnet_jax.models.infnet import InfNet
+
+    variables, report = convert(_rule_state(spec["params"]))
+    model = InfNet(report["network"].partition("_")[2], inpaint_head=report["inpaint_head"])
+    image, stride, ours = _rule_input(spec["input"]), spec["stride"], {}
+    for block in sorted({name.split("/")[0] for name in names} & set(_BLOCK_HEADS)):
+        head = _BLOCK_HEADS[block]
+        if head == "inpaint" and model.inpaint_head == "none":
+            continue
+
+        @jax.jit
+        def apply(variables: Any, image: jax.Array, head: str = head) -> dict[str, jax.Array]:
+            return model.apply(variables, image, train=False, head=head)
+
+        for key, value in apply(variables, image).items():
+            torch_key = next(k for k, v in _OUTPUTS.items() if v == key)
+            ours[f"{block}/{torch_key}"] = value[:, ::stride, ::stride]
+    return ours
+
+
+def _unet_outputs(spec: dict[str, Any], names: list[str]) -> dict[str, jax.Array]:
+    from infnet_jax.models.unet import UNet
+
+    variables, report = convert(_rule_state(spec["params"]))
+    improved = report["network"].endswith("_improved")
+    model = UNet(improved=improved, inpaint_head=report["inpaint_head"])
+    image, stride = _rule_input(spec["input"]), spec["stride"]
+
+    @jax.jit
+    def apply(variables: Any, image: jax.Array) -> dict[str, jax.Array]:
+        heads = {k: _BLOCK_HEADS[k] for k in {name.split("/")[0] for name in names}}
+        found = {k: model.apply(variables, image, train=False, head=h) for k, h in heads.items()}
+        return {f"{k}/{name}": v for k, out in found.items() for name, v in out.items()}
+
+    return {k: v[:, ::stride, ::stride] for k, v in apply(variables, image).items()}
+
+
+def _coach_outputs(spec: dict[str, Any], names: list[str]) -> dict[str, jax.Array]:
+    from infnet_jax.models.coach import Coach, visible_from_score
+
+    variables, _ = convert(_rule_state(spec["params"]), "coach")
+    apply = jax.jit(lambda variables, image: Coach().apply(variables, image, train=False))
+    ours = apply(variables, _rule_input(spec["input"]))
+    score = ours["score"]
+    return {
+        **ours,
+        "mask_eval": visible_from_score(score, keep_ratio=0.75, alpha=100.0, hard=True),
+        "mask_soft_alpha1": visible_from_score(score, keep_ratio=0.75, alpha=1.0, hard=False),
+    }
+
+
+def _loss_outputs(spec: dict[str, Any], names: list[str]) -> dict[str, jax.Array]:
+    from infnet_jax.tasks import losses
+
+    def normal(offset: int, channels: int) -> np.ndarray:
+        rng = np.random.default_rng(spec["seed"] + offset)
+        return rng.standard_normal((3, spec["size"], spec["size"], channels))
+
+    logits = jnp.asarray(2 * normal(0, 1), jnp.float32)
+    target = (normal(100, 1) > 0.6).astype(np.float32)
+    target[2] = 0
+    target = jnp.asarray(target)
+    image = jnp.asarray(np.clip(normal(300, 3), -1, 1), jnp.float32)
+    visible = jnp.asarray(normal(400, 1) > -0.6, jnp.float32)
+    heads = {"edge": jnp.asarray(normal(200, 3), jnp.float32)}
+
+    def inpaint(region: str) -> jax.Array:
+        return losses.reconstruction(heads, image, visible, region=region)[0]
+
+    return {
+        "structure_weighted": losses.structure_loss(logits, target, weighting="boundary"),
+        "structure_as_run": losses.structure_loss(logits, target, weighting="none"),
+        "inpaint_rec_clamped_sum3": inpaint("erased"),
+        "inpaint_context_clamped_sum3": inpaint("visible"),
+    }
+
+
+_PAIRS = {
+    "infnet_resnet50": _infnet_outputs,
+    "infnet_res2net50": _infnet_outputs,
+    "infnet_vgg16": _infnet_outputs,
+    "unet_multi": _unet_outputs,
+    "unet_multi_improved": _unet_outputs,
+    "coach": _coach_outputs,
+    "losses": _loss_outputs,
+}
+
+
+def _compare(pair: str, name: str, stored: np.ndarray, ours: dict[str, jax.Array]) -> Row:
+    if name not in ours:
+        return Row(pair, name, None, "missing: our network has no such output")
+    value = np.asarray(ours[name], np.float64)
+    if value.shape != stored.shape:
+        return Row(pair, name, None, f"shape {value.shape}, stored {stored.shape}")
+    return Row(pair, name, float(np.max(np.abs(value - stored))))
+
+
+def run(directory: Path | str) -> list[Row]:
+    """Compares every pair in `directory`; one row per stored output, one per skipped pair.
+
+    Raises:
+        FileNotFoundError: if the folder holds no pair, or a .json without its .npz.
+        ValueError: if a stored state dict does not convert.
+    """
+    specs = sorted(Path(directory).glob("*.json"))
+    if not specs:
+        raise FileNotFoundError(f"no reference pairs (*.json + *.npz) in {directory}")
+    rows: list[Row] = []
+    for path in specs:
+        pair, arrays = path.stem, path.with_suffix(".npz")
+        if not arrays.is_file():
+            raise FileNotFoundError(f"{path} has no {arrays.name} beside it")
+        if pair not in _PAIRS:
+            rows.append(Row(pair, "-", None, "skipped: not built yet"))
+            continue
+        with np.load(arrays) as stored:
+            ours = _PAIRS[pair](json.loads(path.read_text()), stored.files)
+            rows += [_compare(pair, name, stored[name], ours) for name in stored.files]
+    return rows
+
+
+def report(directory: Path | str) -> int:
+    """Prints the table of `run` and returns an exit code: 1 if any row fails, else 0."""
+    rows = run(directory)
+    print(f"{'pair':<22}{'output':<32}{'max |difference|':<18}")
+    for row in rows:
+        error = "-" if row.error is None else f"{row.error:.2e}"
+        mark = row.note or ("" if row.ok else f"above {TOLERANCE:g}")
+        print(f"{row.pair:<22}{row.output:<32}{error:<18}{mark}".rstrip())
+    failed = sum(not row.ok for row in rows)
+    print(f"{failed} of {len(rows)} rows failed" if failed else "all compared outputs agree")
+    return int(failed > 0)

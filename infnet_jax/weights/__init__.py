@@ -1,0 +1,1 @@
+"""Public PyTorch weights, read without PyTorch."""
