@@ -81,7 +81,11 @@ def main(_: list[str]) -> None:
         mesh.initialise_distributed(config.distributed)
         dataset, mix = mesh.first_process_first(lambda: _prepare(config))
         summary = train.run(
-            config, workdir=workdir, dataset=dataset, name=name, mix=mix,
+            config,
+            workdir=workdir,
+            dataset=dataset,
+            name=name,
+            mix=mix,
             command=shlex.join(["python", *sys.argv]),
         )
         table = summary.parent / "table.txt"
@@ -101,8 +105,10 @@ def _prepare(config):
 
     parts = mix.parse(config.data.pretrain)
     if parts and "pretrain" not in config.stages:
-        raise ValueError(f"data.pretrain = {config.data.pretrain!r}, but no stage is `pretrain`; "
-                         "use configs/selfsup.py, or leave it empty")
+        raise ValueError(
+            f"data.pretrain = {config.data.pretrain!r}, but no stage is `pretrain`; "
+            "use configs/selfsup.py, or leave it empty"
+        )
     for part in parts:  # a misspelt name must not wait until the others are built
         try:
             tfds_builders.find(part.name)

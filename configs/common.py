@@ -7,23 +7,51 @@ PRESETS = ("demo", "semiseg", "lite", "paper", "authors", "tiny")
 
 def optimizer(name: str, **kwargs) -> ConfigDict:
     """Arguments of `optim.make_optimizer`, all present so that each can be overridden."""
-    base = dict(name=name, weight_decay=0.0, momentum=0.9, eps=1e-8, clip_value=0.0, clip_norm=0.0,
-                lookahead_every=0, lookahead_rate=0.5)
+    base = dict(
+        name=name,
+        weight_decay=0.0,
+        momentum=0.9,
+        eps=1e-8,
+        clip_value=0.0,
+        clip_norm=0.0,
+        lookahead_every=0,
+        lookahead_rate=0.5,
+    )
     return ConfigDict({**base, **kwargs})
 
 
 def schedule(kind: str, lr: float, **kwargs) -> ConfigDict:
     """Arguments of `optim.make_schedule` but for `total_steps`."""
-    base = dict(schedule=kind, lr=lr, warmup_steps=0, decay_every=0, decay_rate=0.1,
-                boundaries=(), values=())
+    base = dict(
+        schedule=kind,
+        lr=lr,
+        warmup_steps=0,
+        decay_every=0,
+        decay_rate=0.1,
+        boundaries=(),
+        values=(),
+    )
     return ConfigDict({**base, **kwargs})
 
 
 def augmentation(**kwargs) -> ConfigDict:
     """Arguments of `augment.augment`; nothing but flips and quarter turns unless asked."""
-    base = dict(flip_h=0.5, flip_v=0.5, quarter_turns=True, rotate_degrees=0.0, scale=(1.0, 1.0),
-                shift=0.0, cutout=0.0, cutout_mode="area", cutout_prob=1.0, gamma=0.0,
-                contrast=0.0, brightness=0.0, noise=0.0, dense=0.0)
+    base = dict(
+        flip_h=0.5,
+        flip_v=0.5,
+        quarter_turns=True,
+        rotate_degrees=0.0,
+        scale=(1.0, 1.0),
+        shift=0.0,
+        cutout=0.0,
+        cutout_mode="area",
+        cutout_prob=1.0,
+        gamma=0.0,
+        contrast=0.0,
+        brightness=0.0,
+        noise=0.0,
+        dense=0.0,
+    )
     return ConfigDict({**base, **kwargs}, convert_dict=False)
 
 
@@ -38,45 +66,74 @@ def get_base() -> ConfigDict:
     # "imagenet_lite0" (extra `pretrained`, for backbone efficientnet_lite0).
     c.weights = ""
 
-    c.data = ConfigDict(dict(
-        name="phantom", data_dir="", manual_dir="",
-        train="train", test="test",
-        labels=(),  # label budgets, each within the next: (10, 25) learns from 25 slices; () all
-        folds=0, fold=0,  # from 2 on: tested on this fold of the training split, by group
-        # What `pretrain` trains on instead of pretrain.splits, such as
-        # "covid_semiseg/binary:unlabeled + 2 * ictcf"; see docs/data.md
-        pretrain="",
-        norm="dataset",  # dataset | imagenet | tf | aerial_bgr; one for all stages
-        channels=1,  # 3 repeats the grey slice, for ImageNet weights
-    ))
-    c.model = ConfigDict(dict(
-        # infnet | unet (the plain baseline) | unet_lite0 (its decoder on an EfficientNet-lite0);
-        # the last two have no backbone and no max_pool to choose
-        kind="infnet",
-        backbone="resnet18", width=24,
-        max_pool=False,  # False doubles the resolution of every map, for small slices
-        inpaint_head="none",  # tanh_parallel (as coded) | linear_replace (as written) | none
-    ))
-    c.segment = ConfigDict(dict(
-        splits=("train",), validation=0, patience=0,  # the demo has 60 slices: all are needed
-        folds=0,  # from 2 on: one network a fold of the slices; the mean of their maps counts
-        repeats=1,  # as many networks again, by the next seed, which deals the folds anew
-        size=128, batch_size=8, scales=(1.0,), steps=570, eval_every=60,
-        loss=dict(kind="structure",  # structure | structure_as_run | focal
-                  lambda_bce=1.0, edge_weight=1.0, alpha=1.0, gamma=2.0),
-        ema_decay=0.99,
-        transfer="all_but_last",  # all_but_last | matching | encoder
-    ))
+    c.data = ConfigDict(
+        dict(
+            name="phantom",
+            data_dir="",
+            manual_dir="",
+            train="train",
+            test="test",
+            # label budgets, each within the next: (10, 25) learns from 25 slices; () all
+            labels=(),
+            folds=0,
+            fold=0,  # from 2 on: tested on this fold of the training split, by group
+            # What `pretrain` trains on instead of pretrain.splits, such as
+            # "covid_semiseg/binary:unlabeled + 2 * ictcf"; see docs/data.md
+            pretrain="",
+            norm="dataset",  # dataset | imagenet | tf | aerial_bgr; one for all stages
+            channels=1,  # 3 repeats the grey slice, for ImageNet weights
+        )
+    )
+    c.model = ConfigDict(
+        dict(
+            # infnet | unet (the plain baseline) | unet_lite0 (its decoder on an
+            # EfficientNet-lite0); the last two have no backbone and no max_pool to choose
+            kind="infnet",
+            backbone="resnet18",
+            width=24,
+            max_pool=False,  # False doubles the resolution of every map, for small slices
+            inpaint_head="none",  # tanh_parallel (as coded) | linear_replace (as written) | none
+        )
+    )
+    c.segment = ConfigDict(
+        dict(
+            splits=("train",),
+            validation=0,
+            patience=0,  # the demo has 60 slices: all are needed
+            folds=0,  # from 2 on: one network a fold of the slices; the mean of their maps counts
+            repeats=1,  # as many networks again, by the next seed, which deals the folds anew
+            size=128,
+            batch_size=8,
+            scales=(1.0,),
+            steps=570,
+            eval_every=60,
+            loss=dict(
+                kind="structure",  # structure | structure_as_run | focal
+                lambda_bce=1.0,
+                edge_weight=1.0,
+                alpha=1.0,
+                gamma=2.0,
+            ),
+            ema_decay=0.99,
+            transfer="all_but_last",  # all_but_last | matching | encoder
+        )
+    )
     c.segment.augmentation = augmentation(
-        rotate_degrees=20.0, scale=(0.75, 1.35), gamma=0.3, contrast=0.2, noise=0.03,
+        rotate_degrees=20.0, scale=(0.75, 1.35), gamma=0.3, contrast=0.2, noise=0.03
     )
     c.segment.optim = optimizer("adamw", weight_decay=1e-2, eps=1e-6, clip_norm=5.0)
     c.segment.schedule = schedule("cosine", 2e-3, warmup_steps=20)
-    c.evaluate = ConfigDict(dict(
-        tta=True, batch_size=8, threshold=0.5,
-        scales=(1.0,),  # (0.75, 1.0, 1.25): the mean over the sizes of training, thrice the work
-        choose_threshold=False,  # True: the best on slices unseen in training, one a class
-    ))
+    c.evaluate = ConfigDict(
+        dict(
+            tta=True,
+            batch_size=8,
+            threshold=0.5,
+            scales=(
+                1.0,
+            ),  # (0.75, 1.0, 1.25): the mean over the sizes of training, thrice the work
+            choose_threshold=False,  # True: the best on slices unseen in training, one a class
+        )
+    )
     return c
 
 

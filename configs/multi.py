@@ -22,26 +22,37 @@ def get_config(preset: str = "demo") -> ConfigDict:
     c = supervised.get_config(preset)
     c.stages = ("prior", "multi", "evaluate")
     c.data.name = c.data.name.replace("/binary", "/multiclass")
-    c.prior = ConfigDict(dict(
-        kind="crossfit",  # crossfit | truth (an upper bound: nobody has it at test time)
-        folds=3, repeats=1,
-        splits=(),  # further splits that get a prior, such as "unlabeled"
-    ))
+    c.prior = ConfigDict(
+        dict(
+            kind="crossfit",  # crossfit | truth (an upper bound: nobody has it at test time)
+            folds=3,
+            repeats=1,
+            splits=(),  # further splits that get a prior, such as "unlabeled"
+        )
+    )
     m = c.multi = c.segment.copy_and_resolve_references()
     m.with_prior = True  # False: the slice alone
     m.prior_use = "input"  # input (paper) | average: into the map instead of into the network
     m.from_prior = False  # True: each network starts from the prior's that left out the same fold
-    m.net = ConfigDict(dict(
-        kind="unet",  # unet | fcn8s | unet_lite0 (its `weights` have no channel for a prior)
-        width=24, improved=False, inpaint_head="none",
-    ))
-    m.loss = ConfigDict(dict(
-        head="softmax",  # softmax | sigmoid (public code)
-        gamma=0.0,  # 2: focal
-        class_weights=(), smoothing=0.0, smoothed="all",
-        dice_weight=1.0,  # the public code has no Dice term: 0
-        dice_over="batch",
-    ))
+    m.net = ConfigDict(
+        dict(
+            kind="unet",  # unet | fcn8s | unet_lite0 (its `weights` have no channel for a prior)
+            width=24,
+            improved=False,
+            inpaint_head="none",
+        )
+    )
+    m.loss = ConfigDict(
+        dict(
+            head="softmax",  # softmax | sigmoid (public code)
+            gamma=0.0,  # 2: focal
+            class_weights=(),
+            smoothing=0.0,
+            smoothed="all",
+            dice_weight=1.0,  # the public code has no Dice term: 0
+            dice_over="batch",
+        )
+    )
     if preset == "demo":
         c.segment.steps = 150
         m.update(steps=240, eval_every=60, validation=12)

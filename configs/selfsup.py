@@ -25,23 +25,39 @@ def get_config(preset: str = "demo") -> ConfigDict:
     c.stages = ("pretrain", "segment", "evaluate")
     c.model.inpaint_head = "tanh_parallel"
     c.coach = ConfigDict(dict(width=16))
-    p = c.pretrain = ConfigDict(dict(
-        pretext="inpaint",  # inpaint | rotation (for the network's share of the rounds, no coach)
-        splits=("train", "unlabeled"), validation=40, size=128, batch_size=8, eval_every=48,
-        rounds=dict(schedule="per_epoch",  # per_epoch | blocks
-                    epochs=5, coach_steps=12, net_steps=36, blocks=(),
-                    use_coach=True,  # False: random masks only
-                    warmup_random_rounds=1),
-        masks=dict(keep_ratio=0.75, alpha_train=1.0, alpha_use=100.0,
-                   hard_use=True, inclusive=True),
-        sample_use=True,  # False: the mean of z
-        loss=dict(kind="mse_clamped",  # mse_clamped | ce | l1
-                  reduction="mean",  # sum_heads | mean
-                  rec_weight=0.99, context_heads="all"),  # the paper has no context term: 1.0
-        kld_weight=1e-6,  # eq. 1 has none: 0
-        coach_grad="weights_only",  # through_net (as coded) | weights_only
-        random_share=0.5,  # of each batch gets random masks all along; in paper and code: 0
-    ))
+    p = c.pretrain = ConfigDict(
+        dict(
+            # inpaint | rotation (for the network's share of the rounds, no coach)
+            pretext="inpaint",
+            splits=("train", "unlabeled"),
+            validation=40,
+            size=128,
+            batch_size=8,
+            eval_every=48,
+            rounds=dict(
+                schedule="per_epoch",  # per_epoch | blocks
+                epochs=5,
+                coach_steps=12,
+                net_steps=36,
+                blocks=(),
+                use_coach=True,  # False: random masks only
+                warmup_random_rounds=1,
+            ),
+            masks=dict(
+                keep_ratio=0.75, alpha_train=1.0, alpha_use=100.0, hard_use=True, inclusive=True
+            ),
+            sample_use=True,  # False: the mean of z
+            loss=dict(
+                kind="mse_clamped",  # mse_clamped | ce | l1
+                reduction="mean",  # sum_heads | mean
+                rec_weight=0.99,
+                context_heads="all",
+            ),  # the paper has no context term: 1.0
+            kld_weight=1e-6,  # eq. 1 has none: 0
+            coach_grad="weights_only",  # through_net (as coded) | weights_only
+            random_share=0.5,  # of each batch gets random masks all along; in paper and code: 0
+        )
+    )
     p.augmentation = common.augmentation(scale=(0.8, 1.25))
     p.net_optim = common.optimizer("adamw", weight_decay=1e-2, eps=1e-6, clip_norm=5.0)
     p.net_schedule = common.schedule("cosine", 1e-3, warmup_steps=10)

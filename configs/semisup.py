@@ -21,12 +21,15 @@ def get_config(preset: str = "demo") -> ConfigDict:
     c = supervised.get_config(preset)
     c.stages = ("semi", "segment", "evaluate")
     c.segment.transfer = "matching"
-    s = c.semi = ConfigDict(dict(
-        kind="pseudo",  # pseudo | mean_teacher
-        split="unlabeled",
-        group_size=25, epochs=1,  # of pseudo: slices a round, and epochs on pool and labelled ones
-        stretch=False,  # True: each map to its full range first (public code)
-    ))
+    s = c.semi = ConfigDict(
+        dict(
+            kind="pseudo",  # pseudo | mean_teacher
+            split="unlabeled",
+            group_size=25,
+            epochs=1,  # of pseudo: slices a round, and epochs on pool and labelled ones
+            stretch=False,  # True: each map to its full range first (public code)
+        )
+    )
     # Each is laid over `segment`.
     s.teacher, s.pool = ConfigDict(dict(steps=240)), ConfigDict(dict(steps=160))
     s.round = ConfigDict(dict(batch_size=8, scales=(1.0,)))

@@ -30,9 +30,12 @@ PAPER = {  # Tables I and II: (loss, Dice), single and multi; the paper leaves t
     "selfsup_aug": ((0.71, 0.34), ()),
 }
 TITLES = {
-    "sinfnet": "SInfNet", "aug40": "SInfNet + aug (0.4)", "aug50": "SInfNet + aug (0.5)",
-    "selfsup": "Self-super", "selfsup_aug": "Self-super + aug",
-}  # fmt: skip
+    "sinfnet": "SInfNet",
+    "aug40": "SInfNet + aug (0.4)",
+    "aug50": "SInfNet + aug (0.5)",
+    "selfsup": "Self-super",
+    "selfsup_aug": "Self-super + aug",
+}
 
 
 def get_config(preset: str = "demo") -> ConfigDict:
@@ -45,10 +48,14 @@ def get_config(preset: str = "demo") -> ConfigDict:
     # Sets of test slices that the tables are also made without, by id: 91 and 93 are near-copies
     # of training slices 17 and 5; 21 and 97 look like the patients of 53 and 33 on other days.
     c.leaking = (("91", "93"), ("21", "91", "93", "97")) if preset == "semiseg" else ()
-    c.bases = ConfigDict(dict(
-        supervised=_base(supervised, preset), selfsup=_base(selfsup, preset),
-        multi=_base(multi, preset), multi_selfsup=_base(multi_selfsup, preset),
-    ))
+    c.bases = ConfigDict(
+        dict(
+            supervised=_base(supervised, preset),
+            selfsup=_base(selfsup, preset),
+            multi=_base(multi, preset),
+            multi_selfsup=_base(multi_selfsup, preset),
+        )
+    )
     seeds = {"demo": ((0,), (0,)), "semiseg": ((0, 1, 2, 3, 4), (0, 1, 2)), "tiny": ((0,), ())}
     budgets = {"demo": (12, 0), "semiseg": (10, 25, 0), "tiny": (4, 0)}[preset]
     single, several = seeds[preset]
@@ -58,21 +65,46 @@ def get_config(preset: str = "demo") -> ConfigDict:
         _add(c, name, "segment", single, labels, figures[0])
         if several:
             _add(c, f"multi_{name}", "multi", several, (0,), figures[1])
-    ours = dict(evaluate=dict(tta=True), segment=dict(
-        ema_decay=0.99, augmentation=common.augmentation(
-            rotate_degrees=20.0, scale=(0.75, 1.35), gamma=0.3, contrast=0.2, noise=0.03,
-            crop=(0.0, 1.0)).to_dict(),
-    ))
+    ours = dict(
+        evaluate=dict(tta=True),
+        segment=dict(
+            ema_decay=0.99,
+            augmentation=common.augmentation(
+                rotate_degrees=20.0,
+                scale=(0.75, 1.35),
+                gamma=0.3,
+                contrast=0.2,
+                noise=0.03,
+                crop=(0.0, 1.0),
+            ).to_dict(),
+        ),
+    )
     no_coach = dict(pretrain=dict(rounds=dict(use_coach=False)))
-    _row(c, "selfsup_random", "Self-super, random masks", "selfsup", no_coach, single, budgets,
-         against="selfsup")
+    _row(
+        c,
+        "selfsup_random",
+        "Self-super, random masks",
+        "selfsup",
+        no_coach,
+        single,
+        budgets,
+        against="selfsup",
+    )
     _row(c, "scratch", "Ours, from scratch", "supervised", ours, single, (0,))
     _row(c, "ours", "Ours", "selfsup", ours, single, (0,), against="scratch")
     if several:
         both = dict(ours, multi=ours["segment"])
         _row(c, "multi_scratch", "Ours, from scratch, multi", "multi", both, several, (0,))
-        _row(c, "multi_ours", "Ours, multi", "multi_selfsup", both, several, (0,),
-             against="multi_scratch")
+        _row(
+            c,
+            "multi_ours",
+            "Ours, multi",
+            "multi_selfsup",
+            both,
+            several,
+            (0,),
+            against="multi_scratch",
+        )
     if preset == "semiseg":
         c.bases.lite = supervised.get_config("lite")
         c.bases.lite.data.name = c.bases.supervised.data.name
@@ -119,26 +151,49 @@ def _add(c, name: str, section: str, seeds: tuple, labels: tuple, figures: tuple
     changes = {}
     if "aug" in kind:
         cutout = 0.4 if kind == "aug40" else 0.5
-        changes[section] = dict(augmentation=dict(
-            flip_h=0.5, flip_v=0.5, crop=(0.5, 0.8), cutout=cutout, cutout_mode="area"
-        ))
+        changes[section] = dict(
+            augmentation=dict(
+                flip_h=0.5, flip_v=0.5, crop=(0.5, 0.8), cutout=cutout, cutout_mode="area"
+            )
+        )
     base = "selfsup" if kind.startswith("selfsup") else "supervised"
     if of_multi:
         base = "multi_selfsup" if base == "selfsup" else "multi"
     _row(
-        c, name, TITLES[kind] + (", multi" if of_multi else ""), base, changes, seeds, labels,
+        c,
+        name,
+        TITLES[kind] + (", multi" if of_multi else ""),
+        base,
+        changes,
+        seeds,
+        labels,
         against="" if kind == "sinfnet" else "multi_sinfnet" if of_multi else "sinfnet",
         figures=figures,
     )
 
 
 def _row(
-    c, name: str, title: str, base: str, changes: dict, seeds: tuple, labels: tuple,
-    against: str = "", figures: tuple = (),
+    c,
+    name: str,
+    title: str,
+    base: str,
+    changes: dict,
+    seeds: tuple,
+    labels: tuple,
+    against: str = "",
+    figures: tuple = (),
 ) -> None:
     """A row: its base, what it changes, its seeds and label budgets (0: all), its reference."""
     loss, dice = figures or (float("nan"), float("nan"))
-    c.rows[name] = ConfigDict(dict(
-        title=title, base=base, set=changes, seeds=seeds, labels=labels, against=against,
-        paper_loss=loss, paper_dice=dice,
-    ))
+    c.rows[name] = ConfigDict(
+        dict(
+            title=title,
+            base=base,
+            set=changes,
+            seeds=seeds,
+            labels=labels,
+            against=against,
+            paper_loss=loss,
+            paper_dice=dice,
+        )
+    )

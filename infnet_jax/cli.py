@@ -77,8 +77,12 @@ def _make_parser() -> _Parser:
     verb.set_defaults(run=_import_torch)
 
     verb = verbs.add_parser("export", help="write a trained network as a small folder to pass on")
-    verb.add_argument("workdir", type=_existing, metavar="WORKDIR",
-                      help="the --workdir of a finished run of main.py, or an export of it")
+    verb.add_argument(
+        "workdir",
+        type=_existing,
+        metavar="WORKDIR",
+        help="the --workdir of a finished run of main.py, or an export of it",
+    )
     verb.add_argument("out", type=Path, metavar="OUT", help="what predict --checkpoint takes too")
     verb.set_defaults(run=_export)
 
@@ -91,70 +95,141 @@ def _make_parser() -> _Parser:
     verb.set_defaults(run=_bench)
 
     verb = verbs.add_parser("predict", help="segment and score scans with a trained network")
-    verb.add_argument("inputs", type=_existing, nargs="+", metavar="INPUT",
-                      help="pictures, NIfTI volumes, DICOM folders or zips, or folders of them")
-    verb.add_argument("--checkpoint", type=_existing, required=True, metavar="DIR",
-                      help="the --workdir of a finished run of main.py, or an export of it")
+    verb.add_argument(
+        "inputs",
+        type=_existing,
+        nargs="+",
+        metavar="INPUT",
+        help="pictures, NIfTI volumes, DICOM folders or zips, or folders of them",
+    )
+    verb.add_argument(
+        "--checkpoint",
+        type=_existing,
+        required=True,
+        metavar="DIR",
+        help="the --workdir of a finished run of main.py, or an export of it",
+    )
     verb.add_argument("--out", type=Path, required=True, metavar="DIR")
-    verb.add_argument("--tta", action=argparse.BooleanOptionalAction, default=None,
-                      help="average eight views, with an uncertainty map (default: as the run did)")
+    verb.add_argument(
+        "--tta",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="average eight views, with an uncertainty map (default: as the run did)",
+    )
     verb.add_argument("--batch", type=int, default=0, metavar="N", help="slices at once")
     verb.add_argument("--device", choices=["cpu", "gpu", "tpu"], help="default: the fastest")
-    verb.add_argument("--lungs", default="morphology", metavar="WAY",
-                      help="morphology (the default), the --workdir of a run of configs/lung.py, "
-                      "or your own lung masks")
+    verb.add_argument(
+        "--lungs",
+        default="morphology",
+        metavar="WAY",
+        help="morphology (the default), the --workdir of a run of configs/lung.py, "
+        "or your own lung masks",
+    )
     verb.add_argument("--lobes", type=_existing, metavar="PATH", help="your own lobe maps 1..5")
     verb.add_argument("--one-patient", action="store_true", help="all inputs are one patient's")
-    verb.add_argument("--continue", dest="go_on", action="store_true",
-                      help="read back what this network has already written to --out")
+    verb.add_argument(
+        "--continue",
+        dest="go_on",
+        action="store_true",
+        help="read back what this network has already written to --out",
+    )
     verb.add_argument("--save-probabilities", action="store_true")
-    verb.add_argument("--keep-identifiers", action="store_true",
-                      help="let names, ids and dates pass from DICOM headers into DICOM-SEG")
+    verb.add_argument(
+        "--keep-identifiers",
+        action="store_true",
+        help="let names, ids and dates pass from DICOM headers into DICOM-SEG",
+    )
     verb.set_defaults(run=_predict)
 
     verb = verbs.add_parser("detect", help="tell infected patients of a labelled dataset")
-    verb.add_argument("--checkpoint", type=_existing, required=True, metavar="DIR",
-                      help="the --workdir of a finished run of main.py, or an export of it")
-    verb.add_argument("--dataset", type=_existing, required=True, metavar="DIR",
-                      help="the version folder of a prepared dataset with labels, such as covid_ct")
+    verb.add_argument(
+        "--checkpoint",
+        type=_existing,
+        required=True,
+        metavar="DIR",
+        help="the --workdir of a finished run of main.py, or an export of it",
+    )
+    verb.add_argument(
+        "--dataset",
+        type=_existing,
+        required=True,
+        metavar="DIR",
+        help="the version folder of a prepared dataset with labels, such as covid_ct",
+    )
     verb.add_argument("--split", default="test", help="default: %(default)s")
-    verb.add_argument("--positive", nargs="+", default=[], metavar="LABEL",
-                      help="labels that mean infected (default: covid or NCP)")
-    verb.add_argument("--negative", nargs="+", default=[], metavar="LABEL",
-                      help="labels that mean not infected (default: all others but unknown)")
+    verb.add_argument(
+        "--positive",
+        nargs="+",
+        default=[],
+        metavar="LABEL",
+        help="labels that mean infected (default: covid or NCP)",
+    )
+    verb.add_argument(
+        "--negative",
+        nargs="+",
+        default=[],
+        metavar="LABEL",
+        help="labels that mean not infected (default: all others but unknown)",
+    )
     verb.add_argument("--csv", type=Path, metavar="OUT", help="also write one row a patient")
-    verb.add_argument("--lungs", default="morphology", metavar="WAY",
-                      help="as in predict (default: %(default)s)")
+    verb.add_argument(
+        "--lungs", default="morphology", metavar="WAY", help="as in predict (default: %(default)s)"
+    )
     verb.set_defaults(run=_detect)
 
     verb = verbs.add_parser("study", help="train and compare systems: tables, tests, figures")
-    verb.add_argument("--config", required=True, metavar="FILE[:PRESET]",
-                      help="such as configs/study.py; --config.KEY=VALUE changes a value of it")
-    verb.add_argument("--workdir", type=Path, metavar="DIR",
-                      help="default: runs/<file>[-<preset>]; the same one resumes")
+    verb.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE[:PRESET]",
+        help="such as configs/study.py; --config.KEY=VALUE changes a value of it",
+    )
+    verb.add_argument(
+        "--workdir",
+        type=Path,
+        metavar="DIR",
+        help="default: runs/<file>[-<preset>]; the same one resumes",
+    )
     verb.set_defaults(run=_study)
 
     verb = verbs.add_parser("severity", help="score existing infection masks; no model is run")
     verb.add_argument("masks", type=_existing, nargs="+", metavar="MASK", help="files or folders")
     verb.add_argument("--out", type=Path, required=True, metavar="DIR")
-    for name, what in (("images", "the scans"), ("lung", "lung masks"), ("lobes", "lobe maps 1..5"),
-                       ("regions", "maps of 20 regions or segments")):
+    for name, what in (
+        ("images", "the scans"),
+        ("lung", "lung masks"),
+        ("lobes", "lobe maps 1..5"),
+        ("regions", "maps of 20 regions or segments"),
+    ):
         verb.add_argument(f"--{name}", type=_existing, metavar="PATH", help=what)
     verb.add_argument("--one-patient", action="store_true", help="all are slices of one patient")
     verb.add_argument("--one-class", action="store_true", help="label 1 is any infection")
     verb.set_defaults(run=_severity)
 
     verb = verbs.add_parser("severity-study", help="hold predicted severity against true severity")
-    verb.add_argument("sources", type=_existing, nargs="+", metavar="SOURCE",
-                      help="prepared datasets, or folders with img/, label/ and lung/")
+    verb.add_argument(
+        "sources",
+        type=_existing,
+        nargs="+",
+        metavar="SOURCE",
+        help="prepared datasets, or folders with img/, label/ and lung/",
+    )
     verb.add_argument("--checkpoint", type=_existing, metavar="DIR", help="a run that predicts; or")
     verb.add_argument("--masks", type=_existing, metavar="DIR", help="predicted masks")
     verb.add_argument("--out", type=Path, required=True, metavar="DIR")
-    verb.add_argument("--lungs", default="morphology", metavar="WAY",
-                      help="for the prediction: true, or as in predict (default: %(default)s)")
+    verb.add_argument(
+        "--lungs",
+        default="morphology",
+        metavar="WAY",
+        help="for the prediction: true, or as in predict (default: %(default)s)",
+    )
     verb.add_argument("--split", default="test", help="of prepared datasets (default: %(default)s)")
-    verb.add_argument("--tta", action=argparse.BooleanOptionalAction, default=None,
-                      help="average eight views (default: as the run did)")
+    verb.add_argument(
+        "--tta",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="average eight views (default: as the run did)",
+    )
     verb.add_argument("--clinical", type=_existing, metavar="FILE", help="iCTCF's Patients.xlsx")
     verb.set_defaults(run=_severity_study)
     return parser
@@ -172,10 +247,17 @@ def _predict(options: argparse.Namespace) -> int:
     from infnet_jax.verbs import predict as scan_files
 
     return scan_files.run(
-        options.inputs, checkpoint=options.checkpoint, out=options.out, lung_way=options.lungs,
-        lobes=options.lobes, tta=options.tta, batch_size=options.batch,
-        save_probabilities=options.save_probabilities, go_on=options.go_on,
-        one_patient=options.one_patient, keep_identifiers=options.keep_identifiers,
+        options.inputs,
+        checkpoint=options.checkpoint,
+        out=options.out,
+        lung_way=options.lungs,
+        lobes=options.lobes,
+        tta=options.tta,
+        batch_size=options.batch,
+        save_probabilities=options.save_probabilities,
+        go_on=options.go_on,
+        one_patient=options.one_patient,
+        keep_identifiers=options.keep_identifiers,
     )
 
 
@@ -183,8 +265,13 @@ def _detect(options: argparse.Namespace) -> int:
     from infnet_jax.verbs import detect as screening
 
     return screening.run(
-        options.checkpoint, options.dataset, options.split, positive=options.positive,
-        negative=options.negative, csv=options.csv, lung_way=options.lungs,
+        options.checkpoint,
+        options.dataset,
+        options.split,
+        positive=options.positive,
+        negative=options.negative,
+        csv=options.csv,
+        lung_way=options.lungs,
     )
 
 
@@ -196,7 +283,8 @@ def _study(options: argparse.Namespace) -> int:
     name = "-".join(filter(None, [Path(file).stem, preset]))
     words += [f"--workdir={options.workdir}"] if options.workdir else []
     return study.run(
-        study.load(options.config, options.overrides), command=shlex.join(words),
+        study.load(options.config, options.overrides),
+        command=shlex.join(words),
         workdir=options.workdir or Path("runs") / name,
     )
 
@@ -205,8 +293,13 @@ def _severity(options: argparse.Namespace) -> int:
     from infnet_jax.verbs import severity as score_files
 
     return score_files.run(
-        options.masks, out=options.out, images=options.images, lung=options.lung,
-        lobes=options.lobes, regions=options.regions, one_patient=options.one_patient,
+        options.masks,
+        out=options.out,
+        images=options.images,
+        lung=options.lung,
+        lobes=options.lobes,
+        regions=options.regions,
+        one_patient=options.one_patient,
         one_class=options.one_class,
     )
 
@@ -215,8 +308,14 @@ def _severity_study(options: argparse.Namespace) -> int:
     from infnet_jax.verbs import severity_study
 
     return severity_study.run(
-        options.sources, out=options.out, checkpoint=options.checkpoint, masks=options.masks,
-        lung_way=options.lungs, split=options.split, tta=options.tta, table=options.clinical,
+        options.sources,
+        out=options.out,
+        checkpoint=options.checkpoint,
+        masks=options.masks,
+        lung_way=options.lungs,
+        split=options.split,
+        tta=options.tta,
+        table=options.clinical,
     )
 
 

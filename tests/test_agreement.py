@@ -44,11 +44,17 @@ def test_classes_by_hand():
     assert np.isnan(agreement.classes([1, 1], [1, 1]).kappa)
 
 
-@pytest.mark.parametrize("true, predicted, words", [
-    ([1, 2], [1], "give pairs"), ([], [], "give pairs"), ([1, np.nan], [1, 2], "pair 1 holds")])
+@pytest.mark.parametrize(
+    "true, predicted, words",
+    [([1, 2], [1], "give pairs"), ([], [], "give pairs"), ([1, np.nan], [1, 2], "pair 1 holds")],
+)
 def test_what_cannot_be_paired_is_refused(true, predicted, words):
-    for what in (agreement.mean_absolute_error, agreement.limits, agreement.spearman,
-                 agreement.classes):
+    for what in (
+        agreement.mean_absolute_error,
+        agreement.limits,
+        agreement.spearman,
+        agreement.classes,
+    ):
         with pytest.raises(ValueError, match=words):
             what(true, predicted)
 

@@ -64,8 +64,10 @@ def test_splits_features_and_orientation(source, tmp_path):
 
 def test_unlabelled_slices_are_turned_by_source_and_carry_no_truth(source, tmp_path):
     rest = read(build("covid_semiseg/binary", source, tmp_path), "unlabeled")
-    for key, undo in (("coronacases_org_001_2", lambda a: np.rot90(a, -1)),
-                      ("radiopaedia_org_covid-19-pneumonia-10_85902_3-dcm_7", np.transpose)):
+    for key, undo in (
+        ("coronacases_org_001_2", lambda a: np.rot90(a, -1)),
+        ("radiopaedia_org_covid-19-pneumonia-10_85902_3-dcm_7", np.transpose),
+    ):
         path = source / PSEUDO / f"Imgs/Data-1_{key}.jpg"
         example = rest[path.stem]
         original = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
@@ -133,21 +135,49 @@ def write(path, array):
 BAD_INPUTS = [  # config, file, what to do with it, words in the message
     ("binary", f"{DOCTOR}/GT/10.png", Path.unlink, ("Imgs/10.jpg", "image without mask")),
     ("binary", f"{DOCTOR}/Imgs/10.jpg", Path.unlink, ("GT/10.png", "mask without image")),
-    ("binary", f"{DOCTOR}/GT/10.png", lambda p: write(p, np.zeros((24, 40))),
-     ("GT/10.png", "(24, 40)", "(40, 24)")),
-    ("binary", f"{DOCTOR}/GT/43.png", lambda p: write(p, np.full((40, 24), 100)),
-     ("GT/43.png", "[100]")),
-    ("multiclass", "TestingSet/MultiClassInfection-Test/GT/6.png",
-     lambda p: write(p, np.full((40, 24), 38)), ("GT/6.png", "[38]")),
-    ("multiclass", "TestingSet/MultiClassInfection-Test/GT/6.png",
-     lambda p: write(p, np.eye(3)[np.zeros((40, 24), int)]), ("GT/6.png", "RGB")),
+    (
+        "binary",
+        f"{DOCTOR}/GT/10.png",
+        lambda p: write(p, np.zeros((24, 40))),
+        ("GT/10.png", "(24, 40)", "(40, 24)"),
+    ),
+    (
+        "binary",
+        f"{DOCTOR}/GT/43.png",
+        lambda p: write(p, np.full((40, 24), 100)),
+        ("GT/43.png", "[100]"),
+    ),
+    (
+        "multiclass",
+        "TestingSet/MultiClassInfection-Test/GT/6.png",
+        lambda p: write(p, np.full((40, 24), 38)),
+        ("GT/6.png", "[38]"),
+    ),
+    (
+        "multiclass",
+        "TestingSet/MultiClassInfection-Test/GT/6.png",
+        lambda p: write(p, np.eye(3)[np.zeros((40, 24), int)]),
+        ("GT/6.png", "RGB"),
+    ),
     ("binary", f"{DOCTOR}/Imgs/4.jpg", lambda p: p.write_bytes(b""), ("Imgs/4.jpg", "0 bytes")),
-    ("binary", f"{DOCTOR}/Imgs/4.jpg", lambda p: p.write_bytes(p.read_bytes()[:300]),
-     ("Imgs/4.jpg", "not a readable picture")),
-    ("binary", f"{PSEUDO}/Imgs/Data-1_coronacases_org_001_1.jpg",
-     lambda p: p.rename(p.with_name("odd.jpg")), ("odd.jpg", "Data-1_<volume>_<n>")),
-    ("binary", f"{DOCTOR}/Imgs/4.jpg", lambda p: write(p.with_suffix(".png"), np.zeros((40, 24))),
-     ("Imgs/4.png", "same stem")),
+    (
+        "binary",
+        f"{DOCTOR}/Imgs/4.jpg",
+        lambda p: p.write_bytes(p.read_bytes()[:300]),
+        ("Imgs/4.jpg", "not a readable picture"),
+    ),
+    (
+        "binary",
+        f"{PSEUDO}/Imgs/Data-1_coronacases_org_001_1.jpg",
+        lambda p: p.rename(p.with_name("odd.jpg")),
+        ("odd.jpg", "Data-1_<volume>_<n>"),
+    ),
+    (
+        "binary",
+        f"{DOCTOR}/Imgs/4.jpg",
+        lambda p: write(p.with_suffix(".png"), np.zeros((40, 24))),
+        ("Imgs/4.png", "same stem"),
+    ),
 ]
 
 
@@ -201,8 +231,13 @@ semiseg.Builder.read_grey = hang
 tfds_builders.prepare("covid_semiseg", data_dir={str(tmp_path / "data")!r},
                       manual_dir={str(source)!r})
 """
-    child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE,
-                             stderr=subprocess.DEVNULL, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
     while "reading" not in (line := child.stdout.readline()):
         assert line, "the child ended early"
     child.send_signal(signal.SIGKILL)
@@ -214,15 +249,25 @@ tfds_builders.prepare("covid_semiseg", data_dir={str(tmp_path / "data")!r},
     assert not list(config.glob("incomplete.*")) and (config / "1.0.0").exists()
 
 
-@pytest.mark.parametrize(("arguments", "code", "words"), [
-    (["build", "nonsense"], 2, "unknown dataset"),
-    (["build"], 2, "NAME"),
-    (["build", "phantom/huge", "--data_dir", "{tmp}"], 1, "phantom has: default, tiny"),
-    (["build", "covid_semiseg", "--data_dir", "{tmp}"], 1, "needs manual_dir"),
-    (["build", "covid_semiseg", "--data_dir", "{tmp}", "--manual_dir", "{tmp}"], 1,
-     "TrainingSet/ and TestingSet/"),
-    (["build", "covid_semiseg", "--data_dir", "{tmp}", "--manual_dir", "{tmp}/no"], 1, "no folder"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["build", "nonsense"], 2, "unknown dataset"),
+        (["build"], 2, "NAME"),
+        (["build", "phantom/huge", "--data_dir", "{tmp}"], 1, "phantom has: default, tiny"),
+        (["build", "covid_semiseg", "--data_dir", "{tmp}"], 1, "needs manual_dir"),
+        (
+            ["build", "covid_semiseg", "--data_dir", "{tmp}", "--manual_dir", "{tmp}"],
+            1,
+            "TrainingSet/ and TestingSet/",
+        ),
+        (
+            ["build", "covid_semiseg", "--data_dir", "{tmp}", "--manual_dir", "{tmp}/no"],
+            1,
+            "no folder",
+        ),
+    ],
+)
 def test_command_errors_are_one_line(arguments, code, words, tmp_path, capsys):
     arguments = [a.format(tmp=tmp_path) for a in arguments]
     try:
@@ -238,19 +283,30 @@ def test_command_errors_are_one_line(arguments, code, words, tmp_path, capsys):
 
 def test_command_prints_the_folder(source, tmp_path, capsys):
     data = tmp_path / "data"
-    assert command.main(["build", "covid_semiseg/multiclass", f"--manual_dir={source}",
-                         f"--data_dir={data}"]) == 0
+    assert (
+        command.main(
+            ["build", "covid_semiseg/multiclass", f"--manual_dir={source}", f"--data_dir={data}"]
+        )
+        == 0
+    )
     assert capsys.readouterr().out == f"{data}/covid_semiseg/multiclass/1.0.0\n"
 
 
 def test_help_is_fast_and_imports_nothing_heavy():
-    code = ("import sys, tfds_builders.__main__ as m\n"
-            "try: m.main(['build', '--help'])\n"
-            "except SystemExit as s: assert s.code == 0\n"
-            "assert not {'tensorflow_datasets', 'numpy', 'cv2', 'jax'} & set(sys.modules)")
+    code = (
+        "import sys, tfds_builders.__main__ as m\n"
+        "try: m.main(['build', '--help'])\n"
+        "except SystemExit as s: assert s.code == 0\n"
+        "assert not {'tensorflow_datasets', 'numpy', 'cv2', 'jax'} & set(sys.modules)"
+    )
     start = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "COLUMNS": "100"})
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "100"},
+    )
     assert done.returncode == 0, done.stderr
     assert "--manual_dir" in done.stdout and time.monotonic() - start < 10
 

@@ -66,8 +66,11 @@ def build(source, tmp_path, config="slices", **kwargs):
 def read(folder):
     """All examples of all splits with plain TFDS: {id: example with its split}."""
     builder = tfds.builder_from_directory(folder)
-    return {e["id"].decode(): {**e, "split": split} for split in builder.info.splits
-            for e in builder.as_data_source(split=split)}
+    return {
+        e["id"].decode(): {**e, "split": split}
+        for split in builder.info.splits
+        for e in builder.as_data_source(split=split)
+    }
 
 
 def skipped(folder):
@@ -152,8 +155,12 @@ REFUSED = [  # member, its bytes, how it is stored, words of the reason
     ("/NCP/7/70/9.png", png(np.zeros((8, 8))), {}, "leaves the archive"),
     ("C:\\NCP\\7\\70\\9.png", png(np.zeros((8, 8))), {}, "leaves the archive"),
     ("NCP\\..\\..\\9.png", png(np.zeros((8, 8))), {}, "leaves the archive"),
-    ("NCP/7/70/9.png", bytes(layout.MAX_SLICE + 1), {"compress_type": zipfile.ZIP_DEFLATED},
-     "at most"),
+    (
+        "NCP/7/70/9.png",
+        bytes(layout.MAX_SLICE + 1),
+        {"compress_type": zipfile.ZIP_DEFLATED},
+        "at most",
+    ),
     ("NCP/7/70/9.png", bytes(1000), {"compress_type": zipfile.ZIP_LZMA}, "compression"),
     ("NCP/7/70/9.png", b"", {}, "empty"),
     ("ncp/7/70/0001.png", png(np.zeros((8, 8))), {}, "came before"),
@@ -164,12 +171,10 @@ REFUSED = [  # member, its bytes, how it is stored, words of the reason
 
 
 @pytest.mark.parametrize(("member", "data", "how", "words"), REFUSED, ids=range(len(REFUSED)))
-def test_what_is_refused_is_named_and_the_rest_is_read(
-    member, data, how, words, archive, tmp_path
-):
+def test_what_is_refused_is_named_and_the_rest_is_read(member, data, how, words, archive, tmp_path):
     add(archive, member, data, **how)
     folder = build(archive.parent, tmp_path)
-    (file, reason), = skipped(folder).items()
+    ((file, reason),) = skipped(folder).items()
     assert file == f"COVID19-1.zip/{member}" and words in reason
     assert sorted(e["image"][0, 0, 0] for e in read(folder).values()) == [10, 11, 12]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "source"]
@@ -182,7 +187,7 @@ def test_a_lie_about_the_size_unpacks_no_more_than_was_declared(archive, tmp_pat
     assert data.count((1 << 20).to_bytes(4, "little")) == 2
     archive.write_bytes(data.replace((1 << 20).to_bytes(4, "little"), (100).to_bytes(4, "little")))
     folder = build(archive.parent, tmp_path)
-    (file, reason), = skipped(folder).items()
+    ((file, reason),) = skipped(folder).items()
     assert file.endswith("9.png") and "damaged" in reason and len(read(folder)) == 3
 
 
@@ -191,7 +196,7 @@ def test_a_picture_that_declares_too_many_pixels_is_refused(archive, tmp_path):
     data[16:24] = (8_000).to_bytes(4, "big") * 2  # IHDR's width and height, and then its CRC
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
     add(archive, "NCP/7/70/9.png", bytes(data))
-    (_, reason), = skipped(build(archive.parent, tmp_path)).items()
+    ((_, reason),) = skipped(build(archive.parent, tmp_path)).items()
     assert "8000 x 8000" in reason
 
 
@@ -208,7 +213,7 @@ def test_a_truncated_archive_is_named_and_the_others_are_read(source, archive, t
     data = (source / "CP-1.zip").read_bytes()
     (archive.parent / "CP-1.zip").write_bytes(data[: len(data) // 2])
     folder = build(archive.parent, tmp_path)
-    (file, reason), = skipped(folder).items()
+    ((file, reason),) = skipped(folder).items()
     assert file == "CP-1.zip" and "not a whole zip" in reason and len(read(folder)) == 3
 
 
@@ -240,14 +245,17 @@ def test_shards_and_splits_without_anything_readable(source, tmp_path, monkeypat
     assert report["skipped_count"] == 8
 
 
-@pytest.mark.parametrize(("source", "member", "id"), [
-    ("COVID19-3.zip", "NCP/1/2/0003.jpg", "NCP/1/2/0003"),
-    ("NCP-3.zip", "1/2/0003.png", "NCP/1/2/0003"),
-    ("Normal-1.zip", "data/normal/1/2/x.y.png", "Normal/1/2/x.y"),
-    ("NCP", "1/2/3.png", "NCP/1/2/3"),
-    ("below/CP", "1/2/3.png", "CP/1/2/3"),
-    ("CP-1.zip", "odd/1/2/3.png", "CP/1/2/3"),
-])
+@pytest.mark.parametrize(
+    ("source", "member", "id"),
+    [
+        ("COVID19-3.zip", "NCP/1/2/0003.jpg", "NCP/1/2/0003"),
+        ("NCP-3.zip", "1/2/0003.png", "NCP/1/2/0003"),
+        ("Normal-1.zip", "data/normal/1/2/x.y.png", "Normal/1/2/x.y"),
+        ("NCP", "1/2/3.png", "NCP/1/2/3"),
+        ("below/CP", "1/2/3.png", "CP/1/2/3"),
+        ("CP-1.zip", "odd/1/2/3.png", "CP/1/2/3"),
+    ],
+)
 def test_ids_of_members(source, member, id):
     assert layout.parse(source, member, 0).id == id
 
@@ -267,10 +275,13 @@ def test_a_scan_with_other_counts_than_listed_is_noted(archive, tmp_path):
     assert any("7/70: 3 of 5" in note for note in notes)
 
 
-@pytest.mark.parametrize(("name", "text", "words"), [
-    ("metadata.csv", "a,b\n1,2\n", ("metadata.csv", "patient_id")),
-    ("unzip_filenames.csv", "", ("unzip_filenames.csv", "no table")),
-])
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("metadata.csv", "a,b\n1,2\n", ("metadata.csv", "patient_id")),
+        ("unzip_filenames.csv", "", ("unzip_filenames.csv", "no table")),
+    ],
+)
 def test_a_malformed_table_stops_the_build(name, text, words, archive, tmp_path):
     (archive.parent / name).write_text(text)
     with pytest.raises(ValueError) as caught:
@@ -308,8 +319,7 @@ tfds_builders.prepare("cc_ccii", data_dir={str(tmp_path / "data")!r}, manual_dir
     journal = config / f"{RESUMABLE}1.0.0" / shards.JOURNAL
     kept = {}
     for number in (1, 3):
-        child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT,
-                                 stderr=subprocess.DEVNULL)
+        child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
         end = time.monotonic() + 60
         while len(list(journal.glob("*.json"))) < number:
             assert child.poll() is None and time.monotonic() < end
@@ -334,8 +344,11 @@ tfds_builders.prepare("cc_ccii", data_dir={str(tmp_path / "data")!r}, manual_dir
 
 def children(pid):
     """Ids of the processes below one."""
-    found = [int(word) for path in Path(f"/proc/{pid}/task").glob("*/children")
-             for word in path.read_text().split()]
+    found = [
+        int(word)
+        for path in Path(f"/proc/{pid}/task").glob("*/children")
+        for word in path.read_text().split()
+    ]
     return found + [below for child in found for below in children(child)]
 
 
@@ -390,8 +403,12 @@ def test_killed_after_the_last_shard(source, tmp_path, monkeypatch):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    for owner, name in ((tfds.core.DatasetInfo, "write_to_directory"), (Report, "write"),
-                        (shards.shutil, "rmtree"), (tfds.core.DatasetInfo, "read_from_directory")):
+    for owner, name in (
+        (tfds.core.DatasetInfo, "write_to_directory"),
+        (Report, "write"),
+        (shards.shutil, "rmtree"),
+        (tfds.core.DatasetInfo, "read_from_directory"),
+    ):
         where = tmp_path / name
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, stop)
@@ -420,25 +437,29 @@ def test_lesions_have_masks_and_lungs(source, tmp_path):
     assert len((folder / "manifest.sha256").read_text().splitlines()) == 12
 
 
-@pytest.mark.parametrize(("member", "data", "words"), [
-    ("mask/0/9.png", png(np.zeros((16, 16))), "no image"),
-    ("image/0/9.jpg", png(np.zeros((16, 16))), "no mask"),
-    ("image/../../9.jpg", b"", "leaves"),
-    ("readme.txt", b"x", "out of place"),
-])
+@pytest.mark.parametrize(
+    ("member", "data", "words"),
+    [
+        ("mask/0/9.png", png(np.zeros((16, 16))), "no image"),
+        ("image/0/9.jpg", png(np.zeros((16, 16))), "no mask"),
+        ("image/../../9.jpg", b"", "leaves"),
+        ("readme.txt", b"x", "out of place"),
+    ],
+)
 def test_unpaired_lesion_slices_are_skipped(member, data, words, source, tmp_path):
     copy = tmp_path / "source/ct_lesion_seg.zip"
     copy.parent.mkdir()
     copy.write_bytes((source / copy.name).read_bytes())
     add(copy, member, data)
     folder = build(copy.parent, tmp_path, "lesions")
-    (file, reason), = skipped(folder).items()
+    ((file, reason),) = skipped(folder).items()
     assert file == member and words in reason and len(read(folder)) == 6
 
 
-@pytest.mark.parametrize(("mask", "words"), [
-    (np.full((16, 16), 4), "[4]"), (np.zeros((16, 15)), "(16, 15)"), (None, "no image"),
-])
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [(np.full((16, 16), 4), "[4]"), (np.zeros((16, 15)), "(16, 15)"), (None, "no image")],
+)
 def test_a_lesion_mask_out_of_step_takes_its_image_along(mask, words, tmp_path):
     path = tmp_path / "source/ct_lesion_seg.zip"
     path.parent.mkdir()
@@ -470,7 +491,12 @@ found = tfds.data_source("cc_ccii", split="test", data_dir={str(tmp_path / "data
 assert not {{"tensorflow", "tfds_builders"}} & set(sys.modules)
 print(len(found), found[0]["image"].shape)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True,
-                          text=True, env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"})
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("(16, 16, 1)\n")

@@ -130,7 +130,9 @@ def test_a_reader_that_has_gone_is_no_error(tmp_path):
     call += f"'--truth', {str(tmp_path / 'truth')!r}]))"
     run = subprocess.run(
         [sys.executable, "-c", f"import sys; from infnet_jax import cli; {call}"],
-        stdout=write, stderr=subprocess.PIPE, text=True,
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     os.close(write)
     assert (run.returncode, run.stderr) == (1, "")

@@ -16,9 +16,17 @@ def table(path, *rows, header=("Hospital", "Patient", "Morbidity")):
     return path
 
 
-@pytest.mark.parametrize("name, number", [
-    ("Patient 12/CT/IMG-0001-00003.jpg", 12), ("Patient 7_4.jpg", 7), ("patient0042", 42),
-    ("a/Patient 3/Patient 3_1", 3), ("Patient 3/Patient 4.jpg", None), ("scan7", None)])
+@pytest.mark.parametrize(
+    "name, number",
+    [
+        ("Patient 12/CT/IMG-0001-00003.jpg", 12),
+        ("Patient 7_4.jpg", 7),
+        ("patient0042", 42),
+        ("a/Patient 3/Patient 3_1", 3),
+        ("Patient 3/Patient 4.jpg", None),
+        ("scan7", None),
+    ],
+)
 def test_numbers_in_names(name, number):
     assert clinical.number(name) == number
 
@@ -45,10 +53,14 @@ def test_join_and_metrics_by_hand(tmp_path):
         clinical.compare(clinical.join(found, {"Patient 6": Scores(0, 0, 0)}))
 
 
-@pytest.mark.parametrize("rows, header, words", [
-    ([("U", "Patient 1", "Regular"), ("U", "Patient 1", "Mild")], None, "'Patient 1', 'Mild'"),
-    ([("U", "Patient 1", "Fine")], None, "critically ill, suspected expected"),
-    ([("U", 1)], ("Hospital", "Patient"), "columns hospital, patient")])
+@pytest.mark.parametrize(
+    "rows, header, words",
+    [
+        ([("U", "Patient 1", "Regular"), ("U", "Patient 1", "Mild")], None, "'Patient 1', 'Mild'"),
+        ([("U", "Patient 1", "Fine")], None, "critically ill, suspected expected"),
+        ([("U", 1)], ("Hospital", "Patient"), "columns hospital, patient"),
+    ],
+)
 def test_a_table_that_cannot_be_used_is_named(rows, header, words, tmp_path):
     path = table(tmp_path / "p.xlsx", *rows, **({"header": header} if header else {}))
     with pytest.raises(ValueError, match="p.xlsx") as caught:
@@ -73,8 +85,11 @@ def test_the_real_table(shared):
     # Right but for each tenth severe patient, who is called critically ill.
     severe = [n for n in lazy.numbers if found[n] == "severe"][::10]
     right = {
-        f"patient{n:04d}": Scores(0.3 * clinical.GRADES[found[n]], clinical.GRADES[found[n]]
-                                  + (n in severe), 10.0 * clinical.GRADES[found[n]])
+        f"patient{n:04d}": Scores(
+            0.3 * clinical.GRADES[found[n]],
+            clinical.GRADES[found[n]] + (n in severe),
+            10.0 * clinical.GRADES[found[n]],
+        )
         for n in lazy.numbers
     }
     metrics = clinical.compare(clinical.join(found, right))

@@ -62,16 +62,23 @@ UNET = {"model.kind": "unet"}
 
 @pytest.mark.parametrize(
     ("file", "preset", "stages", "changes"),
-    [(selfsup, "tiny", SINGLE, {}), (selfsup, "paper", SINGLE, {}),
-     (selfsup, "authors", SINGLE, {}), (multi_selfsup, "tiny", MULTI, {}),
-     (multi_selfsup, "authors", MULTI, {}), (selfsup, "tiny", SINGLE, UNET),
-     (selfsup, "tiny", ("pretrain",), {"pretrain.pretext": "rotation"}),
-     (multi_selfsup, "tiny", ("pretrain_multi",), {"pretrain_multi.pretext": "rotation"}),
-     (semisup, "tiny", ("segment",), {"semi.kind": "mean_teacher"}),
-     (supervised, "tiny", ("segment",), {"model.kind": "unet_lite0"}),
-     (multi_selfsup, "lite", MULTI, {}), (selfsup, "lite", SINGLE, {}),
-     (multi, "lite", ("multi",), {}), (multi_semisup, "tiny", ("segment", "multi"), {})],
-)  # fmt: skip
+    [
+        (selfsup, "tiny", SINGLE, {}),
+        (selfsup, "paper", SINGLE, {}),
+        (selfsup, "authors", SINGLE, {}),
+        (multi_selfsup, "tiny", MULTI, {}),
+        (multi_selfsup, "authors", MULTI, {}),
+        (selfsup, "tiny", SINGLE, UNET),
+        (selfsup, "tiny", ("pretrain",), {"pretrain.pretext": "rotation"}),
+        (multi_selfsup, "tiny", ("pretrain_multi",), {"pretrain_multi.pretext": "rotation"}),
+        (semisup, "tiny", ("segment",), {"semi.kind": "mean_teacher"}),
+        (supervised, "tiny", ("segment",), {"model.kind": "unet_lite0"}),
+        (multi_selfsup, "lite", MULTI, {}),
+        (selfsup, "lite", SINGLE, {}),
+        (multi, "lite", ("multi",), {}),
+        (multi_semisup, "tiny", ("segment", "multi"), {}),
+    ],
+)
 def test_preset_builds_its_tasks(file, preset, stages, changes):
     config = file.get_config(preset)
     config.update_from_flattened_dict(changes)
@@ -97,14 +104,14 @@ def test_published_presets_differ_where_paper_and_code_do():
     paper, authors = selfsup.get_config("paper"), selfsup.get_config("authors")
     assert (paper.pretrain.loss.kind, authors.pretrain.loss.kind) == ("ce", "mse_clamped")
     assert (paper.model.inpaint_head, authors.model.inpaint_head) == (
-        "linear_replace", "tanh_parallel",
+        "linear_replace",
+        "tanh_parallel",
     )
     assert (paper.pretrain.rounds.schedule, authors.pretrain.rounds.schedule) == (
-        "per_epoch", "blocks",
+        "per_epoch",
+        "blocks",
     )
-    assert (paper.segment.loss.kind, authors.segment.loss.kind) == (
-        "structure", "structure_as_run",
-    )
+    assert (paper.segment.loss.kind, authors.segment.loss.kind) == ("structure", "structure_as_run")
 
 
 def test_unknown_preset_lists_the_known_ones():

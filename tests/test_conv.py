@@ -30,9 +30,15 @@ def _naive_conv(x, kernel, stride, padding, dilation):
 
 @pytest.mark.parametrize(
     ("kernel", "stride", "dilation", "padding"),
-    [(1, 1, 1, (0, 0)), (1, 2, 1, (0, 0)), (3, 2, 1, (1, 1)), (3, 1, 3, (3, 3)),
-     ((1, 5), 1, 1, (0, 2)), (7, 2, 1, (3, 3))],
-)  # fmt: skip
+    [
+        (1, 1, 1, (0, 0)),
+        (1, 2, 1, (0, 0)),
+        (3, 2, 1, (1, 1)),
+        (3, 1, 3, (3, 3)),
+        ((1, 5), 1, 1, (0, 2)),
+        (7, 2, 1, (3, 3)),
+    ],
+)
 def test_conv_equals_the_sum_over_its_window(kernel, stride, dilation, padding):
     x = _array(2, 8, 10, 3)
     layer = conv.Conv(4, kernel, stride, dilation, use_bias=True)
@@ -45,19 +51,33 @@ def test_conv_equals_the_sum_over_its_window(kernel, stride, dilation, padding):
 
 @pytest.mark.parametrize(
     ("kernel", "stride", "dilation", "padding"),
-    [((1, 1), 1, 1, (0, 0)), ((1, 1), 2, 1, (0, 0)), ((1, 1), 1, 1, (1, 1)),
-     ((3, 3), 1, 1, (1, 1)), ((3, 3), 1, 3, (3, 3)), ((3, 3), 1, 2, (0, 0)),
-     ((3, 3), 1, 1, (2, 1)), ((3, 3), 1, 1, (3, 3)), ((3, 3), 2, 1, (1, 1)),
-     ((1, 5), 1, 1, (0, 2)), ((5, 1), 1, 1, (2, 0)), ((7, 7), 2, 1, (3, 3))],
-)  # fmt: skip
+    [
+        ((1, 1), 1, 1, (0, 0)),
+        ((1, 1), 2, 1, (0, 0)),
+        ((1, 1), 1, 1, (1, 1)),
+        ((3, 3), 1, 1, (1, 1)),
+        ((3, 3), 1, 3, (3, 3)),
+        ((3, 3), 1, 2, (0, 0)),
+        ((3, 3), 1, 1, (2, 1)),
+        ((3, 3), 1, 1, (3, 3)),
+        ((3, 3), 2, 1, (1, 1)),
+        ((1, 5), 1, 1, (0, 2)),
+        ((5, 1), 1, 1, (2, 0)),
+        ((7, 7), 2, 1, (3, 3)),
+    ],
+)
 def test_gradients_of_a_convolution_equal_those_of_the_framework(kernel, stride, dilation, padding):
     x, weights = _array(2, 9, 10, 3), _array(*kernel, 3, 4, seed=1)
 
     def framework(x, weights):
         return jax.lax.conv_general_dilated(
-            x, weights, (stride, stride), [(p, p) for p in padding],
-            rhs_dilation=(dilation, dilation), dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )  # fmt: skip
+            x,
+            weights,
+            (stride, stride),
+            [(p, p) for p in padding],
+            rhs_dilation=(dilation, dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
 
     def ours(x, weights):
         return conv.convolve(x, weights, stride=stride, padding=padding, dilation=dilation)
@@ -88,9 +108,13 @@ def test_depthwise_convolution_is_the_grouped_one_padded_as_tensorflow_does(kern
 
     def grouped(x, weights):
         return jax.lax.conv_general_dilated(
-            x, weights, (stride, stride), "SAME", feature_group_count=3,
+            x,
+            weights,
+            (stride, stride),
+            "SAME",
+            feature_group_count=3,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )  # fmt: skip
+        )
 
     def by_layer(x, weights):
         return layer.apply({"params": {"kernel": weights}}, x)

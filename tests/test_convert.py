@@ -30,8 +30,12 @@ def trunk18() -> dict[str, np.ndarray]:
 
 
 def test_bare_trunk_gives_exactly_the_trunk_of_the_network(trunk18):
-    state = {**trunk18, "fc.weight": np.ones((1000, 512)), "fc.bias": np.ones(1000),
-             "bn1.num_batches_tracked": np.array(7)}  # fmt: skip
+    state = {
+        **trunk18,
+        "fc.weight": np.ones((1000, 512)),
+        "fc.bias": np.ones(1000),
+        "bn1.num_batches_tracked": np.array(7),
+    }
     variables, report = convert.convert(state)
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
     full = jax.eval_shape(
@@ -89,8 +93,14 @@ def test_networks_are_found_by_their_names(network):
 
 
 def test_names_cover_the_public_state_dicts(shared):
-    for network in ("infnet_resnet50", "infnet_res2net50", "infnet_vgg16", "coach", "unet_multi",
-                    "unet_multi_improved"):  # fmt: skip
+    for network in (
+        "infnet_resnet50",
+        "infnet_res2net50",
+        "infnet_vgg16",
+        "coach",
+        "unet_multi",
+        "unet_multi_improved",
+    ):
         spec = json.loads((shared / "reference" / f"{network}.json").read_text())
         shapes = {name: tuple(shape) for name, shape, _ in spec["params"]}
         ours = _state(network, any("_inpainting." in name for name in shapes))
@@ -115,8 +125,11 @@ def test_import_writes_a_folder_that_reads_back(tmp_path, trunk18):
 def test_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no weight file"):
         convert.load_state_dict(tmp_path / "none.pth")
-    messages = {"net.bin": "must be .safetensors", "net.safetensors": "not a readable",
-                "net.pth": "not a readable PyTorch"}  # fmt: skip
+    messages = {
+        "net.bin": "must be .safetensors",
+        "net.safetensors": "not a readable",
+        "net.pth": "not a readable PyTorch",
+    }
     for name, message in messages.items():
         (tmp_path / name).write_bytes(b"not weights")
         with pytest.raises(ValueError, match=message):

@@ -19,14 +19,18 @@ def source(tmp_path):
 
 
 def build(source, tmp_path, config="xray", **kwargs):
-    return tfds_builders.prepare(f"covid_chestxray/{config}", data_dir=tmp_path / "data",
-                                 manual_dir=source, **kwargs)
+    return tfds_builders.prepare(
+        f"covid_chestxray/{config}", data_dir=tmp_path / "data", manual_dir=source, **kwargs
+    )
 
 
 def read(folder):
     builder = tfds.builder_from_directory(folder)
-    return {e["id"].decode(): {**e, "split": split} for split in builder.info.splits
-            for e in builder.as_data_source(split=split)}
+    return {
+        e["id"].decode(): {**e, "split": split}
+        for split in builder.info.splits
+        for e in builder.as_data_source(split=split)
+    }
 
 
 def skipped(folder):
@@ -38,15 +42,23 @@ def test_xrays_with_labels_scores_and_metadata(source, tmp_path):
     found = read(folder)
     assert set(found) == {"a-1.jpeg", "a-2.jpeg", "b.webp-day5.png", "c.jpg", "d.jpg", "e.png"}
     labels = {key: metadata.LABELS[e["label"]] for key, e in found.items()}
-    assert labels == {"a-1.jpeg": "covid", "a-2.jpeg": "covid", "b.webp-day5.png": "non_covid",
-                      "c.jpg": "unknown", "d.jpg": "non_covid", "e.png": "non_covid"}
+    assert labels == {
+        "a-1.jpeg": "covid",
+        "a-2.jpeg": "covid",
+        "b.webp-day5.png": "non_covid",
+        "c.jpg": "unknown",
+        "d.jpg": "non_covid",
+        "e.png": "non_covid",
+    }
     one = found["a-1.jpeg"]
     assert (one["geographic_extent"], one["opacity"], one["age"], one["offset"]) == (6, 4, 60, 3)
     assert np.isnan(found["a-2.jpeg"]["opacity"])
     assert one["finding"] == b"Pneumonia/Viral/COVID-19" and one["license"] == b"CC BY-NC-SA"
     assert found["a-2.jpeg"]["view"] == b"AP Supine"
-    np.testing.assert_array_equal(found["b.webp-day5.png"]["image"][..., 0],
-                                  np.array(Image.open(source / "images/b.webp-day5.png")))
+    np.testing.assert_array_equal(
+        found["b.webp-day5.png"]["image"][..., 0],
+        np.array(Image.open(source / "images/b.webp-day5.png")),
+    )
     assert not skipped(folder)
 
 
@@ -70,9 +82,13 @@ def test_a_lung_mask_of_half_the_size_is_enlarged_and_another_shape_refused(sour
     folder = build(source, tmp_path)
     found = read(folder)
     assert np.argwhere(found["a-1.jpeg"]["lung"][..., 0]).tolist() == [
-        [6, 14], [6, 15], [7, 14], [7, 15]]
+        [6, 14],
+        [6, 15],
+        [7, 14],
+        [7, 15],
+    ]
     assert not found["b.webp-day5.png"]["lung_known"]
-    (file, reason), = skipped(folder).items()
+    ((file, reason),) = skipped(folder).items()
     assert file == "annotations/lungVAE-masks/b.webp-day5_mask.png" and "(20, 15)" in reason
 
 
@@ -111,15 +127,26 @@ def test_volumes_are_upright_slices_in_the_lung_window(source, tmp_path):
 
 def test_grey_levels_are_no_hu():
     np.testing.assert_array_equal(volumes.windowed(np.float32([0, 17, 255])), [0, 17, 255])
-    np.testing.assert_array_equal(volumes.windowed(np.float32([-1250, -500, 250, 900])),
-                                  [0, 128, 255, 255])
+    np.testing.assert_array_equal(
+        volumes.windowed(np.float32([-1250, -500, 250, 900])), [0, 128, 255, 255]
+    )
 
 
-@pytest.mark.parametrize(("finding", "label"), [
-    ("Pneumonia/Viral/COVID-19", "covid"), ("COVID-19", "covid"), ("COVID-19, ARDS", "covid"),
-    ("covid-19", "covid"), ("Pneumonia/Viral/SARS", "non_covid"), ("No Finding", "non_covid"),
-    ("", "unknown"), ("todo", "unknown"), ("Unknown", "unknown"), ("Pneumonia", "non_covid"),
-])
+@pytest.mark.parametrize(
+    ("finding", "label"),
+    [
+        ("Pneumonia/Viral/COVID-19", "covid"),
+        ("COVID-19", "covid"),
+        ("COVID-19, ARDS", "covid"),
+        ("covid-19", "covid"),
+        ("Pneumonia/Viral/SARS", "non_covid"),
+        ("No Finding", "non_covid"),
+        ("", "unknown"),
+        ("todo", "unknown"),
+        ("Unknown", "unknown"),
+        ("Pneumonia", "non_covid"),
+    ],
+)
 def test_labels_of_findings(finding, label):
     assert metadata.label(finding) == label
 
@@ -137,8 +164,12 @@ def drop_row(source):
 SKIPS = [  # config, what to do, file, words of the reason
     ("xray", lambda s: (s / "images/e.png").unlink(), "images/e.png", "not there"),
     ("xray", lambda s: cut(s / "images/e.png"), "e.png", "not a readable picture"),
-    ("xray", lambda s: cut(s / "annotations/lungVAE-masks/a-1_mask.png", 30),
-     "annotations/lungVAE-masks/a-1_mask.png", "not a readable picture"),
+    (
+        "xray",
+        lambda s: cut(s / "annotations/lungVAE-masks/a-1_mask.png", 30),
+        "annotations/lungVAE-masks/a-1_mask.png",
+        "not a readable picture",
+    ),
     ("xray", drop_row, "metadata.csv row 10", "has a row before"),
 ]
 
@@ -147,7 +178,7 @@ SKIPS = [  # config, what to do, file, words of the reason
 def test_unfit_files_are_skipped_with_a_reason(config, damage, file, words, source, tmp_path):
     damage(source)
     folder = build(source, tmp_path, config)
-    (name, reason), = skipped(folder).items()
+    ((name, reason),) = skipped(folder).items()
     assert name == file and words in reason
     assert len(read(folder)) == (5 if "e.png" in file else 6)
 
@@ -168,7 +199,7 @@ def test_a_damaged_volume_is_skipped(damage, words, source, tmp_path):
     row = table.read_text().splitlines()[-1].replace("coronacases_org_001", "second")
     table.write_text(table.read_text() + row + "\n")  # the same patient: the split is not empty
     folder = build(source, tmp_path, "ct_volume")
-    (file, reason), = skipped(folder).items()
+    ((file, reason),) = skipped(folder).items()
     assert file == "second.nii.gz" and words in reason and len(read(folder)) == 3
 
 
@@ -184,6 +215,7 @@ def scores(text):
     def write(source):
         path = source / "annotations/covid-severity-scores.csv"
         path.write_text(f"## c\nfilename,geographic_mean,opacity_mean\n{text}\n")
+
     return write
 
 

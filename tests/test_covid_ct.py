@@ -26,8 +26,9 @@ def unpacked(tmp_path):
 
 
 def build(source, tmp_path, **kwargs):
-    return tfds_builders.prepare("covid_ct", data_dir=tmp_path / "data", manual_dir=source,
-                                 **kwargs)
+    return tfds_builders.prepare(
+        "covid_ct", data_dir=tmp_path / "data", manual_dir=source, **kwargs
+    )
 
 
 def read(folder, split):
@@ -42,8 +43,12 @@ def skipped(folder):
 def test_official_splits_labels_and_pixels(source, unpacked, tmp_path):
     folder = build(source.parent / "COVID-CT", tmp_path)
     train, validation, test = (read(folder, s) for s in ("train", "validation", "test"))
-    assert set(train) == {"covid/2020.01.24.919183-p27-132.png", "non_covid/21%0.jpg",
-                          "covid/2020.01.24.919183-p27-133.png", "non_covid/21%1.jpg"}
+    assert set(train) == {
+        "covid/2020.01.24.919183-p27-132.png",
+        "non_covid/21%0.jpg",
+        "covid/2020.01.24.919183-p27-133.png",
+        "non_covid/21%1.jpg",
+    }
     assert set(validation) == {"covid/2020.02.10.20021584-p6-52%0.png", "non_covid/7.png"}
     assert set(test) == {"covid/kjr-21-e24-g1.jpg", "non_covid/103.png"}
     for key, example in (train | validation | test).items():
@@ -74,11 +79,16 @@ def test_without_the_meta_table_groups_are_papers(tmp_path):
     assert groups == ["covid/2020.01.24.919183"] * 2
 
 
-@pytest.mark.parametrize(("name", "origin"), [
-    ("2020.01.24.919183-p27-132.png", "2020.01.24.919183"), ("21%0.jpg", "21"),
-    ("2020.02.10.20021584-p6-52%10.png", "2020.02.10.20021584"), ("103.png", "103"),
-    ("PIIS0140673620301549%0.png", "piis0140673620301549"),
-])
+@pytest.mark.parametrize(
+    ("name", "origin"),
+    [
+        ("2020.01.24.919183-p27-132.png", "2020.01.24.919183"),
+        ("21%0.jpg", "21"),
+        ("2020.02.10.20021584-p6-52%10.png", "2020.02.10.20021584"),
+        ("103.png", "103"),
+        ("PIIS0140673620301549%0.png", "piis0140673620301549"),
+    ],
+)
 def test_origins(name, origin):
     assert covid_ct.origin(name) == origin
 
@@ -117,8 +127,11 @@ SKIPS = [  # what to do, file, words of the reason
     (spoil("CT_NonCOVID/103.png", b"no picture"), "CT_NonCOVID/103.png", "not a readable picture"),
     (spoil("CT_COVID/kjr-21-e24-g1.jpg", b""), "CT_COVID/kjr-21-e24-g1.jpg", "empty"),
     (spoil("CT_NonCOVID/more.png", b"x"), "CT_NonCOVID/more.png", "in no split file"),
-    (lambda root: (root / PICTURES / "CT_COVID/kjr-21-e24-g1.jpg").unlink(),
-     "CT_COVID/kjr-21-e24-g1.jpg", "listed in a split file"),
+    (
+        lambda root: (root / PICTURES / "CT_COVID/kjr-21-e24-g1.jpg").unlink(),
+        "CT_COVID/kjr-21-e24-g1.jpg",
+        "listed in a split file",
+    ),
 ]
 
 
@@ -126,7 +139,7 @@ SKIPS = [  # what to do, file, words of the reason
 def test_unfit_files_are_skipped_with_a_reason(damage, file, words, unpacked, tmp_path):
     damage(unpacked)
     folder = build(unpacked, tmp_path)
-    (name, reason), = skipped(folder).items()
+    ((name, reason),) = skipped(folder).items()
     assert name.endswith(file) and words in reason
     rest = sum(len(read(folder, s)) for s in ("train", "validation", "test"))
     assert rest == (8 if "more" in file else 7)
@@ -163,8 +176,10 @@ STOPS = [
     (in_two_splits, "testCT_COVID.txt: 2020.01.24.919183-p27-132.png is in test and in train"),
     (no_table_columns, "COVID-CT-MetaInfo.csv: no row has a file name and a patient"),
     (lambda root: (root / PICTURES / "CT_COVID.zip").unlink(), "no Images-processed/CT_COVID.zip"),
-    (lambda root: (root / PICTURES / "CT_COVID.zip").write_bytes(b"PK"),
-     "CT_COVID.zip: not a whole"),
+    (
+        lambda root: (root / PICTURES / "CT_COVID.zip").write_bytes(b"PK"),
+        "CT_COVID.zip: not a whole",
+    ),
 ]
 
 

@@ -142,8 +142,10 @@ def test_folds_as_an_ensemble(dataset, tmp_path):
     assert "The mean of 2 networks is evaluated" in page.read_text()
     test = data.open_split(dataset, "test")
     known = json.loads((tmp_path / "statistics.json").read_text())
-    each = [networks.make_sweep("segment", config, (known["mean"], known["sd"]))(weights, test)
-            for weights in networks.load_evaluated(config, tmp_path)[1]]
+    each = [
+        networks.make_sweep("segment", config, (known["mean"], known["sd"]))(weights, test)
+        for weights in networks.load_evaluated(config, tmp_path)[1]
+    ]
     assert np.abs(each[0][0] - each[1][0]).max() > 0.04  # else a mean proves nothing
     written = cv2.imread(str(next((tmp_path / "predictions").glob("*.png"))), -1)
     names = [e["id"].replace("/", "_") for e in data.examples(test)]
@@ -216,7 +218,11 @@ def test_an_ensemble_of_multi_class_networks(dataset, tmp_path):
     ) in page.read_text()
     test = data.open_split(dataset, "test")
     result = predict.evaluate(
-        config, workdir=tmp_path, test=test, train=source, statistics=statistics,
+        config,
+        workdir=tmp_path,
+        test=test,
+        train=source,
+        statistics=statistics,
         alone={"ggo": (0.35, 0.0), "consolidation": (0.35, 0.0)},
     )
     dice = []
@@ -254,8 +260,12 @@ def test_a_prior_averaged_into_the_map(dataset, tmp_path):
     assert inference.Segmenter(tmp_path, tta=False).identity["views"] == "1"
     (found,) = segmenter(iter([case["image"][..., 0]]))
     assert found.spread.max() > 1e-3
-    written = cv2.imread(str(
-        tmp_path / "predictions" / "ggo" / f"{case['id'].replace('/', '_')}.png"), -1) / 255
+    written = (
+        cv2.imread(
+            str(tmp_path / "predictions" / "ggo" / f"{case['id'].replace('/', '_')}.png"), -1
+        )
+        / 255
+    )
     assert np.abs(written - found.probs[..., 1]).max() < 0.01
 
     known = json.loads((tmp_path / "statistics.json").read_text())
@@ -292,9 +302,7 @@ def test_each_fold_starts_from_the_one_that_left_out_the_same(dataset, tmp_path)
         report = json.loads((folder / "transfer.json").read_text())
         assert report["from"] == "prior" and not report["mismatched"]
         name = next(n for n in learned["params"] if "out" not in n)
-        jax.tree.map(
-            np.testing.assert_array_equal, state.net.params[name], learned["params"][name]
-        )
+        jax.tree.map(np.testing.assert_array_equal, state.net.params[name], learned["params"][name])
 
 
 def test_folds_dealt_twice(dataset, tmp_path):
@@ -321,8 +329,11 @@ def test_folds_dealt_twice(dataset, tmp_path):
     assert len(unseen.source) == len(unseen.maps) == len(source)
     sweep = networks.make_sweep("segment", config, known)
     for i in (0, len(source) - 1):
-        each = [sweep(weights, data.select(source, [i]))[0]
-                for weights, part in zip(ensemble, held, strict=True) if i in part]
+        each = [
+            sweep(weights, data.select(source, [i]))[0]
+            for weights, part in zip(ensemble, held, strict=True)
+            if i in part
+        ]
         assert len(each) == 2
         np.testing.assert_allclose(unseen.maps[i], (each[0] + each[1]) / 2, atol=1e-6)
 

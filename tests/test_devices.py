@@ -31,13 +31,18 @@ jnp.float32 = jnp.float64  # before Flax and our modules take it as their defaul
 runpy.run_path("main.py", run_name="__main__")
 """
 CONFIG = (
-    "--config=configs/selfsup.py:tiny", "--config.stages=('pretrain','segment')",
-    "--config.dtype=float64", "--config.pretrain.size=32", "--config.segment.size=32",
+    "--config=configs/selfsup.py:tiny",
+    "--config.stages=('pretrain','segment')",
+    "--config.dtype=float64",
+    "--config.pretrain.size=32",
+    "--config.segment.size=32",
     "--config.pretrain.rounds.epochs=5",
-    f"--config.segment.steps={STEPS}", "--config.pretrain.validation=0",
-    "--config.segment.validation=0", "--config.pretrain.eval_every=100",
+    f"--config.segment.steps={STEPS}",
+    "--config.pretrain.validation=0",
+    "--config.segment.validation=0",
+    "--config.pretrain.eval_every=100",
     "--config.segment.eval_every=100",
-)  # fmt: skip
+)
 
 
 def play(folder, data_dir, devices=1, processes=({},)):
@@ -48,12 +53,17 @@ def play(folder, data_dir, devices=1, processes=({},)):
     with contextlib.ExitStack() as stack:
         said = stack.enter_context(open(f"{folder}.log", "w+"))
         runs = [
-            stack.enter_context(subprocess.Popen(
-                [sys.executable, "-c", RUN, *CONFIG, *paths], cwd=ROOT, stdout=said, stderr=said,
-                env={**os.environ, "XLA_FLAGS": flags, **variables},
-            ))
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", RUN, *CONFIG, *paths],
+                    cwd=ROOT,
+                    stdout=said,
+                    stderr=said,
+                    env={**os.environ, "XLA_FLAGS": flags, **variables},
+                )
+            )
             for variables in processes
-        ]  # fmt: skip
+        ]
         codes = [run.wait() for run in runs]
         said.seek(0)
         assert not any(codes), said.read()
@@ -93,7 +103,6 @@ def test_two_processes_train_as_one_does(one):
         address = f"127.0.0.1:{free.getsockname()[1]}"
     shared = dict(JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2")
     play(
-        one / "two", one / "tfds",
-        processes=[{**shared, "JAX_PROCESS_ID": index} for index in "01"],
-    )  # fmt: skip
+        one / "two", one / "tfds", processes=[{**shared, "JAX_PROCESS_ID": index} for index in "01"]
+    )
     compare(one, "two")

@@ -69,7 +69,12 @@ def _read(path):
 def test_a_series_is_sorted_by_position_and_is_hu(tmp_path):
     scan = _read(_series(tmp_path / "a"))
     assert (scan.name, scan.kind, scan.is_hu, scan.oriented, scan.warnings) == (
-        "a", "dicom", True, True, [])
+        "a",
+        "dicom",
+        True,
+        True,
+        [],
+    )
     np.testing.assert_array_equal(scan.values, _values()[::-1])  # from the feet up
     assert scan.spacing == pytest.approx((2.5, 0.8, 0.7))
 
@@ -88,7 +93,9 @@ def test_masks_as_nifti_and_dicom_seg_lie_on_the_series(tmp_path):
     found = pydicom.dcmread(seg)
     assert (found.Rows, found.Columns, found.Modality) == (ROWS, COLS, "SEG")
     assert [s.SegmentLabel for s in found.SegmentSequence] == [
-        "Ground-glass opacity", "Consolidation"]
+        "Ground-glass opacity",
+        "Consolidation",
+    ]
     frames = found.pixel_array.reshape(-1, ROWS, COLS)
     groups = found.PerFrameFunctionalGroupsSequence
     for frame, group in zip(frames, groups, strict=True):
@@ -106,7 +113,10 @@ def test_a_single_class_is_called_infection(tmp_path):
     (segment,) = pydicom.dcmread(seg).SegmentSequence
     kind = segment.SegmentedPropertyTypeCodeSequence[0]
     assert (segment.SegmentLabel, kind.CodeValue, kind.CodeMeaning) == (
-        "Infection", "infection", "Infection")
+        "Infection",
+        "infection",
+        "Infection",
+    )
 
 
 @pytest.mark.parametrize("keep", [False, True])
@@ -147,7 +157,8 @@ def test_a_tilted_series_keeps_its_geometry(tmp_path):
     for i in range(DEPTH):
         place = (np.array([5, 6, 7]) - 3 * i * normal).tolist()
         _slice(i, ImageOrientationPatient=axes.tolist(), ImagePositionPatient=place).save_as(
-            folder / f"{i}", enforce_file_format=True)
+            folder / f"{i}", enforce_file_format=True
+        )
     scan = _read(folder)
     assert scan.spacing == pytest.approx((3, 0.8, 0.7))
     files, _ = imaging.write_mask(scan, np.ones(scan.values.shape, np.uint8), tmp_path)
@@ -168,7 +179,8 @@ def _break(folder, what):
         return "2 series mixed"
     if what == "mixed sizes":
         _slice(2, Rows=12, PixelData=bytes(12 * COLS * 2)).save_as(
-            folder / "im4", enforce_file_format=True)
+            folder / "im4", enforce_file_format=True
+        )
         return "2 sizes mixed"
     if what == "modality":
         _slice(2, Modality="CR").save_as(folder / "im4", enforce_file_format=True)
@@ -184,9 +196,19 @@ def _break(folder, what):
     return "im4: "
 
 
-@pytest.mark.parametrize("what", [
-    "missing slice", "doubled position", "mixed series", "mixed sizes", "modality", "no position",
-    "truncated pixels", "truncated header"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "missing slice",
+        "doubled position",
+        "mixed series",
+        "mixed sizes",
+        "modality",
+        "no position",
+        "truncated pixels",
+        "truncated header",
+    ],
+)
 def test_a_broken_series_is_one_line_that_names_it(what, tmp_path):
     folder = _series(tmp_path / "a")
     words = _break(folder, what)
@@ -195,8 +217,10 @@ def test_a_broken_series_is_one_line_that_names_it(what, tmp_path):
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name, data, words", [
-    ("bad.zip", b"PK nothing", "damaged zip"), ("a.dcm", b"nothing", "damaged or no DICOM")])
+@pytest.mark.parametrize(
+    "name, data, words",
+    [("bad.zip", b"PK nothing", "damaged zip"), ("a.dcm", b"nothing", "damaged or no DICOM")],
+)
 def test_broken_files(name, data, words, tmp_path):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ValueError, match=words):

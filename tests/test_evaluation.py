@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from infnet_jax.evaluation import metrics
 from infnet_jax.verbs import evaluate as evaluation
 
 SHARED = Path(os.environ.get("INFNET_SHARED", Path(__file__).parents[2] / "shared"))
@@ -39,15 +40,27 @@ def classes() -> np.ndarray:
 @pytest.mark.parametrize(
     ("maps", "truth", "label", "row"),
     [
-        ("binary/Inf-Net", "LungInfection-Test/GT", None,
-         (0.682, 0.692, 0.943, 0.781, 0.838, 0.082)),
+        (
+            "binary/Inf-Net",
+            "LungInfection-Test/GT",
+            None,
+            (0.682, 0.692, 0.943, 0.781, 0.838, 0.082),
+        ),
         ("binary/U-Net", "LungInfection-Test/GT", None, (0.439, 0.534, 0.858, 0.622, 0.625, 0.186)),
-        ("ggo/FCN8s", "MultiClassInfection-Test/GT", "ggo",
-         (0.471, 0.537, 0.905, 0.582, 0.774, 0.101)),
-        ("consolidation/FCN8s", "MultiClassInfection-Test/GT", "consolidation",
-         (0.221, 0.212, 0.567, 0.652, 0.651, 0.039)),
+        (
+            "ggo/FCN8s",
+            "MultiClassInfection-Test/GT",
+            "ggo",
+            (0.471, 0.537, 0.905, 0.582, 0.774, 0.101),
+        ),
+        (
+            "consolidation/FCN8s",
+            "MultiClassInfection-Test/GT",
+            "consolidation",
+            (0.221, 0.212, 0.567, 0.652, 0.651, 0.039),
+        ),
     ],
-)  # fmt: skip
+)
 def test_published_rows(maps, truth, label, row):
     rows, summary = evaluation.evaluate_maps(MAPS / maps, TESTING / truth, label)
     toolbox, aware = summary["toolbox"], summary["empty_aware"]
@@ -75,7 +88,7 @@ def test_floors_of_the_real_set():
         [evaluation.read_truth(path) for path in evaluation.list_pictures(where).values()]
         for where in (folder, TESTING / "LungInfection-Test/GT")
     )
-    found = evaluation.floors(train, test)
+    found = metrics.floors(train, test)
     assert found["all_positive"]["toolbox"]["mean"]["dice"] == pytest.approx(0.258, abs=1e-3)
     assert found["mean_training_mask"]["toolbox"]["mean"]["dice"] == pytest.approx(0.416, abs=1e-3)
 
@@ -94,14 +107,14 @@ def test_floors_by_hand():
     left, both = np.zeros((4, 4), bool), np.ones((4, 4), bool)
     left[:, :2] = True
     train = [left] * 3 + [~left] + [left] * 2  # left in 5 of 6, right in 1 of 6
-    found = evaluation.floors(train, [left, both], size=4)
+    found = metrics.floors(train, [left, both], size=4)
     # All positive: 2 * 8 / (16 + 8) and 1. Left half: 1 and 2/3 (all marked at threshold 0).
     assert found["all_positive"]["toolbox"]["minmax"]["dice"] == pytest.approx((2 / 3 + 1) / 2)
     assert found["mean_training_mask"]["toolbox"]["minmax"]["dice"] == pytest.approx(5 / 6)
-    lower = evaluation.floors(train, [left], threshold=0.1, size=4)
+    lower = metrics.floors(train, [left], threshold=0.1, size=4)
     assert lower["mean_training_mask"]["toolbox"]["minmax"]["dice"] == pytest.approx(2 / 3)
     with pytest.raises(ValueError, match="at least one"):
-        evaluation.floors([], [left])
+        metrics.floors([], [left])
 
 
 def test_class_masks_in_every_form(tmp_path):
@@ -252,8 +265,6 @@ def test_faults_are_named(tmp_path, fault, error, message):
         evaluation.evaluate_maps(maps, truth)
 
 
-def test_unknown_label_and_no_rows(tmp_path):
+def test_unknown_label(tmp_path):
     with pytest.raises(ValueError, match="label 'lung' is unknown"):
         evaluation.evaluate_maps(*folders(tmp_path), "lung")
-    with pytest.raises(ValueError, match="no rows"):
-        evaluation.write_csv(tmp_path / "rows.csv", [])

@@ -22,10 +22,20 @@ from infnet_jax.data import batches as data
 from infnet_jax.training import data as stage_data
 
 NAMES = [
-    "phantom/tiny", "covid_semiseg/binary", "covid_semiseg/multiclass", "medseg/slices",
-    "medseg/volumes", "ictcf/patients", "ictcf/slices", "covid_ct/official",
-    "covid_chestxray/xray", "covid_chestxray/ct_picture", "covid_chestxray/ct_volume",
-    "cc_ccii/slices", "cc_ccii/lesions", "folders/default",
+    "phantom/tiny",
+    "covid_semiseg/binary",
+    "covid_semiseg/multiclass",
+    "medseg/slices",
+    "medseg/volumes",
+    "ictcf/patients",
+    "ictcf/slices",
+    "covid_ct/official",
+    "covid_chestxray/xray",
+    "covid_chestxray/ct_picture",
+    "covid_chestxray/ct_volume",
+    "cc_ccii/slices",
+    "cc_ccii/lesions",
+    "folders/default",
 ]
 SEMISEG_TEST = "TestingSet/LungInfection-Test/Imgs/6.jpg"
 PSEUDO = "TrainingSet/LungInfection-Train/Pseudo-label/Imgs"
@@ -60,8 +70,11 @@ def prepared(manual, tmp_path_factory):
 
 def test_no_builder_is_left_out(prepared):
     assert {name.split("/")[0] for name in NAMES} == set(tfds_builders.NAMES)
-    configs = {f"{name}/{c.name}" for name in tfds_builders.NAMES
-               for c in tfds_builders.find(name)[0].BUILDER_CONFIGS}
+    configs = {
+        f"{name}/{c.name}"
+        for name in tfds_builders.NAMES
+        for c in tfds_builders.find(name)[0].BUILDER_CONFIGS
+    }
     assert configs - set(NAMES) == {"phantom/default"}  # like tiny, but slower
 
 
@@ -116,25 +129,39 @@ def test_a_stranger_reads_them_all(raw, prepared, tmp_path):
     To decode pictures TFDS itself asks for Pillow (or OpenCV); without it they are PNG files.
     """
     strange = ["tfds_builders", "infnet_jax", "jax", "tensorflow", "cv2", *(["PIL"] if raw else [])]
-    packages = site(tmp_path / "site", "tensorflow-datasets", "array_record",
-                    *([] if raw else ["pillow"]))
+    packages = site(
+        tmp_path / "site", "tensorflow-datasets", "array_record", *([] if raw else ["pillow"])
+    )
     folders = {name: str(folder) for name, folder in prepared.items()}
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c",
-         f"import sys; sys.path.append({str(packages)!r})\n{STRANGER}"],
+        [
+            sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            f"import sys; sys.path.append({str(packages)!r})\n{STRANGER}",
+        ],
         input=json.dumps({"folders": folders, "raw": raw, "strange": strange}),
-        cwd=tmp_path, text=True, capture_output=True)
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     expected = {}
     for name, folder in prepared.items():
         for split in splits(folder):
             source = data.open_split(folder, split)
             for stored, example in zip(source, data.examples(source), strict=True):
-                found = {k: stored[k] if raw else example[k].tobytes()
-                         for k in ("image", "mask", "lung") if k in example}
+                found = {
+                    k: stored[k] if raw else example[k].tobytes()
+                    for k in ("image", "mask", "lung")
+                    if k in example
+                }
                 expected[f"{name} {split} {example['id']}"] = [
-                    int(stored.get("label", -1)), example["group"],
-                    {k: hashlib.sha256(v).hexdigest() for k, v in found.items()}]
+                    int(stored.get("label", -1)),
+                    example["group"],
+                    {k: hashlib.sha256(v).hexdigest() for k, v in found.items()},
+                ]
     assert json.loads(done.stdout) == expected
     assert len({pictures["image"] for *_, pictures in expected.values()}) > 150  # no blank pages
 
@@ -192,14 +219,16 @@ def test_twenty_steps_of_a_mix(manual, prepared, learn, tmp_path, capsys):
     config = tiny()
     config.pretrain.validation = 3
     config.data.update(
-        name="covid_semiseg/binary", manual_dir=str(manual),
+        name="covid_semiseg/binary",
+        manual_dir=str(manual),
         data_dir=str(prepared["phantom/tiny"].parents[2]),
         pretrain="covid_semiseg/binary:unlabeled + 2 * cc_ccii + ictcf",
     )
     dataset, mix = main._prepare(config)
     assert dataset == prepared["covid_semiseg/binary"]
     assert [part.folder for part in mix.parts] == [
-        prepared[name] for name in ("covid_semiseg/binary", "cc_ccii/slices", "ictcf/patients")]
+        prepared[name] for name in ("covid_semiseg/binary", "cc_ccii/slices", "ictcf/patients")
+    ]
     ((batches, held_out),) = stage_data.open_data("pretrain", config, dataset, tmp_path, mix)
     listing = json.loads((tmp_path / "pretrain/mix.json").read_text())
     assert [part["dropped"] for part in listing] == [[COPY], [], []]
@@ -211,16 +240,28 @@ def test_twenty_steps_of_a_mix(manual, prepared, learn, tmp_path, capsys):
     drawn = np.searchsorted(np.cumsum(sizes), sum(map(batches.indices, range(20)), []), "right")
     total = batches.example_count
     np.testing.assert_allclose(
-        np.bincount(drawn) / len(drawn), [0.25, 0.5, 0.25], atol=len(sizes) / total)
+        np.bincount(drawn) / len(drawn), [0.25, 0.5, 0.25], atol=len(sizes) / total
+    )
     learn(batches)
 
 
-@pytest.mark.parametrize(("key", "value", "words"), [
-    ("pretrain", "phantom/tiny + icctf", "data.pretrain: unknown dataset 'icctf'; there are: cc_"),
-    ("pretrain", "ictcf/slicez", "data.pretrain: unknown config 'ictcf/slicez'; ictcf has: pat"),
-    ("pretrain", "2 * ", "data.pretrain: '2 *' in '2 * ' is no part of a mix"),
-    ("stages", ("segment",), "data.pretrain = 'ictcf', but no stage is `pretrain`"),
-])
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        (
+            "pretrain",
+            "phantom/tiny + icctf",
+            "data.pretrain: unknown dataset 'icctf'; there are: cc_",
+        ),
+        (
+            "pretrain",
+            "ictcf/slicez",
+            "data.pretrain: unknown config 'ictcf/slicez'; ictcf has: pat",
+        ),
+        ("pretrain", "2 * ", "data.pretrain: '2 *' in '2 * ' is no part of a mix"),
+        ("stages", ("segment",), "data.pretrain = 'ictcf', but no stage is `pretrain`"),
+    ],
+)
 def test_a_mix_that_cannot_be_is_told_before_anything_is_built(key, value, words, tmp_path):
     config = tiny()
     config.data.update(pretrain="ictcf", data_dir=str(tmp_path / "data"))
@@ -232,8 +273,11 @@ def test_a_mix_that_cannot_be_is_told_before_anything_is_built(key, value, words
 
 def test_a_split_that_a_part_lacks(prepared, tmp_path):
     config = tiny()
-    config.data.update(name="phantom/tiny", pretrain="phantom/tiny:dev",
-                       data_dir=str(Path(prepared["phantom/tiny"]).parents[2]))
+    config.data.update(
+        name="phantom/tiny",
+        pretrain="phantom/tiny:dev",
+        data_dir=str(Path(prepared["phantom/tiny"]).parents[2]),
+    )
     _, mix = main._prepare(config)
     with pytest.raises(ValueError, match="no split 'dev'; it has test, train, unlabeled"):
         stage_data._open_mix(mix, tmp_path)

@@ -12,8 +12,10 @@ from infnet_jax.verbs import export
 
 
 def net(value):
-    return {"params": {"conv": {"kernel": np.full((2, 3), value, np.float32)}},
-            "batch_stats": {"bn": {"mean": np.full(3, -value, np.float32)}}}
+    return {
+        "params": {"conv": {"kernel": np.full((2, 3), value, np.float32)}},
+        "batch_stats": {"bn": {"mean": np.full(3, -value, np.float32)}},
+    }
 
 
 @pytest.fixture
@@ -40,11 +42,15 @@ def test_networks_and_priors_are_read_back_in_order(run):
     assert path.parent.name == "out" and not path.parent.with_name("out.tmp").exists()
     assert sorted(load_file(path))[0] == "multi/0/batch_stats/bn/mean"
     assert {p.name for p in path.parent.iterdir()} == {
-        "config.json", "statistics.json", "weights.safetensors"}
+        "config.json",
+        "statistics.json",
+        "weights.safetensors",
+    }
     part, (evaluated,) = networks.load_evaluated(config, path.parent)
     assert part == "exported"
-    np.testing.assert_array_equal(evaluated["params"]["conv"]["kernel"], net(1.0)["params"]["conv"][
-        "kernel"])
+    np.testing.assert_array_equal(
+        evaluated["params"]["conv"]["kernel"], net(1.0)["params"]["conv"]["kernel"]
+    )
     priors = networks.load_priors(config, path.parent)
     means = [prior["batch_stats"]["bn"]["mean"][0] for prior in priors]
     assert means == [-(k + 2.0) for k in range(11)]  # the tenth after the ninth

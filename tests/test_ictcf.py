@@ -24,7 +24,8 @@ def source(tmp_path):
 def build(config, source, tmp_path, **kwargs):
     """Prepares a config; returns {split: {id: example}}, the report, and the label names."""
     folder = tfds_builders.prepare(
-        f"ictcf/{config}", data_dir=tmp_path / "data", manual_dir=source, **kwargs)
+        f"ictcf/{config}", data_dir=tmp_path / "data", manual_dir=source, **kwargs
+    )
     builder = tfds.builder_from_directory(folder)
     read = builder.as_data_source()
     by_id = {split: {e["id"].decode(): e for e in read[split]} for split in read}
@@ -44,7 +45,10 @@ def test_patients_packed_and_unpacked(source, tmp_path):
     assert features["outcome"].int2str(int(example["outcome"])) == "deceased"
     assert features["ct"].int2str(int(example["ct"])) == "unknown"
     assert (example["age"], example["group"], example["slice"]) == (
-        45, b"patient0006", b"CT/IMG-0001-00002")
+        45,
+        b"patient0006",
+        b"CT/IMG-0001-00002",
+    )
     assert "mask" not in example  # nobody drew one
     assert report["values"]["severity"] == dict.fromkeys(sorted(clinical.SEVERITIES), 6)
     assert report["expected"]["patients in the table"] == {"expected": 1521, "found": 18}
@@ -76,12 +80,20 @@ def saved(picture, form, **kwargs):
 def test_messy_files_are_read_or_skipped_with_the_reason(source, tmp_path):
     grey = Image.open(io.BytesIO(dummy_data.picture(1)))
     below = source / "Patient 2/CT"
-    good = {"webp.png": saved(grey, "WEBP", lossless=True), "rgb.jpg": saved(
-        grey.convert("RGB"), "PNG"), "palette.png": saved(grey.convert("P"), "PNG"),
-        "bits.png": saved(grey.convert("1"), "PNG"), "肺 ünïcode.jpg": saved(grey, "PNG")}
-    bad = {"cut.jpg": dummy_data.picture(1)[:200], "empty.jpg": b"", "text.jpg": b"hello" * 99,
-           "deep.png": saved(Image.fromarray(np.zeros((4, 4), np.uint16)), "PNG"),
-           "movie.avi": b"RIFF"}
+    good = {
+        "webp.png": saved(grey, "WEBP", lossless=True),
+        "rgb.jpg": saved(grey.convert("RGB"), "PNG"),
+        "palette.png": saved(grey.convert("P"), "PNG"),
+        "bits.png": saved(grey.convert("1"), "PNG"),
+        "肺 ünïcode.jpg": saved(grey, "PNG"),
+    }
+    bad = {
+        "cut.jpg": dummy_data.picture(1)[:200],
+        "empty.jpg": b"",
+        "text.jpg": b"hello" * 99,
+        "deep.png": saved(Image.fromarray(np.zeros((4, 4), np.uint16)), "PNG"),
+        "movie.avi": b"RIFF",
+    }
     for name, data in (good | bad).items():
         (below / name).write_bytes(data)
     (source / "Patient 99").mkdir()
@@ -101,8 +113,11 @@ def test_messy_files_are_read_or_skipped_with_the_reason(source, tmp_path):
     assert set(everything["patient0002/CT/bits"]["image"].ravel()) == {0, 255}
     skipped = report["skipped"]
     assert set(skipped) == {f"Patient 2/CT/{name}" for name in bad} | {
-        "Patient 99/a.jpg", "Patient 5.zip", "Patient 7.zip/../../escaped Patient 7/x.jpg",
-        "Patient 9.zip/Patient 9/CT/IMG-0001-00001.jpg"}
+        "Patient 99/a.jpg",
+        "Patient 5.zip",
+        "Patient 7.zip/../../escaped Patient 7/x.jpg",
+        "Patient 9.zip/Patient 9/CT/IMG-0001-00001.jpg",
+    }
     assert "leaves the archive" in skipped["Patient 7.zip/../../escaped Patient 7/x.jpg"]
     assert "download it again" in skipped["Patient 5.zip"]
     assert "no patient of Patients.xlsx" in skipped["Patient 99/a.jpg"]
@@ -171,13 +186,24 @@ def test_the_real_table(shared, tmp_path):
     rows = clinical.read(table, "Patients.xlsx", lambda *what: skipped.append(what))
     assert len(rows) == 1521 == clinical.PATIENTS and not skipped and sorted(rows)[-1] == 1521
     assert collections.Counter(row.severity for row in rows.values()) == {
-        "regular": 596, "control": 328, "suspected": 299, "severe": 202, "critically ill": 72,
-        "mild": 24}
+        "regular": 596,
+        "control": 328,
+        "suspected": 299,
+        "severe": 202,
+        "critically ill": 72,
+        "mild": 24,
+    }
     assert collections.Counter(row.sex for row in rows.values()) == {"female": 765, "male": 756}
     assert collections.Counter(row.ct for row in rows.values()) == {
-        "positive": 1006, "negative": 336, "unknown": 179}
+        "positive": 1006,
+        "negative": 336,
+        "unknown": 179,
+    }
     assert collections.Counter(row.outcome for row in rows.values()) == {
-        "unknown": 802, "cured": 662, "deceased": 57}
+        "unknown": 802,
+        "cured": 662,
+        "deceased": 57,
+    }
     split_of = clinical.split_patients(rows)
     for severity in clinical.SEVERITIES:
         ours = [split_of[n] for n, row in rows.items() if row.severity == severity]

@@ -60,7 +60,9 @@ def test_a_mask_lies_on_the_grid_and_affine_of_its_oblique_volume(seed, tmp_path
     np.testing.assert_array_equal(np.asarray(back.dataobj), array > 0)
     assert back.get_data_dtype() == np.uint8
     assert (back.header["sform_code"], back.header["qform_code"]) == (
-        source.header["sform_code"], source.header["qform_code"])
+        source.header["sform_code"],
+        source.header["qform_code"],
+    )
     assert b"DOE" not in back.header["descrip"].tobytes()
 
 
@@ -191,8 +193,20 @@ def _bad(tmp_path, what):
     return path, "no readable picture"
 
 
-@pytest.mark.parametrize("what", ["4-D", "NaN", "constant", "truncated NIfTI", "truncated gzip",
-                                  "no NIfTI", "photo", "X-ray", "no picture"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "4-D",
+        "NaN",
+        "constant",
+        "truncated NIfTI",
+        "truncated gzip",
+        "no NIfTI",
+        "photo",
+        "X-ray",
+        "no picture",
+    ],
+)
 def test_bad_input_is_one_line_that_names_the_file(what, tmp_path):
     path, words = _bad(tmp_path, what)
     with pytest.raises(ValueError, match=words) as caught:
@@ -245,8 +259,10 @@ def test_a_zip_member_outside_its_folder_is_refused(tmp_path):
             _read(tmp_path / "a.zip")
 
 
-@pytest.mark.parametrize(("slope", "inter", "kind"), [
-    (1.0, -1024.0, np.int16), (2.0, 0.0, np.int16), (0.5, -3.0, np.float32), (1.0, 0.0, np.int16)])
+@pytest.mark.parametrize(
+    ("slope", "inter", "kind"),
+    [(1.0, -1024.0, np.int16), (2.0, 0.0, np.int16), (0.5, -3.0, np.float32), (1.0, 0.0, np.int16)],
+)
 def test_slope_and_intercept_are_those_of_nibabel(slope, inter, kind, tmp_path):
     """Read slice by slice, a scaled volume holds what nibabel makes of it at once."""
     stored = np.random.default_rng(0).integers(0, 2000, (7, 6, 5)).astype(np.uint16)

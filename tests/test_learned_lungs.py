@@ -40,8 +40,16 @@ def test_the_target_is_the_lung_and_the_lesion_is_kept(dataset):
 
 def test_slices_without_a_known_lung_are_left_out():
     picture = np.zeros((2, 2, 1), np.uint8)
-    made = [{"id": str(i), "image": picture, "mask": picture, "lung": picture + i,
-             "lung_known": i % 2 == 1} for i in range(4)]
+    made = [
+        {
+            "id": str(i),
+            "image": picture,
+            "mask": picture,
+            "lung": picture + i,
+            "lung_known": i % 2 == 1,
+        }
+        for i in range(4)
+    ]
     target = data.LungTarget(made)
     assert [e["id"] for e in (target[i] for i in range(len(target)))] == ["1", "3"]
     assert target[1]["lung"].max() == 3 and target[1]["mask"].max() == 1
@@ -110,8 +118,10 @@ def test_cross_validation_tells_how_much_of_the_lesions_is_kept(dataset, tmp_pat
     assert "| all |" in present._lung_table(score)
     ((path, _),) = run_figures.lungs(tmp_path, config, dataset, score)
     assert path.stat().st_size > 10_000
-    name = min((n for n in score["slices"] if score["slices"][n]["dice"]),
-               key=lambda n: score["slices"][n]["dice"])
+    name = min(
+        (n for n in score["slices"] if score["slices"][n]["dice"]),
+        key=lambda n: score["slices"][n]["dice"],
+    )
     picture = cv2.imread(str(lung_scores.picture_of(tmp_path / "prior" / "lungs", name)), -1)
     assert picture.any() and not picture[:, :32].any()
 
@@ -130,8 +140,15 @@ def volume(gas=False):
             found[5:10, 18:22] = 0.9
         image = np.full_like(lung, i)
         maps[i] = found
-        made.append({"id": f"set/z{i}".encode(), "image": image, "lung": lung, "lesion": lesion,
-                     "volume": b"v"})
+        made.append(
+            {
+                "id": f"set/z{i}".encode(),
+                "image": image,
+                "lung": lung,
+                "lesion": lesion,
+                "volume": b"v",
+            }
+        )
 
     def run(examples):
         assert len({e["image"].shape for e in examples}) == 1
@@ -158,8 +175,12 @@ def test_lungs_of_a_volume_are_tidied_together(monkeypatch, tmp_path):
     alone = lung_scores.measure(made, run, 0.5, tmp_path)
     assert alone["set/z11"]["dice"] == pytest.approx(2 * (n - 4) / (2 * n - 4 + 20))
     assert lung_scores.summarise(lung_scores.measure(made, run, 0.3, tmp_path))["parts"]["set"] == {
-        "slices": 3, "dice": pytest.approx((2 + 2 * n / (2 * n + 20)) / 3), "infected": 3,
-        "kept": 1.0, "kept_slices": 1.0}
+        "slices": 3,
+        "dice": pytest.approx((2 + 2 * n / (2 * n + 20)) / 3),
+        "infected": 3,
+        "kept": 1.0,
+        "kept_slices": 1.0,
+    }
 
 
 def test_a_part_under_no_lung_is_dropped_and_a_narrowing_lung_is_not():

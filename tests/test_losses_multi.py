@@ -137,15 +137,19 @@ def test_probabilities_of_the_two_heads():
         (lambda x, t: losses_multi.soft_dice(x, t, head="tanh"), "head is 'tanh'"),
         (lambda x, t: losses_multi.soft_dice(x, t, over="set"), "over is 'set'"),
         (lambda x, t: losses_multi.class_cross_entropy(x, t, gamma=0.5), "gamma is 0.5"),
-        (lambda x, t: losses_multi.class_cross_entropy(x, t, class_weights=(1, 2)),
-         "give 3 non-negative"),
-        (lambda x, t: losses_multi.class_cross_entropy(x, t, class_weights=(1, -2, 1)),
-         "give 3 non-negative"),
+        (
+            lambda x, t: losses_multi.class_cross_entropy(x, t, class_weights=(1, 2)),
+            "give 3 non-negative",
+        ),
+        (
+            lambda x, t: losses_multi.class_cross_entropy(x, t, class_weights=(1, -2, 1)),
+            "give 3 non-negative",
+        ),
         (lambda x, t: losses_multi.class_targets(t), "mask has shape"),
         (lambda x, t: _target(1, smoothing=1.5), "smoothing is 1.5"),
         (lambda x, t: _target(1, smoothed="lesion"), "smoothed is 'lesion'"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_computed_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call(_logits(PIXELS), _target(1, 1))

@@ -90,16 +90,21 @@ def test_other_arrays_are_refused(grey):
 
 
 def test_phantoms():
-    dice = [_dice(lungs.segment(e["image"]), e["lung"] > 0)
-            for patient in (0, 1, 2) for e in make_patient(0, patient, n_slices=2, size=192)]
+    dice = [
+        _dice(lungs.segment(e["image"]), e["lung"] > 0)
+        for patient in (0, 1, 2)
+        for e in make_patient(0, patient, n_slices=2, size=192)
+    ]
     assert np.mean(dice) > 0.91
 
 
-@pytest.mark.parametrize("folder, least_dice, least_kept",
-                         [("COVID-SemiSeg-lungs", 0.91, 0.85), ("medseg-volumes", 0.91, 0.8)])
+@pytest.mark.parametrize(
+    "folder, least_dice, least_kept",
+    [("COVID-SemiSeg-lungs", 0.91, 0.85), ("medseg-volumes", 0.91, 0.8)],
+)
 def test_real_slices(shared, folder, least_dice, least_kept):
     """A spread of the real slices; all of them give .94 and .94, kept .91 and .85."""
-    files = sorted((shared / "data" / folder / "img").glob("*.png"))[:: 8]
+    files = sorted((shared / "data" / folder / "img").glob("*.png"))[::8]
     dice, kept, infected = [], 0, 0
     for path in files:
         folders = [path.parents[1] / name / path.name for name in ("lung", "label")]

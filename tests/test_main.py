@@ -24,9 +24,13 @@ ROOT = Path(__file__).parents[1]
 STAGES = ("pretrain", "segment")
 # Smaller than `tiny` and longer: seconds once compiled, with room for a kill in every stage.
 SMALL = [
-    "--config=configs/selfsup.py:tiny", "--config.pretrain.size=32", "--config.segment.size=32",
-    "--config.pretrain.rounds.epochs=5", "--config.pretrain.eval_every=6",
-    "--config.segment.steps=30", "--config.segment.eval_every=6",
+    "--config=configs/selfsup.py:tiny",
+    "--config.pretrain.size=32",
+    "--config.segment.size=32",
+    "--config.pretrain.rounds.epochs=5",
+    "--config.pretrain.eval_every=6",
+    "--config.segment.steps=30",
+    "--config.segment.eval_every=6",
     "--config.data.pretrain=phantom/tiny:unlabeled + 2 * phantom/tiny",
 ]
 
@@ -35,7 +39,8 @@ def start(args, devices=1, **env):
     """`python main.py ...` in a process of its own."""
     env = os.environ | {
         "XLA_FLAGS": "--xla_backend_optimization_level=0 "
-        f"--xla_force_host_platform_device_count={devices}", **env
+        f"--xla_force_host_platform_device_count={devices}",
+        **env,
     }
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, "main.py", *args], cwd=ROOT, env=env, **pipes)
@@ -192,15 +197,24 @@ def test_a_wrong_call_is_one_line(case, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("words", ["--config=F --config.seed=5 --workdir=W",
-    "--workdir=W --config=F --config.seed=5", "--config.seed=5 --workdir W --config F",
-    "--config.seed=5 -config=F --workdir W"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--config=F --config.seed=5 --workdir=W",
+        "--workdir=W --config=F --config.seed=5",
+        "--config.seed=5 --workdir W --config F",
+        "--config.seed=5 -config=F --workdir W",
+    ],
+)
 def test_the_order_of_flags_does_not_matter(words):
-    code = ("import main, sys; main._parse(sys.argv); "
-            "print(main._CONFIG.value.seed, main._WORKDIR.value, main._name())")
+    code = (
+        "import main, sys; main._parse(sys.argv); "
+        "print(main._CONFIG.value.seed, main._WORKDIR.value, main._name())"
+    )
     words = words.replace("F", "configs/supervised.py:tiny").split()
-    run = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True,
-                         text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True
+    )
     assert run.stdout.split() == ["5", "W", "supervised:tiny"], run.stderr
 
 
@@ -216,10 +230,14 @@ def test_what_only_a_started_run_can_see_is_one_line_too(tmp_path, small):
     fresh = tmp_path / "fresh"
     data = f"--config.data.data_dir={tmp_path / 'tfds'}"
     runs = [
-        (start(["--config=configs/selfsup.py:semiseg", data, f"--workdir={fresh}"]),
-         ("covid_semiseg", "manual_dir")),
-        (start([*small(fresh), "--config.segment.batch_size=12"], devices=8),
-         ("batch_size = 12", "8 or 16")),
+        (
+            start(["--config=configs/selfsup.py:semiseg", data, f"--workdir={fresh}"]),
+            ("covid_semiseg", "manual_dir"),
+        ),
+        (
+            start([*small(fresh), "--config.segment.batch_size=12"], devices=8),
+            ("batch_size = 12", "8 or 16"),
+        ),
         (start(small(used)), (str(used), "belongs to another config", "and more")),
     ]
     for process, words in runs:

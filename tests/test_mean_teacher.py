@@ -28,8 +28,18 @@ class Scale:
 
 def make(**changes):
     settings = dict(
-        net=Scale(), norm=NORM, size=4, scales=(1.0,), steps=9, loss={}, augmentation=MOVES,
-        tx=optax.sgd(0.5), schedule=lambda step: 0.5, ema_decay=0.99, weight=2.0, ramp_steps=10,
+        net=Scale(),
+        norm=NORM,
+        size=4,
+        scales=(1.0,),
+        steps=9,
+        loss={},
+        augmentation=MOVES,
+        tx=optax.sgd(0.5),
+        schedule=lambda step: 0.5,
+        ema_decay=0.99,
+        weight=2.0,
+        ramp_steps=10,
     )
     return mean_teacher.make(**{**settings, **changes})
 
@@ -76,8 +86,11 @@ def test_without_unlabelled_pull_it_is_the_supervised_step():
     after, metrics = task.steps["size4"](state, BATCH, jax.random.key(0))
     assert float(metrics["loss"]) == pytest.approx(float(metrics["loss_region"]))
     pulled, _ = make(weight=1e3).steps["size4"](
-        state.replace(net=state.net.replace(
-            ema={"params": {"w": jnp.float32(9.0)}, "batch_stats": {}})), BATCH, jax.random.key(0)
+        state.replace(
+            net=state.net.replace(ema={"params": {"w": jnp.float32(9.0)}, "batch_stats": {}})
+        ),
+        BATCH,
+        jax.random.key(0),
     )
     # The student is drawn to the teacher's larger weight.
     assert float(pulled.net.params["w"]) > float(after.net.params["w"])

@@ -29,7 +29,8 @@ def source(tmp_path):
 def build(config, source, tmp_path, **kwargs):
     """Prepares a config; returns {split: {id: example}} and the report."""
     folder = tfds_builders.prepare(
-        f"medseg/{config}", data_dir=tmp_path / "data", manual_dir=source, **kwargs)
+        f"medseg/{config}", data_dir=tmp_path / "data", manual_dir=source, **kwargs
+    )
     read = tfds.builder_from_directory(folder).as_data_source()
     by_id = {split: {e["id"].decode(): e for e in read[split]} for split in read}
     return by_id, tfds_builders.report_of(folder)
@@ -97,7 +98,8 @@ def test_npy_equals_nifti(config, source, tmp_path):
         np.testing.assert_array_equal(example["lung"][..., 0], made["lung"][k])
     if config == "volumes":
         assert set(found) == {"train"} and {e["group"] for e in examples.values()} == {
-            b"all volumes"}
+            b"all volumes"
+        }
         assert any("one group" in note for note in report["notes"])
 
 
@@ -106,7 +108,8 @@ def test_any_header_orientation_comes_out_upright(codes):
     made = dummy_data.chest(3)["image"]
     lps = nib.Nifti1Image(made.transpose(2, 1, 0), dummy_data.LPS)
     turn = nib.orientations.ornt_transform(
-        nib.orientations.io_orientation(lps.affine), nib.orientations.axcodes2ornt(codes))
+        nib.orientations.io_orientation(lps.affine), nib.orientations.axcodes2ornt(codes)
+    )
     turned = lps.as_reoriented(turn)
     assert "".join(nib.aff2axcodes(turned.affine)) == codes
     volume = nifti.load(turned.to_bytes(), "x.nii")
@@ -198,8 +201,9 @@ def test_mutated_files_are_read_in_step_or_refused(tmp_path):
         dummy_data.save_nifti(made[part], tmp_path / f"{part}.nii")
     dummy_data.save_npy(made, tmp_path / "image.npy", tmp_path / "labels.npy")
     whole = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    members = {name: archives.Member(name, (tmp_path / name).read_bytes, tmp_path / name)
-               for name in whole}
+    members = {
+        name: archives.Member(name, (tmp_path / name).read_bytes, tmp_path / name) for name in whole
+    }
     files = {True: ("image.npy", "labels.npy"), False: ("image.nii", "labels.nii", "lung.nii")}
     refused = 0
     for i in range(90):
@@ -276,8 +280,9 @@ def test_real_volumes_in_both_forms(shared, tmp_path):
     source, made = tmp_path / "nii", {}
     for number in "12345":
         names = [r["name"] for r in rows if r["volume"] == number][::2]
-        made[number] = [np.stack([load(folder / part / n) for n in names])
-                        for part in ("img", "label", "lung")]
+        made[number] = [
+            np.stack([load(folder / part / n) for n in names]) for part in ("img", "label", "lung")
+        ]
         affine = [dummy_data.LPS, np.diag([-1.0, 1, 5, 1])][int(number) % 2]
         for part, stack in zip(("rp_im", "rp_msk", "rp_lung_msk"), made[number], strict=True):
             stack = hounsfield(stack) if part == "rp_im" else stack
@@ -297,8 +302,11 @@ def test_real_volumes_in_both_forms(shared, tmp_path):
     npy = tmp_path / "npy"
     npy.mkdir()
     image, label, lung = (np.concatenate([m[i] for m in made.values()])[::3] for i in range(3))
-    dummy_data.save_npy({"image": hounsfield(image), "labels": label, "lung": lung},
-                        npy / "images_radiopedia.npy", npy / "masks_radiopedia.npy")
+    dummy_data.save_npy(
+        {"image": hounsfield(image), "labels": label, "lung": lung},
+        npy / "images_radiopedia.npy",
+        npy / "masks_radiopedia.npy",
+    )
     examples = build("volumes", npy, tmp_path / "npy")[0]["train"]
     for z, (want, picture) in enumerate(zip(label, image, strict=True)):
         example = examples[f"volumes_{z:03d}"]
@@ -316,14 +324,20 @@ def test_real_slices_as_one_hundred(shared, tmp_path):
             picture = load(folder / part / f"{k}.png")
             array[y : y + picture.shape[0], x : x + picture.shape[1], k] = picture
     (tmp_path / "s").mkdir()
-    for name, array in (("tr_im", hounsfield(stored["img"])), ("tr_mask", stored["label"]),
-                        ("tr_lungmasks", stored["lung"])):
+    for name, array in (
+        ("tr_im", hounsfield(stored["img"])),
+        ("tr_mask", stored["label"]),
+        ("tr_lungmasks", stored["lung"]),
+    ):
         nib.save(nib.Nifti1Image(array, dummy_data.LPS), tmp_path / f"s/{name}.nii")
     dummy_data.save_nifti(dummy_data.chest(10)["image"], tmp_path / "s/val_im.nii")
     found, report = build("slices", tmp_path / "s", tmp_path, strict=True)  # all counts are whole
     assert {s: len(e) for s, e in found.items()} == {"train": 52, "test": 48, "unlabeled": 10}
-    assert {int(k[5:]) for k in found["test"]} == {
-        int(r["id"]) for r in rows if r["split"] == "test"} == medseg.TEST_SLICES
+    assert (
+        {int(k[5:]) for k in found["test"]}
+        == {int(r["id"]) for r in rows if r["split"] == "test"}
+        == medseg.TEST_SLICES
+    )
     for key, example in (found["train"] | found["test"]).items():
         k = int(key[5:])
         label = stored["label"][..., k].T

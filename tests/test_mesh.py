@@ -57,9 +57,7 @@ def test_an_uneven_batch_is_refused_with_the_nearest_sizes(size, legal):
     mesh = meshes.make_mesh(jax.devices()[:8])
     with pytest.raises(ValueError) as caught:
         meshes.check_batch(size, mesh)
-    assert str(caught.value) == (
-        f"batch_size = {size} does not divide over 8 devices: use {legal}"
-    )
+    assert str(caught.value) == (f"batch_size = {size} does not divide over 8 devices: use {legal}")
     meshes.check_batch(16, mesh)
 
 

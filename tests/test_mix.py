@@ -27,22 +27,41 @@ class Named:
         return {"image": np.full((4, 4, 1), n, np.uint8), **texts}
 
 
-@pytest.mark.parametrize(("text", "parts"), [
-    ("", []), ("  ", []),
-    ("ictcf", [Part("ictcf", "train", None)]),
-    ("covid_semiseg/binary:unlabeled + 2 * ictcf + .5*cc_ccii/slices:test[:50%]",
-     [Part("covid_semiseg/binary", "unlabeled", None), Part("ictcf", "train", 2.0),
-      Part("cc_ccii/slices", "test[:50%]", 0.5)]),
-])
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("", []),
+        ("  ", []),
+        ("ictcf", [Part("ictcf", "train", None)]),
+        (
+            "covid_semiseg/binary:unlabeled + 2 * ictcf + .5*cc_ccii/slices:test[:50%]",
+            [
+                Part("covid_semiseg/binary", "unlabeled", None),
+                Part("ictcf", "train", 2.0),
+                Part("cc_ccii/slices", "test[:50%]", 0.5),
+            ],
+        ),
+    ],
+)
 def test_mixes_are_read(text, parts):
     assert parse(text) == parts
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("ictcf + ", "''"), ("ictcf * 2", "'ictcf * 2'"), ("ictcf:", "'ictcf:'"), ("+", "''"),
-    ("ictcf cc_ccii", "'ictcf cc_ccii'"), ("0 * ictcf", "weight above 0"), ("-1 * a", "'-1 * a'"),
-    ("a/b/c", "'a/b/c'"), ("1.2.3 * a", "'1.2.3 * a'"), ("ictcf + 2*ictcf:train", "comes twice"),
-])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("ictcf + ", "''"),
+        ("ictcf * 2", "'ictcf * 2'"),
+        ("ictcf:", "'ictcf:'"),
+        ("+", "''"),
+        ("ictcf cc_ccii", "'ictcf cc_ccii'"),
+        ("0 * ictcf", "weight above 0"),
+        ("-1 * a", "'-1 * a'"),
+        ("a/b/c", "'a/b/c'"),
+        ("1.2.3 * a", "'1.2.3 * a'"),
+        ("ictcf + 2*ictcf:train", "comes twice"),
+    ],
+)
 def test_what_is_no_mix_is_named(text, words):
     with pytest.raises(ValueError, match="data.pretrain") as caught:
         parse(text)
@@ -80,14 +99,16 @@ def test_every_epoch_has_the_shares_and_every_source_is_used_evenly():
 
 def test_without_weights_an_epoch_is_one_permutation_of_all():
     np.testing.assert_array_equal(
-        epoch_order(SIZES, SIZES, 3, 2), np.random.default_rng((3, 2)).permutation(20))
+        epoch_order(SIZES, SIZES, 3, 2), np.random.default_rng((3, 2)).permutation(20)
+    )
 
 
 def test_weighted_batches_are_pure_in_the_step_and_shared_by_processes():
     def make(**changes):
         sources = [Named(10), Named(4, 100), Named(6, 200)]
-        return data.Batches(sources, batch_size=4, size=4, seed=1, weights=WEIGHTS,
-                            fields=("image",), **changes)
+        return data.Batches(
+            sources, batch_size=4, size=4, seed=1, weights=WEIGHTS, fields=("image",), **changes
+        )
 
     whole = make()
     assert whole.example_count == 20
@@ -121,11 +142,15 @@ def ids(source):
 def test_near_copies_are_left_out_listed_and_not_searched_again(opened, tmp_path, capsys):
     found = opened(lambda part: {"a": ["slice4", "slice1"], "b": []}[part.name])
     assert [ids(source) for source in found] == [
-        ["slice0", "slice2", "slice3", "slice5"], [f"slice{i}" for i in range(50, 54)]]
+        ["slice0", "slice2", "slice3", "slice5"],
+        [f"slice{i}" for i in range(50, 54)],
+    ]
     assert "pretrain: a:train: 2 of 6 slices dropped" in capsys.readouterr().err
     listing = json.loads((tmp_path / "pretrain/mix.json").read_text())
     assert [(e["split"], e["weight"], e["examples"], e["dropped"]) for e in listing] == [
-        ("train", None, 6, ["slice1", "slice4"]), ("unlabeled", 2.0, 4, [])]
+        ("train", None, 6, ["slice1", "slice4"]),
+        ("unlabeled", 2.0, 4, []),
+    ]
     again = opened(None)  # would fail if it were called
     assert [ids(source) for source in again] == [ids(source) for source in found]
 

@@ -29,10 +29,14 @@ def _count(tree: Any) -> int:
 
 @pytest.mark.parametrize(
     ("backbone", "trunk", "total"),
-    [("resnet18", 11_176_512, None), ("resnet50", 23_508_032, 30_911_401),
-     ("res2net50", 23_669_352, 33_121_721 - 2_049_000), ("vgg16", None, 21_298_857),
-     ("efficientnet_lite0", 2_958_848, None)],
-)  # fmt: skip
+    [
+        ("resnet18", 11_176_512, None),
+        ("resnet50", 23_508_032, 30_911_401),
+        ("res2net50", 23_669_352, 33_121_721 - 2_049_000),
+        ("vgg16", None, 21_298_857),
+        ("efficientnet_lite0", 2_958_848, None),
+    ],
+)
 def test_trainable_parameters_are_the_published_counts(backbone, trunk, total):
     params = _shapes(InfNet(backbone))["params"]
     assert trunk is None or _count(params["trunk"]) == trunk
@@ -46,10 +50,16 @@ def test_parameters_by_module_are_the_published_counts():
     assert _count(params) == 30_917_668
     plain = _shapes(InfNet("resnet50"))["params"]
     assert {name: _count(tree) for name, tree in plain.items()} == {
-        "trunk": 23_508_032, "rfb8": 178_112, "rfb16": 260_032, "rfb32": 423_872,
-        "partial_decoder": 277_473, "edge_branch": 91_074, "reverse_attention32": 5_851_394,
-        "reverse_attention16": 177_090, "reverse_attention8": 144_322,
-    }  # fmt: skip
+        "trunk": 23_508_032,
+        "rfb8": 178_112,
+        "rfb16": 260_032,
+        "rfb32": 423_872,
+        "partial_decoder": 277_473,
+        "edge_branch": 91_074,
+        "reverse_attention32": 5_851_394,
+        "reverse_attention16": 177_090,
+        "reverse_attention8": 144_322,
+    }
 
 
 def test_coach_has_the_published_count():
@@ -120,8 +130,13 @@ def test_inpainting_without_inpainting_heads_is_refused():
         _shapes(InfNet("resnet18"), head="depth")
 
 
-BLOCKS = ("partial_decoder", "reverse_attention32", "reverse_attention16", "reverse_attention8",
-          "edge_branch")  # fmt: skip
+BLOCKS = (
+    "partial_decoder",
+    "reverse_attention32",
+    "reverse_attention16",
+    "reverse_attention8",
+    "edge_branch",
+)
 SEG = {f"{block}/out_seg" for block in BLOCKS}
 INPAINT = {f"{block}/out_inpaint" for block in BLOCKS}
 

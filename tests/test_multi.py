@@ -31,8 +31,15 @@ class Spy(nn.Module):
 
 
 def _task(net, *, loss=None, size=16, augmentation=STILL, **kwargs):
-    given = dict(norm=NORM, scales=(1.0,), steps=4, tx=optax.sgd(LR), schedule=lambda n: LR,
-                 ema_decay=0.0, loss=loss or {})  # fmt: skip
+    given = dict(
+        norm=NORM,
+        scales=(1.0,),
+        steps=4,
+        tx=optax.sgd(LR),
+        schedule=lambda n: LR,
+        ema_decay=0.0,
+        loss=loss or {},
+    )
     return multi.make(net=net, size=size, augmentation=augmentation, **{**given, **kwargs})
 
 
@@ -66,8 +73,11 @@ def test_three_channels_repeat_the_slice_and_the_prior():
 
 
 def test_one_draw_moves_slice_and_prior_by_any_angle():
-    batch = {k: np.kron(v, np.ones((1, 12, 12, 1), v.dtype)) for k, v in _batch(size=4).items()
-             if k != "valid"}  # fmt: skip
+    batch = {
+        k: np.kron(v, np.ones((1, 12, 12, 1), v.dtype))
+        for k, v in _batch(size=4).items()
+        if k != "valid"
+    }
     moves = dict(STILL, rotate_degrees=30.0, shift=0.2)
     still, _, _ = _seen(_task(Spy(), size=48), batch)
     x, _, _ = _seen(_task(Spy(), size=48, augmentation=moves), batch, key=3)
@@ -103,7 +113,8 @@ def test_a_prior_averaged_with_what_a_network_says_of_the_slice_alone():
     prior = jnp.uint8([[204], [0], [255]])  # .8, 0, 1
     found = multi.average_prior(probs, prior)
     np.testing.assert_allclose(
-        found, [[0.4, 0.15, 0.45], [1.0, 0.0, 0.0], [0.0, 0.5, 0.5]], atol=1e-6)
+        found, [[0.4, 0.15, 0.45], [1.0, 0.0, 0.0], [0.0, 0.5, 0.5]], atol=1e-6
+    )
 
     batch = _batch()
     task = _task(Spy(), prior_use="average")
@@ -137,9 +148,14 @@ def test_the_loss_adds_smoothed_entropy_and_hard_dice(head):
     logits = jnp.asarray(rng.standard_normal((2, 4, 4, 3)), jnp.float32)
     mask = jnp.asarray(rng.integers(0, 3, (2, 4, 4, 1)), jnp.uint8)
     loss = multi.make_loss(
-        head=head, gamma=2.0, class_weights=(1.0, 2.0, 3.0), smoothing=0.1,
-        smoothed="background", dice_weight=0.5, dice_over="example",
-    )  # fmt: skip
+        head=head,
+        gamma=2.0,
+        class_weights=(1.0, 2.0, 3.0),
+        smoothing=0.1,
+        smoothed="background",
+        dice_weight=0.5,
+        dice_over="example",
+    )
     total, parts = loss({"logits": logits}, mask)
     soft = losses_multi.class_targets(mask, smoothing=0.1, smoothed="background")
     entropy = losses_multi.class_cross_entropy(
@@ -154,9 +170,13 @@ def test_the_loss_adds_smoothed_entropy_and_hard_dice(head):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"head": "relu"}, "head is 'relu'"), ({"gamma": -1.0}, "gamma is -1"),
-     ({"class_weights": (1.0,)}, "class_weights"), ({"dice_over": "slice"}, "over is 'slice'")],
-)  # fmt: skip
+    [
+        ({"head": "relu"}, "head is 'relu'"),
+        ({"gamma": -1.0}, "gamma is -1"),
+        ({"class_weights": (1.0,)}, "class_weights"),
+        ({"dice_over": "slice"}, "over is 'slice'"),
+    ],
+)
 def test_a_wrong_option_shows_when_the_task_is_made(options, message):
     with pytest.raises(ValueError, match=message):
         _task(Spy(), loss=options)
@@ -184,15 +204,17 @@ class ByPixel(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("net", "updates"),
-    [(ByPixel(), 30), pytest.param(UNet(width=4), 12, marks=pytest.mark.slow)],
+    ("net", "updates"), [(ByPixel(), 30), pytest.param(UNet(width=4), 12, marks=pytest.mark.slow)]
 )
 def test_training_learns_what_the_prior_and_the_slice_tell(net, updates):
     """Class 2 where the prior is on and the slice bright, 1 where it is on and dark."""
     rng = np.random.default_rng(2)
     mask = np.kron(rng.integers(0, 3, (4, 4, 4)), np.ones((8, 8))).astype(np.uint8)[..., None]
-    batch = {"mask": mask, "prior": (mask > 0) * np.uint8(255),
-             "image": np.where(mask == 2, 200, 60).astype(np.uint8)}  # fmt: skip
+    batch = {
+        "mask": mask,
+        "prior": (mask > 0) * np.uint8(255),
+        "image": np.where(mask == 2, 200, 60).astype(np.uint8),
+    }
     task = _task(
         net, size=32, tx=optax.adam(3e-2), ema_decay=0.5, loss=dict(class_weights=(1.0, 1.0, 2.0))
     )
@@ -228,14 +250,23 @@ def test_both_networks_fit_the_task(net, prior_use):
 
 def test_averaged_views_of_a_network_that_works_by_pixel_change_nothing():
     batch = _batch(size=6)
-    variables = {"params": {"scale": jnp.asarray([1.0, 2.0, 0.5])},
-                 "batch_stats": {"seen": jnp.zeros((2, 6, 6, 2))}}  # fmt: skip
+    variables = {
+        "params": {"scale": jnp.asarray([1.0, 2.0, 0.5])},
+        "batch_stats": {"seen": jnp.zeros((2, 6, 6, 2))},
+    }
     for head in ("softmax", "sigmoid"):
         plain, views = (
-            multi.predict(Spy(), variables, jnp.asarray(batch["image"]),
-                          jnp.asarray(batch["prior"]), NORM, tta=tta, head=head)
+            multi.predict(
+                Spy(),
+                variables,
+                jnp.asarray(batch["image"]),
+                jnp.asarray(batch["prior"]),
+                NORM,
+                tta=tta,
+                head=head,
+            )
             for tta in (False, True)
-        )  # fmt: skip
+        )
         np.testing.assert_allclose(plain, views, atol=1e-6)
     x = multi.network_input(batch["image"] / 255.0, jnp.asarray(batch["prior"]), NORM)
     expected = jax.nn.sigmoid(x[..., 1] * 2.0)

@@ -21,16 +21,24 @@ from tfds_builders.medseg import dummy_data as medseg_data
 
 SIDE = 24
 MUTATED = {  # how many mutated inputs each builder gets; every test counts its own
-    "cc_ccii/slices": 810, "cc_ccii/lesions": 620, "cc_ccii archives": 20, "covid_ct": 270,
-    "ictcf/patients": 180, "ictcf/slices": 90, "covid_chestxray/xray": 360,
-    "covid_chestxray/ct_volume": 50, "medseg/volumes": 42, "covid_semiseg": 24,
+    "cc_ccii/slices": 810,
+    "cc_ccii/lesions": 620,
+    "cc_ccii archives": 20,
+    "covid_ct": 270,
+    "ictcf/patients": 180,
+    "ictcf/slices": 90,
+    "covid_chestxray/xray": 360,
+    "covid_chestxray/ct_volume": 50,
+    "medseg/volumes": 42,
+    "covid_semiseg": 24,
 }
 
 
 def encoded(array, kind="png", mode="L"):
     buffer = io.BytesIO()
-    Image.fromarray(array).convert(mode).save(buffer, kind, **({"lossless": True}
-                                                               if kind == "webp" else {}))
+    Image.fromarray(array).convert(mode).save(
+        buffer, kind, **({"lossless": True} if kind == "webp" else {})
+    )
     return buffer.getvalue()
 
 
@@ -68,7 +76,9 @@ NAMES = list(MUTATIONS)
 def test_they_are_two_thousand():
     assert sum(MUTATED.values()) >= 2000
     assert {name.split("/")[0].split()[0] for name in MUTATED} == {*tfds_builders.NAMES} - {
-        "phantom", "folders"}  # one reads nothing, the other stops at the first such file
+        "phantom",
+        "folders",
+    }  # one reads nothing, the other stops at the first such file
 
 
 class Spoiler:
@@ -102,8 +112,9 @@ class Spoiler:
 def build(name, source, tmp_path):
     folder = tfds_builders.prepare(name, data_dir=tmp_path / "data", manual_dir=source)
     builder = tfds.builder_from_directory(folder)
-    found = {e["id"].decode(): e for s in builder.info.splits
-             for e in builder.as_data_source(split=s)}
+    found = {
+        e["id"].decode(): e for s in builder.info.splits for e in builder.as_data_source(split=s)
+    }
     return found, json.loads((folder / "report.json").read_text())["skipped"]
 
 
@@ -165,8 +176,10 @@ def test_pictures_of_covid_ct(tmp_path):
     """Every eleventh is renamed: then it is in no split file, and its own name is missing."""
     spoil, source, lines = Spoiler(2), tmp_path / "source", {}
     (source / "Images-processed").mkdir(parents=True)
-    archives = {label: zipfile.ZipFile(source / f"Images-processed/CT_{label}.zip", "w")
-                for label in ("COVID", "NonCOVID")}
+    archives = {
+        label: zipfile.ZipFile(source / f"Images-processed/CT_{label}.zip", "w")
+        for label in ("COVID", "NonCOVID")
+    }
     for number in range(300):
         label, split = ("COVID", "NonCOVID")[number % 2], ("train", "val", "test")[number // 2 % 3]
         file = f"{number}.png"
@@ -184,8 +197,10 @@ def test_pictures_of_covid_ct(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(files))
     found, skipped = build("covid_ct", source, tmp_path)
-    reasons = {f"{'non_' if 'NonCOVID' in file else ''}covid/{file.rpartition('/')[2]}": reason
-               for file, reason in skipped.items()}
+    reasons = {
+        f"{'non_' if 'NonCOVID' in file else ''}covid/{file.rpartition('/')[2]}": reason
+        for file, reason in skipped.items()
+    }
     renamed = [key for key in reasons if "/new" in key]
     assert len(renamed) == 28 and all("in no split" in reasons.pop(key) for key in renamed)
     assert all(f"{p}covid/{n}.png" not in found for n in range(0, 300, 11) for p in ("", "non_"))
@@ -219,8 +234,9 @@ def test_patients_of_ictcf(tmp_path):
 def test_slices_of_ictcf(tmp_path):
     spoil, source, files = Spoiler(4), tmp_path / "source", {}
     for number in range(100):
-        folder, label = (("NiCT", "non_informative"), ("nCT", "negative"),
-                         ("pCT", "positive"))[number % 3]
+        folder, label = (("NiCT", "non_informative"), ("nCT", "negative"), ("pCT", "positive"))[
+            number % 3
+        ]
         (source / folder).mkdir(parents=True, exist_ok=True)
         files[f"{folder}/{number}.png"] = key = f"{label}/{number}"
         (source / folder / f"{number}.png").write_bytes(spoil(key, number))

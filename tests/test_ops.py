@@ -61,9 +61,11 @@ def test_max_pool_pads_with_minus_infinity():
     x = _array(2, 6, 8, 3) - 10.0
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
     naive = np.array(
-        [[padded[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3].max((1, 2)) for j in range(4)]
-         for i in range(3)]
-    ).transpose(2, 0, 1, 3)  # fmt: skip
+        [
+            [padded[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3].max((1, 2)) for j in range(4)]
+            for i in range(3)
+        ]
+    ).transpose(2, 0, 1, 3)
     np.testing.assert_array_equal(ops.max_pool(jnp.asarray(x), 3, 2, 1), naive)
 
 

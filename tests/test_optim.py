@@ -30,8 +30,13 @@ def test_compounded_step_multiplies_the_current_rate_again():
 
 
 def test_piecewise_holds_each_value_up_to_its_boundary():
-    got = rates([0, 39, 40, 79, 80], lr=0.0, schedule="piecewise", boundaries=(40, 80),
-                values=(0.3, 0.2, 0.1))
+    got = rates(
+        [0, 39, 40, 79, 80],
+        lr=0.0,
+        schedule="piecewise",
+        boundaries=(40, 80),
+        values=(0.3, 0.2, 0.1),
+    )
     np.testing.assert_allclose(got, [0.3, 0.3, 0.2, 0.2, 0.1], rtol=1e-6)
 
 

@@ -36,8 +36,10 @@ def copy(picture, rng):
     """Moves by up to 6 %, zooms by up to 10 %, rescales, and saves as a poor JPG."""
     h, w = picture.shape
     zoom, (down, right) = rng.uniform(0.9, 1.1), rng.uniform(-0.06, 0.06, 2)
-    warp = np.array([[zoom, 0, (1 - zoom) * w / 2 + right * w],
-                     [0, zoom, (1 - zoom) * h / 2 + down * h]], np.float32)
+    warp = np.array(
+        [[zoom, 0, (1 - zoom) * w / 2 + right * w], [0, zoom, (1 - zoom) * h / 2 + down * h]],
+        np.float32,
+    )
     moved = cv2.warpAffine(picture, warp, (w, h))
     scale = rng.uniform(0.6, 1.4)
     moved = cv2.resize(moved, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
@@ -123,8 +125,10 @@ def test_the_command(prepared, capsys):
         assert out == "" and "0 near-identical pairs between 5 and 5 slices" in err
 
 
-@pytest.mark.parametrize(("what", "words"), [
-    ("nothing", "no prepared dataset of that name"), ("ictcf:dev", "no split 'dev'; there are:")])
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [("nothing", "no prepared dataset of that name"), ("ictcf:dev", "no split 'dev'; there are:")],
+)
 def test_command_errors_are_one_line(what, words, prepared, capsys):
     assert command.main(["overlap", what, "ictcf", "--data_dir", str(prepared)]) == 1
     err = capsys.readouterr().err

@@ -7,8 +7,15 @@ import pytest
 
 from infnet_jax.verbs import parity
 
-EXPECTED_ROWS = {"coach": 5, "infnet_res2net50": 5, "infnet_resnet50": 10, "infnet_vgg16": 5,
-                 "losses": 4, "unet_multi": 2, "unet_multi_improved": 2}  # fmt: skip
+EXPECTED_ROWS = {
+    "coach": 5,
+    "infnet_res2net50": 5,
+    "infnet_resnet50": 10,
+    "infnet_vgg16": 5,
+    "losses": 4,
+    "unet_multi": 2,
+    "unet_multi_improved": 2,
+}
 
 
 @pytest.mark.slow

@@ -157,8 +157,10 @@ def test_pictures_are_upright_in_radiological_display(train):
         assert e["image"].shape == (256, 256) and e["image"].dtype == np.uint8
     # The heart lies to the patient's left: less lung there in the lower half of the chest.
     low = [e for i, (_, e) in enumerate(train) if i % 6 == 1]
-    assert sum((e["region"] > 10).sum() - ((e["region"] > 0) & (e["region"] < 11)).sum()
-               for e in low) < 0
+    assert (
+        sum((e["region"] > 10).sum() - ((e["region"] > 0) & (e["region"] < 11)).sum() for e in low)
+        < 0
+    )
 
 
 def test_lungs_are_two_pieces_that_never_touch(train):

@@ -18,9 +18,9 @@ from infnet_jax.evaluation import (
     test_split as predict_stage,
     thresholds as thresholds_lib,
 )
+from infnet_jax.evaluation.metrics import floors
 from infnet_jax.tasks import normalise, segment
 from infnet_jax.tasks.supervised import average_views
-from infnet_jax.verbs.evaluate import floors
 
 
 class Ramp:
@@ -91,8 +91,12 @@ def test_result_table_holds_the_model_in_both_readings_and_the_floors():
     result = {"classes": {"infection": {**result, "masks": masks, "floors": floor}}}
     lines = present.result_table(json.loads(json.dumps(result))).splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:]] == [
-        "model, toolbox reading", "model, empty-aware reading", "its masks, toolbox reading",
-        "its masks, empty-aware reading", "floor: all positive", "floor: mean training mask",
+        "model, toolbox reading",
+        "model, empty-aware reading",
+        "its masks, toolbox reading",
+        "its masks, empty-aware reading",
+        "floor: all positive",
+        "floor: mean training mask",
     ]
     assert lines[2].split("|")[3].strip() == f"{16 / 17:.3f}"
     assert lines[4].split("|")[3].strip() == "1.000"  # the false positive is below .85
@@ -101,7 +105,8 @@ def test_result_table_holds_the_model_in_both_readings_and_the_floors():
     two = {"classes": {n: result["classes"]["infection"] for n in ("ggo", "consolidation")}}
     lines = present.result_table(json.loads(json.dumps(two))).splitlines()
     assert [line.split("|")[1].strip() for line in lines[2::6]] == [
-        "ggo, model, toolbox reading", "consolidation, model, toolbox reading",
+        "ggo, model, toolbox reading",
+        "consolidation, model, toolbox reading",
     ]
 
 
@@ -109,10 +114,20 @@ def test_pretraining_table_compares_coach_and_random_masks(tmp_path):
     stage = tmp_path / "pretrain"
     (stage / "panels").mkdir(parents=True)
     rows = [
-        {"step": 4, "rec_coach": 0.9, "rec_random": 0.9, "harder_share": 0.5,
-         "mask_difference": 0.0},
-        {"step": 8, "rec_coach": 0.3, "rec_random": 0.2, "harder_share": 0.75,
-         "mask_difference": 0.125},
+        {
+            "step": 4,
+            "rec_coach": 0.9,
+            "rec_random": 0.9,
+            "harder_share": 0.5,
+            "mask_difference": 0.0,
+        },
+        {
+            "step": 8,
+            "rec_coach": 0.3,
+            "rec_random": 0.2,
+            "harder_share": 0.75,
+            "mask_difference": 0.125,
+        },
     ]
     (stage / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     pictures, tables = run_figures.pretrain(tmp_path, "pretrain")
@@ -143,14 +158,16 @@ def test_the_threshold_is_the_one_with_the_best_dice_on_held_out_slices(tmp_path
 
 def test_a_pixel_gets_the_class_that_exceeds_its_threshold_most():
     thresholds = {"ggo": 0.1, "consolidation": 0.4}
-    probs = np.float32([
-        [0.95, 0.04, 0.01],  # none
-        [0.80, 0.15, 0.05],  # ground glass alone
-        [0.40, 0.12, 0.48],  # both, equally: the first
-        [0.30, 0.10, 0.60],  # consolidation, 1.5 against 1
-        [0.20, 0.30, 0.50],  # ground glass, 3 against 1.25
-        [0.75, 0.10, 0.15],  # exactly at the threshold counts
-    ])[None]
+    probs = np.float32(
+        [
+            [0.95, 0.04, 0.01],  # none
+            [0.80, 0.15, 0.05],  # ground glass alone
+            [0.40, 0.12, 0.48],  # both, equally: the first
+            [0.30, 0.10, 0.60],  # consolidation, 1.5 against 1
+            [0.20, 0.30, 0.50],  # ground glass, 3 against 1.25
+            [0.75, 0.10, 0.15],  # exactly at the threshold counts
+        ]
+    )[None]
     np.testing.assert_array_equal(networks.mark(probs, thresholds), [[0, 1, 1, 2, 1, 1]])
     halves = dict.fromkeys(thresholds, 0.5)
     np.testing.assert_array_equal(networks.mark(probs, halves), [[0, 0, 0, 2, 2, 0]])
@@ -205,6 +222,7 @@ def test_a_class_alone_is_cut_as_the_toolbox_scores_it():
 
 def test_losses_of_a_slice_by_hand(monkeypatch):
     """Logits of 0 everywhere: every probability is one half."""
+
     class Flat:
         def apply(self, variables, x, train):
             logits = jnp.zeros((*x.shape[:3], 1))

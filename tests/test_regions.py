@@ -10,10 +10,12 @@ from tfds_builders.phantom.phantom_dataset_builder import make_patient
 def _lungs(depth=12):
     """Two ellipsoids of different size, bool [depth, 60, 80]."""
     z, y, x = np.mgrid[:depth, :60, :80]
-    return np.stack([
-        ((x - cx) / rx) ** 2 + ((y - 30) / ry) ** 2 + ((z - depth / 2) / (0.6 * depth)) ** 2 < 1
-        for cx, rx, ry in ((20, 16, 24), (58, 17, 20))
-    ]).any(0)
+    return np.stack(
+        [
+            ((x - cx) / rx) ** 2 + ((y - 30) / ry) ** 2 + ((z - depth / 2) / (0.6 * depth)) ** 2 < 1
+            for cx, rx, ry in ((20, 16, 24), (58, 17, 20))
+        ]
+    ).any(0)
 
 
 def test_split_finds_the_patients_right_lung_on_the_left_of_the_picture():

@@ -34,14 +34,18 @@ def _case(depth=12, size=64, name="scan", **changes):
     regions = np.where(lung, 1 + (np.arange(size) * 20 // size), 0).astype(np.uint8)
     mask = np.zeros(grey.shape, np.uint8)
     mask[depth // 2, 20:30, 10:20], mask[(depth // 2 + 1) % depth, 20:24, 30:40] = 1, 2
-    return Case(name, grey, mask, lung, regions, []) if not changes else dataclasses.replace(
-        Case(name, grey, mask, lung, regions, []), **changes)
+    return (
+        Case(name, grey, mask, lung, regions, [])
+        if not changes
+        else dataclasses.replace(Case(name, grey, mask, lung, regions, []), **changes)
+    )
 
 
 def _write(path, *cases, name="patient", model=None):
     masks = [c.mask if len(c.classes) > 1 else c.mask > 0 for c in cases]
-    tally = [severity.count(m, c.lung, regions=c.regions)
-             for m, c in zip(masks, cases, strict=True)]
+    tally = [
+        severity.count(m, c.lung, regions=c.regions) for m, c in zip(masks, cases, strict=True)
+    ]
     with report.Page(path, model=model or {}) as page:
         page.add(name, cases, severity.grade(sum(tally[1:], tally[0])))
     return path.read_text()
@@ -106,15 +110,16 @@ def test_a_single_class_network_finds_infection_and_no_kind_of_it(tmp_path):
     shown = re.sub(r"const KEYS.*?;", "", page.text)
     assert "Ground glass" not in shown and "Consolidation" not in shown
     page = _Slices(_write(tmp_path / "r.html", _case(), single))  # what one scan cannot tell
-    assert all(c[0][0] == "infection" and len(c) == 1 for c in
-               (s["classes"] for s in page.slices.values()))
+    assert all(
+        c[0][0] == "infection" and len(c) == 1 for c in (s["classes"] for s in page.slices.values())
+    )
     assert dict(page.slices[7]["classes"])["infection"]  # consolidation is infection too
     page = _Slices(_write(tmp_path / "r.html", _case()))
     assert "Ground glass (G)" in page.text and "Infection (I)" not in page.text
 
 
 def test_names_cannot_break_the_page(tmp_path):
-    name = '</script><script>alert(1)</script>"\''
+    name = "</script><script>alert(1)</script>\"'"
     text = _write(tmp_path / "r.html", _case(name=name), name=name)
     page = _Slices(text)
     assert "alert(1)</script>" not in text and name in page.text
@@ -150,7 +155,12 @@ def test_large_slices_are_shown_smaller(tmp_path):
 def test_several_scans_follow_each_other(tmp_path):
     page = _Slices(_write(tmp_path / "r.html", _case(2, 64, "a"), _case(3, 40, "b")))
     assert [(s["name"], s["number"], s["w"]) for s in page.slices.values()] == [
-        ("a", 1, 64), ("a", 2, 64), ("b", 1, 40), ("b", 2, 40), ("b", 3, 40)]
+        ("a", 1, 64),
+        ("a", 2, 64),
+        ("b", 1, 40),
+        ("b", 2, 40),
+        ("b", 3, 40),
+    ]
 
 
 @pytest.fixture
@@ -180,8 +190,14 @@ def test_slider_keys_and_switches_in_a_browser(browser, tmp_path):
     said, stage = page.locator(".said"), page.locator(".stage")
     page.wait_for_function("document.querySelector('.said').textContent.includes('slice 7 of 12')")
     stage.focus()
-    for key, slice_ in (("ArrowRight", 8), ("End", 12), ("ArrowRight", 12), ("PageDown", 2),
-                        ("Home", 1), ("ArrowLeft", 1)):
+    for key, slice_ in (
+        ("ArrowRight", 8),
+        ("End", 12),
+        ("ArrowRight", 12),
+        ("PageDown", 2),
+        ("Home", 1),
+        ("ArrowLeft", 1),
+    ):
         page.keyboard.press(key)
         assert f"slice {slice_} of 12" in said.inner_text(), key
     page.locator(".through").fill("6")

@@ -88,8 +88,11 @@ def test_a_volume_keeps_its_affine_and_a_flipped_copy_its_scores(predict, tmp_pa
     turn = np.vstack([turn[:3, :], [0, 0, 0, 1]])
     for name, array, affine in (
         ("a", hu, turn),
-        ("b", hu[::-1], turn @ np.array([[-1, 0, 0, 95], [0, 1, 0, 0], [0, 0, 1, 0],
-                                         [0, 0, 0, 1.0]])),
+        (
+            "b",
+            hu[::-1],
+            turn @ np.array([[-1, 0, 0, 95], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]),
+        ),
     ):
         nib.save(nib.Nifti1Image(np.ascontiguousarray(array), affine), tmp_path / f"{name}.nii.gz")
     code, _ = predict(tmp_path / "a.nii.gz", tmp_path / "b.nii.gz")

@@ -42,8 +42,19 @@ def _patients(out):
 
 def test_slices_of_one_patient_are_pooled_and_ct_ss_is_the_truth(folders, slices, capsys):
     out = folders / "out"
-    words = ["severity", folders / "mask", "--lung", folders / "lung", "--images",
-             folders / "image", "--regions", folders / "region", "--one-patient", "--out", out]
+    words = [
+        "severity",
+        folders / "mask",
+        "--lung",
+        folders / "lung",
+        "--images",
+        folders / "image",
+        "--regions",
+        folders / "region",
+        "--one-patient",
+        "--out",
+        out,
+    ]
     assert cli.main([str(w) for w in words]) == 0
     truth = 0
     for r in range(1, 21):
@@ -94,8 +105,9 @@ def test_nnunet_names_lungs_by_morphology_and_hu(tmp_path):
         (tmp_path / name).mkdir()
     _save(tmp_path / "images" / "case_0000.nii.gz", hu)
     _save(tmp_path / "masks" / "case.nii.gz", mask)
-    assert score_files.run([tmp_path / "masks"], out=tmp_path / "out",
-                           images=tmp_path / "images") == 0
+    assert (
+        score_files.run([tmp_path / "masks"], out=tmp_path / "out", images=tmp_path / "images") == 0
+    )
     scores = _patients(tmp_path / "out")[0]["scores"]
     assert scores["infected_share"] == pytest.approx((mask > 0).sum() / lung.sum(), abs=0.03)
     assert scores["pho_percent"] == pytest.approx(100 * (mask == 2).sum() / lung.sum(), abs=2)
@@ -123,8 +135,14 @@ def test_lobes_give_the_lobar_scores(tmp_path):
     x = np.arange(64)[None, None, :]
     lobes = np.where(x > 32, np.where(z > 3, 1, 2), np.where(z > 5, 3, np.where(z > 3, 4, 5)))
     lobes = (lobes * lung).astype(np.uint8)
-    assert score_files.run([_save(tmp_path / "m.nii", mask)], out=tmp_path / "out",
-                           lobes=_save(tmp_path / "l.nii", lobes)) == 0
+    assert (
+        score_files.run(
+            [_save(tmp_path / "m.nii", mask)],
+            out=tmp_path / "out",
+            lobes=_save(tmp_path / "l.nii", lobes),
+        )
+        == 0
+    )
     scores = _patients(tmp_path / "out")[0]["scores"]
     share = (mask[lobes == 5] > 0).mean()
     assert scores["lobe_shares"] == pytest.approx([0, 0, 0, 0, share])
@@ -142,9 +160,16 @@ def test_transposed_slices_score_as_upright_ones(slices):
     assert not cases[0].warnings and "transposed" in cases[1].warnings[0]
 
 
-@pytest.mark.parametrize("values, mask, one_class, single", [
-    ([0, 255], [0, 1], False, True), ([0, 1, 2, 3], [0, 1, 2, 0], False, False),
-    ([0, 1], [0, 1], True, True), ([0, 1], [0, 1], False, False), ([0], [0], False, False)])
+@pytest.mark.parametrize(
+    "values, mask, one_class, single",
+    [
+        ([0, 255], [0, 1], False, True),
+        ([0, 1, 2, 3], [0, 1, 2, 0], False, False),
+        ([0, 1], [0, 1], True, True),
+        ([0, 1], [0, 1], False, False),
+        ([0], [0], False, False),
+    ],
+)
 def test_known_label_systems(values, mask, one_class, single):
     found, classes, notes = score_files.infection(np.array(values), "a.png", one_class=one_class)
     assert found.tolist() == mask and bool(notes) == (3 in values)
@@ -175,8 +200,9 @@ def test_unknown_labels_and_missing_lungs(tmp_path):
     with pytest.raises(ValueError, match="--images"):
         score_files.run([tmp_path], out=tmp_path / "o")
     grid = imaging.Grid((1, 9, 9), (1, 9, 9), (0, 1, 2), (False,) * 3)
-    scan = imaging.Scan("s", "picture", np.zeros((1, 9, 9), np.uint8), False, False, None, grid,
-                        None)
+    scan = imaging.Scan(
+        "s", "picture", np.zeros((1, 9, 9), np.uint8), False, False, None, grid, None
+    )
     mask = np.zeros((1, 9, 9), np.uint8)
     with pytest.raises(ValueError, match="s: no lung found"):
         scoring.assess(scan, mask)

@@ -15,9 +15,17 @@ from infnet_jax.verbs import detect as screening, find_lungs
 from tfds_builders.covid_semiseg import dummy_data
 
 # Patient (a number of a `21%0.png` name, or none), label, side of the lesion in hundredths.
-TEST = [("1%0", "COVID", 9), ("1%1", "COVID", 0), ("2", "COVID", 14), ("3", "COVID", 3),
-        ("4", "NonCOVID", 0), ("5%0", "NonCOVID", 5), ("5%1", "NonCOVID", 0), ("6", "NonCOVID", 0),
-        ("7", "NonCOVID", None)]  # None: no lung in it
+TEST = [
+    ("1%0", "COVID", 9),
+    ("1%1", "COVID", 0),
+    ("2", "COVID", 14),
+    ("3", "COVID", 3),
+    ("4", "NonCOVID", 0),
+    ("5%0", "NonCOVID", 5),
+    ("5%1", "NonCOVID", 0),
+    ("6", "NonCOVID", 0),
+    ("7", "NonCOVID", None),
+]  # None: no lung in it
 
 
 def chest(lesion, side=96):
@@ -74,15 +82,19 @@ def test_the_table_by_hand(dataset, tmp_path, capsys):
     call = ["detect", "--checkpoint", str(tmp_path), "--dataset", str(dataset), "--csv", str(table)]
     assert cli.main(call) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == ("test: 8 slices of 6 patients, 3 infected (covid), 3 not (non_covid); "
-                        "1 left out, as no lung was found")
+    assert lines[0] == (
+        "test: 8 slices of 6 patients, 3 infected (covid), 3 not (non_covid); "
+        "1 left out, as no lung was found"
+    )
     # Of 9 pairs 8 are in order: only 3 against 5 is not.
     assert lines[1].split() == ["ROC-AUC", "0.889"]
     assert lines[2].startswith("sensitivity at 95 % specificity  0.667  (share of 0.0")
     rows = {row["patient"]: row for row in csv.DictReader(table.read_text().splitlines())}
     one = rows["covid/1"]
-    lung = sum(int((lungs.segment(chest(n)) | (chest(n)[:] == 120) & (np.arange(96) > 9)).sum())
-               for n in (9, 0))
+    lung = sum(
+        int((lungs.segment(chest(n)) | (chest(n)[:] == 120) & (np.arange(96) > 9)).sum())
+        for n in (9, 0)
+    )
     assert (one["slices"], one["infected_pixels"]) == ("2", "81")
     assert int(one["lung_pixels"]) == lung
     assert float(one["share"]) == pytest.approx(81 / lung)
@@ -92,8 +104,11 @@ def test_the_table_by_hand(dataset, tmp_path, capsys):
 def test_lungs_can_be_found_another_way(monkeypatch, dataset, tmp_path, capsys):
     """With every pixel a lung, the corner outside the body counts too: 4 x 4 in each slice."""
     ways = []
-    monkeypatch.setattr(find_lungs, "choose", lambda way: (
-        ways.append(way) or (lambda scan: np.ones(scan.values.shape, bool)), way))
+    monkeypatch.setattr(
+        find_lungs,
+        "choose",
+        lambda way: (ways.append(way) or (lambda scan: np.ones(scan.values.shape, bool)), way),
+    )
     table = tmp_path / "out.csv"
     call = ["detect", "--checkpoint", str(tmp_path), "--dataset", str(dataset), "--csv", str(table)]
     assert cli.main([*call, "--lungs", "mine"]) == 0 and ways == ["mine"]
@@ -112,13 +127,22 @@ def test_labels_are_chosen_by_name():
     assert only == (["NCP", "CP"], ["Normal"])
 
 
-@pytest.mark.parametrize(("extra", "words"), [
-    (["--positive", "flu"], "the dataset has non_covid, covid; name some of them with --positive"),
-    (["--positive", "covid", "--negative", "covid"], "labels covid as infected and covid as not"),
-    (["--split", "dev"], "no split 'dev'"),
-    (["--lungs", "lunges"], "lunges: give morphology"),
-    (["--split", "train[:1]"], "all 1 patients are alike"),
-])
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        (
+            ["--positive", "flu"],
+            "the dataset has non_covid, covid; name some of them with --positive",
+        ),
+        (
+            ["--positive", "covid", "--negative", "covid"],
+            "labels covid as infected and covid as not",
+        ),
+        (["--split", "dev"], "no split 'dev'"),
+        (["--lungs", "lunges"], "lunges: give morphology"),
+        (["--split", "train[:1]"], "all 1 patients are alike"),
+    ],
+)
 def test_errors_are_one_line(extra, words, dataset, tmp_path, capsys):
     call = ["detect", "--checkpoint", str(tmp_path), "--dataset", str(dataset), *extra]
     assert cli.main(call) == 1

@@ -74,8 +74,14 @@ def toy(hook=lambda: None):
     return Task(
         variables=lambda key: {"net": {"params": {"w": jnp.float32(0.5)}, "batch_stats": {}}},
         start=lambda trees: make_state(make_player(trees["net"], tx, False), None, "max"),
-        steps={"toy": step}, phase=phase, batch_index=lambda step: step, evaluate=evaluate,
-        total_steps=4, summarise=lambda rows: {"dice": 0.0}, metric="dice", metric_mode="max",
+        steps={"toy": step},
+        phase=phase,
+        batch_index=lambda step: step,
+        evaluate=evaluate,
+        total_steps=4,
+        summarise=lambda rows: {"dice": 0.0},
+        metric="dice",
+        metric_mode="max",
     )
 
 
@@ -87,15 +93,20 @@ def play(dataset, monkeypatch):
         def make_sweep(stage, config, statistics):
             def sweep(weights, source):
                 value = float(np.clip(weights["params"]["w"], 0, 1))
-                return [np.full((4, 4), value * (i + 1) / len(source), np.float32)
-                        for i in range(len(source))]
+                return [
+                    np.full((4, 4), value * (i + 1) / len(source), np.float32)
+                    for i in range(len(source))
+                ]
 
             return sweep
 
         monkeypatch.setattr(tasks, "make_segment", lambda *_, soft: toy(hook))
         monkeypatch.setattr(networks, "make_sweep", make_sweep)
         return semi.run(
-            config or small(), workdir=folder, dataset=dataset, mesh=mesh_lib.make_mesh(),
+            config or small(),
+            workdir=folder,
+            dataset=dataset,
+            mesh=mesh_lib.make_mesh(),
             statistics=STATISTICS,
             start=lambda task, _: task.start(loop.init_variables(task, seed=0)),
         )
@@ -171,16 +182,20 @@ def recorded(play, dataset, monkeypatch, tmp_path):
         return open_split(folder, split, target)
 
     def fit(task, section, batches, held, *, directory, fresh, **_):
-        ids = [[data.text(source[i]["id"]) for i in range(len(source))]
-               for source in batches._sources]
+        ids = [
+            [data.text(source[i]["id"]) for i in range(len(source))] for source in batches._sources
+        ]
         held_ids = [data.text(held[i]["id"]) for i in range(len(held))]
-        fitted.append((directory.name, ids, held_ids, task.total_steps,
-                         float(fresh().net.params["w"])))
+        fitted.append(
+            (directory.name, ids, held_ids, task.total_steps, float(fresh().net.params["w"]))
+        )
         return {"steps": task.total_steps}
 
     def weights(folder, part):
-        return {"params": {"w": {"teacher": 0.25, "round0000": 0.75}[folder.parent.name]},
-                "batch_stats": {}}
+        return {
+            "params": {"w": {"teacher": 0.25, "round0000": 0.75}[folder.parent.name]},
+            "batch_stats": {},
+        }
 
     monkeypatch.setattr(data, "open_split", watch)
     monkeypatch.setattr(loop, "fit", fit)
@@ -276,8 +291,9 @@ def test_a_real_run_stores_what_the_teacher_says(dataset, tmp_path):
     task = tasks.make("segment", config, statistics, 1)
     state = train._start(task, "segment", config, tmp_path, tmp_path / "segment", 0)
     pool = networks.load_weights(tmp_path / "semi" / "pool" / "checkpoints", "latest")
-    triples = zip(*(jax.tree.leaves(t["params"]) for t in (pool, state.net.variables, weights)),
-                  strict=True)
+    triples = zip(
+        *(jax.tree.leaves(t["params"]) for t in (pool, state.net.variables, weights)), strict=True
+    )
     unlike = 0
     for learned, started, teacher in triples:
         np.testing.assert_array_equal(learned, started)
@@ -317,16 +333,16 @@ def test_the_picture_of_pseudo_labels_has_each_slice_with_its_own(dataset, tmp_p
     names = [data.text(source[i]["id"]) for i in range(len(source))]
     (tmp_path / "semi").mkdir()
     for k, part in enumerate((names[5:], names[:5])):  # slice i marks i rows of eight
-        maps = {n: np.uint8([[255] * 8] * names.index(n) + [[100] * 8] * (8 - names.index(n)))
-                for n in part}
+        maps = {
+            n: np.uint8([[255] * 8] * names.index(n) + [[100] * 8] * (8 - names.index(n)))
+            for n in part
+        }
         np.savez(tmp_path / "semi" / f"round000{k}.npz", **maps)
     drawn = []
     monkeypatch.setattr(figures, "overlays", lambda cases, path: drawn.extend(cases) or path)
     ((path, _),) = run_figures.pseudo_labels(tmp_path, small(), dataset)
     assert path == tmp_path / "figures" / "pseudo_labels.png"
-    assert [case[0] for case in drawn] == [
-        f"{names[i]}\n{i / 8:.1%} marked" for i in (0, 2, 4, 7)
-    ]
+    assert [case[0] for case in drawn] == [f"{names[i]}\n{i / 8:.1%} marked" for i in (0, 2, 4, 7)]
     for i, (_, image, truth, marked, prob) in zip((0, 2, 4, 7), drawn, strict=True):
         whole = data.decode(source[i], "image")
         np.testing.assert_array_equal(image, data.resize(whole, 8, labels=False)[..., 0])

@@ -34,9 +34,7 @@ def test_all_infected_is_the_greatest_and_none_the_least():
     assert (least.infected_share, least.severe) == (0.0, False)
 
 
-@pytest.mark.parametrize(
-    "percent, points", [(0, 0), (1, 1), (49, 1), (50, 2), (51, 2), (100, 2)]
-)
+@pytest.mark.parametrize("percent, points", [(0, 0), (1, 1), (49, 1), (50, 2), (51, 2), (100, 2)])
 def test_region_points_at_their_bounds(percent, points):
     s = severity.score(_infected(percent), np.ones(SHAPE), **_maps())
     assert s.ct_ss_regions == [points] + [0] * 19 and s.ct_ss == points
@@ -54,8 +52,19 @@ def test_grades_are_closed_at_exactly_1_50_and_100_percent(infected, grade):
 
 @pytest.mark.parametrize(
     "percent, lobar, tss",
-    [(0, 0, 0), (1, 1, 1), (5, 1, 1), (6, 2, 1), (25, 2, 1), (26, 3, 2), (50, 3, 2), (51, 4, 3),
-     (75, 4, 3), (76, 5, 4), (100, 5, 4)],
+    [
+        (0, 0, 0),
+        (1, 1, 1),
+        (5, 1, 1),
+        (6, 2, 1),
+        (25, 2, 1),
+        (26, 3, 2),
+        (50, 3, 2),
+        (51, 4, 3),
+        (75, 4, 3),
+        (76, 5, 4),
+        (100, 5, 4),
+    ],
 )
 def test_lobe_and_zone_points_at_their_bounds(percent, lobar, tss):
     mask, ones = np.zeros(100, np.uint8), np.ones(100, np.uint8)
@@ -129,9 +138,12 @@ def test_no_lung_is_undefined_and_not_zero():
 
 @pytest.mark.parametrize(
     "change, words",
-    [({"lung": np.ones((3, 3))}, "lung has shape"), ({"mask": np.full(SHAPE, 3)}, "mask holds 3"),
-     ({"regions": np.full(SHAPE, 21)}, "regions holds labels 21"),
-     ({"hu": np.zeros((1, 1))}, "hu has shape")],
+    [
+        ({"lung": np.ones((3, 3))}, "lung has shape"),
+        ({"mask": np.full(SHAPE, 3)}, "mask holds 3"),
+        ({"regions": np.full(SHAPE, 21)}, "regions holds labels 21"),
+        ({"hu": np.zeros((1, 1))}, "hu has shape"),
+    ],
 )
 def test_wrong_maps_are_named(change, words):
     given = {"mask": _infected(1), "lung": np.ones(SHAPE)} | change
@@ -198,8 +210,11 @@ def test_the_threshold_lies_between_training_patients():
 
 @pytest.mark.parametrize(
     "shares, infected, words",
-    [([0.1], [True], "alike"), ([np.nan, 1], [True, False], "patient 0"),
-     ([0.1, 0.2], [True], "one share each")],
+    [
+        ([0.1], [True], "alike"),
+        ([np.nan, 1], [True, False], "patient 0"),
+        ([0.1, 0.2], [True], "one share each"),
+    ],
 )
 def test_a_roc_needs_both_kinds_and_a_share_each(shares, infected, words):
     with pytest.raises(ValueError, match=words):

@@ -43,8 +43,13 @@ def masks_of(source, folder, change=lambda mask: mask):
 
 def study(out, *words):
     assert cli.main(["severity-study", *map(str, words), "--out", str(out)]) == 0
-    agreed = {row["level"]: {k: float(v) if v.replace(".", "").replace("-", "").isdigit() else v
-                             for k, v in row.items()} for row in rows_of(out / "agreement.csv")}
+    agreed = {
+        row["level"]: {
+            k: float(v) if v.replace(".", "").replace("-", "").isdigit() else v
+            for k, v in row.items()
+        }
+        for row in rows_of(out / "agreement.csv")
+    }
     return agreed, rows_of(out / "scores.csv")
 
 
@@ -141,8 +146,14 @@ def test_scans_beside_a_clinical_table(monkeypatch, tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), chest(lesion=bool(sick)))
     monkeypatch.setattr(severity_study, "Segmenter", lambda *a, **k: Network())
-    words = ["severity-study", tmp_path / "scans", "--checkpoint", tmp_path, "--out",
-             tmp_path / "out"]
+    words = [
+        "severity-study",
+        tmp_path / "scans",
+        "--checkpoint",
+        tmp_path,
+        "--out",
+        tmp_path / "out",
+    ]
     assert cli.main([str(w) for w in words]) == 1  # nothing to hold the scores against
     words += ["--clinical", tmp_path / "Patients.xlsx"]
     assert cli.main([str(w) for w in words]) == 0
@@ -160,8 +171,10 @@ def test_scores_of_experts_stand_in_for_true_masks(monkeypatch, tmp_path):
     """X-rays without true masks; two of three have a score, one of them two."""
     lung = np.ones((20, 20), np.uint8)
     scores = ({"opacity": 1.0}, {"opacity": 6.0, "geographic_extent": 8.0}, {}, {"opacity": 2.5})
-    slices = [truth.Slice(str(i), str(i), 255 * lung, lung=lung > 0, experts=one)
-              for i, one in enumerate(scores)]
+    slices = [
+        truth.Slice(str(i), str(i), 255 * lung, lung=lung > 0, experts=one)
+        for i, one in enumerate(scores)
+    ]
     masks = tmp_path / "masks"
     masks.mkdir()
     for i, rows_infected in enumerate((2, 10, 20, 1)):
@@ -169,12 +182,24 @@ def test_scores_of_experts_stand_in_for_true_masks(monkeypatch, tmp_path):
         mask[:rows_infected] = 255
         cv2.imwrite(str(masks / f"{i}.png"), mask)
     monkeypatch.setattr(truth, "read", lambda source, split: iter(slices))
-    words = ["severity-study", tmp_path, "--masks", masks, "--lungs", "true", "--out",
-             tmp_path / "out"]
+    words = [
+        "severity-study",
+        tmp_path,
+        "--masks",
+        masks,
+        "--lungs",
+        "true",
+        "--out",
+        tmp_path / "out",
+    ]
     assert cli.main([str(w) for w in words]) == 0
     opacity, extent = rows_of(tmp_path / "out" / "experts.csv")
     assert (opacity["score"], opacity["n"], extent["score"], extent["n"]) == (
-        "opacity", "3", "geographic_extent", "1")
+        "opacity",
+        "3",
+        "geographic_extent",
+        "1",
+    )
     assert float(opacity["mean_score"]) == pytest.approx(9.5 / 3)
     assert float(opacity["mean_share"]) == pytest.approx((10 + 50 + 5) / 3)
     assert float(opacity["spearman"]) == pytest.approx(0.5)  # ranks 1 3 2 against 2 3 1
@@ -185,8 +210,10 @@ def test_scores_of_experts_stand_in_for_true_masks(monkeypatch, tmp_path):
 
 def test_expert_scores_and_lungs_of_prepared_xrays(tmp_path):
     folder = tfds_builders.prepare(
-        "covid_chestxray/xray", data_dir=tmp_path / "data",
-        manual_dir=dummy_data.make(tmp_path / "covid-chestxray-dataset"))
+        "covid_chestxray/xray",
+        data_dir=tmp_path / "data",
+        manual_dir=dummy_data.make(tmp_path / "covid-chestxray-dataset"),
+    )
     splits = json.loads((folder / "dataset_info.json").read_text())["splits"]
     found = {one.name: one for split in splits for one in truth.read(folder, split["name"])}
     assert found["a-1.jpeg"].experts == {"geographic_extent": 6.0, "opacity": 4.0}
@@ -212,8 +239,12 @@ def test_wrong_calls_are_one_line(phantom, tmp_path, capsys):
     out = ["--out", str(tmp_path / "out")]
     assert cli.main(["severity-study", str(phantom), *out]) == 1
     assert "--checkpoint or --masks" in capsys.readouterr().err
-    assert cli.main(["severity-study", str(phantom), *out, "--masks", str(phantom), "--lungs",
-                     "lunges"]) == 1
+    assert (
+        cli.main(
+            ["severity-study", str(phantom), *out, "--masks", str(phantom), "--lungs", "lunges"]
+        )
+        == 1
+    )
     err = capsys.readouterr().err
     assert "lunges: give morphology" in err and err.count("\n") == 1
 
@@ -227,9 +258,13 @@ def test_own_lungs_are_looked_up_by_name(source, tmp_path):
     assert name == "given masks" and find_lungs.choose("morphology")[1] == "morphology"
 
 
-@pytest.mark.parametrize("name, units", [
-    ("medseg-volumes", ["1"] * 9), ("COVID-SemiSeg-lungs", ["0", "1", "10", "11", "12", "13",
-                                                            "14", "15", "16"])])
+@pytest.mark.parametrize(
+    "name, units",
+    [
+        ("medseg-volumes", ["1"] * 9),
+        ("COVID-SemiSeg-lungs", ["0", "1", "10", "11", "12", "13", "14", "15", "16"]),
+    ],
+)
 def test_the_real_folders(shared, name, units):
     found = list(itertools.islice(truth.read(shared / "data" / name, "test"), 9))
     assert [s.unit for s in found] == units

@@ -118,7 +118,8 @@ def test_labels_limit_masks_and_not_images(dataset):
     assert len(splits.open_test(dataset, config)) == 6
     config = folded(0, labels=(2,))
     assert ids(splits.open_training(dataset, "train", config, masks=True)).isdisjoint(
-        ids(splits.open_test(dataset, config)))
+        ids(splits.open_test(dataset, config))
+    )
 
 
 def test_what_would_leak_or_be_ignored_is_refused(dataset):

@@ -47,7 +47,8 @@ def leave(folder, dice, labelled=10, losses=(1.0, 2.0), classes=("infection",)):
         writer.writerow(["id", *names])
         writer.writerows([name, *[value] * len(names)] for name, value in dice.items())
     (folder / "losses.json").write_text(
-        json.dumps({"distance": list(losses), "total": list(losses)}))
+        json.dumps({"distance": list(losses), "total": list(losses)})
+    )
     (folder / "labelled.json").write_text(json.dumps(labelled))
 
 
@@ -63,16 +64,24 @@ def walk(config, tmp_path, monkeypatch):
         monkeypatch.setattr(study_figures, name, lambda *_: None)
 
     def run(fake):
-        return study.run(config, workdir=tmp_path, command="infnet-jax study",
-                         prepare=lambda one: None, run_cell=fake)
+        return study.run(
+            config,
+            workdir=tmp_path,
+            command="infnet-jax study",
+            prepare=lambda one: None,
+            run_cell=fake,
+        )
 
     return run
 
 
 CELLS = [
-    "sinfnet, all labels, seed 0", "sinfnet, 4 labels, seed 0", "selfsup, all labels, seed 0",
-    "selfsup, 4 labels, seed 0", "selfsup_aug, all labels, seed 0",
-]  # fmt: skip
+    "sinfnet, all labels, seed 0",
+    "sinfnet, 4 labels, seed 0",
+    "selfsup, all labels, seed 0",
+    "selfsup, 4 labels, seed 0",
+    "selfsup_aug, all labels, seed 0",
+]
 
 
 def test_each_cell_runs_once_and_pretraining_once_for_all(walk, tmp_path, capsys):
@@ -143,15 +152,19 @@ def test_stages_are_lent_only_where_they_would_come_out_alike(config, tmp_path):
     for change in (dict(model=dict(width=16)), dict(coach=dict(width=4)), dict(data=dict(fold=1))):
         key, value = next(iter(change.items()))
         assert study_cells.deciding(one, "pretrain") != study_cells.deciding(
-            {**one, key: {**one[key], **value}}, "pretrain")
+            {**one, key: {**one[key], **value}}, "pretrain"
+        )
 
 
 def test_priors_are_lent_between_rows_that_differ_in_the_last_network_alone(tmp_path):
     config = config_file.get_config("semiseg")
     cells = study_cells.make_cells(config, tmp_path)
     assert len(cells) == 5 * (5 + 3 * 3 + 1) + 3 * 7
-    of_row = {cell.row: json.loads(cell.config.to_json()) for cell in cells
-              if cell.seed == 0 and not cell.labels}
+    of_row = {
+        cell.row: json.loads(cell.config.to_json())
+        for cell in cells
+        if cell.seed == 0 and not cell.labels
+    }
 
     def alike(one, other, stage):
         one, other = (study_cells.deciding(of_row[row], stage) for row in (one, other))
@@ -175,14 +188,20 @@ def test_a_lender_that_is_gone_is_no_obstacle(walk, tmp_path):
     assert fake.ran == [CELLS[2], CELLS[4]] and (CELLS[2], "pretrain") in fake.made
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (dict(run=()), "run: name at least one of the rows"),
-    (dict(run=("sinfet",)), "run: 'sinfet' is none of the rows"),
-    (dict(rows=dict(sinfnet=dict(base="superb"))), "rows.sinfnet.base='superb': choose one of"),
-    (dict(rows=dict(sinfnet=dict(seeds=()))), "rows.sinfnet: give at least one of seeds"),
-    (dict(rows=dict(selfsup=dict(against="x"))), "rows.selfsup.against='x' is none"),
-    (dict(rows=dict(sinfnet=dict(set=dict(segment=dict(stepz=1))))), "rows.sinfnet.set: .*stepz"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(run=()), "run: name at least one of the rows"),
+        (dict(run=("sinfet",)), "run: 'sinfet' is none of the rows"),
+        (dict(rows=dict(sinfnet=dict(base="superb"))), "rows.sinfnet.base='superb': choose one of"),
+        (dict(rows=dict(sinfnet=dict(seeds=()))), "rows.sinfnet: give at least one of seeds"),
+        (dict(rows=dict(selfsup=dict(against="x"))), "rows.selfsup.against='x' is none"),
+        (
+            dict(rows=dict(sinfnet=dict(set=dict(segment=dict(stepz=1))))),
+            "rows.sinfnet.set: .*stepz",
+        ),
+    ],
+)
 def test_a_wrong_row_is_refused_before_anything_runs(config, tmp_path, change, message):
     config.update(change)
     with pytest.raises(ValueError, match=message):
@@ -213,7 +232,9 @@ def test_folds_are_put_together_again(config, tmp_path):
     config.rows.sinfnet.labels = (0,)
     cells = study_cells.make_cells(config, tmp_path)
     assert [(c.config.data.fold, c.config.data.folds, c.config.data.test) for c in cells] == [
-        (0, 2, "train"), (1, 2, "train")]
+        (0, 2, "train"),
+        (1, 2, "train"),
+    ]
     leave(cells[0].folder, {"c": 0.1, "a": 0.2})
     leave(cells[1].folder, {"b": 0.4}, losses=(5.0,))
     [result] = study_results.collect(cells)
@@ -263,8 +284,12 @@ def test_two_classes_get_their_mean_and_budgets_a_curve(config, tmp_path):
     config.run = ("sinfnet",)
     cells = study_cells.make_cells(config, tmp_path)
     for cell in cells:
-        leave(cell.folder, {"a": 0.2, "b": 0.4}, classes=("ggo", "consolidation"),
-              labelled=cell.labels or 9)
+        leave(
+            cell.folder,
+            {"a": 0.2, "b": 0.4},
+            classes=("ggo", "consolidation"),
+            labelled=cell.labels or 9,
+        )
     results = study_results.collect(cells)
     lines = study_tables.dice_lines(config, results)
     assert [line["class"] for line in lines] == ["ggo", "consolidation", "mean of classes"] * 2
@@ -309,16 +334,22 @@ def test_p_values_are_corrected_over_all_comparisons_of_a_class(config, tmp_path
 def test_the_verb_reads_presets_and_overrides(monkeypatch, tmp_path, capsys):
     seen = []
     monkeypatch.setattr(study, "run", lambda config, **kw: seen.append((config, kw)) or 0)
-    words = ["study", "--config=configs/study.py:tiny", "--config.bases.supervised.seed=3",
-             f"--workdir={tmp_path}"]
+    words = [
+        "study",
+        "--config=configs/study.py:tiny",
+        "--config.bases.supervised.seed=3",
+        f"--workdir={tmp_path}",
+    ]
     assert cli.main(words) == 0
     config, kwargs = seen[0]
     assert config.bases.supervised.seed == 3 and kwargs["workdir"] == tmp_path
     assert kwargs["command"].split()[:3] == ["infnet-jax", *words[:2]]
     assert cli.main([*words[:2], "--config.folds=3"]) == 0
     assert seen[1][0].folds == 3 and str(seen[1][1]["workdir"]) == "runs/study-tiny"
-    for wrong, named in (("configs/stud.py", "stud.py: there is no such file"),
-                         ("configs/study.py:big", "'big' is unknown: choose demo")):
+    for wrong, named in (
+        ("configs/stud.py", "stud.py: there is no such file"),
+        ("configs/study.py:big", "'big' is unknown: choose demo"),
+    ):
         assert cli.main(["study", f"--config={wrong}"]) == 1
         assert named in (said := capsys.readouterr().err) and said.count("\n") == 1
     assert cli.main([*words[:2], "--config.fodls=3"]) == 1

@@ -9,10 +9,14 @@ from tfds_builders import tables
 
 def test_headers_are_trimmed_folded_and_nameless_columns_left_out(tmp_path):
     path = tmp_path / "t.csv"
-    path.write_bytes(b"\xef\xbb\xbf## a licence\nPatientid, doi,Progression (Days),\r\n"
-                     b"7,\"a, b\", 3 ,x\r\n\r\n8\r\n")
-    assert tables.read(path) == [{"patientid": "7", "doi": "a, b", "progression_days": "3"},
-                                 {"patientid": "8", "doi": "", "progression_days": ""}]
+    path.write_bytes(
+        b"\xef\xbb\xbf## a licence\nPatientid, doi,Progression (Days),\r\n"
+        b'7,"a, b", 3 ,x\r\n\r\n8\r\n'
+    )
+    assert tables.read(path) == [
+        {"patientid": "7", "doi": "a, b", "progression_days": "3"},
+        {"patientid": "8", "doi": "", "progression_days": ""},
+    ]
 
 
 def test_a_table_that_is_not_unicode_is_read_as_latin(tmp_path):
@@ -64,8 +68,10 @@ def test_xlsx_sheets_are_read_one_after_the_other(tmp_path):
     second.append(["File name", None, "Age"])
     second.append(["b.png", "x", 4.5])
     book.save(tmp_path / "t.xlsx")
-    assert tables.read(tmp_path / "t.xlsx") == [{"file_name": "a.png", "patient_id": "7"},
-                                               {"file_name": "b.png", "age": "4.5"}]
+    assert tables.read(tmp_path / "t.xlsx") == [
+        {"file_name": "a.png", "patient_id": "7"},
+        {"file_name": "b.png", "age": "4.5"},
+    ]
 
 
 def test_a_damaged_xlsx_is_named(tmp_path):

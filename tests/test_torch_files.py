@@ -84,11 +84,15 @@ def write(path, torch, content, arrays, legacy):
 
 @pytest.mark.parametrize("legacy", [True, False])
 def test_tensors_come_back_by_name_type_and_stride(tmp_path, torch_names, legacy):
-    state = OrderedDict({
-        "whole": Stored("0", WEIGHT, (2, 3, 4), (12, 4, 1)),
-        "turned": Stored("0", WEIGHT, (4, 3), (1, 4), offset=12),  # a transposed view of its half
-        "count": Stored("1", COUNT, (), ()),
-    })  # fmt: skip
+    state = OrderedDict(
+        {
+            "whole": Stored("0", WEIGHT, (2, 3, 4), (12, 4, 1)),
+            "turned": Stored(
+                "0", WEIGHT, (4, 3), (1, 4), offset=12
+            ),  # a transposed view of its half
+            "count": Stored("1", COUNT, (), ()),
+        }
+    )
     arrays = {"1": COUNT, "0": WEIGHT}  # not in the order of first use
     write(tmp_path / "a.pth", torch_names, {"epoch": 3, "state_dict": state}, arrays, legacy)
     with pytest.raises(ValueError, match="no state dict"):

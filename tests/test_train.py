@@ -65,8 +65,14 @@ def toy(total=TOTAL, dice=None, hook=lambda step: None, lr=0.1):
 
     return Task(
         variables=lambda key: {"net": {"params": {"w": jnp.float32(3.0)}, "batch_stats": {}}},
-        start=start, steps={"toy": step}, phase=phase, batch_index=lambda step: step // 3,
-        evaluate=evaluate, total_steps=total, summarise=summarise, metric="dice",
+        start=start,
+        steps={"toy": step},
+        phase=phase,
+        batch_index=lambda step: step // 3,
+        evaluate=evaluate,
+        total_steps=total,
+        summarise=summarise,
+        metric="dice",
         metric_mode="max",
     )
 
@@ -251,8 +257,14 @@ def test_a_stage_that_the_config_does_not_have(tmp_path, stages, dataset):
 
 
 ROUNDS = dict(
-    schedule="per_epoch", epochs=3, steps_per_epoch=7, coach_steps=2, net_steps=0, blocks=(2, 1),
-    warmup_random_rounds=1, use_coach=True,
+    schedule="per_epoch",
+    epochs=3,
+    steps_per_epoch=7,
+    coach_steps=2,
+    net_steps=0,
+    blocks=(2, 1),
+    warmup_random_rounds=1,
+    use_coach=True,
 )
 
 
@@ -260,11 +272,17 @@ ROUNDS = dict(
     ("changed", "rounds", "n_random"),
     [
         ({}, [("net", 7), ("coach", 2), ("net", 7), ("coach", 2), ("net", 7)], 7),
-        (dict(warmup_random_rounds=0, coach_steps=0, net_steps=4, epochs=2),
-         [("coach", 7), ("net", 4), ("coach", 7), ("net", 4)], 0),
+        (
+            dict(warmup_random_rounds=0, coach_steps=0, net_steps=4, epochs=2),
+            [("coach", 7), ("net", 4), ("coach", 7), ("net", 4)],
+            0,
+        ),
         (dict(schedule="blocks"), [("net", 14), ("coach", 7), ("net", 7)], 14),
-        (dict(schedule="blocks", warmup_random_rounds=0),
-         [("coach", 14), ("net", 14), ("coach", 7), ("net", 7)], 0),
+        (
+            dict(schedule="blocks", warmup_random_rounds=0),
+            [("coach", 14), ("net", 14), ("coach", 7), ("net", 7)],
+            0,
+        ),
         (dict(use_coach=False), [("net", 7)] * 3, 21),
     ],
 )
@@ -322,8 +340,12 @@ def test_summary_of_pretraining_by_hand():
     def row(part):
         n = len(range(*part.indices(3)))
         coach, random = np.float32([[1.0, 2.0, 6.0], [2.0, 0.5, 2.0]])[:, part]
-        return {"image": np.zeros((n, 32, 32)), "visible_coach": masks[part],
-                "error_coach": coach, "error_random": random}
+        return {
+            "image": np.zeros((n, 32, 32)),
+            "visible_coach": masks[part],
+            "error_coach": coach,
+            "error_random": random,
+        }
 
     got = inpaint.summarise([row(slice(0, 2)), row(slice(2, 3))])
     assert got["rec_coach"] == 3.0 and got["rec_random"] == 1.5
@@ -413,6 +435,8 @@ def test_each_player_moves_alone(dataset):
             assert not any(changed(getattr(before, still), getattr(state, still)))
         moved = changed(getattr(before, mover).params, getattr(state, mover).params)
         assert sum(moved) > 0.5 * len(moved)  # segmentation heads of the net have no gradient
-        assert all(changed(getattr(before, mover).batch_stats, getattr(state, mover).batch_stats)
-                   ) or mover == "net"
+        assert (
+            all(changed(getattr(before, mover).batch_stats, getattr(state, mover).batch_stats))
+            or mover == "net"
+        )
     assert int(state.step) == 4

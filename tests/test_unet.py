@@ -73,9 +73,13 @@ def test_width_scales_every_layer():
 @pytest.mark.parametrize("improved", [False, True])
 def test_any_size_comes_back_and_outputs_are_float32(improved):
     model = UNet(
-        classes=1, width=4, improved=improved, inpaint_head="linear_replace", image_channels=2,
+        classes=1,
+        width=4,
+        improved=improved,
+        inpaint_head="linear_replace",
+        image_channels=2,
         dtype=jnp.bfloat16,
-    )  # fmt: skip
+    )
     variables = _shapes(model, channels=2)
     for height, width in ((16, 16), (37, 50), (31, 95)):
         image = jax.ShapeDtypeStruct((3, height, width, 2), jnp.float32)
@@ -102,9 +106,13 @@ def _called(model: UNet, head: str) -> set[str]:
 
     def run(variables: Any, image: jax.Array) -> Any:
         return model.apply(
-            variables, image, train=False, head=head, capture_intermediates=True,
+            variables,
+            image,
+            train=False,
+            head=head,
+            capture_intermediates=True,
             mutable="intermediates",
-        )  # fmt: skip
+        )
 
     _, captured = jax.eval_shape(run, _shapes(model), image)
     return set(captured["intermediates"]) - {"__call__"}

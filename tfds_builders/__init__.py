@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 NAMES = (
-    "cc_ccii", "covid_chestxray", "covid_ct", "covid_semiseg", "folders", "ictcf", "medseg",
+    "cc_ccii",
+    "covid_chestxray",
+    "covid_ct",
+    "covid_semiseg",
+    "folders",
+    "ictcf",
+    "medseg",
     "phantom",
 )
 RESUMABLE = "incomplete.resume_"  # starts the name of a folder that a killed build goes on from
@@ -69,8 +75,9 @@ def prepare(
         for leftover in final.parent.glob(f"incomplete.*_{final.name}"):
             if leftover.name != f"{RESUMABLE}{final.name}":
                 shutil.rmtree(leftover)  # of a build that was killed: we hold the lock
-        config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False,
-                                              beam_options=beam)
+        config = tfds.download.DownloadConfig(
+            manual_dir=manual_dir, try_download_gcs=False, beam_options=beam
+        )
         with _progress():
             builder.download_and_prepare(download_config=config)
     return final
@@ -102,8 +109,10 @@ def _existing(folder: Path, strict: bool) -> Path:
     report = report_of(folder)
     counts = report.get("expected", {}).values()
     if strict and (report.get("skipped") or any(c["expected"] != c["found"] for c in counts)):
-        raise ValueError(f"{folder}: was built with skips or short counts (see report.json in it); "
-                         "remove it to build it strictly")
+        raise ValueError(
+            f"{folder}: was built with skips or short counts (see report.json in it); "
+            "remove it to build it strictly"
+        )
     return folder
 
 

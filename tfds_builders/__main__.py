@@ -16,24 +16,39 @@ def main(argv: list[str] | None = None) -> int:
     build = commands.add_parser("build", help="build a dataset unless it is there already")
     build.add_argument("name", metavar="NAME", help=f"NAME or NAME/CONFIG of {', '.join(NAMES)}")
     build.add_argument("--manual_dir", help="folder with the source files you have downloaded")
-    build.add_argument("--strict", action="store_true",
-                       help="fail where a file would be skipped or a count is short")
-    build.add_argument("--beam_pipeline_options", metavar="OPTIONS",
-                       help="build on Apache Beam, as `runner=DirectRunner,...` (cc_ccii only)")
+    build.add_argument(
+        "--strict",
+        action="store_true",
+        help="fail where a file would be skipped or a count is short",
+    )
+    build.add_argument(
+        "--beam_pipeline_options",
+        metavar="OPTIONS",
+        help="build on Apache Beam, as `runner=DirectRunner,...` (cc_ccii only)",
+    )
     build.set_defaults(run=_build)
     overlap = commands.add_parser(
-        "overlap", help="list near-identical slices of two prepared datasets",
+        "overlap",
+        help="list near-identical slices of two prepared datasets",
         description="A and B: NAME, NAME/CONFIG or the folder of a prepared dataset, each with "
-        ":SPLIT if you like. Prints correlation, split and id of either, tab-separated.")
+        ":SPLIT if you like. Prints correlation, split and id of either, tab-separated.",
+    )
     overlap.add_argument("a", metavar="A")
     overlap.add_argument("b", metavar="B")
-    overlap.add_argument("--least", type=float, default=0.7,
-                         help="correlation of fine structure from which a pair is listed; "
-                         "copies reach 0.8 and more (default: %(default)s)")
+    overlap.add_argument(
+        "--least",
+        type=float,
+        default=0.7,
+        help="correlation of fine structure from which a pair is listed; "
+        "copies reach 0.8 and more (default: %(default)s)",
+    )
     overlap.set_defaults(run=_overlap)
     for command in (build, overlap):
-        command.add_argument("--data_dir", default=str(DEFAULT_DATA_DIR),
-                             help="where prepared datasets are kept (default: %(default)s)")
+        command.add_argument(
+            "--data_dir",
+            default=str(DEFAULT_DATA_DIR),
+            help="where prepared datasets are kept (default: %(default)s)",
+        )
     args = parser.parse_args(argv)
     if args.command == "build" and args.name.partition("/")[0] not in NAMES:
         build.error(f"unknown dataset {args.name!r}; there are: {', '.join(NAMES)}")
@@ -48,8 +63,13 @@ def main(argv: list[str] | None = None) -> int:
 def _build(args: argparse.Namespace) -> None:
     options = args.beam_pipeline_options
     beam = None if options is None else [f"--{option}" for option in options.split(",")]
-    folder = prepare(args.name, data_dir=args.data_dir, manual_dir=args.manual_dir,
-                     strict=args.strict, beam_options=beam)
+    folder = prepare(
+        args.name,
+        data_dir=args.data_dir,
+        manual_dir=args.manual_dir,
+        strict=args.strict,
+        beam_options=beam,
+    )
     if report := report_of(folder):
         from tfds_builders.report import summary  # not for `--help`: it loads OpenCV
 
@@ -65,8 +85,11 @@ def _overlap(args: argparse.Namespace) -> None:
     pairs = overlap.overlap(first, second, least=args.least)
     for pair in pairs:
         print(pair.line())
-    print(f"{len(pairs)} near-identical pairs between {len(first.slices)} and "
-          f"{len(second.slices)} slices", file=sys.stderr)
+    print(
+        f"{len(pairs)} near-identical pairs between {len(first.slices)} and "
+        f"{len(second.slices)} slices",
+        file=sys.stderr,
+    )
 
 
 if __name__ == "__main__":

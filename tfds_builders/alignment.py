@@ -25,8 +25,13 @@ def frames(picture: np.ndarray) -> list[Box]:
     small = cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     level, _ = cv2.threshold(small, 0, 255, cv2.THRESH_OTSU)
     count, _, boxes, _ = cv2.connectedComponentsWithStats((small <= level).astype(np.uint8))
-    kept = [box for box in boxes[1:count] if box[cv2.CC_STAT_AREA] > 0.01 * SIDE**2
-            and min(box[:2]) > 0 and max(box[0] + box[2], box[1] + box[3]) < SIDE]
+    kept = [
+        box
+        for box in boxes[1:count]
+        if box[cv2.CC_STAT_AREA] > 0.01 * SIDE**2
+        and min(box[:2]) > 0
+        and max(box[0] + box[2], box[1] + box[3]) < SIDE
+    ]
     if not kept:
         return [WHOLE]
     top, left = min(b[1] for b in kept), min(b[0] for b in kept)
@@ -52,8 +57,9 @@ def cut(picture: np.ndarray, box: Box, side: int = SIDE) -> np.ndarray:
     top, left = round(box[0] * h), round(box[1] * w)
     part = picture[max(top, 0) : top + rows, max(left, 0) : left + columns]
     page = np.zeros((rows, columns), np.uint8)
-    page[max(-top, 0) : max(-top, 0) + part.shape[0],
-         max(-left, 0) : max(-left, 0) + part.shape[1]] = part
+    page[
+        max(-top, 0) : max(-top, 0) + part.shape[0], max(-left, 0) : max(-left, 0) + part.shape[1]
+    ] = part
     return cv2.resize(page, (side, side), interpolation=cv2.INTER_AREA)
 
 
@@ -75,7 +81,8 @@ def likeness(first: np.ndarray, second: np.ndarray) -> float:
     start = _coarse(inner, second)
     try:
         _, warp = cv2.findTransformECC(
-            inner, second, start, cv2.MOTION_AFFINE, (3, 40, 1e-4), None, 1)
+            inner, second, start, cv2.MOTION_AFFINE, (3, 40, 1e-4), None, 1
+        )
     except cv2.error:  # flat, or it wanders off
         return -1.0
     scale = np.linalg.svd(warp[:, :2], compute_uv=False)
@@ -96,8 +103,7 @@ def _coarse(inner: np.ndarray, second: np.ndarray) -> np.ndarray:
     for zoom in _ZOOMS:
         side = round(SIDE * zoom)
         zoomed = cv2.resize(second, (side, side), interpolation=cv2.INTER_AREA)
-        _, score, _, (x, y) = cv2.minMaxLoc(
-            cv2.matchTemplate(zoomed, inner, cv2.TM_CCOEFF_NORMED))
+        _, score, _, (x, y) = cv2.minMaxLoc(cv2.matchTemplate(zoomed, inner, cv2.TM_CCOEFF_NORMED))
         if score > best[0]:
             best = (score, np.array([[1, 0, x], [0, 1, y]], np.float32) / np.float32(zoom))
     return best[1] if best[1] is not None else np.eye(2, 3, dtype=np.float32)

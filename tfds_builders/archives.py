@@ -39,13 +39,12 @@ def walk(root: Path, *, limit: int = MAX_MEMBER) -> Iterator[Member | ValueError
             if path.suffix.lower() == ".zip":
                 yield from zip_members(path, relative, limit=limit)
             else:
-                yield Member(relative, lambda path=path, name=relative: _file(path, name, limit),
-                             path)
+                yield Member(
+                    relative, lambda path=path, name=relative: _file(path, name, limit), path
+                )
 
 
-def zip_members(
-    path: Path, name: str, *, limit: int = MAX_MEMBER
-) -> Iterator[Member | ValueError]:
+def zip_members(path: Path, name: str, *, limit: int = MAX_MEMBER) -> Iterator[Member | ValueError]:
     """Yields the files of one zip as `walk` does; `name` is what messages call the zip.
 
     The zip stays open while its members are listed; reading one later opens it again.
@@ -65,8 +64,10 @@ def zip_members(
             if leaves(info.filename):
                 yield ValueError(f"{inside}: the path leaves the archive; refused")
             else:
-                yield Member(inside, lambda info=info, inside=inside: _read(
-                    archive, path, info, inside, limit))
+                yield Member(
+                    inside,
+                    lambda info=info, inside=inside: _read(archive, path, info, inside, limit),
+                )
 
 
 def read_member(

@@ -94,8 +94,9 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         Raises:
           ValueError: the file is empty, no picture, or not 8-bit; the message names it.
         """
-        return self._decoded(path.read_bytes(), path, path.relative_to(root).as_posix(),
-                             decode_grey)
+        return self._decoded(
+            path.read_bytes(), path, path.relative_to(root).as_posix(), decode_grey
+        )
 
     def read_labels(self, path: Path, root: Path) -> np.ndarray:
         """Reads a label picture as uint8 [H, W]: palette indices, grey levels, or 0/1 bits.
@@ -103,8 +104,9 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         Raises:
           ValueError: the file is empty, no picture, or has colours instead of labels.
         """
-        return self._decoded(path.read_bytes(), path, path.relative_to(root).as_posix(),
-                             decode_labels)
+        return self._decoded(
+            path.read_bytes(), path, path.relative_to(root).as_posix(), decode_labels
+        )
 
     def grey_from(self, data: bytes, name: str) -> np.ndarray:
         """As `read_grey`, from bytes at hand (of an archive's member) that `name` names."""

@@ -46,8 +46,16 @@ def sheet(tiles: list[np.ndarray]) -> np.ndarray:
     for i, picture in enumerate(tiles):
         top, left = TILE * (i // COLUMNS), TILE * (i % COLUMNS)
         page[top : top + TILE, left : left + TILE] = picture
-        cv2.putText(page, str(i), (left + 2, top + 11), cv2.FONT_HERSHEY_SIMPLEX, 0.35,
-                    (255, 255, 0), 1, cv2.LINE_AA)
+        cv2.putText(
+            page,
+            str(i),
+            (left + 2, top + 11),
+            cv2.FONT_HERSHEY_SIMPLEX,
+            0.35,
+            (255, 255, 0),
+            1,
+            cv2.LINE_AA,
+        )
     return page
 
 

@@ -54,8 +54,9 @@ def load(data: bytes, name: object) -> Volume:
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim != 3 or not array.size or array.dtype.kind not in "iuf":
-        raise ValueError(f"{name}: expected numbers in three dimensions, "
-                         f"got {array.dtype} {array.shape}")
+        raise ValueError(
+            f"{name}: expected numbers in three dimensions, got {array.dtype} {array.shape}"
+        )
     affine = np.asarray(image.affine, np.float64)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise ValueError(f"{name}: the header's affine gives no orientation")

@@ -39,8 +39,10 @@ class Pair:
     def line(self) -> str:
         """Returns the pair as tab-separated text."""
         known = "same group" if self.same_group else ""
-        return (f"{self.correlation:.3f}\t{self.split_a}\t{self.id_a}\t{self.split_b}\t"
-                f"{self.id_b}\t{known}")
+        return (
+            f"{self.correlation:.3f}\t{self.split_a}\t{self.id_a}\t{self.split_b}\t"
+            f"{self.id_b}\t{known}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,15 +67,19 @@ class Slices:
         """Opens the splits; the names are read at once, the pictures later."""
         self.folder = folder
         builder = tfds.builder_from_directory(folder)
-        decode = {name: tfds.decode.SkipDecoding() for name, feature in
-                  builder.info.features.items()
-                  if isinstance(feature, tfds.features.Image) and name != "image"}
+        decode = {
+            name: tfds.decode.SkipDecoding()
+            for name, feature in builder.info.features.items()
+            if isinstance(feature, tfds.features.Image) and name != "image"
+        }
         self._sources = {
             split: builder.as_data_source(split=split, decoders=decode) for split in splits
         }
-        self.slices = [Slice(split, i, _text(example, "id"), _text(example, "group"))
-                       for split, source in self._sources.items()
-                       for i, example in enumerate(source)]
+        self.slices = [
+            Slice(split, i, _text(example, "id"), _text(example, "group"))
+            for split, source in self._sources.items()
+            for i, example in enumerate(source)
+        ]
         self.picture = functools.lru_cache(maxsize=512)(self._picture)
 
     def _picture(self, number: int) -> np.ndarray:
@@ -99,23 +105,29 @@ def open_prepared(what: str, data_dir: Path) -> Slices:
     """
     name, _, split = what.partition(":")
     found = sorted(
-        (path.parent for below in (data_dir / name, Path(name))
-         for pattern in ("dataset_info.json", "*/dataset_info.json", "*/*/dataset_info.json")
-         for path in below.glob(pattern)),
+        (
+            path.parent
+            for below in (data_dir / name, Path(name))
+            for pattern in ("dataset_info.json", "*/dataset_info.json", "*/*/dataset_info.json")
+            for path in below.glob(pattern)
+        ),
         key=lambda path: (path.parent, [int(part) for part in path.name.split(".")]),
     )
     configs = sorted({path.parent.name for path in found if path.parent.name != name})
     if not found:
-        raise FileNotFoundError(f"{what}: no prepared dataset of that name in {data_dir}; build it "
-                                "first, or give its folder")
+        raise FileNotFoundError(
+            f"{what}: no prepared dataset of that name in {data_dir}; build it "
+            "first, or give its folder"
+        )
     if len({path.parent for path in found}) > 1:
         raise ValueError(f"{what}: which config? There are: {', '.join(configs)}")
     info = tfds.builder_from_directory(found[-1]).info
     if split and split not in info.splits:
         raise ValueError(f"{what}: no split {split!r}; there are: {', '.join(info.splits)}")
     if not {"image", "id"} <= set(info.features):
-        raise ValueError(f"{what}: has no features image and id; there are: "
-                         f"{', '.join(info.features)}")
+        raise ValueError(
+            f"{what}: has no features image and id; there are: {', '.join(info.features)}"
+        )
     return Slices(found[-1], (split,) if split else tuple(info.splits))
 
 
@@ -130,8 +142,9 @@ def overlap(first: Slices, second: Slices, *, least: float = LEAST) -> list[Pair
     few, many = (second, first) if turned else (first, second)
     found = []
     for i, j, box_i, box_j in _candidates(few, many, first.folder == second.folder):
-        score = alignment.likeness(alignment.cut(few.picture(i), box_i),
-                                   alignment.cut(many.picture(j), box_j))
+        score = alignment.likeness(
+            alignment.cut(few.picture(i), box_i), alignment.cut(many.picture(j), box_j)
+        )
         if score >= least:
             a, b = few.slices[i], many.slices[j]
             a, b = (b, a) if turned else (a, b)
@@ -156,14 +169,14 @@ def _candidates(
     few: Slices, many: Slices, itself: bool
 ) -> Iterator[tuple[int, int, alignment.Box, alignment.Box]]:
     """Yields (i, j, box of i, box of j) for the nearest hashes within RADIUS of each i."""
-    others = [(j, box) for j in range(len(many.slices))
-              for box in alignment.frames(many.picture(j))]
+    others = [
+        (j, box) for j in range(len(many.slices)) for box in alignment.frames(many.picture(j))
+    ]
     hashes = np.array([_hash(many.picture(j), box) for j, box in others], np.uint64)
     hashes = hashes.reshape(-1, hashing.WORDS)  # for no slices at all
     twice = set(few.slices) & set(many.slices) if itself else set()
     for i, mine in enumerate(few.slices):
-        boxes = [near for box in alignment.frames(few.picture(i))
-                 for near in alignment.nudged(box)]
+        boxes = [near for box in alignment.frames(few.picture(i)) for near in alignment.nudged(box)]
         probes = np.array([_hash(few.picture(i), box) for box in boxes])
         nearest: dict[int, tuple[int, int, int]] = {}
         for p, q, bits in hashing.near_pairs(probes, hashes, RADIUS):
@@ -172,8 +185,9 @@ def _candidates(
         ranked = sorted((bits, j, p, q) for j, (bits, p, q) in nearest.items())
         for _, j, p, q in ranked[:MAX_CANDIDATES]:
             theirs = many.slices[j]
-            if itself and (mine == theirs or (theirs in twice and mine in twice
-                                              and theirs.place < mine.place)):
+            if itself and (
+                mine == theirs or (theirs in twice and mine in twice and theirs.place < mine.place)
+            ):
                 continue  # with itself, or a pair that comes up from the other side
             yield i, j, boxes[p], others[q][1]
 

@@ -49,7 +49,7 @@ def decode_labels(data: bytes, name: object) -> np.ndarray:
             return array
         if picture.mode in ("LA", "RGB", "RGBA"):
             opaque = picture.mode == "RGB" or (array[..., -1] == 255).all()
-            channels = array[..., :1 if picture.mode == "LA" else 3]
+            channels = array[..., : 1 if picture.mode == "LA" else 3]
             if opaque and (channels == channels[..., :1]).all():
                 return channels[..., 0]
         raise ValueError(f"a label picture must be grey or palette, not {picture.mode} colours")

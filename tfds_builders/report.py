@@ -78,8 +78,9 @@ class Report:
           ValueError: they differ and the report is strict.
         """
         if self.strict and expected != found:
-            raise ValueError(f"{self.name}: {found} {what}, the whole dataset has {expected} "
-                             "(--strict)")
+            raise ValueError(
+                f"{self.name}: {found} {what}, the whole dataset has {expected} (--strict)"
+            )
         self.expected[what] = [expected, found]
 
     def add(self, key: str, example: Mapping[str, Any]) -> None:
@@ -108,12 +109,19 @@ class Report:
     def state(self) -> dict[str, Any]:
         """Returns all that was collected as a JSON-able dict, for `merge` in another process."""
         return {
-            "skipped": self.skipped, "notes": self.notes, "expected": self.expected,
-            "grey": self._grey.tolist(), "pixels": self._pixels.tolist(),
-            "with_class": self._with_class.tolist(), "values": self._values,
-            "sizes": self._sizes, "keys": self._keys,
-            "tiles": {order: (key, base64.b64encode(png).decode())
-                      for order, (key, png) in self._tiles.items()},
+            "skipped": self.skipped,
+            "notes": self.notes,
+            "expected": self.expected,
+            "grey": self._grey.tolist(),
+            "pixels": self._pixels.tolist(),
+            "with_class": self._with_class.tolist(),
+            "values": self._values,
+            "sizes": self._sizes,
+            "keys": self._keys,
+            "tiles": {
+                order: (key, base64.b64encode(png).decode())
+                for order, (key, png) in self._tiles.items()
+            },
         }
 
     def merge(self, state: Mapping[str, Any]) -> None:
@@ -146,12 +154,14 @@ class Report:
         hashes = hashes.reshape(-1, hashing.WORDS)
         if len(rows) <= MAX_COMPARED:
             near = hashing.near_pairs(hashes, hashes, SAME_BITS)
-            pairs = [(i, j) for i, j, bits in near
-                     if i < j and (bits == 0 or rows[i][1] != rows[j][1])]
+            pairs = [
+                (i, j) for i, j, bits in near if i < j and (bits == 0 or rows[i][1] != rows[j][1])
+            ]
         else:
             first: dict[str, int] = {}
-            pairs = [(first[row[2]], j) for j, row in enumerate(rows)
-                     if first.setdefault(row[2], j) != j]
+            pairs = [
+                (first[row[2]], j) for j, row in enumerate(rows) if first.setdefault(row[2], j) != j
+            ]
         return [(rows[i][0], rows[j][0], rows[i][1] == rows[j][1]) for i, j in pairs]
 
     def as_dict(self) -> dict[str, Any]:
@@ -162,18 +172,32 @@ class Report:
         present, pairs = np.flatnonzero(grey), self.duplicates()
         classes = np.flatnonzero(self._pixels)
         return {
-            "dataset": self.name, "read": len(self._keys), "skipped_count": len(self.skipped),
-            "skipped": dict(sorted(self.skipped.items())), "notes": self.notes,
-            "expected": {what: {"expected": e, "found": f}
-                         for what, (e, f) in self.expected.items()},
+            "dataset": self.name,
+            "read": len(self._keys),
+            "skipped_count": len(self.skipped),
+            "skipped": dict(sorted(self.skipped.items())),
+            "notes": self.notes,
+            "expected": {
+                what: {"expected": e, "found": f} for what, (e, f) in self.expected.items()
+            },
             "duplicate_count": len(pairs),
-            "duplicates": [{"a": a, "b": b, "same_group": same} for a, b, same in
-                           sorted(pairs, key=lambda pair: pair[2])[:MAX_PAIRS]],
+            "duplicates": [
+                {"a": a, "b": b, "same_group": same}
+                for a, b, same in sorted(pairs, key=lambda pair: pair[2])[:MAX_PAIRS]
+            ],
             "groups": len({group for group, _ in self._keys.values()}),
-            "intensity": {"min": int(present[0]), "max": int(present[-1]), "mean": round(mean, 3),
-                          "sd": round(sd, 3)} if present.size else None,
-            "mask_classes": {str(c): {"pixels": int(self._pixels[c]),
-                                      "examples": int(self._with_class[c])} for c in classes},
+            "intensity": {
+                "min": int(present[0]),
+                "max": int(present[-1]),
+                "mean": round(mean, 3),
+                "sd": round(sd, 3),
+            }
+            if present.size
+            else None,
+            "mask_classes": {
+                str(c): {"pixels": int(self._pixels[c]), "examples": int(self._with_class[c])}
+                for c in classes
+            },
             "values": {name: dict(sorted(c.items())) for name, c in self._values.items() if c},
             "sizes": dict(self._sizes.most_common(20)),
             "contact_sheet": [self._tiles[order][0] for order in sorted(self._tiles)],
@@ -183,35 +207,50 @@ class Report:
         """Writes report.json and contact_sheet.png into a folder."""
         text = json.dumps(self.as_dict(), indent=1, ensure_ascii=False)
         Path(folder, REPORT).write_text(text + "\n", encoding="utf-8")
-        tiles = [cv2.imdecode(np.frombuffer(self._tiles[order][1], np.uint8), cv2.IMREAD_COLOR)
-                 for order in sorted(self._tiles)]
+        tiles = [
+            cv2.imdecode(np.frombuffer(self._tiles[order][1], np.uint8), cv2.IMREAD_COLOR)
+            for order in sorted(self._tiles)
+        ]
         page = contact_sheet.sheet([tile[..., ::-1] for tile in tiles])
         Path(folder, SHEET).write_bytes(contact_sheet.encode(page))
 
 
 def summary(report: Mapping[str, Any]) -> str:
     """Renders a report's dict (`as_dict`, or report.json read back) as a few lines of text."""
-    lines = [f"{report['dataset']}: {report['read']} examples in {report['groups']} groups; "
-             f"{report['skipped_count']} files skipped"]
-    lines += [f"  skipped {file}: {reason}"
-              for file, reason in list(report["skipped"].items())[:10]]
+    lines = [
+        f"{report['dataset']}: {report['read']} examples in {report['groups']} groups; "
+        f"{report['skipped_count']} files skipped"
+    ]
+    lines += [
+        f"  skipped {file}: {reason}" for file, reason in list(report["skipped"].items())[:10]
+    ]
     if report["skipped_count"] > 10:
         lines.append(f"  ... and {report['skipped_count'] - 10} more, all in {REPORT}")
-    lines += [f"  COUNT: {count['found']} {what}, the whole dataset has {count['expected']}"
-              for what, count in report["expected"].items() if count["found"] != count["expected"]]
+    lines += [
+        f"  COUNT: {count['found']} {what}, the whole dataset has {count['expected']}"
+        for what, count in report["expected"].items()
+        if count["found"] != count["expected"]
+    ]
     lines += [f"  note: {text}" for text in report["notes"]]
     between = sum(not pair["same_group"] for pair in report["duplicates"])
     if report["duplicate_count"]:
-        lines.append(f"  look-alikes: {report['duplicate_count']} pairs, of those listed "
-                     f"{between} between groups")
+        lines.append(
+            f"  look-alikes: {report['duplicate_count']} pairs, of those listed "
+            f"{between} between groups"
+        )
     if grey := report["intensity"]:
-        lines.append(f"  grey levels {grey['min']}-{grey['max']}, mean {grey['mean']}, "
-                     f"sd {grey['sd']}")
+        lines.append(
+            f"  grey levels {grey['min']}-{grey['max']}, mean {grey['mean']}, sd {grey['sd']}"
+        )
     total = sum(c["pixels"] for c in report["mask_classes"].values())
-    lines += [f"  mask class {label}: {c['pixels'] / total:.2%} of pixels, in {c['examples']} "
-              "examples" for label, c in report["mask_classes"].items()]
-    lines += [f"  {name}: " + ", ".join(f"{value} {n}" for value, n in counts.items())
-              for name, counts in report["values"].items()]
+    lines += [
+        f"  mask class {label}: {c['pixels'] / total:.2%} of pixels, in {c['examples']} examples"
+        for label, c in report["mask_classes"].items()
+    ]
+    lines += [
+        f"  {name}: " + ", ".join(f"{value} {n}" for value, n in counts.items())
+        for name, counts in report["values"].items()
+    ]
     return "\n".join(lines)
 
 

@@ -82,8 +82,16 @@ def write_shard(shard: Shard, *, folder: Path, reader: Reader) -> None:
         os.replace(partial, record)
     finally:
         partial.unlink(missing_ok=True)
-    write_json(journal, {"digest": digest, "file_bytes": record.stat().st_size,
-                          "examples": examples, "bytes": size, "report": report.state()})
+    write_json(
+        journal,
+        {
+            "digest": digest,
+            "file_bytes": record.stat().st_size,
+            "examples": examples,
+            "bytes": size,
+            "report": report.state(),
+        },
+    )
 
 
 def _finished(record: Path, journal: Path, digest: str) -> bool:
@@ -130,8 +138,10 @@ def write_here(shards: list[Shard], folder: Path, reader: Reader) -> Iterator[Sh
         for shard, _ in zip(shards, pool.map(write, shards), strict=True):
             yield shard
     except BrokenProcessPool as error:
-        raise OSError("a process that writes shards died (out of memory?); run the same command "
-                      "again: finished shards are kept") from error
+        raise OSError(
+            "a process that writes shards died (out of memory?); run the same command "
+            "again: finished shards are kept"
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -107,13 +107,23 @@ class ShardedBuilder(base.Builder, skip_registration=True):
             self._drop(folder, split)  # TFDS cannot read an empty one
             del lengths[split]
         if not lengths:
-            raise ValueError(f"{self.name}: not one readable example; see the reasons: "
-                             f"{list(self.report.skipped.items())[:3]}")
-        self.info.set_splits(tfds.core.SplitDict([
-            tfds.core.SplitInfo(name=split, shard_lengths=found, num_bytes=sizes[split],
-                                filename_template=self._get_filename_template(split))
-            for split, found in lengths.items()
-        ]))
+            raise ValueError(
+                f"{self.name}: not one readable example; see the reasons: "
+                f"{list(self.report.skipped.items())[:3]}"
+            )
+        self.info.set_splits(
+            tfds.core.SplitDict(
+                [
+                    tfds.core.SplitInfo(
+                        name=split,
+                        shard_lengths=found,
+                        num_bytes=sizes[split],
+                        filename_template=self._get_filename_template(split),
+                    )
+                    for split, found in lengths.items()
+                ]
+            )
+        )
         self._complete_report()
         self.info.write_to_directory(folder)
         self.report.write(folder)

@@ -81,8 +81,10 @@ def _xlsx(path: Path) -> list[list[list[str]]]:
     try:
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
         return [
-            [["" if cell is None else str(cell) for cell in row]
-             for row in sheet.iter_rows(values_only=True)]
+            [
+                ["" if cell is None else str(cell) for cell in row]
+                for row in sheet.iter_rows(values_only=True)
+            ]
             for sheet in book.worksheets
         ]
     except Exception as error:  # a damaged xlsx raises whatever its zip or XML hits first

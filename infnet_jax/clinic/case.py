@@ -1,10 +1,7 @@
 """From masks to a patient's scores, tables and page: what `predict` and `severity` share."""
 
-import csv
 import dataclasses
-import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from infnet_jax.clinic import imaging, lungs, regions as cuts, severity, sides as halves
+from infnet_jax.files import write_csv, write_text
 
 LESIONS = ("ggo", "consolidation")
 SCHEMA = 1  # of severity.json; see docs/severity.md
@@ -54,9 +52,14 @@ class Patient:
 
 
 def assess(
-    scan: imaging.Scan, mask: np.ndarray, lung: np.ndarray | None = None, *,
-    lobes: np.ndarray | None = None, regions: np.ndarray | None = None,
-    uncertainty: np.ndarray | None = None, classes: Sequence[str] = LESIONS,
+    scan: imaging.Scan,
+    mask: np.ndarray,
+    lung: np.ndarray | None = None,
+    *,
+    lobes: np.ndarray | None = None,
+    regions: np.ndarray | None = None,
+    uncertainty: np.ndarray | None = None,
+    classes: Sequence[str] = LESIONS,
 ) -> Case:
     """Counts one scan's infection.
 
@@ -91,12 +94,23 @@ def assess(
     else:
         regions = halves.unite(regions, mask)
     tally = severity.count(
-        mask if len(classes) > 1 else mask > 0, lung, regions=regions,
-        hu=scan.values if scan.is_hu else None, spacing=scan.spacing, **known,
+        mask if len(classes) > 1 else mask > 0,
+        lung,
+        regions=regions,
+        hu=scan.values if scan.is_hu else None,
+        spacing=scan.spacing,
+        **known,
     )
     return Case(
-        scan.name, pictures, mask.astype(np.uint8, copy=False), (np.asarray(lung) > 0) | (mask > 0),
-        regions.astype(np.uint8, copy=False), tally, notes, uncertainty, tuple(classes),
+        scan.name,
+        pictures,
+        mask.astype(np.uint8, copy=False),
+        (np.asarray(lung) > 0) | (mask > 0),
+        regions.astype(np.uint8, copy=False),
+        tally,
+        notes,
+        uncertainty,
+        tuple(classes),
     )
 
 
@@ -114,8 +128,12 @@ def pool(name: str, cases: Sequence[Case]) -> Patient:
     return Patient(name, list(cases), severity.grade(total))
 
 
-def write_tables(folder: Path, patients: Sequence[tuple[str, list[str], severity.Severity,
-                 list[str]]], *, model: dict[str, Any]) -> None:
+def write_tables(
+    folder: Path,
+    patients: Sequence[tuple[str, list[str], severity.Severity, list[str]]],
+    *,
+    model: dict[str, Any],
+) -> None:
     """Writes `severity.csv` (a row a patient) and `severity.json` (regions too), each whole.
 
     Args:
@@ -128,22 +146,26 @@ def write_tables(folder: Path, patients: Sequence[tuple[str, list[str], severity
         values = scores.as_dict()
         flat = {k: v for k, v in values.items() if not isinstance(v, list)}
         lists = ("ct_ss_regions", "region_shares", "lobe_shares")
-        rows.append({"patient": name, "scans": len(scans)} | {
-            k: v for k, v in flat.items() if k not in lists})
+        rows.append(
+            {"patient": name, "scans": len(scans)}
+            | {k: v for k, v in flat.items() if k not in lists}
+        )
         records.append({"patient": name, "scans": scans, "scores": values, "warnings": notes})
-    text = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    _write_whole(folder / "severity.csv", text.getvalue())
-    document = {"schema": SCHEMA, "use": "research only, not a medical device", "model": model,
-                "patients": records}
-    _write_whole(folder / "severity.json", json.dumps(document, indent=1, allow_nan=False) + "\n")
+    write_csv(folder / "severity.csv", rows)
+    document = {
+        "schema": SCHEMA,
+        "use": "research only, not a medical device",
+        "model": model,
+        "patients": records,
+    }
+    write_text(folder / "severity.json", json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
 def _cut(
-    scan: imaging.Scan, lung: np.ndarray, mask: np.ndarray, lobes: np.ndarray | None,
+    scan: imaging.Scan,
+    lung: np.ndarray,
+    mask: np.ndarray,
+    lobes: np.ndarray | None,
     notes: list[str],
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """20 regions and, for a volume, six zones; the infection gets the nearest one."""
@@ -163,9 +185,3 @@ def _cut(
 def _sides_of(lobes: np.ndarray) -> np.ndarray:
     left = (lobes == cuts.LEFT_UPPER) | (lobes == cuts.LEFT_LOWER)
     return np.where(left, halves.LEFT, np.where(lobes > 0, halves.RIGHT, 0)).astype(np.uint8)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    fresh = path.with_name(f".part-{path.name}")
-    fresh.write_text(text)
-    os.replace(fresh, path)

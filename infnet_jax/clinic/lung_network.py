@@ -13,7 +13,8 @@ MAX_ADDED = 0.025  # of that lung: larger notches stay
 
 
 def find(
-    run: Callable[[Iterable[np.ndarray]], Iterable[np.ndarray]], pictures: Sequence[np.ndarray],
+    run: Callable[[Iterable[np.ndarray]], Iterable[np.ndarray]],
+    pictures: Sequence[np.ndarray],
     threshold: float,
 ) -> np.ndarray:
     """Finds lungs with a network, in two passes: the second sees them as large as it can.

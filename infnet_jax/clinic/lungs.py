@@ -60,10 +60,13 @@ def without_islands(lung: np.ndarray) -> np.ndarray:
     """Drops what hangs together with no lung in a volume, such as gas in the bowel."""
     height, width = lung.shape[1:]
     scale = min(1.0, 128 / max(height, width))  # touching or not is seen on a coarse grid too
-    coarse = np.stack([
-        cv2.resize(s.astype(np.float32), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) > 0
-        for s in lung
-    ])
+    coarse = np.stack(
+        [
+            cv2.resize(s.astype(np.float32), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            > 0
+            for s in lung
+        ]
+    )
     labels, _ = ndimage.label(coarse, np.ones((3, 3, 3)))
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0

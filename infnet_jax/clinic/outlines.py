@@ -34,8 +34,13 @@ def describe(case: Case, i: int, classes: Sequence[str]) -> dict[str, Any]:
     text = f"{100 * infected / inside:.1f} % of the lung infected" if inside else "no lung"
     found = np.unique(case.regions[i])
     return {
-        "name": case.name, "number": i + 1, "of": len(case.mask), "text": text,
-        "w": width, "h": height, "image": _data(".jpg", small, "jpeg"),
+        "name": case.name,
+        "number": i + 1,
+        "of": len(case.mask),
+        "text": text,
+        "w": width,
+        "h": height,
+        "image": _data(".jpg", small, "jpeg"),
         "classes": [
             [name, _path(mask == label if len(classes) > 1 else mask > 0, scale)]
             for label, name in enumerate(classes, start=1)

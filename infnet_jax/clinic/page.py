@@ -20,8 +20,11 @@ import numpy as np
 from infnet_jax.clinic.outlines import Case, describe
 from infnet_jax.clinic.severity import CT_SS_CUTOFF, N_REGIONS, Severity
 
-CLASSES = {"infection": "Infection (I)", "ggo": "Ground glass (G)",
-           "consolidation": "Consolidation (C)"}
+CLASSES = {
+    "infection": "Infection (I)",
+    "ggo": "Ground glass (G)",
+    "consolidation": "Consolidation (C)",
+}
 GRADES = ("0 (below 1 %)", "1 (1 % to below 50 %)", "2 (50 % and more)")
 
 
@@ -55,8 +58,10 @@ class Page:
         )
         shares = json.dumps(scores.as_dict()["region_shares"] or [None] * N_REGIONS)
         write = self._body.write
-        write(f'<section class="patient" id="p{number}" data-shares="{html.escape(shares)}" '
-              f'aria-labelledby="h{number}">\n<h2 id="h{number}">{html.escape(name)}</h2>\n')
+        write(
+            f'<section class="patient" id="p{number}" data-shares="{html.escape(shares)}" '
+            f'aria-labelledby="h{number}">\n<h2 id="h{number}">{html.escape(name)}</h2>\n'
+        )
         classes = min((case.classes for case in cases), key=len)  # one class blurs the others
         write('<div class="columns"><div>')
         write(_viewer(name, cases, classes))
@@ -73,7 +78,9 @@ class Page:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
         """Puts head, overview and patients together, or removes what there is."""
@@ -90,7 +97,8 @@ class Page:
     def _assemble(self, fresh: Path) -> None:
         template = string.Template((Path(__file__).parent / "report.html").read_text("utf-8"))
         filled = template.safe_substitute(
-            title=html.escape(self._title), model=_identity(self._model),
+            title=html.escape(self._title),
+            model=_identity(self._model),
             overview=_overview(self._rows),
         )
         head, foot = filled.split("<!-- patients -->")
@@ -123,8 +131,11 @@ def _overview(rows: list[str]) -> str:
 def _viewer(name: str, cases: Sequence[Case], classes: Sequence[str]) -> str:
     """Picture, slider, switches; starts at the slice of most infection."""
     infected = np.concatenate([[int((m > 0).sum()) for m in case.mask] for case in cases])
-    boxes = [*((name, CLASSES[name], True) for name in classes),
-             ("lung", "Lung (L)", True), ("region", "Regions by share (R)", False)]
+    boxes = [
+        *((name, CLASSES[name], True) for name in classes),
+        ("lung", "Lung (L)", True),
+        ("region", "Regions by share (R)", False),
+    ]
     if any(case.uncertainty is not None for case in cases):
         boxes.append(("unsure", "Uncertainty (U)", False))
     switches = "".join(
@@ -152,23 +163,38 @@ def _scores(s: Severity) -> str:
     rows = [
         ("Infected share of the lung (PO)", _percent(s.infected_share), "0 to 100 %"),
         ("Grade of the share", None if s.grade is None else GRADES[s.grade], "bounds 1 %, 50 %"),
-        ("CT-SS, 20 regions", f"{_number(s.ct_ss)} {severe}".strip() if s.ct_ss is not None
-         else None, f"0 to 40, cut-off {CT_SS_CUTOFF}"),
+        (
+            "CT-SS, 20 regions",
+            f"{_number(s.ct_ss)} {severe}".strip() if s.ct_ss is not None else None,
+            f"0 to 40, cut-off {CT_SS_CUTOFF}",
+        ),
         ("Lobar score", _number(s.lobar_25), "0 to 25"),
         ("Total severity score (lobes)", _number(s.tss), "0 to 20"),
         ("Six zones", _number(s.six_zone), "0 to 24"),
-        ("Ground glass", s.ggo_share if s.ggo_share is None else _percent(s.ggo_share),
-         "of the lung"),
-        ("Consolidation", s.consolidation_share if s.consolidation_share is None
-         else _percent(s.consolidation_share), "of the lung"),
-        ("High opacity above -200 HU (PHO)",
-         None if s.pho_percent is None else _percent(s.pho_percent / 100), "of the lung"),
+        (
+            "Ground glass",
+            s.ggo_share if s.ggo_share is None else _percent(s.ggo_share),
+            "of the lung",
+        ),
+        (
+            "Consolidation",
+            s.consolidation_share
+            if s.consolidation_share is None
+            else _percent(s.consolidation_share),
+            "of the lung",
+        ),
+        (
+            "High opacity above -200 HU (PHO)",
+            None if s.pho_percent is None else _percent(s.pho_percent / 100),
+            "of the lung",
+        ),
         ("Lung volume", None if s.lung_ml is None else f"{s.lung_ml:.0f} ml", ""),
         ("Infected volume", None if s.infected_ml is None else f"{s.infected_ml:.0f} ml", ""),
     ]
     lines = "".join(
         f'<tr><th scope="row">{k}</th><td>{v}</td><td class="dim">{html.escape(note)}</td></tr>'
-        for k, v, note in rows if v is not None
+        for k, v, note in rows
+        if v is not None
     )
     return f"<table><caption>Scores, all slices pooled</caption><tbody>{lines}</tbody></table>"
 

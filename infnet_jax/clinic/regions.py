@@ -74,9 +74,13 @@ def lobe_regions(lobes: np.ndarray) -> np.ndarray:
       uint8 [D, H, W], 0..20. The lowest third of the left upper lobe stands for the lingula.
     """
     out = np.zeros(lobes.shape, np.uint8)
-    plan = ((RIGHT_UPPER, 1, _cut_upper, -1), (RIGHT_MIDDLE, 4, _cut_sides, -1),
-            (RIGHT_LOWER, 6, _cut_lower, -1), (LEFT_UPPER, 11, _cut_upper_and_lingula, 1),
-            (LEFT_LOWER, 16, _cut_lower, 1))
+    plan = (
+        (RIGHT_UPPER, 1, _cut_upper, -1),
+        (RIGHT_MIDDLE, 4, _cut_sides, -1),
+        (RIGHT_LOWER, 6, _cut_lower, -1),
+        (LEFT_UPPER, 11, _cut_upper_and_lingula, 1),
+        (LEFT_LOWER, 16, _cut_lower, 1),
+    )
     for lobe, first, cut, outward in plan:
         z, y, x = _points(lobes, lobe)
         if z.size:

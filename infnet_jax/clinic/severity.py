@@ -121,9 +121,14 @@ def score(mask: np.ndarray, lung: np.ndarray, *, min_region: int = 1, **known: A
 
 
 def count(
-    mask: np.ndarray, lung: np.ndarray, *, regions: np.ndarray | None = None,
-    lobes: np.ndarray | None = None, zones: np.ndarray | None = None,
-    hu: np.ndarray | None = None, spacing: Sequence[float] | None = None,
+    mask: np.ndarray,
+    lung: np.ndarray,
+    *,
+    regions: np.ndarray | None = None,
+    lobes: np.ndarray | None = None,
+    zones: np.ndarray | None = None,
+    hu: np.ndarray | None = None,
+    spacing: Sequence[float] | None = None,
 ) -> Tally:
     """Counts voxels.
 
@@ -154,8 +159,10 @@ def count(
     infected = mask > 0
     inside = (np.asarray(lung) > 0) | infected
     sizes = (("regions", N_REGIONS), ("lobes", N_LOBES), ("zones", N_ZONES))
-    per_label = {k: None if maps[k] is None else _per_label(k, maps[k], n, inside, infected)
-                 for k, n in sizes}
+    per_label = {
+        k: None if maps[k] is None else _per_label(k, maps[k], n, inside, infected)
+        for k, n in sizes
+    }
     return Tally(
         lung=int(inside.sum()),
         infected=int(infected.sum()),
@@ -171,8 +178,19 @@ def grade(tally: Tally, *, min_region: int = 1) -> Severity:
     infected, lung, ml = tally.infected, tally.lung, tally.volume_ml
     share, dense = _ratio(infected, lung), tally.consolidation
     parts: dict[str, Any] = dict.fromkeys(
-        ("ct_ss", "ct_ss_regions", "region_shares", "regions_used", "severe", "outside_regions",
-         "lobar_25", "tss", "lobe_shares", "six_zone"))
+        (
+            "ct_ss",
+            "ct_ss_regions",
+            "region_shares",
+            "regions_used",
+            "severe",
+            "outside_regions",
+            "lobar_25",
+            "tss",
+            "lobe_shares",
+            "six_zone",
+        )
+    )
     if tally.regions is not None:
         parts |= _ct_ss(tally.regions, min_region)
     if tally.lobes is not None:
@@ -223,8 +241,12 @@ def _ct_ss(regions: np.ndarray, min_region: int) -> dict[str, Any]:
     used = sum(p >= 0 for p in points)
     total = N_REGIONS * sum(p for p in points if p > 0) / used if used else float("nan")
     return {
-        "ct_ss": total, "ct_ss_regions": points, "region_shares": shares, "regions_used": used,
-        "severe": total > CT_SS_CUTOFF if used else None, "outside_regions": int(regions[1, 0]),
+        "ct_ss": total,
+        "ct_ss_regions": points,
+        "region_shares": shares,
+        "regions_used": used,
+        "severe": total > CT_SS_CUTOFF if used else None,
+        "outside_regions": int(regions[1, 0]),
     }
 
 

@@ -77,8 +77,9 @@ def unite(labels: np.ndarray, mask: np.ndarray) -> np.ndarray:
 def two_lungs(lung: np.ndarray) -> np.ndarray:
     """Labels 0, 1, 2 of a slice's two largest pieces, thin bridges cut; 0 and 1 if it has one."""
     scale = min(1.0, _SMALL / max(lung.shape))
-    whole = cv2.resize(lung.astype(np.uint8), None, fx=scale, fy=scale,
-                       interpolation=cv2.INTER_NEAREST)
+    whole = cv2.resize(
+        lung.astype(np.uint8), None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST
+    )
     n = np.sqrt(whole.size)
     for radius in range(0, max(int(0.06 * n), 1), max(int(0.006 * n), 1)):
         eroded = cv2.erode(whole, _disk(radius)) if radius else whole

@@ -124,8 +124,9 @@ def label_names(folder: str | Path) -> list[str]:
 
     features = tfds.builder_from_directory(folder).info.features
     if "label" not in features or not hasattr(features["label"], "names"):
-        raise ValueError(f"{folder}: no feature `label` with names; it has "
-                         f"{', '.join(sorted(features))}")
+        raise ValueError(
+            f"{folder}: no feature `label` with names; it has {', '.join(sorted(features))}"
+        )
     return list(features["label"].names)
 
 

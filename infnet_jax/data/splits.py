@@ -62,9 +62,7 @@ def open_test(dataset: Path, config: ConfigDict) -> data.Source:
     return data.select(source, test_fold(source, config))
 
 
-def open_training(
-    dataset: Path, split: str, config: ConfigDict, *, masks: bool
-) -> data.Source:
+def open_training(dataset: Path, split: str, config: ConfigDict, *, masks: bool) -> data.Source:
     """A split to train on; of the training split what the run may look at.
 
     Args:
@@ -103,9 +101,7 @@ def nested_subset(source: data.Source, budgets: Sequence[int], seed: int) -> np.
     """
     steps = [0, *budgets]
     if any(a >= b for a, b in zip(steps, steps[1:], strict=False)) or steps[-1] > len(source):
-        raise ValueError(
-            f"data.labels={tuple(budgets)}: give rising numbers in 1 .. {len(source)}"
-        )
+        raise ValueError(f"data.labels={tuple(budgets)}: give rising numbers in 1 .. {len(source)}")
     members = data.by_group(source)
     names = sorted(members)
     waiting = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]

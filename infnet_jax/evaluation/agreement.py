@@ -92,8 +92,9 @@ def classes(true: Sequence[int], predicted: Sequence[int]) -> Classes:
     weight = (np.arange(n)[:, None] - np.arange(n)) ** 2
     chance = (weight * np.outer(rows, columns)).sum() / t.size
     kappa = 1 - (weight * table).sum() / chance if chance else np.nan
-    return Classes(float(hits.sum() / t.size), float(rows.max() / t.size), float(f1.mean()),
-                   float(kappa))
+    return Classes(
+        float(hits.sum() / t.size), float(rows.max() / t.size), float(f1.mean()), float(kappa)
+    )
 
 
 def _pair(true: Values, predicted: Values) -> tuple[np.ndarray, np.ndarray]:

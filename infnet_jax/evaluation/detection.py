@@ -56,8 +56,11 @@ def sensitivity_at(curve: Roc, specificity: float) -> tuple[float, float, float]
       infected is as specific.
     """
     best = int(np.flatnonzero(curve.specificity >= specificity)[-1])
-    return (float(curve.sensitivity[best]), float(curve.specificity[best]),
-            float(curve.threshold[best]))
+    return (
+        float(curve.sensitivity[best]),
+        float(curve.specificity[best]),
+        float(curve.threshold[best]),
+    )
 
 
 def choose_threshold(shares: Sequence[float], infected: Sequence[bool]) -> float:

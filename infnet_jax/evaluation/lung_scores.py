@@ -15,7 +15,9 @@ KEPT = 0.97  # share of a slice's infected pixels inside the lung that counts as
 
 
 def measure(
-    source: data.Source, run: Callable[[data.Source], list[np.ndarray]], threshold: float,
+    source: data.Source,
+    run: Callable[[data.Source], list[np.ndarray]],
+    threshold: float,
     folder: Path,
 ) -> dict[str, dict[str, float | None]]:
     """Compares a network's lungs, found as `predict` finds them in volumes, with the true ones.
@@ -79,8 +81,10 @@ def _summary(rows: Mapping[str, Mapping], part: str) -> dict[str, float | int | 
     dice = [row["dice"] for row in mine if row["dice"] is not None]
     kept = [row["kept"] for row in mine if row["kept"] is not None]
     return {
-        "slices": len(dice), "dice": float(np.mean(dice)) if dice else None,
-        "infected": len(kept), "kept": float(np.mean(kept)) if kept else None,
+        "slices": len(dice),
+        "dice": float(np.mean(dice)) if dice else None,
+        "infected": len(kept),
+        "kept": float(np.mean(kept)) if kept else None,
         "kept_slices": float(np.mean(np.array(kept) >= KEPT)) if kept else None,
     }
 

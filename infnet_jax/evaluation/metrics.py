@@ -248,3 +248,48 @@ def bootstrap_interval(
     picks = np.random.default_rng(seed).integers(0, defined.size, (draws, defined.size))
     low, high = np.quantile(defined[picks].mean(1), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def both_readings(records: Sequence[dict]) -> dict:
+    """`summarise` in each reading, by its name, and `interval`: of the toolbox Dice over slices.
+
+    The intervals (`bootstrap_interval`) are of the mean over 256 thresholds, `mean`, and of the
+    stretched map at the fixed threshold, `minmax`.
+    """
+    found: dict = {reading: summarise(records, reading) for reading in READINGS}
+    dice = {
+        "mean": [float(record["curves"]["dice"].mean()) for record in records],
+        "minmax": [threshold_scores(record, "minmax")["dice"] for record in records],
+    }
+    return found | {"interval": {name: bootstrap_interval(v) for name, v in dice.items()}}
+
+
+def floors(
+    train_masks: Sequence[np.ndarray],
+    test_truths: Sequence[np.ndarray],
+    threshold: float = 0.2,
+    size: int = 352,
+) -> dict[str, dict]:
+    """Evaluate two predictions that look at no image: what any network has to beat.
+
+    Args:
+      train_masks: bool masks [H, W] of any sizes.
+      test_truths: bool masks [H, W] of any sizes.
+      threshold: the mean training mask marks a pixel where at least this share of masks does.
+      size: side in pixels at which the training masks are averaged; the mean is then resized to
+        each truth, and cut at ``threshold`` there.
+
+    Returns:
+      Summaries (like ``evaluate_maps``) of ``all_positive`` and ``mean_training_mask``.
+    """
+    if not len(train_masks) or not len(test_truths):
+        raise ValueError("floors need at least one training mask and one test truth")
+    share = np.mean([resize_map(mask.astype(np.float64), (size, size)) for mask in train_masks], 0)
+    fixed = {
+        "all_positive": lambda shape: np.ones(shape),
+        "mean_training_mask": lambda shape: resize_map(share, shape) >= threshold,
+    }
+    return {
+        name: {"label": name, **both_readings([toolbox(mask(t.shape), t) for t in test_truths])}
+        for name, mask in fixed.items()
+    }

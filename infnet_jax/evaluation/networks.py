@@ -161,8 +161,14 @@ def make_sweep(
 
         def probs(variables: dict, batch: Mapping) -> jax.Array:
             return multi.predict(
-                net, variables, batch["image"], batch.get("prior"), norm, **views,
-                head=config.multi.loss.head, prior_use=use,
+                net,
+                variables,
+                batch["image"],
+                batch.get("prior"),
+                norm,
+                **views,
+                head=config.multi.loss.head,
+                prior_use=use,
             )
 
     step = jax.jit(probs, out_shardings=mesh_lib.replicated(mesh))
@@ -170,8 +176,13 @@ def make_sweep(
     def run(weights: dict, source: data.Source) -> list[np.ndarray]:
         weights, maps = mesh_lib.replicate(weights, mesh), []
         for batch in data.eval_batches(
-            source, None, batch_size=batch_size, size=size, fields=fields,
-            process_index=jax.process_index(), process_count=jax.process_count(),
+            source,
+            None,
+            batch_size=batch_size,
+            size=size,
+            fields=fields,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         ):
             sharded = mesh_lib.shard_batch({name: batch[name] for name in fields}, mesh)
             maps.extend(np.asarray(step(weights, sharded)))

@@ -41,7 +41,11 @@ class Segmenter:
     """
 
     def __init__(
-        self, workdir: Path | str, *, tta: bool | None = None, batch_size: int = 0,
+        self,
+        workdir: Path | str,
+        *,
+        tta: bool | None = None,
+        batch_size: int = 0,
         lungs: bool = False,
     ):
         """Loads weights; nothing is compiled yet.
@@ -86,9 +90,11 @@ class Segmenter:
             "network": _describe(self._config, self.stage)
             + (f", mean of {len(ensemble)} networks" if len(ensemble) > 1 else ""),
             "views": _count_views(self._config),
-        }  # fmt: skip
-        self._priors = [self._compile("segment", weights)
-                        for weights in networks.load_priors(self._config, self._workdir)]
+        }
+        self._priors = [
+            self._compile("segment", weights)
+            for weights in networks.load_priors(self._config, self._workdir)
+        ]
         runs = [self._compile(self.stage, weights) for weights in ensemble]
         self._run = runs[0] if len(runs) == 1 else lambda batch: _mean([r(batch) for r in runs])
 
@@ -150,8 +156,14 @@ class Segmenter:
 
             def probs(variables, batch):
                 return multi.views(
-                    net, variables, batch["image"], batch.get("prior"), norm, **views,
-                    head=config.multi.loss.head, prior_use=use,
+                    net,
+                    variables,
+                    batch["image"],
+                    batch.get("prior"),
+                    norm,
+                    **views,
+                    head=config.multi.loss.head,
+                    prior_use=use,
                 )
 
         step, placed = jax.jit(probs), jax.device_put(weights)
@@ -167,9 +179,7 @@ class Segmenter:
         return run
 
 
-def _mean(
-    found: list[tuple[np.ndarray, np.ndarray | None]]
-) -> tuple[np.ndarray, np.ndarray]:
+def _mean(found: list[tuple[np.ndarray, np.ndarray | None]]) -> tuple[np.ndarray, np.ndarray]:
     """Maps of several networks as one, and the standard deviation over all their views."""
     means = np.stack([mean for mean, _ in found])
     lesion = means[..., 0] if means.ndim == 5 else means  # of classes the background's, as one does

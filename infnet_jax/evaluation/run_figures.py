@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 from infnet_jax.data import batches as data, splits
 from infnet_jax.evaluation import figures, lung_scores
 from infnet_jax.evaluation.markdown import markdown_table
+from infnet_jax.files import read_npz
 from infnet_jax.runs.logs import load_rows
-from infnet_jax.runs.workdir import read_npz
 from infnet_jax.tasks import augment
 
 PRETRAIN_PANELS = (
@@ -26,8 +26,10 @@ ROTATION_PANELS = (
 )
 MULTI_PANELS = (
     ("Training loss", {"loss": "total"}),
-    ("Dice at 0.5, held-out slices", {"dice_ggo": "ground glass",
-                                      "dice_consolidation": "consolidation"}),
+    (
+        "Dice at 0.5, held-out slices",
+        {"dice_ggo": "ground glass", "dice_consolidation": "consolidation"},
+    ),
     ("Learning rate", {"lr": "rate"}),
 )
 SEGMENT_PANELS = (
@@ -43,10 +45,15 @@ def pretrain(workdir: Path, stage: str) -> tuple[list, list]:
     if any("train_accuracy" in row for row in rows):
         caption = "Rotation as pretext: the trunk learns to tell which quarter turn a slice got."
         return curves(workdir, stage, ROTATION_PANELS, caption), []
-    pictures = curves(workdir, stage, PRETRAIN_PANELS, (
-        "Both players. The coach earns its name where the error under its masks lies above the "
-        "error under random masks of the same keep ratio."
-    ))
+    pictures = curves(
+        workdir,
+        stage,
+        PRETRAIN_PANELS,
+        (
+            "Both players. The coach earns its name where the error under its masks lies above the "
+            "error under random masks of the same keep ratio."
+        ),
+    )
     panels = sorted((workdir / stage / "panels").glob("*.npz"))
     judged = [row for row in rows if "rec_coach" in row]
     if panels:
@@ -54,25 +61,37 @@ def pretrain(workdir: Path, stage: str) -> tuple[list, list]:
         lines = []
         for path in (panels[i] for i in picked):
             with np.load(path) as z:
-                lines.append((f"step {int(path.stem)}", z["image"], z["visible_coach"],
-                              z["filled_coach"]))
+                lines.append(
+                    (f"step {int(path.stem)}", z["image"], z["visible_coach"], z["filled_coach"])
+                )
         name = "inpainting.png" if stage == "pretrain" else "inpainting_multi.png"
         out = figures.inpainting_panel(lines, workdir / "figures" / name)
-        pictures.append((out, "Held-out slices at several moments of pre-training: what the coach "
-                              "erases (orange) and what Inf-Net paints in."))
+        pictures.append(
+            (
+                out,
+                "Held-out slices at several moments of pre-training: what the coach "
+                "erases (orange) and what Inf-Net paints in.",
+            )
+        )
     if not judged:
         return pictures, []
     last = judged[-1]
     ratio = last["rec_coach"] / max(last["rec_random"], 1e-12)
     table = markdown_table(
         ["held-out slices, last evaluation", "value"],
-        [["error under coach masks", f"{last['rec_coach']:.4f}"],
-         ["error under random masks, same keep ratio", f"{last['rec_random']:.4f}"],
-         ["ratio", f"{ratio:.2f}"],
-         ["share of slices with the larger error under coach masks",
-          f"{last['harder_share']:.2f}"],
-         ["share of cells in which two slices' coach masks differ",
-          f"{last['mask_difference']:.3f}"]],
+        [
+            ["error under coach masks", f"{last['rec_coach']:.4f}"],
+            ["error under random masks, same keep ratio", f"{last['rec_random']:.4f}"],
+            ["ratio", f"{ratio:.2f}"],
+            [
+                "share of slices with the larger error under coach masks",
+                f"{last['harder_share']:.2f}",
+            ],
+            [
+                "share of cells in which two slices' coach masks differ",
+                f"{last['mask_difference']:.3f}",
+            ],
+        ],
     )
     of = "" if stage == "pretrain" else " (multi-class)"
     return pictures, [(f"Is the coach hard?{of}", table)]
@@ -91,21 +110,30 @@ def augmentation(workdir: Path, config: ConfigDict, dataset: Path) -> list:
     """Three training slices before and after augmentation, as the paper's Fig. 5."""
     section = config.segment
     source = splits.open_whole(dataset, config.data.train, config)
-    batch = next(data.eval_batches(
-        source, np.linspace(0, len(source) - 1, 3).astype(int), batch_size=3, size=section.size
-    ))
+    batch = next(
+        data.eval_batches(
+            source, np.linspace(0, len(source) - 1, 3).astype(int), batch_size=3, size=section.size
+        )
+    )
     fields = {
         "image": batch["image"].astype(np.float32) / 255.0,
         "mask": (batch["mask"] > 0).astype(np.float32),
     }
     moved = augment.augment(jax.random.key(config.seed), fields, **section.augmentation)
     out = figures.augmentation(
-        fields["image"][..., 0], np.asarray(moved["image"])[..., 0],
+        fields["image"][..., 0],
+        np.asarray(moved["image"])[..., 0],
         workdir / "figures" / "augmentation.png",
-        original_masks=fields["mask"][..., 0], augmented_masks=np.asarray(moved["mask"])[..., 0],
+        original_masks=fields["mask"][..., 0],
+        augmented_masks=np.asarray(moved["mask"])[..., 0],
     )
-    return [(out, "Training slices before and after augmentation; the outline is the mask, which "
-                  "must move with its slice.")]
+    return [
+        (
+            out,
+            "Training slices before and after augmentation; the outline is the mask, which "
+            "must move with its slice.",
+        )
+    ]
 
 
 def pseudo_labels(workdir: Path, config: ConfigDict, dataset: Path) -> list:
@@ -122,13 +150,15 @@ def pseudo_labels(workdir: Path, config: ConfigDict, dataset: Path) -> list:
         prob, marked = maps[name] / 255, maps[name] >= 128
         label = name if len(name) <= 30 else f"…{name[-29:]}"
         cases.append((f"{label}\n{marked.mean():.1%} marked", image, None, marked, prob))
-    return [(figures.overlays(cases, workdir / "figures" / "pseudo_labels.png"),
-             "Unlabelled slices, from the least marked to the most, and their soft pseudo-labels.")]
+    return [
+        (
+            figures.overlays(cases, workdir / "figures" / "pseudo_labels.png"),
+            "Unlabelled slices, from the least marked to the most, and their soft pseudo-labels.",
+        )
+    ]
 
 
-def lungs(
-    workdir: Path, config: ConfigDict, dataset: Path, score: Mapping[str, Any]
-) -> list:
+def lungs(workdir: Path, config: ConfigDict, dataset: Path, score: Mapping[str, Any]) -> list:
     """The cross-validated slices whose lungs fit worst, two of each part of the dataset."""
     import cv2
 
@@ -136,33 +166,50 @@ def lungs(
     at = {data.text(source[i]["id"]): i for i in range(len(source))}
     cases = []
     for part in score["parts"]:
-        dice = {name: row["dice"] for name, row in score["slices"].items()
-                if row["dice"] is not None and part in ("all", name.partition("/")[0])}
+        dice = {
+            name: row["dice"]
+            for name, row in score["slices"].items()
+            if row["dice"] is not None and part in ("all", name.partition("/")[0])
+        }
         for name in sorted(dice, key=dice.get)[:2]:
             image, truth = (data.decode(source[at[name]], k)[..., 0] for k in ("image", "lung"))
             path = lung_scores.picture_of(workdir / "prior" / "lungs", name)
             found = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) > 0
             cases.append((f"{name}\nDice {dice[name]:.2f}", image, truth > 0, found, None))
-    return [(figures.overlays(cases, workdir / "figures" / "lungs.png"),
-             "The lungs with the lowest Dice of each part, by a network that had not seen them.")]
+    return [
+        (
+            figures.overlays(cases, workdir / "figures" / "lungs.png"),
+            "The lungs with the lowest Dice of each part, by a network that had not seen them.",
+        )
+    ]
 
 
-def evaluation(
-    workdir: Path, name: str, summaries: Mapping[str, Any]
-) -> list:
+def evaluation(workdir: Path, name: str, summaries: Mapping[str, Any]) -> list:
     """Best, median and worst test slices of one class, and its ROC curve."""
     with np.load(workdir / "evaluate" / f"{name}.npz") as z:
         cases = [
-            (f"{title}, Dice {float(z[f'{title}_dice']):.2f}", z[f"{title}_image"],
-             z[f"{title}_truth"], z[f"{title}_found"], z[f"{title}_prob"])
+            (
+                f"{title}, Dice {float(z[f'{title}_dice']):.2f}",
+                z[f"{title}_image"],
+                z[f"{title}_truth"],
+                z[f"{title}_found"],
+                z[f"{title}_prob"],
+            )
             for title in ("best", "median", "worst")
         ]
     folder, roc = workdir / "figures", summaries["toolbox"]["roc"]
     return [
-        (figures.overlays(cases, folder / f"test_{name}.png"),
-         f"Test slices with the highest, median and lowest Dice of {name}; true and predicted "
-         "masks as contours."),
-        (figures.roc(*(np.asarray(v) for v in roc), summaries["toolbox"]["roc_auc"],
-                     folder / f"roc_{name}.png"),
-         f"{name.capitalize()}: all test pixels pooled, raw probabilities."),
+        (
+            figures.overlays(cases, folder / f"test_{name}.png"),
+            f"Test slices with the highest, median and lowest Dice of {name}; true and predicted "
+            "masks as contours.",
+        ),
+        (
+            figures.roc(
+                *(np.asarray(v) for v in roc),
+                summaries["toolbox"]["roc_auc"],
+                folder / f"roc_{name}.png",
+            ),
+            f"{name.capitalize()}: all test pixels pooled, raw probabilities.",
+        ),
     ]

@@ -37,8 +37,13 @@ def save_panel(log: RunLog, panel: Mapping[str, np.ndarray], step: int) -> None:
 
 
 def write(
-    workdir: Path, config: ConfigDict, *, timings: Sequence[Mapping[str, Any]], name: str,
-    command: str, dataset: Path,
+    workdir: Path,
+    config: ConfigDict,
+    *,
+    timings: Sequence[Mapping[str, Any]],
+    name: str,
+    command: str,
+    dataset: Path,
 ) -> Path:
     """Draws `figures/*.png` and writes `summary.md`; the first process only.
 
@@ -71,8 +76,9 @@ def write(
         if tasks.target(config) == "lung":
             tables.append(("Cross-validation", _lung_table(score)))
             pictures += run_figures.lungs(workdir, config, dataset, score)
-            notes.append(f"Cross-validation: each slice by one of {trained} networks "
-                         "that had not seen it.")
+            notes.append(
+                f"Cross-validation: each slice by one of {trained} networks that had not seen it."
+            )
         else:
             notes.append(
                 "The prior of each training slice comes from "
@@ -87,17 +93,23 @@ def write(
         (workdir / "table.txt").write_text(table.strip() + "\n")
         tables.insert(0, ("Test split", table))
         cuts = ", ".join(f"{label} {cut:g}" for label, cut in result["thresholds"].items())
-        notes.append(f"Masks mark a class from this probability on: {cuts}. Their mean over 256 "
-                     "thresholds is higher than that of the maps for being sharp alone.")
+        notes.append(
+            f"Masks mark a class from this probability on: {cuts}. Their mean over 256 "
+            "thresholds is higher than that of the maps for being sharp alone."
+        )
         for label, dice in result.get("cross_validated", {}).items():
-            notes.append(f"Cross-validated Dice of {label}, each training slice by a network that "
-                         f"had not seen it, empty-aware: {dice:.3f}.")
+            notes.append(
+                f"Cross-validated Dice of {label}, each training slice by a network that "
+                f"had not seen it, empty-aware: {dice:.3f}."
+            )
         for label, summaries in result["classes"].items():
             pictures += run_figures.evaluation(workdir, label, summaries)
             if cut := summaries.get("cut"):
-                notes.append(f"Cross-validated Dice of the map of {label} cut at "
-                             f"{cut['threshold']:g} (best in the toolbox reading), empty-aware: "
-                             f"{cut['cross_validated']:.3f}.")
+                notes.append(
+                    f"Cross-validated Dice of the map of {label} cut at "
+                    f"{cut['threshold']:g} (best in the toolbox reading), empty-aware: "
+                    f"{cut['cross_validated']:.3f}."
+                )
     if (listing := workdir / "pretrain" / "mix.json").exists():
         parts = json.loads(listing.read_text())
         dropped = sum(len(part["dropped"]) for part in parts)
@@ -108,8 +120,13 @@ def write(
         )
     notes += _readings(workdir, config)
     return write_summary(
-        workdir, config_name=name, command=command, stages=timings, tables=tables,
-        figures=pictures, notes=notes,
+        workdir,
+        config_name=name,
+        command=command,
+        stages=timings,
+        tables=tables,
+        figures=pictures,
+        notes=notes,
     )
 
 
@@ -117,8 +134,19 @@ def result_table(result: Mapping[str, Any]) -> str:
     """The test table in Markdown: per class maps and masks in both readings, and the floors."""
     threshold = next(iter(result["classes"].values()))["toolbox"]["threshold"]
     at = f"at {threshold:.3g}"
-    header = ["", "Dice (mean over 256 thresholds)", f"Dice {at}", f"IoU {at}", "Sen", "Spe",
-              "S", "E", "wF", "MAE", "ROC-AUC"]
+    header = [
+        "",
+        "Dice (mean over 256 thresholds)",
+        f"Dice {at}",
+        f"IoU {at}",
+        "Sen",
+        "Spe",
+        "S",
+        "E",
+        "wF",
+        "MAE",
+        "ROC-AUC",
+    ]
     rows = []
     for name, found in result["classes"].items():
         of = "" if len(result["classes"]) == 1 else f"{name}, "
@@ -127,11 +155,19 @@ def result_table(result: Mapping[str, Any]) -> str:
             _row(f"{of}model, empty-aware reading", found["empty_aware"], "none"),
             _row(f"{of}its masks, toolbox reading", found["masks"]["toolbox"], "none"),
             _row(f"{of}its masks, empty-aware reading", found["masks"]["empty_aware"], "none"),
-            *(_row(f"{of}its map cut at {found['cut']['threshold']:g}, {reading} reading",
-                   found["cut"][reading.replace("-", "_")], "none")
-              for reading in ("toolbox", "empty-aware") if "cut" in found),
-            *(_row(f"{of}floor: {floor.replace('_', ' ')}", summary["toolbox"], "minmax")
-              for floor, summary in found["floors"].items()),
+            *(
+                _row(
+                    f"{of}its map cut at {found['cut']['threshold']:g}, {reading} reading",
+                    found["cut"][reading.replace("-", "_")],
+                    "none",
+                )
+                for reading in ("toolbox", "empty-aware")
+                if "cut" in found
+            ),
+            *(
+                _row(f"{of}floor: {floor.replace('_', ' ')}", summary["toolbox"], "minmax")
+                for floor, summary in found["floors"].items()
+            ),
         ]
     return markdown_table(header, rows)
 
@@ -139,22 +175,47 @@ def result_table(result: Mapping[str, Any]) -> str:
 def _row(label: str, summary: Mapping[str, Any], at: str) -> list[str]:
     """One line of the test table; `at` says which map the Dice at a threshold is of."""
     mean, fixed = summary["mean"], summary[at]
-    values = [mean["dice"], fixed["dice"], fixed["iou"], mean["sensitivity"], mean["specificity"],
-              summary["s_measure"], mean["e_measure"], summary["weighted_f"], summary["mae"],
-              summary["roc_auc"]]
+    values = [
+        mean["dice"],
+        fixed["dice"],
+        fixed["iou"],
+        mean["sensitivity"],
+        mean["specificity"],
+        summary["s_measure"],
+        mean["e_measure"],
+        summary["weighted_f"],
+        summary["mae"],
+        summary["roc_auc"],
+    ]
     return [label, *(f"{value:.3f}" for value in values)]
 
 
 def _lung_table(score: Mapping[str, Any]) -> str:
     """What `lung_scores.measure` found, a row a part of the dataset."""
+
     def shown(value: float | None) -> str:
         return "" if value is None else f"{value:.3f}"
 
     return markdown_table(
-        ["lungs", "slices", "Dice, mean over slices", "infected slices",
-         "infected pixels inside, mean", "slices with 97 % inside"],
-        [[name, str(row["slices"]), shown(row["dice"]), str(row["infected"]), shown(row["kept"]),
-          shown(row["kept_slices"])] for name, row in score["parts"].items()],
+        [
+            "lungs",
+            "slices",
+            "Dice, mean over slices",
+            "infected slices",
+            "infected pixels inside, mean",
+            "slices with 97 % inside",
+        ],
+        [
+            [
+                name,
+                str(row["slices"]),
+                shown(row["dice"]),
+                str(row["infected"]),
+                shown(row["kept"]),
+                shown(row["kept_slices"]),
+            ]
+            for name, row in score["parts"].items()
+        ],
     )
 
 
@@ -162,8 +223,10 @@ def _semi(workdir: Path, config: ConfigDict) -> str:
     """What the unlabelled slices did."""
     semi = config.semi
     if semi.kind == "mean_teacher":
-        return (f"Mean teacher: consistency weight {semi.consistency.weight:g}, ramped up in "
-                f"{semi.consistency.ramp_steps} steps, on slices of `{semi.split}`.")
+        return (
+            f"Mean teacher: consistency weight {semi.consistency.weight:g}, ramped up in "
+            f"{semi.consistency.ramp_steps} steps, on slices of `{semi.split}`."
+        )
     found = json.loads((workdir / "semi" / "pseudo.json").read_text())
     return (
         f"Pseudo-labels: {found['slices']} slices of `{semi.split}` in {found['rounds']} rounds; "
@@ -186,8 +249,8 @@ def _readings(workdir: Path, config: ConfigDict) -> list[str]:
         p = config.pretrain
         notes.append(
             "Pre-training: rotation prediction; the trunk alone is transferred."
-            if p.pretext == "rotation" else
-            f"Pre-training: `{p.rounds.schedule}` schedule, reconstruction loss "
+            if p.pretext == "rotation"
+            else f"Pre-training: `{p.rounds.schedule}` schedule, reconstruction loss "
             f"`{p.loss.kind}` reduced by `{p.loss.reduction}`, `{config.model.inpaint_head}` "
             f"heads, KL weight {p.kld_weight:g}, coach gradient `{p.coach_grad}`; "
             f"`{config.segment.transfer}` weights transferred."
@@ -195,22 +258,31 @@ def _readings(workdir: Path, config: ConfigDict) -> list[str]:
     if "semi" in config.stages:
         notes.append(_semi(workdir, config))
     if config.evaluate.choose_threshold:
-        notes.append("The masks' thresholds are those with the best Dice on training slices that "
-                     "the network had not seen.")
+        notes.append(
+            "The masks' thresholds are those with the best Dice on training slices that "
+            "the network had not seen."
+        )
     count = len(tasks.members(config, stage := tasks.last_trained(config)))
     if config[stage].folds:
-        notes.append(f"The mean of {count} networks is evaluated, each trained on all folds of the "
-                     "training slices but its own.")
+        notes.append(
+            f"The mean of {count} networks is evaluated, each trained on all folds of the "
+            "training slices but its own."
+        )
         if "semi" in config.stages:
-            notes.append("They share a start that a teacher of all training slices taught, through "
-                         "its maps of other slices: figures of unseen training slices may be a "
-                         "little too high. The test split is untouched by this.")
+            notes.append(
+                "They share a start that a teacher of all training slices taught, through "
+                "its maps of other slices: figures of unseen training slices may be a "
+                "little too high. The test split is untouched by this."
+            )
     elif count > 1:
-        notes.append(f"The mean of {count} networks is evaluated, each trained on all training "
-                     "slices by a seed of its own.")
+        notes.append(
+            f"The mean of {count} networks is evaluated, each trained on all training "
+            "slices by a seed of its own."
+        )
     elif held := config[stage].validation:
-        notes.append(f"{held} training slices (whole groups) were held out to choose the "
-                     "checkpoint.")
+        notes.append(
+            f"{held} training slices (whole groups) were held out to choose the checkpoint."
+        )
     else:
         notes.append("No slice was held out: the last averaged weights are evaluated.")
     return notes

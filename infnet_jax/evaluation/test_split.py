@@ -14,16 +14,21 @@ from infnet_jax.clinic.imaging import pictures
 from infnet_jax.data import batches as data
 from infnet_jax.evaluation import metrics, networks
 from infnet_jax.evaluation.thresholds import Unseen, cross_validated
+from infnet_jax.files import write_csv
 from infnet_jax.runs.workdir import write_json
 from infnet_jax.tasks import multi, normalise, segment
-from infnet_jax.verbs import evaluate as evaluation
 
 CASES = ("best", "median", "worst")
 
 
 def evaluate(
-    config: ConfigDict, *, workdir: Path, test: data.Source, train: data.Source,
-    statistics: tuple[float, float], unseen: Unseen | None = None,
+    config: ConfigDict,
+    *,
+    workdir: Path,
+    test: data.Source,
+    train: data.Source,
+    statistics: tuple[float, float],
+    unseen: Unseen | None = None,
     thresholds: Mapping[str, float] | None = None,
     alone: Mapping[str, tuple[float, float]] | None = None,
 ) -> dict[str, Any]:
@@ -67,14 +72,16 @@ def evaluate(
         of_probs = _records(config, probs, truths)
         of_masks = _records(config, [f.astype(np.float32) for f in found], truths)
         result["classes"][name] = {
-            **_readings(of_probs), "masks": _readings(of_masks),
-            "floors": evaluation.floors(fitted, truths),
+            **_readings(of_probs),
+            "masks": _readings(of_masks),
+            "floors": metrics.floors(fitted, truths),
         }
         if alone:
             at, unseen_dice = alone[name]
             cut = [(p >= np.float32(at)).astype(np.float32) for p in probs]
             result["classes"][name]["cut"] = {
-                "threshold": at, "cross_validated": unseen_dice,
+                "threshold": at,
+                "cross_validated": unseen_dice,
                 **_readings(_records(config, cut, truths)),
             }
         dice = [metrics.threshold_scores(r, "none", "empty_aware")["dice"] for r in of_masks]
@@ -90,7 +97,7 @@ def evaluate(
         result["cross_validated"] = cross_validated(unseen, thresholds)
     if jax.process_index() == 0:
         _write_masks(workdir / "masks", cases, masks)
-        evaluation.write_csv(workdir / "evaluation.csv", rows)
+        write_csv(workdir / "evaluation.csv", rows)
         write_json(workdir / "evaluation.json", result)
     return result
 
@@ -180,8 +187,12 @@ def _write_masks(folder: Path, cases: Sequence[Mapping], masks: Sequence[np.ndar
 
 
 def _keep_cases(
-    path: Path, cases: Sequence[Mapping], truths: Sequence[np.ndarray],
-    found: Sequence[np.ndarray], maps: Sequence[np.ndarray], dice: Sequence[float],
+    path: Path,
+    cases: Sequence[Mapping],
+    truths: Sequence[np.ndarray],
+    found: Sequence[np.ndarray],
+    maps: Sequence[np.ndarray],
+    dice: Sequence[float],
 ) -> None:
     """Keeps the slices with the best, median and worst Dice for the figures."""
     order = [i for i in np.argsort(dice) if not np.isnan(dice[i])]

@@ -43,8 +43,10 @@ def choose(config: ConfigDict, *, workdir: Path, unseen: Unseen) -> dict[str, fl
     """
     channels = networks.classes(config)
     side = len(unseen.maps[0])
-    truths = [data.resize(case["mask"], side, labels=True)[..., 0]
-              for case in data.examples(unseen.source)]
+    truths = [
+        data.resize(case["mask"], side, labels=True)[..., 0]
+        for case in data.examples(unseen.source)
+    ]
     totals = [_count(truth, len(channels)) for truth in truths]
     # Most pixels are background at every threshold and cannot matter: the others make one row.
     kept = [_foreground(probs) >= CANDIDATES[0] for probs in unseen.maps]
@@ -74,8 +76,10 @@ def choose_alone(config: ConfigDict, unseen: Unseen) -> dict[str, tuple[float, f
       For each class the threshold and its empty-aware Dice, as `cross_validated` has it of masks.
     """
     side, chosen = len(unseen.maps[0]), {}
-    truths = [data.resize(case["mask"], side, labels=True)[..., 0]
-              for case in data.examples(unseen.source)]
+    truths = [
+        data.resize(case["mask"], side, labels=True)[..., 0]
+        for case in data.examples(unseen.source)
+    ]
     for name, channel in networks.classes(config).items():
         label, best = channel or 1, (-1.0, 0.0)
         maps = [probs if channel is None else probs[..., channel] for probs in unseen.maps]

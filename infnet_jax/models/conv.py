@@ -36,9 +36,13 @@ def convolve(x: Array, kernel: Array, *, stride: int, padding: tuple[int, int], 
 
 def _convolve(x: Array, kernel: Array, stride: int, padding: tuple[int, int], dilation: int):
     return lax.conv_general_dilated(
-        x, kernel, (stride,) * 2, [(p, p) for p in padding], rhs_dilation=(dilation,) * 2,
+        x,
+        kernel,
+        (stride,) * 2,
+        [(p, p) for p in padding],
+        rhs_dilation=(dilation,) * 2,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )  # fmt: skip
+    )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -128,8 +132,9 @@ def _depthwise(x: Array, kernel: Array, stride: int) -> Array:
     spans = [stride * ((n - k) // stride) + 1 for n in x.shape[1:3]]
     return sum(
         x[:, i : i + spans[0] : stride, j : j + spans[1] : stride] * kernel[i, j]
-        for i in range(k) for j in range(k)
-    )  # fmt: skip
+        for i in range(k)
+        for j in range(k)
+    )
 
 
 def _depthwise_forward(x, kernel, stride):
@@ -140,9 +145,7 @@ def _depthwise_backward(stride, saved, gradient):
     x, kernel = saved
     k = kernel.shape[0]
     spans = [stride * (n - 1) + 1 for n in gradient.shape[1:3]]
-    widths = [
-        (k - 1, n - span, stride - 1) for n, span in zip(x.shape[1:3], spans, strict=True)
-    ]
+    widths = [(k - 1, n - span, stride - 1) for n, span in zip(x.shape[1:3], spans, strict=True)]
     spread = lax.pad(gradient, jnp.zeros((), gradient.dtype), [(0, 0, 0), *widths, (0, 0, 0)])
 
     def one_weight(_, place):  # a loop: fused into one, these sums take three times as long

@@ -13,9 +13,14 @@ from infnet_jax.models.layers import BatchNorm
 
 # Of each stage: blocks, kernel, stride, expansion, output channels.
 _STAGES = (
-    (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112),
-    (4, 5, 2, 6, 192), (1, 3, 1, 6, 320),
-)  # fmt: skip
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
 _TAPS = {0: "f2", 1: "f4", 2: "f8", 4: "f16", 6: "f32"}  # the last stage of each resolution
 # Published with momentum .99, for long training: in some hundred steps a share of ImageNet's
 # statistics would stay in the running ones.
@@ -71,9 +76,13 @@ class EfficientNetLite0(nn.Module):
         for stage, (blocks, kernel, stride, expansion, channels) in enumerate(_STAGES):
             for i in range(blocks):
                 x = InvertedBottleneck(
-                    channels, kernel, 1 if i else stride, expansion, self.dtype,
+                    channels,
+                    kernel,
+                    1 if i else stride,
+                    expansion,
+                    self.dtype,
                     name=f"block{index}",
-                )(x, train=train)  # fmt: skip
+                )(x, train=train)
                 index += 1
             if stage in _TAPS:
                 taps[_TAPS[stage]] = x

@@ -18,9 +18,14 @@ def doubling(features: int, dtype: DTypeLike, name: str | None = None) -> nn.Con
     Padding 1 and output padding 1 of the public code: row r reaches rows 2r - 1 to 2r + 1.
     """
     return nn.ConvTranspose(
-        features, (3, 3), (2, 2), padding=((1, 2), (1, 2)), kernel_init=he_fan_out, dtype=dtype,
+        features,
+        (3, 3),
+        (2, 2),
+        padding=((1, 2), (1, 2)),
+        kernel_init=he_fan_out,
+        dtype=dtype,
         name=name,
-    )  # fmt: skip
+    )
 
 
 class FCN8s(nn.Module):

@@ -128,7 +128,7 @@ class InfNet(nn.Module):
         carry, out["s16"] = self.reverse_attention16(taps["f16"], guidance, carry, **mode)
         _, out["s8"] = self.reverse_attention8(
             taps["f8"], guidance, carry, **mode, carries_on=False
-        )  # fmt: skip
+        )
         return {**out, "edge": edge}
 
     def _check_fields(self) -> None:

@@ -20,9 +20,9 @@ class ConvBN(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        x = Conv(
-            self.features, self.kernel, dilation=self.dilation, dtype=self.dtype, name="conv"
-        )(x)  # fmt: skip
+        x = Conv(self.features, self.kernel, dilation=self.dilation, dtype=self.dtype, name="conv")(
+            x
+        )
         return BatchNorm(dtype=self.dtype, name="bn")(x, train=train)
 
 
@@ -168,9 +168,15 @@ class ReverseAttention(OutputLayers):
         self.make_last()
 
     def __call__(
-        self, x: Array, guidance: Array, carry: Array, *, head: str, train: bool,
+        self,
+        x: Array,
+        guidance: Array,
+        carry: Array,
+        *,
+        head: str,
+        train: bool,
         carries_on: bool = True,
-    ) -> tuple[Array | None, Array]:  # fmt: skip
+    ) -> tuple[Array | None, Array]:
         size = x.shape[1:3]
         carry = resize_bilinear(carry, size)
         x = (1 - jax.nn.sigmoid(jnp.mean(carry, axis=-1, keepdims=True))) * x

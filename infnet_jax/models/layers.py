@@ -75,9 +75,14 @@ def max_pool(x: Array, size: int, stride: int, padding: int = 0) -> Array:
 
 
 def avg_pool(
-    x: Array, size: int, stride: int, padding: int = 0, *, count_padding: bool = True,
+    x: Array,
+    size: int,
+    stride: int,
+    padding: int = 0,
+    *,
+    count_padding: bool = True,
     ceil: bool = False,
-) -> Array:  # fmt: skip
+) -> Array:
     """Mean over size x size windows of [B, H, W, C].
 
     Args:

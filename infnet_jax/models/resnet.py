@@ -90,9 +90,7 @@ class ResNet(nn.Module):
         if self.depth not in _BLOCKS:
             raise ValueError(f"ResNet depth must be one of {sorted(_BLOCKS)}, got {self.depth}")
         block = BasicBlock if self.depth == 18 else Bottleneck
-        x = Conv(
-            self.width, 7, 2, kernel_init=he_fan_out, dtype=self.dtype, name="conv1"
-        )(x)  # fmt: skip
+        x = Conv(self.width, 7, 2, kernel_init=he_fan_out, dtype=self.dtype, name="conv1")(x)
         x = nn.relu(BatchNorm(dtype=self.dtype, name="bn1")(x, train=train))
         if self.max_pool:
             x = max_pool(x, 3, 2, 1)
@@ -100,8 +98,8 @@ class ResNet(nn.Module):
         for stage, blocks in enumerate(_BLOCKS[self.depth]):
             for i in range(blocks):
                 stride = 2 if stage > 0 and i == 0 else 1
-                x = block(
-                    self.width << stage, stride, self.dtype, name=f"layer{stage + 1}_{i}"
-                )(x, train=train)  # fmt: skip
+                x = block(self.width << stage, stride, self.dtype, name=f"layer{stage + 1}_{i}")(
+                    x, train=train
+                )
             taps[f"f{4 << stage}"] = x
         return taps

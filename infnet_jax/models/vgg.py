@@ -39,10 +39,14 @@ class VGG16(nn.Module):
             for i in range(convolutions):
                 x = nn.relu(
                     Conv(
-                        multiple * self.width, 3, use_bias=True, kernel_init=he_fan_out,
-                        dtype=self.dtype, name=f"conv{stage + 1}_{i + 1}",
+                        multiple * self.width,
+                        3,
+                        use_bias=True,
+                        kernel_init=he_fan_out,
+                        dtype=self.dtype,
+                        name=f"conv{stage + 1}_{i + 1}",
                     )(x)
-                )  # fmt: skip
+                )
             if stage:
                 taps[f"f{2 << stage}"] = x
         return taps

@@ -66,9 +66,7 @@ def check_batch(batch_size: int, mesh: Mesh, key: str = "batch_size") -> None:
         return
     below = max(batch_size, 0) // count * count
     legal = f"{below} or {below + count}" if below else f"{count}"
-    raise ValueError(
-        f"{key} = {batch_size} does not divide over {count} devices: use {legal}"
-    )
+    raise ValueError(f"{key} = {batch_size} does not divide over {count} devices: use {legal}")
 
 
 def initialise_distributed(autodetect: bool = False) -> None:

@@ -1,7 +1,6 @@
 """A run's folder: whose it is, and files that are written whole or not at all."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+
+from infnet_jax import files
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:
@@ -32,38 +33,21 @@ def claim(workdir: Path, config: ConfigDict) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file by way of a temporary one; the first process only."""
-    write_text(path, json.dumps(value, indent=1, default=str) + "\n")
+    """Writes a JSON file; the first process only."""
+    if not jax.process_index():
+        files.write_json(path, value)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file by way of a temporary one; the first process only."""
-    if jax.process_index():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(path.suffix + ".tmp")
-    fresh.write_text(text)
-    os.replace(fresh, path)
+    """Writes text; the first process only."""
+    if not jax.process_index():
+        files.write_text(path, text)
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes arrays, compressed, by way of a temporary file; the first process only."""
-    if jax.process_index():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".tmp")
-    with fresh.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-    os.replace(fresh, path)
-
-
-def read_npz(folder: Path, pattern: str) -> dict[str, np.ndarray]:
-    """The arrays of all files of a folder whose names match, by name; none where there are none."""
-    arrays = {}
-    for path in sorted(folder.glob(pattern)):
-        with np.load(path) as z:
-            arrays |= {name: z[name] for name in z.files}
-    return arrays
+    """Writes arrays, compressed; the first process only."""
+    if not jax.process_index():
+        files.write_npz(path, arrays)
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -26,8 +26,14 @@ def label_curve(
             x, mean, low, high = np.array(points, float).T
             x = x * 1.015 ** (k - (len(curves) - 1) / 2)  # or the bars would hide each other
             ax.errorbar(
-                x, mean, [mean - low, high - mean], color=colour, label=title, marker="o",
-                markersize=5, capsize=3,
+                x,
+                mean,
+                [mean - low, high - mean],
+                color=colour,
+                label=title,
+                marker="o",
+                markersize=5,
+                capsize=3,
             )
         counts = sorted({round(point[0]) for points in curves.values() for point in points})
         ax.set_xscale("log")
@@ -38,9 +44,7 @@ def label_curve(
     return path
 
 
-def scatter(
-    pairs: Sequence[tuple[str, str, np.ndarray, np.ndarray]], path: Path
-) -> Path:
+def scatter(pairs: Sequence[tuple[str, str, np.ndarray, np.ndarray]], path: Path) -> Path:
     """Draws a panel a comparison: each point is a slice, above the diagonal where the row gains.
 
     Args:

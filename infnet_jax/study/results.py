@@ -60,14 +60,25 @@ def collect(cells: Sequence[Any]) -> list[Results]:
         }
         named = [name[5:] for name in stack if name.startswith("dice_") and name.endswith("_mean")]
         classes = [name.removesuffix("_mean") for name in named]
-        counts = [json.loads((cell.folder / "labelled.json").read_text())
-                  for folds in whole.values() for cell in folds]
-        found.append(Results(
-            row, labels, float(np.mean(counts)), tuple(whole), tuple(ids),
-            {kind: {c: stack[f"dice_{c}{end}"] for c in classes}
-             for kind, (end, _) in DICE.items()},
-            {name[5:]: values for name, values in stack.items() if name.startswith("loss_")},
-        ))  # fmt: skip
+        counts = [
+            json.loads((cell.folder / "labelled.json").read_text())
+            for folds in whole.values()
+            for cell in folds
+        ]
+        found.append(
+            Results(
+                row,
+                labels,
+                float(np.mean(counts)),
+                tuple(whole),
+                tuple(ids),
+                {
+                    kind: {c: stack[f"dice_{c}{end}"] for c in classes}
+                    for kind, (end, _) in DICE.items()
+                },
+                {name[5:]: values for name, values in stack.items() if name.startswith("loss_")},
+            )
+        )
     return found
 
 

@@ -55,7 +55,10 @@ def load(config: str, overrides: Sequence[str]) -> ConfigDict:
 
 
 def run(
-    config: ConfigDict, *, workdir: Path, command: str,
+    config: ConfigDict,
+    *,
+    workdir: Path,
+    command: str,
     prepare: Callable[[ConfigDict], Path] | None = None,
     run_cell: Callable[[Cell, Path, str], None] | None = None,
 ) -> int:
@@ -106,8 +109,11 @@ def run(
         last = number == len(cells)
         if last or (here and cells[number].seed != cell.seed):  # tables of what there is so far
             page = study_tables.write(
-                config, [c for c in cells[:number] if str(c) not in failures], workdir=workdir,
-                failures=failures, command=command,
+                config,
+                [c for c in cells[:number] if str(c) not in failures],
+                workdir=workdir,
+                failures=failures,
+                command=command,
             )
     print(f"study: {len(cells) - len(failures)} of {len(cells)} cells finished: {page}")
     return 1 if failures else 0
@@ -125,15 +131,18 @@ def _check_weights(cells: Sequence[Cell]) -> None:
 
 def run_to_the_end(cell: Cell, dataset: Path, command: str) -> None:
     """Runs a cell's stages, then measures its losses on the test slices into `losses.json`."""
-    train.run(
-        cell.config, workdir=cell.folder, dataset=dataset, name=str(cell), command=command
-    )
+    train.run(cell.config, workdir=cell.folder, dataset=dataset, name=str(cell), command=command)
     statistics = json.loads((cell.folder / "statistics.json").read_text())
     test = stage_data.open_test(cell.config, cell.folder, dataset)
-    write_json(cell.folder / "losses.json", predict.losses(
-        cell.config, workdir=cell.folder, test=test,
-        statistics=(statistics["mean"], statistics["sd"]),
-    ))  # fmt: skip
+    write_json(
+        cell.folder / "losses.json",
+        predict.losses(
+            cell.config,
+            workdir=cell.folder,
+            test=test,
+            statistics=(statistics["mean"], statistics["sd"]),
+        ),
+    )
     source = splits.open_whole(dataset, cell.config.data.train, cell.config)
     write_json(cell.folder / "labelled.json", len(splits.labelled(source, cell.config)))
 

@@ -9,17 +9,23 @@ from ml_collections import ConfigDict
 
 from infnet_jax.evaluation import compare
 from infnet_jax.evaluation.markdown import markdown_table
+from infnet_jax.files import write_csv
 from infnet_jax.runs.workdir import write_text
 from infnet_jax.study import figures as study_figures
 from infnet_jax.study.results import DICE, Results, collect, select
-from infnet_jax.verbs.evaluate import write_csv
 
 LOSSES = {
-    "total": "training loss in all", "coarse": "eq. 4, map 5", "s32": "eq. 4, map 4",
-    "s16": "eq. 4, map 3", "s8": "eq. 4, map 2 (final)", "edge": "edge",
+    "total": "training loss in all",
+    "coarse": "eq. 4, map 5",
+    "s32": "eq. 4, map 4",
+    "s16": "eq. 4, map 3",
+    "s8": "eq. 4, map 2 (final)",
+    "edge": "edge",
     "region": "eq. 4, a U-Net's map",
-    "entropy": "cross-entropy", "dice": "soft Dice loss", "distance": "abs(logit - truth)",
-}  # fmt: skip
+    "entropy": "cross-entropy",
+    "dice": "soft Dice loss",
+    "distance": "abs(logit - truth)",
+}
 
 
 def dice_lines(
@@ -45,9 +51,13 @@ def dice_lines(
         for name, group in groups.items():
             values = {kind: select(result, kind, group, without) for kind in DICE}
             line: dict[str, Any] = {
-                "row": row.title, "labels": result.labels or "all", "learnt_from": result.count,
-                "class": name, "seeds": len(result.seeds), "slices": values["mean"].shape[1],
-            }  # fmt: skip
+                "row": row.title,
+                "labels": result.labels or "all",
+                "learnt_from": result.count,
+                "class": name,
+                "seeds": len(result.seeds),
+                "slices": values["mean"].shape[1],
+            }
             for kind, ours in values.items():
                 line[kind] = compare.mean(ours)
                 line[f"{kind}_low"], line[f"{kind}_high"] = compare.interval(ours)
@@ -77,18 +87,28 @@ def loss_lines(config: ConfigDict, results: Sequence[Results]) -> list[dict[str,
         row = config.rows[result.row]
         for name, values in result.losses.items():
             low, high = compare.interval(values[..., None])
-            lines.append({
-                "row": row.title, "labels": result.labels or "all",
-                "network": "multi" if "entropy" in result.losses else "single", "loss": name,
-                "seeds": len(result.seeds), "mean": compare.mean(values[..., None]),
-                "low": low, "high": high,
-                "paper": row.paper_loss if name == "total" and not result.labels else math.nan,
-            })  # fmt: skip
+            lines.append(
+                {
+                    "row": row.title,
+                    "labels": result.labels or "all",
+                    "network": "multi" if "entropy" in result.losses else "single",
+                    "loss": name,
+                    "seeds": len(result.seeds),
+                    "mean": compare.mean(values[..., None]),
+                    "low": low,
+                    "high": high,
+                    "paper": row.paper_loss if name == "total" and not result.labels else math.nan,
+                }
+            )
     return lines
 
 
 def write(
-    config: ConfigDict, cells: Sequence[Any], *, workdir: Path, failures: Mapping[str, str],
+    config: ConfigDict,
+    cells: Sequence[Any],
+    *,
+    workdir: Path,
+    failures: Mapping[str, str],
     command: str,
 ) -> Path:
     """Writes `table1.md`, `table2.md`, their CSV, the figures and `study.md`, and returns the last.
@@ -120,11 +140,15 @@ def _table1(config: ConfigDict, results: Sequence[Results], workdir: Path) -> li
         names = [name for name in LOSSES if any(line["loss"] == name for line in own)]
         cells = {(line["row"], line["labels"], line["loss"]): line for line in own}
         table = [
-            [row, labels, cells[row, labels, names[0]]["seeds"],
-             *(_spread(cells.get((row, labels, name)), "mean", "low", "high") for name in names),
-             cells[row, labels, "total"]["paper"]]
+            [
+                row,
+                labels,
+                cells[row, labels, names[0]]["seeds"],
+                *(_spread(cells.get((row, labels, name)), "mean", "low", "high") for name in names),
+                cells[row, labels, "total"]["paper"],
+            ]
             for row, labels in dict.fromkeys((line["row"], line["labels"]) for line in own)
-        ]  # fmt: skip
+        ]
         head = [f"{network} class", "labels", "seeds", *(LOSSES[name] for name in names), "paper"]
         parts.append(markdown_table(head, table))
     write_text(workdir / "table1.md", "\n\n".join(parts) + "\n")
@@ -139,16 +163,34 @@ def _table2(config: ConfigDict, results: Sequence[Results], workdir: Path) -> li
         lines = dice_lines(config, results, without)
         rows += [{"without": " ".join(without), **line} for line in lines]
         table = [
-            [line["row"], line["labels"], line["class"], line["seeds"],
-             *(_spread(line, kind, f"{kind}_low", f"{kind}_high") for kind in DICE),
-             line["against"],
-             *(" / ".join(_number(line[f"{kind}_{what}"], form) for kind in DICE) if line["against"]
-               else "" for what, form in (("gain", "+.3f"), ("p", ".3g"))),
-             line["paper"]]
+            [
+                line["row"],
+                line["labels"],
+                line["class"],
+                line["seeds"],
+                *(_spread(line, kind, f"{kind}_low", f"{kind}_high") for kind in DICE),
+                line["against"],
+                *(
+                    " / ".join(_number(line[f"{kind}_{what}"], form) for kind in DICE)
+                    if line["against"]
+                    else ""
+                    for what, form in (("gain", "+.3f"), ("p", ".3g"))
+                ),
+                line["paper"],
+            ]
             for line in lines
-        ]  # fmt: skip
-        head = ["row", "labels", "class", "seeds", *(h for _, h in DICE.values()),
-                "against", "gain", "p (Holm)", "paper"]
+        ]
+        head = [
+            "row",
+            "labels",
+            "class",
+            "seeds",
+            *(h for _, h in DICE.values()),
+            "against",
+            "gain",
+            "p (Holm)",
+            "paper",
+        ]
         parts += [f"### {name}", markdown_table(head, table)]
     write_csv(workdir / "table2.csv", rows)
     write_text(workdir / "table2.md", "\n\n".join(parts) + "\n")
@@ -167,17 +209,29 @@ def _figures(config: ConfigDict, results: Sequence[Results], workdir: Path) -> l
         other = of_row.get((row.against, result.labels))
         if other and not result.labels:
             theirs = select(other, "mean", classes, ())
-            pairs.append((config.rows[row.against].title, row.title,
-                          compare.per_slice(theirs), compare.per_slice(values)))
+            pairs.append(
+                (
+                    config.rows[row.against].title,
+                    row.title,
+                    compare.per_slice(theirs),
+                    compare.per_slice(values),
+                )
+            )
     curves = {title: sorted(points) for title, points in curves.items() if len(points) > 1}
     if curves:
         study_figures.label_curve(curves, workdir / "figures" / "label_efficiency.png")
-        parts += ["## Fewer labels", "![label efficiency](<figures/label_efficiency.png>)",
-                  "*Dice (mean of 256 thresholds) against the labelled slices, 95 % intervals.*"]
+        parts += [
+            "## Fewer labels",
+            "![label efficiency](<figures/label_efficiency.png>)",
+            "*Dice (mean of 256 thresholds) against the labelled slices, 95 % intervals.*",
+        ]
     if pairs:
         study_figures.scatter(pairs, workdir / "figures" / "slices.png")
-        parts += ["## Slice by slice", "![slices](<figures/slices.png>)",
-                  "*Dice (mean of 256 thresholds) of each test slice, its seeds averaged.*"]
+        parts += [
+            "## Slice by slice",
+            "![slices](<figures/slices.png>)",
+            "*Dice (mean of 256 thresholds) of each test slice, its seeds averaged.*",
+        ]
     return parts
 
 

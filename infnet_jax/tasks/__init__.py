@@ -25,7 +25,7 @@ def make_net(config: ConfigDict) -> InfNet | UNet:
     shared = {name: arguments[name] for name in ("width", "inpaint_head")}
     return UNet(
         classes=1, backbone=_UNETS[kind], image_channels=channels, dtype=config.dtype, **shared
-    )  # fmt: skip
+    )
 
 
 def make_multi_net(config: ConfigDict) -> UNet | FCN8s:
@@ -36,9 +36,7 @@ def make_multi_net(config: ConfigDict) -> UNet | FCN8s:
         raise ValueError(f"multi.net.kind={kind!r}: choose unet, unet_lite0 or fcn8s")
     if kind in _UNETS:
         channels = config.data.channels * (2 if prior_use(config) == "input" else 1)
-        return UNet(
-            backbone=_UNETS[kind], image_channels=channels, dtype=config.dtype, **arguments
-        )  # fmt: skip
+        return UNet(backbone=_UNETS[kind], image_channels=channels, dtype=config.dtype, **arguments)
     return FCN8s(dtype=config.dtype, width=arguments["width"])
 
 
@@ -126,10 +124,16 @@ def _supervised(section: ConfigDict, norm: normalise.Norm) -> dict[str, Any]:
     """What the supervised tasks take alike."""
     schedule = optim.make_schedule(total_steps=section.steps, **section.schedule)
     return dict(
-        norm=norm, size=section.size, scales=tuple(section.scales), steps=section.steps,
-        loss=section.loss, augmentation=section.augmentation, schedule=schedule,
-        tx=optim.make_optimizer(schedule, **section.optim), ema_decay=section.ema_decay,
-    )  # fmt: skip
+        norm=norm,
+        size=section.size,
+        scales=tuple(section.scales),
+        steps=section.steps,
+        loss=section.loss,
+        augmentation=section.augmentation,
+        schedule=schedule,
+        tx=optim.make_optimizer(schedule, **section.optim),
+        ema_decay=section.ema_decay,
+    )
 
 
 def make(
@@ -165,20 +169,32 @@ def make(
     with_prior = stage == "pretrain_multi" and prior_use(config) == "input"
     if section.pretext == "rotation":  # trained for the network's share of the rounds
         return rotation.make(
-            net=net, norm=norm, size=section.size, steps=totals["net"], schedule=net_schedule,
+            net=net,
+            norm=norm,
+            size=section.size,
+            steps=totals["net"],
+            schedule=net_schedule,
             tx=optim.make_optimizer(net_schedule, **section.net_optim),
-            augmentation=section.augmentation, with_prior=with_prior,
+            augmentation=section.augmentation,
+            with_prior=with_prior,
         )
     coach_schedule = optim.make_schedule(total_steps=totals["coach"], **section.coach_schedule)
     activation = "tanh" if head == "tanh_parallel" else "linear"
     return inpaint.make(
-        net=net, coach=Coach(dtype=config.dtype, **config.coach), norm=norm, size=section.size,
-        rounds=rounds, n_random=n_random, random_share=section.random_share,
+        net=net,
+        coach=Coach(dtype=config.dtype, **config.coach),
+        norm=norm,
+        size=section.size,
+        rounds=rounds,
+        n_random=n_random,
+        random_share=section.random_share,
         sample_use=section.sample_use,
-        masks=section.masks, loss=dict(section.loss, activation=activation),
+        masks=section.masks,
+        loss=dict(section.loss, activation=activation),
         augmentation=section.augmentation,
         net_tx=optim.make_optimizer(net_schedule, **section.net_optim),
         coach_tx=optim.make_optimizer(coach_schedule, **section.coach_optim),
-        kld_weight=section.kld_weight, coach_grad=section.coach_grad,
+        kld_weight=section.kld_weight,
+        coach_grad=section.coach_grad,
         with_prior=with_prior,
     )

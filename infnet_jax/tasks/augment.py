@@ -166,7 +166,11 @@ def _per_example(values: jax.Array) -> jax.Array:
 
 
 def _affine_grid(
-    key: jax.Array, shape: tuple[int, ...], degrees: float, scale: Pair, shift: float,
+    key: jax.Array,
+    shape: tuple[int, ...],
+    degrees: float,
+    scale: Pair,
+    shift: float,
     crop: Pair | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Row and column, float32 [B, H, W] each, of the input under every output pixel."""
@@ -259,10 +263,15 @@ def _paint_dense(key: jax.Array, image: jax.Array, mask: jax.Array, odds: float)
     chosen = jax.random.bernoulli(keys[5], odds, (batch, 1, 1))
     painted = (along**2 + across**2 + ragged < 1) & chosen
     grey = jnp.quantile(image, 0.9, axis=(1, 2, 3), keepdims=True)
-    share, level = (_per_example(v) for v in jax.random.uniform(
-        keys[6], (2, batch), minval=jnp.array([[0.85], [0.8]]), maxval=1.0))
-    return jnp.where(painted[..., None] & (mask > 0), share * level * grey + (1 - share) * image,
-                     image)
+    share, level = (
+        _per_example(v)
+        for v in jax.random.uniform(
+            keys[6], (2, batch), minval=jnp.array([[0.85], [0.8]]), maxval=1.0
+        )
+    )
+    return jnp.where(
+        painted[..., None] & (mask > 0), share * level * grey + (1 - share) * image, image
+    )
 
 
 def _cut_out(key: jax.Array, image: jax.Array, size: float, mode: str, odds: float) -> jax.Array:

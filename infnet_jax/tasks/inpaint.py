@@ -70,8 +70,10 @@ def make(
         return {"net": net_vars, "coach": coach.init(keys[1], image, train=False)}
 
     def start(trees: Mapping[str, Any]):
-        players = (make_player(trees["net"], net_tx, False),
-                   make_player(trees["coach"], coach_tx, False))
+        players = (
+            make_player(trees["net"], net_tx, False),
+            make_player(trees["coach"], coach_tx, False),
+        )
         return make_state(*players, "min")
 
     def prepare(batch: Mapping[str, jax.Array], key: jax.Array | None):
@@ -100,8 +102,11 @@ def make(
 
         def objective_of(params):
             out, new = coach.apply(
-                {"params": params, "batch_stats": state.coach.batch_stats}, x,
-                train=True, key=keys[1], mutable=["batch_stats"],
+                {"params": params, "batch_stats": state.coach.batch_stats},
+                x,
+                train=True,
+                key=keys[1],
+                mutable=["batch_stats"],
             )
             visible = mask_train(out, x.shape[1:3])
             outputs = fill(state.net.variables, x * visible)
@@ -129,8 +134,11 @@ def make(
 
         def objective_of(params):
             outputs, new = net.apply(
-                {"params": params, "batch_stats": state.net.batch_stats}, x * visible,
-                train=True, head="inpaint", mutable=["batch_stats"],
+                {"params": params, "batch_stats": state.net.batch_stats},
+                x * visible,
+                train=True,
+                head="inpaint",
+                mutable=["batch_stats"],
             )
             total, parts = losses.inpaint_loss(outputs, target, visible, **loss)
             return total, (parts["rec"], new["batch_stats"])

@@ -15,9 +15,7 @@ from infnet_jax.tasks import augment, normalise, segment
 from infnet_jax.tasks.state import Task
 from infnet_jax.tasks.supervised import make_update, training_sides
 
-DISTURBANCES = (
-    "cutout", "cutout_mode", "cutout_prob", "gamma", "contrast", "brightness", "noise",
-)  # fmt: skip
+DISTURBANCES = ("cutout", "cutout_mode", "cutout_prob", "gamma", "contrast", "brightness", "noise")
 STILL = dict(flip_h=0.0, flip_v=0.0, quarter_turns=False)
 
 
@@ -87,9 +85,12 @@ def make(*, weight: float, ramp_steps: int, **supervised: Any) -> Task:
             f"segment.ema_decay={ema_decay}: the mean teacher is that average; choose 0.99 or so"
         )
     update = make_update(
-        net, make_objective(segment.make_loss(**supervised["loss"])), supervised["tx"],
-        supervised["schedule"], ema_decay,
-    )  # fmt: skip
+        net,
+        make_objective(segment.make_loss(**supervised["loss"])),
+        supervised["tx"],
+        supervised["schedule"],
+        ema_decay,
+    )
 
     def make_step(side: int):
         def step(state, batch, key):

@@ -37,9 +37,7 @@ def lookahead(
         slow = jax.tree.map(
             lambda s, p, u: jnp.where(sync, s + rate * (p + u - s), s), state.slow, params, updates
         )
-        updates = jax.tree.map(
-            lambda s, p, u: jnp.where(sync, s - p, u), slow, params, updates
-        )
+        updates = jax.tree.map(lambda s, p, u: jnp.where(sync, s - p, u), slow, params, updates)
         return updates, LookaheadState(inner_state, slow, count)
 
     return optax.GradientTransformation(init, update)

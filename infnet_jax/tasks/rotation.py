@@ -61,9 +61,12 @@ def make(
     def logits(params: Mapping, stats: Mapping, x: jax.Array, train: bool):
         mutable = ["batch_stats"] if train else []
         pooled, new = net.apply(
-            {"params": {"trunk": params["trunk"]}, "batch_stats": stats}, x, train,
-            method=trunk, mutable=mutable,
-        )  # fmt: skip
+            {"params": {"trunk": params["trunk"]}, "batch_stats": stats},
+            x,
+            train,
+            method=trunk,
+            mutable=mutable,
+        )
         scores = head.apply({"params": params["out_rotation"]}, pooled.astype(jnp.float32))
         return scores, new.get("batch_stats", stats)
 
@@ -98,9 +101,11 @@ def make(
         (loss, (right, stats)), grads = grad(state.net.params)
         player = update_player(state.net, grads, stats, tx)
         metrics = {
-            "loss": loss, "train_accuracy": right.astype(jnp.float32),
-            "grad": optax.tree.norm(grads), "lr": jnp.asarray(schedule(state.step), jnp.float32),
-        }  # fmt: skip
+            "loss": loss,
+            "train_accuracy": right.astype(jnp.float32),
+            "grad": optax.tree.norm(grads),
+            "lr": jnp.asarray(schedule(state.step), jnp.float32),
+        }
         return state.replace(step=state.step + 1, net=player), metrics
 
     def evaluate(state, batch, key):
@@ -115,10 +120,17 @@ def make(
         return {"told": jax.lax.map(told, jnp.arange(TURNS)).T}
 
     return Task(
-        variables=variables, start=start, steps={"rotation": step},
-        phase=lambda step: "rotation", batch_index=lambda step: step, evaluate=evaluate,
-        total_steps=steps, summarise=summarise, metric="accuracy", metric_mode="max",
-    )  # fmt: skip
+        variables=variables,
+        start=start,
+        steps={"rotation": step},
+        phase=lambda step: "rotation",
+        batch_index=lambda step: step,
+        evaluate=evaluate,
+        total_steps=steps,
+        summarise=summarise,
+        metric="accuracy",
+        metric_mode="max",
+    )
 
 
 def summarise(rows: list[Mapping[str, np.ndarray]]) -> dict[str, float]:

@@ -47,9 +47,7 @@ def make_loss(
     def region(logits: jax.Array, mask: jax.Array) -> jax.Array:
         if kind == "focal":
             return losses.focal_loss(logits, mask, alpha=alpha, gamma=gamma)
-        return losses.structure_loss(
-            logits, mask, weighting=weighting[kind], lambda_bce=lambda_bce
-        )
+        return losses.structure_loss(logits, mask, weighting=weighting[kind], lambda_bce=lambda_bce)
 
     if kind not in (*weighting, "focal"):
         raise ValueError(f"segment.loss.kind={kind!r}: choose structure, structure_as_run or focal")
@@ -157,7 +155,11 @@ def prepare(
 
 
 def views(
-    net: Any, variables: Mapping, image: jax.Array, norm: normalise.Norm, tta: bool = False,
+    net: Any,
+    variables: Mapping,
+    image: jax.Array,
+    norm: normalise.Norm,
+    tta: bool = False,
     scales: Sequence[float] = (1.0,),
 ) -> tuple[jax.Array, jax.Array | None]:
     """Infection probability of the final map, and how far the views disagree.

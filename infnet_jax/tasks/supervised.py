@@ -39,9 +39,11 @@ def make_update(
     def update(state, x, target):
         def objective_of(params):
             outputs, new = net.apply(
-                {"params": params, "batch_stats": state.net.batch_stats}, x,
-                train=True, mutable=["batch_stats"],
-            )  # fmt: skip
+                {"params": params, "batch_stats": state.net.batch_stats},
+                x,
+                train=True,
+                mutable=["batch_stats"],
+            )
             total, parts = objective(outputs, target)
             return total, (parts, new["batch_stats"])
 
@@ -62,7 +64,9 @@ def make_update(
 
 
 def average_views(
-    probs: Callable[[jax.Array], jax.Array], x: jax.Array, tta: bool,
+    probs: Callable[[jax.Array], jax.Array],
+    x: jax.Array,
+    tta: bool,
     scales: Sequence[float] = (1.0,),
 ) -> tuple[jax.Array, jax.Array | None]:
     """Mean and spread of `probs` over sizes, flips and quarter turns of square inputs.

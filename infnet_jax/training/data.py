@@ -31,10 +31,14 @@ def open_data(
     for member, held in zip(ensemble, held_out(stage, config, last), strict=True):
         train = np.setdiff1d(np.arange(len(last)), held)
         batches = data.Batches(
-            [*others, data.select(last, train)], batch_size=section.batch_size, size=section.size,
-            seed=member.seed, fields=fields,
+            [*others, data.select(last, train)],
+            batch_size=section.batch_size,
+            size=section.size,
+            seed=member.seed,
+            fields=fields,
             weights=mix.weights if stage == "pretrain" and mix is not None else None,
-            process_index=jax.process_index(), process_count=jax.process_count(),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         )
         if stage == "segment" and tasks.has_mean_teacher(config):
             batches = semi.pair(batches, config, dataset)
@@ -131,12 +135,20 @@ def _open_mix(mix: Mix, directory: Path) -> list[data.Source]:
         rest = [n for n, found in enumerate(ids) if found not in dropped]
         if dropped and not rest:
             raise ValueError(f"data.pretrain: all slices of {part} are in the test split too")
-        listing.append({
-            "dataset": str(part.folder), "split": part.split, "weight": part.weight,
-            "examples": len(source), "dropped": sorted(dropped),
-        })
-        print(f"pretrain: {part}: {len(dropped)} of {len(source)} slices dropped, near-copies of "
-              "the test split", file=sys.stderr)
+        listing.append(
+            {
+                "dataset": str(part.folder),
+                "split": part.split,
+                "weight": part.weight,
+                "examples": len(source),
+                "dropped": sorted(dropped),
+            }
+        )
+        print(
+            f"pretrain: {part}: {len(dropped)} of {len(source)} slices dropped, near-copies of "
+            "the test split",
+            file=sys.stderr,
+        )
         sources[i] = data.select(source, rest) if dropped else source
     write_json(path, listing)
     return sources

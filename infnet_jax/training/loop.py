@@ -21,8 +21,15 @@ PANEL_SLICES = 3
 
 
 def fit(
-    task: Task, section: ConfigDict, batches: data.Batches, held_out: data.Source, *,
-    directory: Path, fresh: Callable[[], TrainState], seed: int, mesh: Any,
+    task: Task,
+    section: ConfigDict,
+    batches: data.Batches,
+    held_out: data.Source,
+    *,
+    directory: Path,
+    fresh: Callable[[], TrainState],
+    seed: int,
+    mesh: Any,
 ) -> dict | None:
     """Trains a task to its end, from its newest good checkpoint if it has one.
 
@@ -43,7 +50,8 @@ def fit(
     """
     monitored = len(held_out) > 0
     with Checkpoints(
-        directory / "checkpoints", best_mode=task.metric_mode if monitored else None,
+        directory / "checkpoints",
+        best_mode=task.metric_mode if monitored else None,
         save_every=section.eval_every,
     ) as saver:
         saver.handle_sigterm()
@@ -56,8 +64,12 @@ def fit(
         if monitored:
             evaluate = _make_evaluate(task, section, held_out, batches.fields, mesh)
         with RunLog(
-            directory, name=directory.name, total_steps=task.total_steps,
-            batch_size=section.batch_size, start_step=start, active=jax.process_index() == 0,
+            directory,
+            name=directory.name,
+            total_steps=task.total_steps,
+            batch_size=section.batch_size,
+            start_step=start,
+            active=jax.process_index() == 0,
         ) as log:
             finished = _loop(task, state, batches, mesh, seed, section, saver, log, evaluate)
             return log.timing() if finished else None
@@ -69,8 +81,15 @@ def init_variables(task: Task, seed: int) -> dict[str, Any]:
 
 
 def _loop(
-    task: Task, state: TrainState, batches: data.Batches, mesh: Any, seed: int,
-    section: ConfigDict, saver: Checkpoints, log: RunLog, evaluate: Callable | None,
+    task: Task,
+    state: TrainState,
+    batches: data.Batches,
+    mesh: Any,
+    seed: int,
+    section: ConfigDict,
+    saver: Checkpoints,
+    log: RunLog,
+    evaluate: Callable | None,
 ) -> bool:
     """At the top of each turn `state` has had exactly `step` updates. True when finished."""
     whole = mesh_lib.replicated(mesh)
@@ -185,8 +204,13 @@ def _make_evaluate(
     def evaluate(state: TrainState, key: jax.Array) -> list[dict[str, np.ndarray]]:
         rows = []
         for batch in data.eval_batches(
-            held_out, None, batch_size=section.batch_size, size=section.size, fields=fields,
-            process_index=jax.process_index(), process_count=jax.process_count(),
+            held_out,
+            None,
+            batch_size=section.batch_size,
+            size=section.size,
+            fields=fields,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         ):
             out = jax.device_get(step(state, mesh_lib.shard_batch(batch, mesh), key))
             valid = out.pop("valid")

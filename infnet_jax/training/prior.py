@@ -23,7 +23,11 @@ KINDS = ("crossfit", "truth")
 
 
 def write(
-    config: ConfigDict, *, workdir: Path, dataset: Path, statistics: tuple[float, float],
+    config: ConfigDict,
+    *,
+    workdir: Path,
+    dataset: Path,
+    statistics: tuple[float, float],
     held_out: list[np.ndarray],
 ) -> None:
     """Writes what the trained folds say of the slices that each has not seen.
@@ -72,13 +76,15 @@ def with_priors(source: data.Source, split: str, config: ConfigDict, workdir: Pa
                 where, _, name = key.partition("/")
                 if where == split:
                     sums.setdefault(name, []).append(z[key])
-    maps = {name: np.round(np.mean(found, axis=0)).astype(np.uint8)
-            for name, found in sums.items()}
+    maps = {name: np.round(np.mean(found, axis=0)).astype(np.uint8) for name, found in sums.items()}
     return data.WithPriors(source, maps)
 
 
 def _write_maps(
-    config: ConfigDict, path: Path, kept: np.ndarray, dataset: Path,
+    config: ConfigDict,
+    path: Path,
+    kept: np.ndarray,
+    dataset: Path,
     sweep: Callable[[data.Source], list[np.ndarray]],
 ) -> None:
     """The fold's maps: of the training slices it has not seen, and of all the other splits."""

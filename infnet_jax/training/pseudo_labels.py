@@ -25,7 +25,8 @@ from ml_collections import ConfigDict
 from infnet_jax import tasks
 from infnet_jax.data import batches as data, splits
 from infnet_jax.evaluation import networks
-from infnet_jax.runs.workdir import read_npz, write_json, write_npz
+from infnet_jax.files import read_npz
+from infnet_jax.runs.workdir import write_json, write_npz
 from infnet_jax.tasks.state import Task, TrainState
 from infnet_jax.training import loop
 
@@ -45,8 +46,13 @@ class _Stage(NamedTuple):
 
 
 def run(
-    config: ConfigDict, *, workdir: Path, dataset: Path, mesh: Any,
-    statistics: tuple[float, float], start: Callable[[Task, Path], TrainState],
+    config: ConfigDict,
+    *,
+    workdir: Path,
+    dataset: Path,
+    mesh: Any,
+    statistics: tuple[float, float],
+    start: Callable[[Task, Path], TrainState],
 ) -> dict | None:
     """Trains the networks of the stage, each by the settings of `config.segment` and its own.
 
@@ -64,13 +70,16 @@ def run(
     began, steps = time.perf_counter(), 0
     labelled = splits.open_training(dataset, config.data.train, config, masks=True)
     labelled = data.WithPriors(labelled, data.lesion_maps(labelled))
-    kept, held = data.split_validation(
-        labelled, count=config.segment.validation, seed=config.seed
-    )
+    kept, held = data.split_validation(labelled, count=config.segment.validation, seed=config.seed)
     stage = _Stage(
-        config, workdir / "semi", mesh, statistics, data.select(labelled, kept),
-        data.select(labelled, held), start,
-    )  # fmt: skip
+        config,
+        workdir / "semi",
+        mesh,
+        statistics,
+        data.select(labelled, kept),
+        data.select(labelled, held),
+        start,
+    )
     for timing in _networks(stage, dataset):
         if timing is None:
             return None
@@ -163,10 +172,14 @@ def _rounds(
             epoch = -(-(len(stage.kept) + len(pool)) // section.batch_size) * len(section.scales)
             # One task for all rounds: what it compiles is compiled once.
             yield _train(
-                stage, name, section, [stage.kept, pool], seed=config.seed + k,
+                stage,
+                name,
+                section,
+                [stage.kept, pool],
+                seed=config.seed + k,
                 task=task._replace(total_steps=semi.epochs * epoch),
                 fresh=lambda w=weights: task.start({"net": w}),
-            )  # fmt: skip
+            )
             if k and jax.process_index() == 0:
                 shutil.rmtree(stage.folder / weights_of / "checkpoints", ignore_errors=True)
         weights_of = name
@@ -179,14 +192,27 @@ def _train_alone(stage: _Stage, name: str, sources: list[data.Source]) -> dict |
     section = _section(stage.config, name)
     task = tasks.make_segment(stage.config, section, stage.statistics, soft=name == "pool")
     return _train(
-        stage, name, section, sources, seed=stage.config.seed, task=task, held=stage.held,
+        stage,
+        name,
+        section,
+        sources,
+        seed=stage.config.seed,
+        task=task,
+        held=stage.held,
         fresh=lambda: stage.start(task, stage.folder / name),
     )
 
 
 def _train(
-    stage: _Stage, name: str, section: ConfigDict, sources: list[data.Source], *, task: Task,
-    fresh: Callable[[], TrainState], seed: int, held: data.Source = (),
+    stage: _Stage,
+    name: str,
+    section: ConfigDict,
+    sources: list[data.Source],
+    *,
+    task: Task,
+    fresh: Callable[[], TrainState],
+    seed: int,
+    held: data.Source = (),
 ) -> dict | None:
     """One network to its end; a marker tells that it is done."""
     batches = _batches(sources, section, seed, ("image", "mask", "prior"))
@@ -210,9 +236,14 @@ def _batches(
     sources: list[data.Source], section: ConfigDict, seed: int, fields: tuple[str, ...]
 ) -> data.Batches:
     return data.Batches(
-        sources, batch_size=section.batch_size, size=section.size, seed=seed, fields=fields,
-        process_index=jax.process_index(), process_count=jax.process_count(),
-    )  # fmt: skip
+        sources,
+        batch_size=section.batch_size,
+        size=section.size,
+        seed=seed,
+        fields=fields,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
 
 
 def _write_report(stage: _Stage, pool: data.Source, rounds: int) -> None:
@@ -221,6 +252,7 @@ def _write_report(stage: _Stage, pool: data.Source, rounds: int) -> None:
         float(np.mean([(source[i]["prior"] >= 128).mean() for i in range(len(source))]))
         for source in (pool, stage.kept)
     ]
-    write_json(stage.folder / "pseudo.json", {
-        "rounds": rounds, "slices": len(pool), "marked": shares[0], "marked_in_masks": shares[1],
-    })  # fmt: skip
+    write_json(
+        stage.folder / "pseudo.json",
+        {"rounds": rounds, "slices": len(pool), "marked": shares[0], "marked_in_masks": shares[1]},
+    )

@@ -33,13 +33,20 @@ from infnet_jax.weights import convert
 STAGES = ("pretrain", "prior", "semi", "segment", "pretrain_multi", "multi", "evaluate")
 # Stage -> where its first weights may come from; the first of these that is run counts.
 ORIGINS = {
-    "segment": ("semi", "pretrain"), "prior": ("pretrain",), "semi": ("pretrain",),
+    "segment": ("semi", "pretrain"),
+    "prior": ("pretrain",),
+    "semi": ("pretrain",),
     "multi": ("pretrain_multi", "semi"),
-}  # fmt: skip
+}
 
 
 def run(
-    config: ConfigDict, *, workdir: Path, dataset: Path, name: str, command: str,
+    config: ConfigDict,
+    *,
+    workdir: Path,
+    dataset: Path,
+    name: str,
+    command: str,
     mix: Mix | None = None,
 ) -> Path:
     """Runs the stages of a config; finished ones are skipped, an interrupted one resumes.
@@ -95,13 +102,22 @@ def run(
 
 
 def _run_stage(
-    stage: str, config: ConfigDict, workdir: Path, dataset: Path, mesh: Any,
-    statistics: tuple[float, float], mix: Mix | None = None,
+    stage: str,
+    config: ConfigDict,
+    workdir: Path,
+    dataset: Path,
+    mesh: Any,
+    statistics: tuple[float, float],
+    mix: Mix | None = None,
 ) -> dict | None:
     """Runs one stage; returns its timing, None if it was asked to stop."""
     if stage == "semi":
         return semi.run(
-            config, workdir=workdir, dataset=dataset, mesh=mesh, statistics=statistics,
+            config,
+            workdir=workdir,
+            dataset=dataset,
+            mesh=mesh,
+            statistics=statistics,
             start=lambda task, folder: _start(task, stage, config, workdir, folder, config.seed),
         )
     if stage == "prior":
@@ -119,8 +135,14 @@ def _run_stage(
         if len(cuts) > 1:
             alone = thresholds.choose_alone(config, unseen)
     predict.evaluate(
-        config, workdir=workdir, test=test, train=train, statistics=statistics, unseen=unseen,
-        thresholds=cuts, alone=alone,
+        config,
+        workdir=workdir,
+        test=test,
+        train=train,
+        statistics=statistics,
+        unseen=unseen,
+        thresholds=cuts,
+        alone=alone,
     )
     return {"name": stage, "seconds": time.perf_counter() - began}
 
@@ -137,7 +159,10 @@ def _run_prior(
     began = time.perf_counter()
     source = stage_data.open_sources("prior", config, dataset, workdir)[-1]
     crossfit.write(
-        config, workdir=workdir, dataset=dataset, statistics=statistics,
+        config,
+        workdir=workdir,
+        dataset=dataset,
+        statistics=statistics,
         held_out=stage_data.held_out("prior", config, source),
     )
     return {**timing, "seconds": timing["seconds"] + time.perf_counter() - began}
@@ -161,8 +186,13 @@ def _unseen(
 
 
 def train_stage(
-    stage: str, config: ConfigDict, workdir: Path, dataset: Path, mesh: Any,
-    statistics: tuple[float, float], mix: Mix | None = None,
+    stage: str,
+    config: ConfigDict,
+    workdir: Path,
+    dataset: Path,
+    mesh: Any,
+    statistics: tuple[float, float],
+    mix: Mix | None = None,
 ) -> dict | None:
     """Trains a stage's networks to their end; returns the timing, None if asked to stop."""
     section, ensemble, timings = config[tasks.section_of(stage)], tasks.members(config, stage), []
@@ -178,7 +208,13 @@ def train_stage(
         epoch = -(-batches.example_count // section.batch_size)
         task = tasks.make(stage, config, statistics, epoch)
         timing = loop.fit(
-            task, section, batches, held_out, directory=directory, mesh=mesh, seed=member.seed,
+            task,
+            section,
+            batches,
+            held_out,
+            directory=directory,
+            mesh=mesh,
+            seed=member.seed,
             fresh=functools.partial(_start, task, stage, config, workdir, directory, member.seed),
         )
         if timing is None:
@@ -204,16 +240,16 @@ def _start(
         folder = workdir / origin / (directory.name if origin == "prior" else "") / "checkpoints"
         folder = semi.result_folder(config, workdir) if origin == "semi" else folder
         learned = networks.load_weights(folder, "latest")
-    elif config.weights and (
-        not stage.endswith("multi") or config.multi.net.kind == "unet_lite0"
-    ):
+    elif config.weights and (not stage.endswith("multi") or config.multi.net.kind == "unet_lite0"):
         mode, origin = "matching", config.weights
         learned, _ = convert.load_imported(config.weights)
     else:
         return task.start(trees)
     try:
         trees["net"], report = transfer(
-            trees["net"], learned, mode=mode,
+            trees["net"],
+            learned,
+            mode=mode,
             is_output_layer=lambda name: is_output_layer(tuple(name.split("/"))),
         )
         if report.mismatched and origin == config.weights:

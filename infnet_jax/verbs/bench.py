@@ -60,23 +60,38 @@ class Step:
 def make_tasks(backbone: str, size: int) -> tuple[Task, Task]:
     """The segmentation and the inpainting task, sized as published, without augmentation."""
     common: dict[str, Any] = dict(
-        norm=normalise.make_norm("imagenet", _CHANNELS, (0.0, 1.0)), size=size,
+        norm=normalise.make_norm("imagenet", _CHANNELS, (0.0, 1.0)),
+        size=size,
         augmentation=dict(flip_h=0.0, flip_v=0.0, quarter_turns=False),
-    )  # fmt: skip
+    )
     schedule = optim.make_schedule(lr=1e-4, total_steps=1, schedule="constant")
     adam = optim.make_optimizer(schedule, name="adam", clip_value=0.5)
     sgd = optim.make_optimizer(schedule, name="sgd", weight_decay=5e-4)
     first = segment.make(
-        net=InfNet(backbone=backbone), scales=(1.0,), steps=1, loss={}, tx=adam,
-        schedule=schedule, ema_decay=0.0, **common,
-    )  # fmt: skip
+        net=InfNet(backbone=backbone),
+        scales=(1.0,),
+        steps=1,
+        loss={},
+        tx=adam,
+        schedule=schedule,
+        ema_decay=0.0,
+        **common,
+    )
     second = inpaint.make(
         net=InfNet(backbone=backbone, inpaint_head="tanh_parallel", image_channels=_CHANNELS),
-        coach=Coach(), rounds=[("coach", 1), ("net", 1)], n_random=0, random_share=0.0,
+        coach=Coach(),
+        rounds=[("coach", 1), ("net", 1)],
+        n_random=0,
+        random_share=0.0,
         sample_use=True,
-        masks={}, loss={}, net_tx=sgd, coach_tx=adam, kld_weight=1e-6, coach_grad="through_net",
+        masks={},
+        loss={},
+        net_tx=sgd,
+        coach_tx=adam,
+        kld_weight=1e-6,
+        coach_grad="through_net",
         **common,
-    )  # fmt: skip
+    )
     return first, second
 
 
@@ -110,6 +125,7 @@ def report(backbone: str, batch: int, size: int, steps: int) -> int:
     for row in run(backbone, batch, size, steps):
         print(
             f"{row.name:<15}{row.rate:8.3f} steps/s {batch * row.rate:9.2f} images/s"
-            f"   compiled in {row.compile_seconds:.1f} s", flush=True,
-        )  # fmt: skip
+            f"   compiled in {row.compile_seconds:.1f} s",
+            flush=True,
+        )
     return 0

@@ -70,8 +70,10 @@ def read(path: Path) -> dict[int, str]:
         n, word = number(str(line[who])), str(line[what]).strip().lower()
         if n is None or n in found or word not in (*GRADES, SUSPECTED):
             words = ", ".join((*GRADES, SUSPECTED))
-            raise ValueError(f"{path}: row {line[who]!r}, {line[what]!r}: each patient's number "
-                             f"once, and one of {words} expected")
+            raise ValueError(
+                f"{path}: row {line[who]!r}, {line[what]!r}: each patient's number "
+                f"once, and one of {words} expected"
+            )
         found[n] = word
     return found
 
@@ -98,8 +100,14 @@ def join(table: Mapping[int, str], scores: Mapping[str, Scores]) -> Joined:
             named[n] = name
     kept = [n for n in sorted(named) if table[n] in GRADES]
     words = [table[n] for n in kept]
-    return Joined(kept, words, [GRADES[w] for w in words], [scores[named[n]] for n in kept],
-                  len(named) - len(kept), unknown)
+    return Joined(
+        kept,
+        words,
+        [GRADES[w] for w in words],
+        [scores[named[n]] for n in kept],
+        len(named) - len(kept),
+        unknown,
+    )
 
 
 def compare(joined: Joined) -> dict[str, float]:

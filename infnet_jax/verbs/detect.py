@@ -9,8 +9,8 @@ from infnet_jax.clinic import imaging
 from infnet_jax.data import batches as data
 from infnet_jax.evaluation import detection
 from infnet_jax.evaluation.predictor import Segmenter
+from infnet_jax.files import write_csv
 from infnet_jax.verbs import find_lungs
-from infnet_jax.verbs.evaluate import write_csv
 from infnet_jax.verbs.predict import drop_detached
 
 INFECTED = ("covid", "NCP")  # as covid_ct, covid_chestxray and cc_ccii call their patients
@@ -18,8 +18,14 @@ NOBODY = ("unknown",)
 
 
 def run(
-    checkpoint: Path, dataset: Path, split: str, *, positive: Sequence[str] = (),
-    negative: Sequence[str] = (), csv: Path | None = None, lung_way: str = find_lungs.MORPHOLOGY,
+    checkpoint: Path,
+    dataset: Path,
+    split: str,
+    *,
+    positive: Sequence[str] = (),
+    negative: Sequence[str] = (),
+    csv: Path | None = None,
+    lung_way: str = find_lungs.MORPHOLOGY,
 ) -> int:
     """Prints ROC-AUC and the sensitivity at 95 % specificity, over patients; returns 0.
 
@@ -42,18 +48,27 @@ def run(
     source, names = data.open_split(dataset, split), data.label_names(dataset)
     infected, healthy = choose(names, positive, negative)
     finder, _ = find_lungs.choose(lung_way)
-    rows = patients(Segmenter(checkpoint), finder, source, [names.index(n) for n in infected],
-                    [names.index(n) for n in healthy])
+    rows = patients(
+        Segmenter(checkpoint),
+        finder,
+        source,
+        [names.index(n) for n in infected],
+        [names.index(n) for n in healthy],
+    )
     scored = [row for row in rows if row["lung_pixels"]]
     curve = detection.roc([r["share"] for r in scored], [r["infected"] for r in scored])
     sensitivity, specificity, threshold = detection.sensitivity_at(curve, 0.95)
     n_infected = sum(row["infected"] for row in scored)
-    print(f"{split}: {sum(row['slices'] for row in scored)} slices of {len(scored)} patients, "
-          f"{n_infected} infected ({', '.join(infected)}), {len(scored) - n_infected} not "
-          f"({', '.join(healthy)}); {len(rows) - len(scored)} left out, as no lung was found")
+    print(
+        f"{split}: {sum(row['slices'] for row in scored)} slices of {len(scored)} patients, "
+        f"{n_infected} infected ({', '.join(infected)}), {len(scored) - n_infected} not "
+        f"({', '.join(healthy)}); {len(rows) - len(scored)} left out, as no lung was found"
+    )
     print(f"ROC-AUC                          {curve.auc:.3f}")
-    print(f"sensitivity at 95 % specificity  {sensitivity:.3f}  (share of {threshold:.4f} or more; "
-          f"specificity {specificity:.3f})")
+    print(
+        f"sensitivity at 95 % specificity  {sensitivity:.3f}  (share of {threshold:.4f} or more; "
+        f"specificity {specificity:.3f})"
+    )
     if csv is not None:
         write_csv(csv, rows)
     return 0
@@ -76,8 +91,11 @@ def choose(
 
 
 def patients(
-    segmenter: Segmenter, finder: find_lungs.Finder, source: data.Source,
-    infected: Sequence[int], healthy: Sequence[int],
+    segmenter: Segmenter,
+    finder: find_lungs.Finder,
+    source: data.Source,
+    infected: Sequence[int],
+    healthy: Sequence[int],
 ) -> list[dict]:
     """A row a patient, in the order of first appearance; slices of other labels are passed over.
 
@@ -94,9 +112,16 @@ def patients(
     for i, picture, found in zip(chosen, pictures(), segmenter(pictures()), strict=True):
         example = source[i]
         name = data.text(example["group"])
-        row = rows.setdefault(name, {
-            "patient": name, "infected": False, "slices": 0, "lung_pixels": 0,
-            "infected_pixels": 0})
+        row = rows.setdefault(
+            name,
+            {
+                "patient": name,
+                "infected": False,
+                "slices": 0,
+                "lung_pixels": 0,
+                "infected_pixels": 0,
+            },
+        )
         row["infected"] |= int(example["label"]) in infected
         row["slices"] += 1
         scan = imaging.scan_of_picture(data.text(example["id"]), np.ascontiguousarray(picture))

@@ -6,13 +6,12 @@ opacity (GGO), 2 consolidation, 3 pleural effusion, which is no lesion here. Pre
 maps of the probability (8 bit: value / 255, 16 bit: value / 65535) or class masks as above.
 """
 
-import csv as csv_module
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from infnet_jax.evaluation import metrics, soft_metrics
+from infnet_jax.evaluation import metrics
+from infnet_jax.files import write_csv
 
 LABELS = {"ggo": 1, "consolidation": 2}
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -153,7 +152,7 @@ def evaluate_maps(
         record = metrics.toolbox(values[stem], mask)
         records.append(record)
         rows.append({"stem": stem, **_row(record)})
-    return rows, {"label": label or "lesion", **_summary(records)}
+    return rows, {"label": label or "lesion", **metrics.both_readings(records)}
 
 
 def _row(record: dict) -> dict:
@@ -163,48 +162,6 @@ def _row(record: dict) -> dict:
         found = metrics.threshold_scores(record, kind)
         row |= {f"{name}_{score}": value for score, value in found.items()}
     return row | {name: record[name] for name in ("s_measure", "weighted_f", "mae")}
-
-
-def _summary(records: Sequence[dict]) -> dict:
-    summary: dict = {reading: metrics.summarise(records, reading) for reading in metrics.READINGS}
-    rows = [_row(record) for record in records]
-    summary["interval"] = {
-        kind: metrics.bootstrap_interval([row[f"{kind}_dice"] for row in rows])
-        for kind in ("mean", "minmax")
-    }
-    return summary
-
-
-def floors(
-    train_masks: Sequence[np.ndarray],
-    test_truths: Sequence[np.ndarray],
-    threshold: float = 0.2,
-    size: int = 352,
-) -> dict[str, dict]:
-    """Evaluate two predictions that look at no image: what any network has to beat.
-
-    Args:
-      train_masks: bool masks [H, W] of any sizes.
-      test_truths: bool masks [H, W] of any sizes.
-      threshold: the mean training mask marks a pixel where at least this share of masks does.
-      size: side in pixels at which the training masks are averaged; the mean is then resized to
-        each truth, and cut at ``threshold`` there.
-
-    Returns:
-      Summaries (like ``evaluate_maps``) of ``all_positive`` and ``mean_training_mask``.
-    """
-    if not len(train_masks) or not len(test_truths):
-        raise ValueError("floors need at least one training mask and one test truth")
-    resize = soft_metrics.resize_map
-    share = np.mean([resize(mask.astype(np.float64), (size, size)) for mask in train_masks], 0)
-    fixed = {
-        "all_positive": lambda shape: np.ones(shape),
-        "mean_training_mask": lambda shape: resize(share, shape) >= threshold,
-    }
-    return {
-        name: {"label": name, **_summary([metrics.toolbox(mask(t.shape), t) for t in test_truths])}
-        for name, mask in fixed.items()
-    }
 
 
 def format_table(summary: dict) -> str:
@@ -230,21 +187,6 @@ def format_table(summary: dict) -> str:
     spans = {kind: "{:.3f}..{:.3f}".format(*span) for kind, span in summary["interval"].items()}
     lines += ["", f"95 % intervals of the toolbox Dice over slices: mean of 256 {spans['mean']}, "]
     return "\n".join(lines) + f"at {toolbox['threshold']:g}, min-max {spans['minmax']}"
-
-
-def write_csv(path: Path, rows: Sequence[dict]) -> None:
-    """Write rows (dicts with the same keys) as CSV with a header; parent folders are made.
-
-    Raises ValueError when there are no rows.
-    """
-    if not rows:
-        raise ValueError(f"{path}: no rows to write")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv_module.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def run(predictions: Path, truth: Path, csv: Path | None = None, label: str | None = None) -> int:

@@ -32,8 +32,10 @@ def choose(way: str, *, alone: bool = False) -> tuple[Finder, str]:
         name = f"network, run {network.identity['run']}, weights {network.identity['weights']}"
         return lambda scan: learned(network, scan), name
     if not path.exists():
-        raise ValueError(f"--lungs {way}: give morphology, the workdir of a run of "
-                         "configs/lung.py, or a file or folder with lung masks")
+        raise ValueError(
+            f"--lungs {way}: give morphology, the workdir of a run of "
+            "configs/lung.py, or a file or folder with lung masks"
+        )
     own = imaging.by_name(path)
 
     def look_up(scan: imaging.Scan) -> np.ndarray:
@@ -50,6 +52,7 @@ def morphology(scan: imaging.Scan) -> np.ndarray:
 
 def learned(network: Segmenter, scan: imaging.Scan) -> np.ndarray:
     """Bool [D, H, W], by `lung_network.find`."""
+
     def run(pictures: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         return (found.probs for found in network(iter(pictures)))
 

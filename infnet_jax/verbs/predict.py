@@ -19,10 +19,18 @@ from infnet_jax.verbs import find_lungs, severity as score_files
 
 
 def run(
-    inputs: Sequence[Path], *, checkpoint: Path, out: Path,
-    lung_way: str = find_lungs.MORPHOLOGY, lobes: Path | None = None, tta: bool | None = None,
-    batch_size: int = 0, save_probabilities: bool = False, go_on: bool = False,
-    one_patient: bool = False, keep_identifiers: bool = False,
+    inputs: Sequence[Path],
+    *,
+    checkpoint: Path,
+    out: Path,
+    lung_way: str = find_lungs.MORPHOLOGY,
+    lobes: Path | None = None,
+    tta: bool | None = None,
+    batch_size: int = 0,
+    save_probabilities: bool = False,
+    go_on: bool = False,
+    one_patient: bool = False,
+    keep_identifiers: bool = False,
 ) -> int:
     """Segments and scores scans; one that fails is named and does not stop the others.
 
@@ -63,12 +71,28 @@ def run(
         for source in _progress(sources):
             try:
                 scan = imaging.read(source)
-                own = None if lobe_maps is None else imaging.read_labels(imaging.partner(
-                    source.name, lobe_maps, "lobes", alone=len(sources) == 1).files[0], scan)
+                own = (
+                    None
+                    if lobe_maps is None
+                    else imaging.read_labels(
+                        imaging.partner(
+                            source.name, lobe_maps, "lobes", alone=len(sources) == 1
+                        ).files[0],
+                        scan,
+                    )
+                )
                 lung = own if finder is None else finder(scan)
-                case = _predict(scan, segmenter, out, lung, own, identity=identity, go_on=go_on,
-                                save_probabilities=save_probabilities,
-                                keep_identifiers=keep_identifiers)
+                case = _predict(
+                    scan,
+                    segmenter,
+                    out,
+                    lung,
+                    own,
+                    identity=identity,
+                    go_on=go_on,
+                    save_probabilities=save_probabilities,
+                    keep_identifiers=keep_identifiers,
+                )
             except (ValueError, OSError, ImportError) as error:
                 failed += 1
                 _say(f"infnet-jax predict: {' '.join(str(error).split())}")
@@ -83,7 +107,10 @@ def run(
 
 
 def segment(
-    segmenter: Segmenter, scan: imaging.Scan, lung: np.ndarray | None = None, *,
+    segmenter: Segmenter,
+    scan: imaging.Scan,
+    lung: np.ndarray | None = None,
+    *,
     keep_probs: bool = True,
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """Runs the network over the slices of a scan, from the first to the last that shows lung.
@@ -135,8 +162,15 @@ def drop_detached(mask: np.ndarray, lung: np.ndarray) -> int:
 
 
 def _predict(
-    scan: imaging.Scan, segmenter: Segmenter, out: Path, lung: np.ndarray,
-    lobes: np.ndarray | None, *, identity: dict[str, str], go_on: bool, save_probabilities: bool,
+    scan: imaging.Scan,
+    segmenter: Segmenter,
+    out: Path,
+    lung: np.ndarray,
+    lobes: np.ndarray | None,
+    *,
+    identity: dict[str, str],
+    go_on: bool,
+    save_probabilities: bool,
     keep_identifiers: bool,
 ) -> scoring.Case:
     """One scan: its mask written, its case returned."""
@@ -145,8 +179,9 @@ def _predict(
     if go_on and marker.exists():
         before = json.loads(marker.read_text())
         if {k: before[k] for k in mine} != mine:
-            raise ValueError(f"{scan.name}: {out} has a mask of another model or other lungs; use "
-                             "another --out")
+            raise ValueError(
+                f"{scan.name}: {out} has a mask of another model or other lungs; use another --out"
+            )
         mask = imaging.read_labels(out / "masks" / before["file"], scan)
         return scoring.assess(scan, mask, lung, lobes=lobes, classes=segmenter.classes)
     mask, uncertainty, probs = segment(
@@ -158,17 +193,23 @@ def _predict(
             f"{scan.name}: {100 * dropped / n_marked:.0f} % of the marked pixels touched no lung "
             "and were dropped"
         )
-    case = scoring.assess(scan, mask, lung, lobes=lobes, uncertainty=uncertainty,
-                          classes=segmenter.classes)
+    case = scoring.assess(
+        scan, mask, lung, lobes=lobes, uncertainty=uncertainty, classes=segmenter.classes
+    )
     files, notes = imaging.write_mask(
-        scan, mask, out / "masks", classes=segmenter.classes, keep_identifiers=keep_identifiers,
+        scan,
+        mask,
+        out / "masks",
+        classes=segmenter.classes,
+        keep_identifiers=keep_identifiers,
         version=__version__,
     )
     case.warnings.extend(notes)
     if probs is not None:
         fresh = out / "probabilities" / f".part-{scan.name}.npz"
-        on_grid = {name: scan.grid.source(probs[..., c])
-                   for c, name in enumerate(segmenter.classes)}
+        on_grid = {
+            name: scan.grid.source(probs[..., c]) for c, name in enumerate(segmenter.classes)
+        }
         np.savez_compressed(fresh, **on_grid)
         fresh.replace(out / "probabilities" / f"{scan.name}.npz")
     fresh = marker.with_suffix(".tmp")

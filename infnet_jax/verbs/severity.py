@@ -12,8 +12,14 @@ Row = tuple[str, list[str], severity.Severity, list[str]]
 
 
 def run(
-    masks: Sequence[Path], *, out: Path, images: Path | None = None, lung: Path | None = None,
-    lobes: Path | None = None, regions: Path | None = None, one_patient: bool = False,
+    masks: Sequence[Path],
+    *,
+    out: Path,
+    images: Path | None = None,
+    lung: Path | None = None,
+    lobes: Path | None = None,
+    regions: Path | None = None,
+    one_patient: bool = False,
     one_class: bool = False,
 ) -> int:
     """Scores masks and writes `severity.csv`, `severity.json` and `report.html` into `out`.
@@ -94,14 +100,23 @@ def _case(source: imaging.Source, found: dict, *, alone: bool, one_class: bool) 
     partner = {k: imaging.partner(source.name, v, k, alone=alone) for k, v in found.items()}
     if source.kind == "dicom":
         raise ValueError(f"{path}: DICOM masks are not read; export them as NIfTI")
-    scan = imaging.read(partner.pop("images")) if "images" in partner else (
-        imaging.scan_of_labels(path, source.name))
+    scan = (
+        imaging.read(partner.pop("images"))
+        if "images" in partner
+        else (imaging.scan_of_labels(path, source.name))
+    )
     labels = imaging.read_labels(path, scan)
     mask, classes, notes = infection(labels, path.name, one_class=one_class)
     maps = {k: imaging.read_labels(s.files[0], scan) for k, s in partner.items()}
     scan.warnings += notes
-    return scoring.assess(scan, mask, maps.get("lung"), lobes=maps.get("lobes"),
-                          regions=maps.get("regions"), classes=classes)
+    return scoring.assess(
+        scan,
+        mask,
+        maps.get("lung"),
+        lobes=maps.get("lobes"),
+        regions=maps.get("regions"),
+        classes=classes,
+    )
 
 
 def _patient_name(masks: Sequence[Path]) -> str:

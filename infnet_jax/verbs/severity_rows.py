@@ -17,8 +17,10 @@ Row = dict[str, Any]
 
 
 def score(
-    dataset: str, pairs: Iterable[tuple[truth.Slice, np.ndarray]],
-    finder: find_lungs.Finder | None, left_out: list[str],
+    dataset: str,
+    pairs: Iterable[tuple[truth.Slice, np.ndarray]],
+    finder: find_lungs.Finder | None,
+    left_out: list[str],
 ) -> list[Row]:
     """Scores slices, and patients by their pooled counts.
 
@@ -81,19 +83,28 @@ def compare(rows: Sequence[Row]) -> Row:
     """
     found: Row = {"n": len(rows)}
     for key, factor in (("share", 100), ("ct_ss", 1)):
-        t, p = (factor * np.array([r[f"{side}_{key}"] for r in rows], float)
-                for side in ("true", "predicted"))
+        t, p = (
+            factor * np.array([r[f"{side}_{key}"] for r in rows], float)
+            for side in ("true", "predicted")
+        )
         limits = agreement.limits(t, p)
         found |= {
-            f"{key}_true": float(t.mean()), f"{key}_predicted": float(p.mean()),
-            f"{key}_mae": agreement.mean_absolute_error(t, p), f"{key}_bias": limits.bias,
-            f"{key}_low": limits.low, f"{key}_high": limits.high,
+            f"{key}_true": float(t.mean()),
+            f"{key}_predicted": float(p.mean()),
+            f"{key}_mae": agreement.mean_absolute_error(t, p),
+            f"{key}_bias": limits.bias,
+            f"{key}_low": limits.low,
+            f"{key}_high": limits.high,
             f"{key}_spearman": agreement.spearman(t, p),
-        }  # fmt: skip
-    grades = agreement.classes(*([r[f"{side}_grade"] for r in rows]
-                                 for side in ("true", "predicted")))
-    return found | {"grade_kappa": grades.kappa, "grade_accuracy": grades.accuracy,
-                    "grade_majority": grades.majority}
+        }
+    grades = agreement.classes(
+        *([r[f"{side}_grade"] for r in rows] for side in ("true", "predicted"))
+    )
+    return found | {
+        "grade_kappa": grades.kappa,
+        "grade_accuracy": grades.accuracy,
+        "grade_majority": grades.majority,
+    }
 
 
 def experts(rows: Iterable[Row]) -> list[Row]:
@@ -112,10 +123,16 @@ def experts(rows: Iterable[Row]) -> list[Row]:
     tables = []
     for (dataset, name), pairs in found.items():
         scores, shares = np.array(pairs, float).T
-        tables.append({
-            "dataset": dataset, "score": name, "n": len(pairs), "mean_score": scores.mean(),
-            "mean_share": shares.mean(), "spearman": agreement.spearman(scores, shares),
-        })
+        tables.append(
+            {
+                "dataset": dataset,
+                "score": name,
+                "n": len(pairs),
+                "mean_score": scores.mean(),
+                "mean_share": shares.mean(),
+                "spearman": agreement.spearman(scores, shares),
+            }
+        )
     return tables
 
 
@@ -123,8 +140,11 @@ def _tally(
     one: truth.Slice, mask: np.ndarray, lung: np.ndarray, regions: np.ndarray | None = None
 ) -> severity.Tally:
     return scoring.assess(
-        imaging.scan_of_picture(one.name, one.image), mask[None], lung[None],
-        regions=None if regions is None else regions[None], classes=("infection",),
+        imaging.scan_of_picture(one.name, one.image),
+        mask[None],
+        lung[None],
+        regions=None if regions is None else regions[None],
+        classes=("infection",),
     ).tally
 
 
@@ -134,8 +154,9 @@ def _row(
     row: Row = {"dataset": dataset, "level": level, "unit": unit, "name": name, "slices": n}
     for side in ("true", "predicted"):
         graded = severity.grade(found[side]) if side in found else None
-        values = (None,) * 3 if graded is None else (
-            graded.infected_share, graded.ct_ss, graded.grade)
+        values = (
+            (None,) * 3 if graded is None else (graded.infected_share, graded.ct_ss, graded.grade)
+        )
         row |= {f"{side}_{key}": v for key, v in zip(SCORES, values, strict=True)}
     return row | dict.fromkeys(truth.EXPERT_SCORES)
 
@@ -157,5 +178,3 @@ def by_dataset(rows: Sequence[Row]) -> Iterator[tuple[str, dict[str, list[Row]]]
     """The same groups, as a dict of levels for each dataset."""
     for dataset, levels in itertools.groupby(groups(rows), lambda item: item[0][0]):
         yield dataset, {key[1]: group for key, group in levels}
-
-

@@ -13,6 +13,7 @@ import numpy as np
 
 from infnet_jax.clinic import imaging
 from infnet_jax.evaluation.predictor import Segmenter
+from infnet_jax.files import write_csv
 from infnet_jax.verbs import (
     clinical,
     find_lungs,
@@ -21,15 +22,20 @@ from infnet_jax.verbs import (
     study_page,
     truth,
 )
-from infnet_jax.verbs.evaluate import write_csv
 
 TRUE_LUNGS = "true"
 
 
 def run(
-    sources: Sequence[Path], *, out: Path, checkpoint: Path | None = None,
-    masks: Path | None = None, lung_way: str = find_lungs.MORPHOLOGY, split: str = "test",
-    tta: bool | None = None, table: Path | None = None,
+    sources: Sequence[Path],
+    *,
+    out: Path,
+    checkpoint: Path | None = None,
+    masks: Path | None = None,
+    lung_way: str = find_lungs.MORPHOLOGY,
+    split: str = "test",
+    tta: bool | None = None,
+    table: Path | None = None,
 ) -> int:
     """Scores what is predicted and what is true, and writes how they agree.
 
@@ -56,8 +62,9 @@ def run(
     if (checkpoint is None) == (masks is None):
         raise ValueError("give either --checkpoint or --masks")
     known = clinical.read(table) if table is not None else None
-    finder, lung_name = (None, "true masks") if lung_way == TRUE_LUNGS else (
-        find_lungs.choose(lung_way))
+    finder, lung_name = (
+        (None, "true masks") if lung_way == TRUE_LUNGS else (find_lungs.choose(lung_way))
+    )
     segmenter = None if checkpoint is None else Segmenter(checkpoint, tta=tta)
     model = {"masks": str(masks)} if segmenter is None else segmenter.identity
     out.mkdir(parents=True, exist_ok=True)
@@ -67,30 +74,50 @@ def run(
         slices = truth.read(source, split)
         pairs = _given(slices, masks) if segmenter is None else _predicted(slices, segmenter)
         rows += severity_rows.score(name, pairs, finder, left_out)
-    tables = [{"dataset": dataset, "level": level} | severity_rows.compare(group)
-              for (dataset, level), group in severity_rows.groups(rows)]
+    tables = [
+        {"dataset": dataset, "level": level} | severity_rows.compare(group)
+        for (dataset, level), group in severity_rows.groups(rows)
+    ]
     experts = severity_rows.experts(rows)
     if not tables and not experts and known is None:
-        raise ValueError("no slice has a true mask and a true lung, or an expert's score, and "
-                         "there is no --clinical; " + "; ".join(left_out[:2]))
+        raise ValueError(
+            "no slice has a true mask and a true lung, or an expert's score, and "
+            "there is no --clinical; " + "; ".join(left_out[:2])
+        )
     joined = None
     if known is not None:
-        patients = {f"{r['dataset']}/{r['unit']}": clinical.Scores(
-            r["predicted_share"], r["predicted_grade"], r["predicted_ct_ss"])
-            for r in rows if r["level"] == "patient" and r["predicted_share"] is not None}
+        patients = {
+            f"{r['dataset']}/{r['unit']}": clinical.Scores(
+                r["predicted_share"], r["predicted_grade"], r["predicted_ct_ss"]
+            )
+            for r in rows
+            if r["level"] == "patient" and r["predicted_share"] is not None
+        }
         joined = clinical.join(known, patients)
-        write_csv(out / "clinical.csv", [
-            {"patient": n, "morbidity": word, "class": c, **s._asdict()}
-            for n, word, c, s in zip(*joined[:4], strict=True)])
+        write_csv(
+            out / "clinical.csv",
+            [
+                {"patient": n, "morbidity": word, "class": c, **s._asdict()}
+                for n, word, c, s in zip(*joined[:4], strict=True)
+            ],
+        )
     write_csv(out / "scores.csv", rows)
     for name, table in (("agreement.csv", tables), ("experts.csv", experts)):
         if table:
             write_csv(out / name, table)
-    drawn = [(name, study_page.draw(out, name, levels))
-             for name, levels in severity_rows.by_dataset(rows)]
+    drawn = [
+        (name, study_page.draw(out, name, levels))
+        for name, levels in severity_rows.by_dataset(rows)
+    ]
     page = study_page.write(
-        out, model=model | {"lungs of predicted masks": lung_name}, tables=tables, experts=experts,
-        joined=joined, figures=drawn, left_out=left_out)
+        out,
+        model=model | {"lungs of predicted masks": lung_name},
+        tables=tables,
+        experts=experts,
+        joined=joined,
+        figures=drawn,
+        left_out=left_out,
+    )
     print(page.read_text(), end="")
     return 0
 
@@ -103,9 +130,7 @@ def _predicted(
         yield one, found.mask > 0
 
 
-def _given(
-    slices: Iterable[truth.Slice], folder: Path
-) -> Iterator[tuple[truth.Slice, np.ndarray]]:
+def _given(slices: Iterable[truth.Slice], folder: Path) -> Iterator[tuple[truth.Slice, np.ndarray]]:
     masks = imaging.by_name(folder)
     for one in slices:
         path = imaging.partner(one.name, masks, "masks", alone=False).files[0]

@@ -25,22 +25,32 @@ def draw(folder: Path, dataset: str, levels: Mapping[str, Sequence[Mapping]]) ->
         grid = figure.subplots(len(levels), len(SCORES), squeeze=False)
         for axes, (level, rows) in zip(grid, levels.items(), strict=True):
             for ax, (key, factor, title) in zip(axes, SCORES, strict=True):
-                t, p = (factor * np.array([r[f"{side}_{key}"] for r in rows], float)
-                        for side in ("true", "predicted"))
+                t, p = (
+                    factor * np.array([r[f"{side}_{key}"] for r in rows], float)
+                    for side in ("true", "predicted")
+                )
                 found = agreement.limits(t, p)
                 ax.scatter((t + p) / 2, p - t, s=14, color=house.BLUE, alpha=0.6, linewidths=0)
                 for value, style in zip(found, ("-", "--", "--"), strict=True):
                     if np.isfinite(value):
                         ax.axhline(value, color=house.ORANGE, linestyle=style)
-                ax.set(title=f"{title} (per {level}, n = {len(rows)})",
-                       xlabel="mean of predicted and true", ylabel="predicted - true")
+                ax.set(
+                    title=f"{title} (per {level}, n = {len(rows)})",
+                    xlabel="mean of predicted and true",
+                    ylabel="predicted - true",
+                )
     return path
 
 
 def write(
-    folder: Path, *, model: Mapping[str, str], tables: Sequence[Mapping[str, Any]],
-    experts: Sequence[Mapping[str, Any]], joined: clinical.Joined | None,
-    figures: Sequence[tuple[str, Path]], left_out: Sequence[str],
+    folder: Path,
+    *,
+    model: Mapping[str, str],
+    tables: Sequence[Mapping[str, Any]],
+    experts: Sequence[Mapping[str, Any]],
+    joined: clinical.Joined | None,
+    figures: Sequence[tuple[str, Path]],
+    left_out: Sequence[str],
 ) -> Path:
     """Writes `summary.md` and returns its path.
 
@@ -50,14 +60,18 @@ def write(
       figures: (dataset, file in `folder`).
       left_out: a line for each thing that could not be scored.
     """
-    parts = ["# Severity: predicted against true",
-             "\n".join(f"- {name}: {value}" for name, value in model.items())]
+    parts = [
+        "# Severity: predicted against true",
+        "\n".join(f"- {name}: {value}" for name, value in model.items()),
+    ]
     if tables:
         parts += ["## Agreement", _agreement(tables)]
         parts += [f"![{name}]({path.name})" for name, path in figures]
-        parts += ["Lines: the mean of the differences and 1.96 standard deviations to either side. "
-                  "Neighbouring slices are near copies, so limits per slice look surer than they "
-                  "are."]
+        parts += [
+            "Lines: the mean of the differences and 1.96 standard deviations to either side. "
+            "Neighbouring slices are near copies, so limits per slice look surer than they "
+            "are."
+        ]
     if experts:
         parts += ["## Beside the scores of experts", _experts(experts)]
     if joined is not None:
@@ -80,31 +94,60 @@ def _agreement(tables: Sequence[Mapping[str, Any]]) -> str:
             rows.append([*where, title, *(found[f"{key}_{name}"] for name in STATISTICS)])
         grades.append([*where, *(found[f"grade_{n}"] for n in ("kappa", "accuracy", "majority"))])
     head = ["dataset", "per", "n"]
-    return "\n\n".join([
-        markdown_table([*head, "score", "mean true", "mean predicted", "mean absolute error",
-                        "bias", "lower limit", "upper limit", "Spearman"], rows),
-        "Grades 0, 1, 2 of the infected share (bounds 1 % and 50 %):",
-        markdown_table([*head, "quadratic kappa", "accuracy", "always the majority"], grades),
-    ])  # fmt: skip
+    return "\n\n".join(
+        [
+            markdown_table(
+                [
+                    *head,
+                    "score",
+                    "mean true",
+                    "mean predicted",
+                    "mean absolute error",
+                    "bias",
+                    "lower limit",
+                    "upper limit",
+                    "Spearman",
+                ],
+                rows,
+            ),
+            "Grades 0, 1, 2 of the infected share (bounds 1 % and 50 %):",
+            markdown_table([*head, "quadratic kappa", "accuracy", "always the majority"], grades),
+        ]
+    )
 
 
 def _experts(tables: Sequence[Mapping[str, Any]]) -> str:
-    return "\n\n".join([
-        markdown_table(["dataset", "score", "slices", "mean score", "mean predicted share, %",
-                        "Spearman"], [list(found.values()) for found in tables]),
-        "Geographic extent 0 to 8 and opacity 0 to 6, mean of three readers of X-rays "
-        "(covid-chestxray). A network of CT slices has seen no X-ray: read this as a test of how "
-        "far it carries, unless it was trained on some.",
-    ])
+    return "\n\n".join(
+        [
+            markdown_table(
+                ["dataset", "score", "slices", "mean score", "mean predicted share, %", "Spearman"],
+                [list(found.values()) for found in tables],
+            ),
+            "Geographic extent 0 to 8 and opacity 0 to 6, mean of three readers of X-rays "
+            "(covid-chestxray). A network of CT slices has seen no X-ray: read this as a test of "
+            "how far it carries, unless it was trained on some.",
+        ]
+    )
 
 
 def _clinical(joined: clinical.Joined) -> str:
     found = clinical.compare(joined)
-    return "\n\n".join([
-        markdown_table(
-            ["patients", "accuracy", "always the majority", "macro-F1", "quadratic kappa",
-             "AUC of the share", "AUC of CT-SS"], [[len(joined.numbers), *found.values()]]),
-        "Classes: 0 control, mild and regular, 1 severe, 2 critically ill; predicted is the grade "
-        "of the infected share (bounds 1 % and 50 %). AUC: severe or worse. Left out: "
-        f"{joined.suspected} suspected, {len(joined.unknown)} not in the table.",
-    ])  # fmt: skip
+    return "\n\n".join(
+        [
+            markdown_table(
+                [
+                    "patients",
+                    "accuracy",
+                    "always the majority",
+                    "macro-F1",
+                    "quadratic kappa",
+                    "AUC of the share",
+                    "AUC of CT-SS",
+                ],
+                [[len(joined.numbers), *found.values()]],
+            ),
+            "Classes: 0 control, mild and regular, 1 severe, 2 critically ill; predicted is the "
+            "grade of the infected share (bounds 1 % and 50 %). AUC: severe or worse. Left out: "
+            f"{joined.suspected} suspected, {len(joined.unknown)} not in the table.",
+        ]
+    )

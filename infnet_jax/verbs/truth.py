@@ -90,15 +90,17 @@ def _folder(folder: Path) -> Iterator[Slice]:
         scan = imaging.read(source)
         maps = {
             kind: imaging.read_labels(
-                imaging.partner(source.name, found, kind, alone=False).files[0], scan)
+                imaging.partner(source.name, found, kind, alone=False).files[0], scan
+            )
             for kind, found in partners.items()
-        }  # fmt: skip
+        }
         if "label" in maps:
             maps["label"] = score_files.infection(maps["label"], source.name)[0]
         for i in range(len(scan.values)):
             yield Slice(
                 source.name if len(scan.values) == 1 else f"{source.name}/{i + 1}",
-                units.get(source.name, source.name), scan.picture(i),
+                units.get(source.name, source.name),
+                scan.picture(i),
                 maps["label"][i] > 0 if "label" in maps else None,
                 maps["lung"][i] > 0 if "lung" in maps else None,
             )

@@ -110,8 +110,10 @@ def load_state_dict(path: Path | str) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"no weight file at {path}")
     readers: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
-        ".safetensors": _read_safetensors, ".pth": torch_files.load, ".pt": torch_files.load,
-    }  # fmt: skip
+        ".safetensors": _read_safetensors,
+        ".pth": torch_files.load,
+        ".pt": torch_files.load,
+    }
     if path.suffix not in readers:
         raise ValueError(f"{path}: weights must be .safetensors, .pth or .pt")
     return readers[path.suffix](path)

@@ -17,10 +17,16 @@ import numpy as np
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _TYPES = {
-    "DoubleStorage": "<f8", "FloatStorage": "<f4", "HalfStorage": "<f2", "LongStorage": "<i8",
-    "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "<i1", "ByteStorage": "<u1",
+    "DoubleStorage": "<f8",
+    "FloatStorage": "<f4",
+    "HalfStorage": "<f2",
+    "LongStorage": "<i8",
+    "IntStorage": "<i4",
+    "ShortStorage": "<i2",
+    "CharStorage": "<i1",
+    "ByteStorage": "<u1",
     "BoolStorage": "?",
-}  # fmt: skip
+}
 
 
 class _Tensor(NamedTuple):
@@ -80,8 +86,10 @@ def load(path: Path | str) -> dict[str, np.ndarray]:
         raise ValueError(f"{path}: not a readable PyTorch weight file ({error})") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
-    if not isinstance(content, dict) or not content or not all(
-        isinstance(value, _Tensor) for value in content.values()
+    if (
+        not isinstance(content, dict)
+        or not content
+        or not all(isinstance(value, _Tensor) for value in content.values())
     ):
         raise ValueError(f"{path}: holds no state dict (a mapping of names to tensors)")
     return {str(name): _array(path, name, tensor, storages) for name, tensor in content.items()}

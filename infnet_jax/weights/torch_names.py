@@ -3,19 +3,38 @@
 from collections.abc import Iterable
 
 NETWORKS = (
-    "infnet_resnet50", "infnet_res2net50", "infnet_vgg16", "coach",
-    "trunk_resnet18", "trunk_resnet50", "trunk_res2net50", "trunk_efficientnet_lite0",
-    "unet_multi", "unet_multi_improved",
-)  # fmt: skip
+    "infnet_resnet50",
+    "infnet_res2net50",
+    "infnet_vgg16",
+    "coach",
+    "trunk_resnet18",
+    "trunk_resnet50",
+    "trunk_res2net50",
+    "trunk_efficientnet_lite0",
+    "unet_multi",
+    "unet_multi_improved",
+)
 
-_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean",
-           "var": "running_var"}  # fmt: skip
+_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
 _RFB = {"rfb8": "rfb2_1", "rfb16": "rfb3_1", "rfb32": "rfb4_1"}
-_ATTENTION = {"reverse_attention32": "ra4", "reverse_attention16": "ra3",
-              "reverse_attention8": "ra2"}  # fmt: skip
-_DECODER = {**{f"up{i}": f"conv_upsample{i}" for i in range(1, 6)}, "concat2": "conv_concat2",
-            "concat3": "conv_concat3", "out_seg": "conv5",
-            "out_inpaint": "conv5_inpainting"}  # fmt: skip
+_ATTENTION = {
+    "reverse_attention32": "ra4",
+    "reverse_attention16": "ra3",
+    "reverse_attention8": "ra2",
+}
+_DECODER = {
+    **{f"up{i}": f"conv_upsample{i}" for i in range(1, 6)},
+    "concat2": "conv_concat2",
+    "concat3": "conv_concat3",
+    "out_seg": "conv5",
+    "out_inpaint": "conv5_inpainting",
+}
 _COACH = {"mu": "mu", "logvar": "std", "score": "pred"}
 
 
@@ -54,8 +73,7 @@ def _head_parts(block: str, layer: str) -> str:
         last = {"out_seg": "conv4", "out_inpaint": "conv4_inpainting"}
         return f"edge_{last.get(layer, layer)}"
     last = 5 if block == "reverse_attention32" else 4
-    names = {"squeeze": "conv1", "out_seg": f"conv{last}",
-             "out_inpaint": f"conv{last}_inpainting"}  # fmt: skip
+    names = {"squeeze": "conv1", "out_seg": f"conv{last}", "out_inpaint": f"conv{last}_inpainting"}
     return f"{_ATTENTION[block]}_{names.get(layer) or f'conv{int(layer[-1]) + 2}'}"
 
 

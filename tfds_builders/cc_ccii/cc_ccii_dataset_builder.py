@@ -16,9 +16,13 @@ from tfds_builders.report import Report
 from tfds_builders.splits import split_groups
 
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
-COLUMNS = {"age": "age", "critical_illness": "critical_illness",
-           "liver_function": "liver_function", "lung_function": "lung_function",
-           "progression_days": "progression_days"}  # feature -> column, by `tables.column`
+COLUMNS = {
+    "age": "age",
+    "critical_illness": "critical_illness",
+    "liver_function": "liver_function",
+    "lung_function": "lung_function",
+    "progression_days": "progression_days",
+}  # feature -> column, by `tables.column`
 
 
 @dataclasses.dataclass(eq=False)
@@ -42,12 +46,16 @@ class SliceReader:
     def features(self) -> tfds.features.FeaturesDict:
         """Declares a slice; see the README for values."""
         text = {name: tfds.features.Text() for name in ("patient", "scan", "slice", "id", "group")}
-        return tfds.features.FeaturesDict({
-            "image": base.picture_feature(),
-            "label": tfds.features.ClassLabel(names=list(layout.LABELS)),
-            "lesion": np.int64, "sex": tfds.features.Text(),
-            **{name: np.float32 for name in COLUMNS}, **text,
-        })
+        return tfds.features.FeaturesDict(
+            {
+                "image": base.picture_feature(),
+                "label": tfds.features.ClassLabel(names=list(layout.LABELS)),
+                "lesion": np.int64,
+                "sex": tfds.features.Text(),
+                **{name: np.float32 for name in COLUMNS},
+                **text,
+            }
+        )
 
     def examples(
         self, items: Iterable[layout.Slice], report: Report
@@ -70,11 +78,15 @@ class SliceReader:
         # The column is called `Sex`, or `Sex (Male 1/Female 2)` with any spacing.
         sex = next((value for name, value in row.items() if name.startswith("sex")), "")
         return {
-            "image": base.encode_png(image), "label": item.label,
+            "image": base.encode_png(image),
+            "label": item.label,
             "lesion": -1 if lesions is None else int(item.id in lesions),
             "sex": {"1": "M", "2": "F"}.get(sex.removesuffix(".0"), ""),
             **{name: tables.number(row.get(column, "")) for name, column in COLUMNS.items()},
-            "patient": item.patient, "scan": item.scan, "slice": item.name, "id": item.id,
+            "patient": item.patient,
+            "scan": item.scan,
+            "slice": item.name,
+            "id": item.id,
             "group": item.patient,
         }
 
@@ -97,7 +109,8 @@ class Builder(shards.ShardedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
-            features=SliceReader(Path(), layout.Tables({}, {}, None)).features() if self.in_shards
+            features=SliceReader(Path(), layout.Tables({}, {}, None)).features()
+            if self.in_shards
             else lesion_set.features(),
             homepage="http://ncov-ai.big.ac.cn",
         )
@@ -117,8 +130,10 @@ class Builder(shards.ShardedBuilder):
         beside = layout.read_tables(manual_dir, self.report)
         slices = layout.listing(manual_dir, self.report)
         if not slices:
-            raise ValueError(f"{manual_dir}: no archive there holds a slice that can be used; "
-                             f"see {list(self.report.skipped.items())[:3]}")
+            raise ValueError(
+                f"{manual_dir}: no archive there holds a slice that can be used; "
+                f"see {list(self.report.skipped.items())[:3]}"
+            )
         self._compare(slices, beside.slices)
         patients = {patient for patient, _ in beside.slices} | {item.patient for item in slices}
         split_of = split_groups(patients, SHARES)
@@ -130,11 +145,16 @@ class Builder(shards.ShardedBuilder):
     def _compare(self, slices: list[layout.Slice], listed: dict[tuple[str, str], int]) -> None:
         """Notes scans at hand that have another number of slices than the table says."""
         counts = Counter((item.patient, item.scan) for item in slices)
-        other = [f"{p}/{s}: {n} of {listed[p, s]}" for (p, s), n in counts.items()
-                 if listed.get((p, s), n) != n]
+        other = [
+            f"{p}/{s}: {n} of {listed[p, s]}"
+            for (p, s), n in counts.items()
+            if listed.get((p, s), n) != n
+        ]
         if other:
-            self.report.note(f"{len(other)} scans have another number of slices than "
-                             f"unzip_filenames.csv says, such as {', '.join(other[:5])}")
+            self.report.note(
+                f"{len(other)} scans have another number of slices than "
+                f"unzip_filenames.csv says, such as {', '.join(other[:5])}"
+            )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         pairs = lesion_set.pairs(Path(dl_manager.manual_dir), self.report)
@@ -143,8 +163,9 @@ class Builder(shards.ShardedBuilder):
         self.report.expect("scans with masks", lesion_set.SCANS, len(scans))
         split_of = split_groups(scans, SHARES)
         splits = {split: [p for p in pairs if split_of[p[0]] == split] for split in SHARES}
-        return {split: self._generate_examples(pairs=found) for split, found in splits.items()
-                if found}
+        return {
+            split: self._generate_examples(pairs=found) for split, found in splits.items() if found
+        }
 
     def _examples(self, pairs: list[lesion_set.Pair]) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from lesion_set.examples(pairs, self.report, self.remember)

@@ -87,8 +87,11 @@ def _tables(folder: Path, rows: list[tuple], lesions: list[str]) -> None:
         "zip_file,label,patient_id,scan_id,n_slice\n" + listed
     )
     (folder / "lesions_slices.csv").write_text("imgpath\n" + "".join(f"{p}\n" for p in lesions))
-    known = [f"{patient},{scan},{40 + scan % 40},{1 + scan % 2},{scan % 2},2.5,,{scan % 9}\n"
-             for _, label, patient, scan, _ in rows if label == "NCP"]
+    known = [
+        f"{patient},{scan},{40 + scan % 40},{1 + scan % 2},{scan % 2},2.5,,{scan % 9}\n"
+        for _, label, patient, scan, _ in rows
+        if label == "NCP"
+    ]
     (folder / "metadata.csv").write_text(
         "patient_id,scan_id,Age,Sex(Male 1/Female 2),Critical_illness,Liver_function,"
         "Lung_function,Progression (Days)\n" + "".join(known)

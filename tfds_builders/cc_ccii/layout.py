@@ -206,12 +206,16 @@ def read_tables(root: Path, report: Report) -> Tables:
     if path := _table(root, "unzip_filenames.csv", report):
         rows = tables.read(path)
         tables.require(path, rows, "patient_id", "scan_id", "n_slice")
-        slices = {(r["patient_id"], r["scan_id"]): int(n) for r in rows
-                  if (n := tables.number(r["n_slice"])) == n}
+        slices = {
+            (r["patient_id"], r["scan_id"]): int(n)
+            for r in rows
+            if (n := tables.number(r["n_slice"])) == n
+        }
     if path := _table(root, "lesions_slices.csv", report):
         lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()[1:]
-        lesions = frozenset(str(PurePosixPath(line.strip()).with_suffix(""))
-                            for line in lines if line.strip(" ,/"))
+        lesions = frozenset(
+            str(PurePosixPath(line.strip()).with_suffix("")) for line in lines if line.strip(" ,/")
+        )
     return Tables(metadata, slices, lesions)
 
 

@@ -59,8 +59,9 @@ def pairs(root: Path, report: Report) -> list[Pair]:
     for member in _names(source, report):
         match = re.fullmatch(r"(?:.*/)?(image|mask)/([^/]+)/([^/]+)", member)
         if match is None or PurePosixPath(member).suffix.lower() not in base.IMAGE_SUFFIXES:
-            report.skip(member, "out of place; expected image/<scan>/<slice>.jpg or "
-                                "mask/<scan>/<slice>.png")
+            report.skip(
+                member, "out of place; expected image/<scan>/<slice>.jpg or mask/<scan>/<slice>.png"
+            )
             continue
         kind, key = match[1], (match[2], PurePosixPath(match[3]).stem)
         if key in found[kind]:
@@ -79,9 +80,12 @@ def pairs(root: Path, report: Report) -> list[Pair]:
 
 def _names(source: Path, report: Report) -> list[str]:
     if source.is_dir():
-        return [path.relative_to(source).as_posix() for part in ("image", "mask")
-                for path in sorted((source / part).rglob("*"))
-                if path.is_file() and not path.name.startswith(".")]
+        return [
+            path.relative_to(source).as_posix()
+            for part in ("image", "mask")
+            for path in sorted((source / part).rglob("*"))
+            if path.is_file() and not path.name.startswith(".")
+        ]
     try:
         with zipfile.ZipFile(source) as archive:
             names = [info.filename for info in archive.infolist() if not info.is_dir()]
@@ -89,8 +93,13 @@ def _names(source: Path, report: Report) -> list[str]:
         raise ValueError(f"{source}: not a whole zip ({error}); download it again") from error
     for name in filter(archives.leaves, names):
         report.skip(name, "the path leaves the archive; refused")
-    return [name for name in names if not archives.leaves(name) and "__MACOSX" not in name
-            and not PurePosixPath(name).name.startswith(".")]
+    return [
+        name
+        for name in names
+        if not archives.leaves(name)
+        and "__MACOSX" not in name
+        and not PurePosixPath(name).name.startswith(".")
+    ]
 
 
 def examples(
@@ -137,7 +146,12 @@ def _example(pair: Pair, image: np.ndarray, classes: np.ndarray) -> tuple[str, d
         mask[classes == theirs] = ours
     key = f"{pair.scan}/{pair.name}"
     return key, {
-        "image": base.encode_png(image), "mask": base.encode_png(mask),
+        "image": base.encode_png(image),
+        "mask": base.encode_png(mask),
         "lung": base.encode_png((classes >= LUNG).astype(np.uint8)),
-        "patient": "", "scan": pair.scan, "slice": pair.name, "id": key, "group": pair.scan,
+        "patient": "",
+        "scan": pair.scan,
+        "slice": pair.name,
+        "id": key,
+        "group": pair.scan,
     }

@@ -44,13 +44,15 @@ class Builder(base.Builder):
         text = ("patient", "slice", "id", "group", *metadata.TEXTS)
         lung = {"lung": base.picture_feature(), "lung_known": np.bool_}
         return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict({
-                "image": base.picture_feature(),
-                "label": tfds.features.ClassLabel(names=list(metadata.LABELS)),
-                **{name: np.float32 for name in metadata.NUMBERS},
-                **{name: tfds.features.Text() for name in text},
-                **(lung if self.builder_config.name == "xray" else {}),
-            }),
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": base.picture_feature(),
+                    "label": tfds.features.ClassLabel(names=list(metadata.LABELS)),
+                    **{name: np.float32 for name in metadata.NUMBERS},
+                    **{name: tfds.features.Text() for name in text},
+                    **(lung if self.builder_config.name == "xray" else {}),
+                }
+            ),
             homepage="https://github.com/ieee8023/covid-chestxray-dataset",
         )
 
@@ -63,19 +65,27 @@ class Builder(base.Builder):
         folder = "volumes" if self.builder_config.name == "ct_volume" else "images"
         source = next((p for p in (root / folder, root / f"{folder}.zip") if p.exists()), None)
         if source is None:
-            raise FileNotFoundError(f"{root}: no {folder}/, nor {folder}.zip, for the "
-                                    f"{len(rows)} files that metadata.csv lists there")
+            raise FileNotFoundError(
+                f"{root}: no {folder}/, nor {folder}.zip, for the "
+                f"{len(rows)} files that metadata.csv lists there"
+            )
         splits = {split: [row for row in rows if split_of[row.group] == split] for split in SHARES}
-        return {split: self._generate_examples(root=root, source=source, rows=found)
-                for split, found in splits.items() if found}
+        return {
+            split: self._generate_examples(root=root, source=source, rows=found)
+            for split, found in splits.items()
+            if found
+        }
 
     def _examples(
         self, root: Path, source: Path, rows: list[metadata.Row]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         missing = {metadata.plain(row.filename): row for row in rows}
         limit = volumes.MAX_FILE if self.builder_config.name == "ct_volume" else archives.MAX_MEMBER
-        members = (archives.walk(source, limit=limit) if source.is_dir()
-                   else archives.zip_members(source, source.name, limit=limit))
+        members = (
+            archives.walk(source, limit=limit)
+            if source.is_dir()
+            else archives.zip_members(source, source.name, limit=limit)
+        )
         for member in members:
             if isinstance(member, ValueError):
                 self.report.skip(source.name, str(member))
@@ -115,8 +125,14 @@ class Builder(base.Builder):
     def _example(
         self, row: metadata.Row, image: np.ndarray, number: str, key: str
     ) -> tuple[str, dict[str, Any]]:
-        return key, {"image": base.encode_png(image), **row.fields, "patient": row.patient,
-                     "slice": number, "id": key, "group": row.group}
+        return key, {
+            "image": base.encode_png(image),
+            **row.fields,
+            "patient": row.patient,
+            "slice": number,
+            "id": key,
+            "group": row.group,
+        }
 
     def _lung(self, root: Path, filename: str, shape: tuple[int, int]) -> np.ndarray | None:
         """Reads a lung mask as uint8 [H, W] 0/1 on its X-ray; None where there is none or unfit."""

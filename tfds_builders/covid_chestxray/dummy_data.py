@@ -5,12 +5,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-EARLY = ("Patientid,offset,sex,age,finding,survival,view,date,location,filename,doi, url,license,"
-         "notes")
-LATE = ("patientid,offset,sex,age,finding,RT_PCR_positive,survival,intubated,intubation_present,"
-        "went_icu,in_icu,needed_supplemental_O2,extubated,temperature,pO2_saturation,"
-        "leukocyte_count,neutrophil_count,lymphocyte_count,view,modality,date,location,folder,"
-        "filename,doi,url,license,clinical_notes,other_notes,")
+EARLY = (
+    "Patientid,offset,sex,age,finding,survival,view,date,location,filename,doi, url,license,notes"
+)
+LATE = (
+    "patientid,offset,sex,age,finding,RT_PCR_positive,survival,intubated,intubation_present,"
+    "went_icu,in_icu,needed_supplemental_O2,extubated,temperature,pO2_saturation,"
+    "leukocyte_count,neutrophil_count,lymphocyte_count,view,modality,date,location,folder,"
+    "filename,doi,url,license,clinical_notes,other_notes,"
+)
 ROWS = (  # patient, finding, view, modality, folder, filename
     ("2", "Pneumonia/Viral/COVID-19", "PA", "X-ray", "images", "a-1.jpeg"),
     ("2", "Pneumonia/Viral/COVID-19", "AP Supine", "X-ray", "images", "a-2.jpeg"),
@@ -37,14 +40,25 @@ def make(folder: Path, *, early: bool = False) -> Path:
     rng = np.random.default_rng(0)
     lines = [EARLY if early else LATE]
     for number, (patient, finding, view, modality, place, name) in enumerate(ROWS):
-        cells = {"patientid": patient, "offset": "3", "sex": "F", "age": "60", "finding": finding,
-                 "view": view, "modality": modality, "folder": place, "filename": name,
-                 "license": "CC BY-NC-SA"}
+        cells = {
+            "patientid": patient,
+            "offset": "3",
+            "sex": "F",
+            "age": "60",
+            "finding": finding,
+            "view": view,
+            "modality": modality,
+            "folder": place,
+            "filename": name,
+            "license": "CC BY-NC-SA",
+        }
         path = folder / place / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if early:
-            cells |= {"finding": finding.rsplit("/", 1)[-1],
-                      "view": "CT" if modality == "CT" else view}
+            cells |= {
+                "finding": finding.rsplit("/", 1)[-1],
+                "view": "CT" if modality == "CT" else view,
+            }
         if place == "volumes":
             if early:
                 continue
@@ -78,7 +92,8 @@ def _annotations(folder: Path) -> None:
     lung[5:15, 4:14] = 255
     Image.fromarray(lung).save(masks / "a-1_mask.png")  # of the X-ray's size
     Image.fromarray(np.kron(lung[:16, :20], np.ones((2, 2), np.uint8))).save(
-        masks / "b.webp-day5_mask.png")  # 32 x 40, that X-ray's size
+        masks / "b.webp-day5_mask.png"
+    )  # 32 x 40, that X-ray's size
     scores = "".join(f"{name},{extent},{opacity}\n" for name, (extent, opacity) in SCORES.items())
     (masks.parent / "covid-severity-scores.csv").write_text(
         "## three raters\n## License: CC BY-SA\nfilename,geographic_mean,opacity_mean\n" + scores

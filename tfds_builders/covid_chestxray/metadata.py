@@ -11,8 +11,18 @@ from tfds_builders.report import Report
 LABELS = ("non_covid", "covid", "unknown")
 SCORED = 94
 NUMBERS = ("age", "offset", "geographic_extent", "opacity")
-TEXTS = ("finding", "view", "modality", "sex", "survival", "intubated", "went_icu",
-         "needed_supplemental_o2", "license", "url")
+TEXTS = (
+    "finding",
+    "view",
+    "modality",
+    "sex",
+    "survival",
+    "intubated",
+    "went_icu",
+    "needed_supplemental_o2",
+    "license",
+    "url",
+)
 _UNKNOWN = ("", "todo", "unknown", "n/a")
 _CT_VIEWS = ("ct", "axial", "coronal", "sagittal")
 
@@ -88,9 +98,13 @@ def parse(cells: dict[str, str], scores: dict[str, tuple[float, float]]) -> Row:
     extent, opacity = scores.get(plain(filename), (float("nan"), float("nan")))
     fields = {name: cells.get(name, "") for name in TEXTS}
     fields |= {"modality": "CT" if modality.upper() == "CT" else modality}
-    fields |= {"age": tables.number(cells.get("age", "")),
-               "offset": tables.number(cells.get("offset", "")),
-               "geographic_extent": extent, "opacity": opacity, "label": label(cells["finding"])}
+    fields |= {
+        "age": tables.number(cells.get("age", "")),
+        "offset": tables.number(cells.get("offset", "")),
+        "geographic_extent": extent,
+        "opacity": opacity,
+        "label": label(cells["finding"]),
+    }
     return Row(folder, filename, cells["patientid"].removesuffix(".0"), fields)
 
 
@@ -120,8 +134,10 @@ def read_scores(root: Path, report: Report) -> dict[str, tuple[float, float]]:
     for row in rows:
         scores = tables.number(row["geographic_mean"]), tables.number(row["opacity_mean"])
         if not (0 <= scores[0] <= 8 and 0 <= scores[1] <= 6):
-            raise ValueError(f"{path}: {row['filename']} has the scores {row['geographic_mean']!r} "
-                             f"and {row['opacity_mean']!r}, expected 0 to 8 and 0 to 6")
+            raise ValueError(
+                f"{path}: {row['filename']} has the scores {row['geographic_mean']!r} "
+                f"and {row['opacity_mean']!r}, expected 0 to 8 and 0 to 6"
+            )
         found[plain(row["filename"])] = scores
     report.expect("pictures with severity scores in the table", SCORED, len(found))
     return found

@@ -47,10 +47,13 @@ class Builder(base.Builder):
     def _info(self) -> tfds.core.DatasetInfo:
         text = {name: tfds.features.Text() for name in ("patient", "slice", "id", "group")}
         return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict({
-                "image": base.picture_feature(),
-                "label": tfds.features.ClassLabel(names=list(LABELS)), **text,
-            }),
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": base.picture_feature(),
+                    "label": tfds.features.ClassLabel(names=list(LABELS)),
+                    **text,
+                }
+            ),
             homepage="https://github.com/UCSD-AI4H/COVID-CT",
         )
 
@@ -62,21 +65,29 @@ class Builder(base.Builder):
         pictures = read_splits(root)
         patients = read_patients(root, self.report)
         for split, count in COUNTS.items():
-            self.report.expect(f"pictures listed for {split}", count,
-                               sum(s == split for s in pictures.values()))
+            self.report.expect(
+                f"pictures listed for {split}", count, sum(s == split for s in pictures.values())
+            )
         # Each split goes through the sources and reads its own pictures only.
         return {
             split: self._generate_examples(
-                root=root, sources=sources, patients=patients,
+                root=root,
+                sources=sources,
+                patients=patients,
                 wanted={p for p, s in pictures.items() if s == split},
                 others=set(pictures) if split == "train" else None,
             )
-            for split in SPLITS if split in pictures.values()
+            for split in SPLITS
+            if split in pictures.values()
         }
 
     def _examples(
-        self, root: Path, sources: dict[str, Path], patients: dict[str, str],
-        wanted: set[Picture], others: set[Picture] | None,
+        self,
+        root: Path,
+        sources: dict[str, Path],
+        patients: dict[str, str],
+        wanted: set[Picture],
+        others: set[Picture] | None,
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yields the wanted pictures; with `others` given, skips those in no split by name."""
         known = {Picture(p.label, plain(p.name)): p for p in wanted}
@@ -110,11 +121,17 @@ class Builder(base.Builder):
             return
         patient = patients.get(stem(picture.name), "") if picture.label == "covid" else ""
         key = f"{picture.label}/{picture.name}"
-        yield key, {
-            "image": base.encode_png(image), "label": picture.label,
-            "patient": patient, "slice": picture.name, "id": key,
-            "group": f"{picture.label}/{patient or origin(picture.name)}",
-        }
+        yield (
+            key,
+            {
+                "image": base.encode_png(image),
+                "label": picture.label,
+                "patient": patient,
+                "slice": picture.name,
+                "id": key,
+                "group": f"{picture.label}/{patient or origin(picture.name)}",
+            },
+        )
 
 
 def _members(source: Path, root: Path) -> Iterator[archives.Member | ValueError]:
@@ -123,8 +140,11 @@ def _members(source: Path, root: Path) -> Iterator[archives.Member | ValueError]
         yield from archives.zip_members(source, name)
         return
     for member in archives.walk(source):
-        yield (member if isinstance(member, ValueError)
-               else dataclasses.replace(member, name=f"{name}/{member.name}"))
+        yield (
+            member
+            if isinstance(member, ValueError)
+            else dataclasses.replace(member, name=f"{name}/{member.name}")
+        )
 
 
 def find_root(manual_dir: Path) -> Path:
@@ -182,8 +202,9 @@ def read_splits(root: Path) -> dict[Picture, str]:
                 if not (name := PurePosixPath(line.strip().replace("\\", "/")).name):
                     continue
                 if found.setdefault(Picture(label, name), split) != split:
-                    raise ValueError(f"{path}: {name} is in {split} and in "
-                                     f"{found[Picture(label, name)]}")
+                    raise ValueError(
+                        f"{path}: {name} is in {split} and in {found[Picture(label, name)]}"
+                    )
     return found
 
 
@@ -199,8 +220,10 @@ def read_patients(root: Path, report: Report) -> dict[str, str]:
     pairs = ((tables.first(row, *files), tables.first(row, *owners)) for row in rows)
     found = {stem(name): patient.removesuffix(".0") for name, patient in pairs if name and patient}
     if not found:
-        raise ValueError(f"{path}: no row has a file name and a patient; expected columns "
-                         f"{files[0]} and {owners[0]}, found {', '.join(rows[0])[:200]}")
+        raise ValueError(
+            f"{path}: no row has a file name and a patient; expected columns "
+            f"{files[0]} and {owners[0]}, found {', '.join(rows[0])[:200]}"
+        )
     return found
 
 

@@ -7,11 +7,18 @@ import numpy as np
 from PIL import Image
 
 # (picture, split, patient); the two papers and the case have two pictures each.
-COVID = (("2020.01.24.919183-p27-132.png", "train", "1"),
-         ("2020.01.24.919183-p27-133.png", "train", "2"),
-         ("2020.02.10.20021584-p6-52%0.png", "val", "3"), ("kjr-21-e24-g1.jpg", "test", "4"))
-NON_COVID = (("21%0.jpg", "train", ""), ("21%1.jpg", "train", ""), ("7.png", "val", ""),
-             ("103.png", "test", ""))
+COVID = (
+    ("2020.01.24.919183-p27-132.png", "train", "1"),
+    ("2020.01.24.919183-p27-133.png", "train", "2"),
+    ("2020.02.10.20021584-p6-52%0.png", "val", "3"),
+    ("kjr-21-e24-g1.jpg", "test", "4"),
+)
+NON_COVID = (
+    ("21%0.jpg", "train", ""),
+    ("21%1.jpg", "train", ""),
+    ("7.png", "val", ""),
+    ("103.png", "test", ""),
+)
 MODES = ("L", "RGB", "RGBA", "P")
 
 

@@ -82,12 +82,18 @@ class Builder(base.Builder):
                 mask, group = self._mask(mask_path, root), SAME_PATIENT.get(stem, stem)
             if mask.shape != image.shape:
                 raise ValueError(f"{mask_path}: mask is {mask.shape}, its image {image.shape}")
-            yield stem, {
-                "image": base.encode_png(turn(image)),
-                "mask": base.encode_png(turn(mask)),
-                "labelled": mask_path is not None,
-                "patient": volume, "slice": number, "id": stem, "group": group,
-            }
+            yield (
+                stem,
+                {
+                    "image": base.encode_png(turn(image)),
+                    "mask": base.encode_png(turn(mask)),
+                    "labelled": mask_path is not None,
+                    "patient": volume,
+                    "slice": number,
+                    "id": stem,
+                    "group": group,
+                },
+            )
 
     def _mask(self, path: Path, root: Path) -> np.ndarray:
         """Reads truth as classes; ValueError names the file and the illegal values."""

@@ -27,41 +27,60 @@ class Builder(base.Builder):
     """
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(features=base.segmentation_features(
-            lung=base.picture_feature(), lung_known=np.bool_, labelled=np.bool_,
-            volume=tfds.features.Text()))
+        return self.dataset_info_from_configs(
+            features=base.segmentation_features(
+                lung=base.picture_feature(),
+                lung_known=np.bool_,
+                labelled=np.bool_,
+                volume=tfds.features.Text(),
+            )
+        )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         root = Path(dl_manager.manual_dir)
         parts = [p for p in (root, *sorted(root.iterdir())) if (p / IMAGES).is_dir()]
         parts = [p for p in parts if (p / MASKS).is_dir() or (p / LUNGS).is_dir()]
         if not parts:
-            raise FileNotFoundError(f"{root}: no {IMAGES}/ with {MASKS}/ or {LUNGS}/ beside it, "
-                                    "neither here nor one folder below")
+            raise FileNotFoundError(
+                f"{root}: no {IMAGES}/ with {MASKS}/ or {LUNGS}/ beside it, "
+                "neither here nor one folder below"
+            )
         return {"train": self._generate_examples(root=root, parts=parts)}
 
     def _examples(self, root: Path, parts: list[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
         for part in parts:
             start = "" if part == root else f"{part.name}/"
             groups, volumes = self._index(part / INDEX, root)
-            there = {kind: {s: p for s, _, p in base.pair(part / IMAGES, part / kind)}
-                     for kind in (MASKS, LUNGS) if (part / kind).is_dir()}
+            there = {
+                kind: {s: p for s, _, p in base.pair(part / IMAGES, part / kind)}
+                for kind in (MASKS, LUNGS)
+                if (part / kind).is_dir()
+            }
             for stem, path in base.pictures(part / IMAGES).items():
                 image = self.read_grey(path, root)
-                mask, lung = (self._labels(there, kind, stem, image, root)
-                              for kind in (MASKS, LUNGS))
+                mask, lung = (
+                    self._labels(there, kind, stem, image, root) for kind in (MASKS, LUNGS)
+                )
                 group = groups.get(stem, stem)
-                yield f"{start}{stem}", {
-                    "image": base.encode_png(image), "mask": base.encode_png(_classes(mask, path)),
-                    "lung": base.encode_png((lung > 0).astype(np.uint8)),
-                    "labelled": MASKS in there, "lung_known": LUNGS in there,
-                    "patient": start + group if stem in groups else "", "slice": stem,
-                    "id": f"{start}{stem}", "group": f"{start}{group}",
-                    "volume": start + volumes[stem] if stem in volumes else "",
-                }
+                yield (
+                    f"{start}{stem}",
+                    {
+                        "image": base.encode_png(image),
+                        "mask": base.encode_png(_classes(mask, path)),
+                        "lung": base.encode_png((lung > 0).astype(np.uint8)),
+                        "labelled": MASKS in there,
+                        "lung_known": LUNGS in there,
+                        "patient": start + group if stem in groups else "",
+                        "slice": stem,
+                        "id": f"{start}{stem}",
+                        "group": f"{start}{group}",
+                        "volume": start + volumes[stem] if stem in volumes else "",
+                    },
+                )
 
-    def _labels(self, there: dict[str, dict[str, Path]], kind: str, stem: str, image: np.ndarray,
-                root: Path) -> np.ndarray:
+    def _labels(
+        self, there: dict[str, dict[str, Path]], kind: str, stem: str, image: np.ndarray, root: Path
+    ) -> np.ndarray:
         if kind not in there:
             return np.zeros_like(image)
         labels = self.read_labels(there[kind][stem], root)
@@ -93,6 +112,7 @@ def _classes(labels: np.ndarray, path: Path) -> np.ndarray:
     if values <= {0, 255}:
         return (labels > 0).astype(np.uint8)
     if not values <= {0, 1, 2, EFFUSION}:
-        raise ValueError(f"{path}: its label holds {sorted(values)[:5]}; 0 to 3, or 0 and 255, "
-                         "expected")
+        raise ValueError(
+            f"{path}: its label holds {sorted(values)[:5]}; 0 to 3, or 0 and 255, expected"
+        )
     return np.where(labels == EFFUSION, 0, labels).astype(np.uint8)

@@ -12,8 +12,16 @@ RESULTS = ("negative", "positive", "unknown")
 OUTCOMES = ("cured", "deceased", "unknown")
 SEXES = ("female", "male", "unknown")
 SHARES = {"train": 0.8, "test": 0.2}
-_COLUMNS = ("hospital", "patient", "age", "gender", "sars_cov_2_nucleic_acids", "ct", "morbidity",
-            "mortality")
+_COLUMNS = (
+    "hospital",
+    "patient",
+    "age",
+    "gender",
+    "sars_cov_2_nucleic_acids",
+    "ct",
+    "morbidity",
+    "mortality",
+)
 _UNKNOWN = ("", "n/a", "na", "unknown")
 
 
@@ -35,8 +43,10 @@ def find(root: Path) -> Path:
     for path in sorted(root.rglob("*")):
         if path.name.lower() in ("patients.xlsx", "patients.csv") and path.is_file():
             return path
-    raise FileNotFoundError(f"{root}: no Patients.xlsx in it; the clinical table is on the iCTCF "
-                            "site and gives each patient's severity")
+    raise FileNotFoundError(
+        f"{root}: no Patients.xlsx in it; the clinical table is on the iCTCF "
+        "site and gives each patient's severity"
+    )
 
 
 def read(path: Path, name: str, skip: Callable[[str, str], None]) -> dict[int, Row]:
@@ -78,10 +88,13 @@ def split_patients(rows: dict[int, Row]) -> dict[int, str]:
 def _row(line: dict[str, str]) -> Row:
     age = tables.number(line["age"])
     return Row(
-        hospital=line["hospital"], age=int(age) if age == age else -1,
-        sex=_word(line, "gender", SEXES), ct=_word(line, "ct", RESULTS),
+        hospital=line["hospital"],
+        age=int(age) if age == age else -1,
+        sex=_word(line, "gender", SEXES),
+        ct=_word(line, "ct", RESULTS),
         nucleic_acid=_word(line, "sars_cov_2_nucleic_acids", RESULTS),
-        severity=_word(line, "morbidity", SEVERITIES), outcome=_word(line, "mortality", OUTCOMES),
+        severity=_word(line, "morbidity", SEVERITIES),
+        outcome=_word(line, "mortality", OUTCOMES),
     )
 
 

@@ -7,16 +7,34 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-HEADER = ("Hospital", "Patient", "Age", "Gender", "SARS-CoV-2 nucleic acids", "CT", "Morbidity",
-          "Mortality")
+HEADER = (
+    "Hospital",
+    "Patient",
+    "Age",
+    "Gender",
+    "SARS-CoV-2 nucleic acids",
+    "CT",
+    "Morbidity",
+    "Mortality",
+)
 SEVERITIES = ("Control", "Suspected", "Mild", "Regular", "Severe", "Critically ill")
 
 
 def rows(n: int) -> list[tuple]:
     """Makes rows of n patients, the severities in turn."""
-    return [("HUST-Union Hospital", f"Patient {i + 1}", 40 + i, ("Male", "Female")[i % 2],
-             ("Negative", "Positive")[i % 6 > 1], ("Positive", "Negative", "N/A")[i % 3],
-             SEVERITIES[i % 6], ("Cured", "Unknown", "Deceased")[i % 3]) for i in range(n)]
+    return [
+        (
+            "HUST-Union Hospital",
+            f"Patient {i + 1}",
+            40 + i,
+            ("Male", "Female")[i % 2],
+            ("Negative", "Positive")[i % 6 > 1],
+            ("Positive", "Negative", "N/A")[i % 3],
+            SEVERITIES[i % 6],
+            ("Cured", "Unknown", "Deceased")[i % 3],
+        )
+        for i in range(n)
+    ]
 
 
 def write_table(path: Path, lines: list[tuple]) -> Path:

@@ -44,14 +44,19 @@ class Builder(base.Builder):
         if self.builder_config.name == "slices":
             extra = {"label": tfds.features.ClassLabel(names=list(KINDS.values()))}
         else:
-            words = {"severity": clinical.SEVERITIES, "outcome": clinical.OUTCOMES,
-                     "nucleic_acid": clinical.RESULTS, "ct": clinical.RESULTS,
-                     "sex": clinical.SEXES}
+            words = {
+                "severity": clinical.SEVERITIES,
+                "outcome": clinical.OUTCOMES,
+                "nucleic_acid": clinical.RESULTS,
+                "ct": clinical.RESULTS,
+                "sex": clinical.SEXES,
+            }
             extra = {n: tfds.features.ClassLabel(names=list(w)) for n, w in words.items()}
             extra |= {"age": np.int32, "hospital": tfds.features.Text()}
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(
-                {"image": base.picture_feature(), **texts, **extra}),
+                {"image": base.picture_feature(), **texts, **extra}
+            ),
             homepage="http://ictcf.biocuckoo.cn",
         )
 
@@ -69,14 +74,22 @@ class Builder(base.Builder):
             if picture.patient in rows:
                 there.add(picture.patient)
             else:
-                self.report.skip(picture.member.name, f"no patient of {name} in its path; "
-                                 "expected Patient N/... or Patient N.zip")
+                self.report.skip(
+                    picture.member.name,
+                    f"no patient of {name} in its path; expected Patient N/... or Patient N.zip",
+                )
         if not there:
-            raise FileNotFoundError(f"{root}: no pictures of patients; expected Patient N.zip, or "
-                                    "Patient N/CT/*.jpg, beside the table")
-        return {split: self._generate_examples(
-                    root=root, rows={n: rows[n] for n in sorted(there) if split_of[n] == split})
-                for split in clinical.SHARES if any(split_of[n] == split for n in there)}
+            raise FileNotFoundError(
+                f"{root}: no pictures of patients; expected Patient N.zip, or "
+                "Patient N/CT/*.jpg, beside the table"
+            )
+        return {
+            split: self._generate_examples(
+                root=root, rows={n: rows[n] for n in sorted(there) if split_of[n] == split}
+            )
+            for split in clinical.SHARES
+            if any(split_of[n] == split for n in there)
+        }
 
     def _slice_splits(self, root: Path) -> dict[str, Any]:
         """Splits by patient where names tell it; slices of nobody known all train."""
@@ -94,8 +107,11 @@ class Builder(base.Builder):
         splits_there = {split_of.get(str(n), "train") for n in known}
         if None in known:
             self.report.note("slices whose names tell no patient are one group, in train")
-        return {split: self._generate_examples(root=root, split_of=split_of, split=split)
-                for split in clinical.SHARES if split in splits_there}
+        return {
+            split: self._generate_examples(root=root, split_of=split_of, split=split)
+            for split in clinical.SHARES
+            if split in splits_there
+        }
 
     def _pictures(self, root: Path) -> Iterator["Picture"]:
         """Lists every picture below root; what is none is skipped with its reason."""
@@ -110,8 +126,11 @@ class Builder(base.Builder):
                 self.report.skip(member.name, f"{suffix} is no picture")
 
     def _examples(
-        self, root: Path, rows: dict[int, clinical.Row] | None = None,
-        split_of: dict[str, str] | None = None, split: str = "",
+        self,
+        root: Path,
+        rows: dict[int, clinical.Row] | None = None,
+        split_of: dict[str, str] | None = None,
+        split: str = "",
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         seen: dict[str, str] = {}
         for picture in self._pictures(root):
@@ -160,8 +179,11 @@ class Picture:
     def slice(self) -> str:
         """The path below the last part that names the patient or the class, without suffix."""
         path = PurePosixPath(self.member.name).with_suffix("")
-        marks = [i for i, part in enumerate(path.parts[:-1])
-                 if _PATIENT.search(part) or part.lower().removesuffix(".zip") in KINDS]
+        marks = [
+            i
+            for i, part in enumerate(path.parts[:-1])
+            if _PATIENT.search(part) or part.lower().removesuffix(".zip") in KINDS
+        ]
         return "/".join(path.parts[marks[-1] + 1 :] if marks else path.parts)
 
     @property
@@ -176,5 +198,9 @@ class Picture:
         """Returns the text features patient, slice, id, group."""
         known = self.patient is not None
         patient = f"patient{self.patient:04d}" if known else ""
-        return {"patient": patient, "slice": self.slice, "id": self.key,
-                "group": patient or "unknown"}
+        return {
+            "patient": patient,
+            "slice": self.slice,
+            "id": self.key,
+            "group": patient or "unknown",
+        }

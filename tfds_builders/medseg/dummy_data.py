@@ -25,8 +25,11 @@ def chest(n: int, height: int = 48, width: int = 56) -> dict[str, np.ndarray]:
     labels *= lung
     images = images + np.random.default_rng(n).integers(-30, 30, images.shape)
     images[labels == 1], images[labels == 2] = -500, -50
-    return {"image": images.astype(np.int16), "labels": labels,
-            "lung": np.repeat(lung[None], n, axis=0).astype(np.uint8)}
+    return {
+        "image": images.astype(np.int16),
+        "labels": labels,
+        "lung": np.repeat(lung[None], n, axis=0).astype(np.uint8),
+    }
 
 
 def save_nifti(stack: np.ndarray, path: Path, affine: np.ndarray = LPS) -> None:
@@ -42,8 +45,12 @@ def make(folder: Path, *, n: int = 12) -> Path:
       `folder`, which then holds tr_im.nii.gz and so on, and rp_im/, rp_msk/, rp_lung_msk/.
     """
     made, rest = chest(n), chest(2)
-    for name, part in (("tr_im", made["image"]), ("tr_mask", made["labels"]),
-                       ("tr_lungmasks", made["lung"]), ("val_im", rest["image"])):
+    for name, part in (
+        ("tr_im", made["image"]),
+        ("tr_mask", made["labels"]),
+        ("tr_lungmasks", made["lung"]),
+        ("val_im", rest["image"]),
+    ):
         save_nifti(part, folder / f"{name}.nii.gz")
     for number in range(1, 10):
         made = chest(3)

@@ -23,8 +23,10 @@ HIGHEST = {"slices": 3, "volumes": 2}  # published label values
 TEST_SLICES = frozenset((*range(6, 10), 18, 21, 36, 38, *range(59, 67), *range(68, 100)))
 PATIENTS = {str(n): f"volume{n}" for n in range(1, 10)} | {"2": "volume2+3", "3": "volume2+3"}
 # COVID-SemiSeg's unlabelled slices of the same cases; found by `overlap`, so that both agree.
-CASES = {n: f"radiopaedia_org_covid-19-pneumonia-{case}"
-         for n, case in {"1": 7, "2": 10, "3": 10, "4": 4, "5": 27}.items()}
+CASES = {
+    n: f"radiopaedia_org_covid-19-pneumonia-{case}"
+    for n, case in {"1": 7, "2": 10, "3": 10, "4": 4, "5": 27}.items()
+}
 SHARES = {"train": 0.75, "test": 0.25}
 
 
@@ -75,16 +77,21 @@ class Builder(base.Builder):
             else:
                 patient = PATIENTS.get(source.stack, "")
                 by_split[of_patient.get(patient, "train")].append(source)
-        return {split: self._generate_examples(found=by_split[split], split=split)
-                for split in ("train", "test", "unlabeled") if split in by_split}
+        return {
+            split: self._generate_examples(found=by_split[split], split=split)
+            for split in ("train", "test", "unlabeled")
+            if split in by_split
+        }
 
     def _examples(
         self, found: list[sources.Source], split: str
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         for source in found:
             if self._last is None or self._last[0] is not source:  # set 1 is asked for twice
-                self._last = source, self.report.attempt(
-                    source.image.name, stacks.read, source, self._remember)
+                self._last = (
+                    source,
+                    self.report.attempt(source.image.name, stacks.read, source, self._remember),
+                )
             stack = self._last[1]
             if stack is None:
                 continue
@@ -116,7 +123,9 @@ class Builder(base.Builder):
         pictures = {"image": stack.image[z], "mask": mask, "lung": lung}
         return {
             **{name: base.encode_png(np.ascontiguousarray(a)) for name, a in pictures.items()},
-            "lung_known": stack.lung is not None, "labelled": labelled, "slice": str(z),
+            "lung_known": stack.lung is not None,
+            "labelled": labelled,
+            "slice": str(z),
             **names(source.stack, z),
         }
 
@@ -143,12 +152,14 @@ def names(stack: str, z: int) -> dict[str, str]:
     set 2 does not say where a volume ends: all of it is one group.
     """
     if stack == "slices":
-        return {"patient": "", "id": f"slice{z:03d}",
-                "group": SAME_PATIENT.get(str(z), f"slice{z:03d}")}
+        return {
+            "patient": "",
+            "id": f"slice{z:03d}",
+            "group": SAME_PATIENT.get(str(z), f"slice{z:03d}"),
+        }
     if stack == "unlabelled":
         return {"patient": "", "id": f"unlabelled{z:03d}", "group": f"unlabelled{z:03d}"}
     if stack == "all":
         return {"patient": "", "id": f"volumes_{z:03d}", "group": "all volumes"}
     patient = PATIENTS.get(stack, f"volume{stack}")
-    return {"patient": patient, "id": f"volume{stack}_{z:03d}",
-            "group": CASES.get(stack, patient)}
+    return {"patient": patient, "id": f"volume{stack}_{z:03d}", "group": CASES.get(stack, patient)}

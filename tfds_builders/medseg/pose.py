@@ -23,8 +23,9 @@ def quarter_turns(stack: np.ndarray) -> int:
         return 0
     chest = _chest()
     bodies = [_body(picture) for picture in stack[:: max(1, len(stack) // JUDGED)]]
-    scores = [np.mean([(np.rot90(body, turn) * chest).sum() for body in bodies])
-              for turn in range(4)]
+    scores = [
+        np.mean([(np.rot90(body, turn) * chest).sum() for body in bodies]) for turn in range(4)
+    ]
     best = int(np.argmax(scores))
     return best if scores[best] > scores[0] + MARGIN else 0
 
@@ -69,9 +70,7 @@ def lesion_in_step(lesion: np.ndarray, lung: np.ndarray) -> bool:
 
 def _ways(shape: tuple[int, ...]) -> list:
     """The symmetries of a slice, as functions of a [Z, H, W] array, the identity first."""
-    flips = [
-        lambda a: a, lambda a: a[:, ::-1], lambda a: a[:, :, ::-1], lambda a: a[:, ::-1, ::-1]
-    ]
+    flips = [lambda a: a, lambda a: a[:, ::-1], lambda a: a[:, :, ::-1], lambda a: a[:, ::-1, ::-1]]
     if shape[1] != shape[2]:
         return flips
     return flips + [lambda a, flip=flip: flip(a.transpose(0, 2, 1)) for flip in flips]

@@ -10,12 +10,19 @@ from tfds_builders import archives, nifti
 _NII = r"\.nii(\.gz)?$"
 _VOLUME = re.compile(rf"(?:^|/)(rp_im|rp_msk|rp_lung_msk)/(\d+){_NII}", re.IGNORECASE)
 _SLICES = {
-    "tr_im": rf"(?:^|/)tr_im{_NII}", "tr_mask": rf"(?:^|/)tr_mask{_NII}",
-    "tr_lung": rf"(?:^|/)tr_lung[^/]*{_NII}", "val_im": rf"(?:^|/)val_im{_NII}",
+    "tr_im": rf"(?:^|/)tr_im{_NII}",
+    "tr_mask": rf"(?:^|/)tr_mask{_NII}",
+    "tr_lung": rf"(?:^|/)tr_lung[^/]*{_NII}",
+    "val_im": rf"(?:^|/)val_im{_NII}",
     "val_lung": rf"(?:^|/)val_lung[^/]*{_NII}",
 }
-_NPY = ("images_medseg", "masks_medseg", "test_images_medseg", "images_radiopedia",
-        "masks_radiopedia")
+_NPY = (
+    "images_medseg",
+    "masks_medseg",
+    "test_images_medseg",
+    "images_radiopedia",
+    "masks_radiopedia",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +74,7 @@ def find(root: Path, config: str, skip: Callable[[str, str], None]) -> list[Sour
 EXPECTED = {
     "slices": "tr_im.nii.gz and tr_mask.nii.gz (or images_medseg.npy and masks_medseg.npy)",
     "volumes": "rp_im/1.nii.gz and rp_msk/1.nii.gz up to 9, in folders or in rp_im.zip and "
-               "rp_msk.zip (or images_radiopedia.npy and masks_radiopedia.npy)",
+    "rp_msk.zip (or images_radiopedia.npy and masks_radiopedia.npy)",
 }
 
 
@@ -95,17 +102,21 @@ def _slices(files: dict[str, archives.Member]) -> list[Source]:
     return found
 
 
-def _volumes(
-    files: dict[str, archives.Member], skip: Callable[[str, str], None]
-) -> list[Source]:
+def _volumes(files: dict[str, archives.Member], skip: Callable[[str, str], None]) -> list[Source]:
     found = []
     for role in sorted(files, key=lambda role: (len(role), role)):
         folder, _, number = role.partition("/")
         if folder == "rp_im" and f"rp_msk/{number}" not in files:
             skip(files[role].name, f"has no mask; expected rp_msk/{number}.nii.gz")
         elif folder == "rp_im":
-            found.append(Source(number, files[role], files[f"rp_msk/{number}"],
-                                files.get(f"rp_lung_msk/{number}")))
+            found.append(
+                Source(
+                    number,
+                    files[role],
+                    files[f"rp_msk/{number}"],
+                    files.get(f"rp_lung_msk/{number}"),
+                )
+            )
         elif folder == "rp_msk" and f"rp_im/{number}" not in files:
             skip(files[role].name, f"has no image; expected rp_im/{number}.nii.gz")
     if not found and "images_radiopedia" in files and "masks_radiopedia" in files:

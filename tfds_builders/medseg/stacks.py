@@ -78,8 +78,13 @@ def _nifti(source: sources.Source, remember: Remember) -> Stack:
 
     image, mask, lung = (volume(m) for m in (source.image, source.mask, source.lung))
     picture = _grey(nifti.values(image), source.image.name)
-    notes = () if image.coded else (
-        f"{source.image.name}: no orientation in its header; taken as stored left, back, head",)
+    notes = (
+        ()
+        if image.coded
+        else (
+            f"{source.image.name}: no orientation in its header; taken as stored left, back, head",
+        )
+    )
     # Published masks do not always carry the header of their image: believe their own first.
     for like in (None, image):
         labels = None if mask is None else nifti.values(mask, like)
@@ -92,15 +97,14 @@ def _nifti(source: sources.Source, remember: Remember) -> Stack:
     raise ValueError(f"{source.image.name}: out of step with {names} by shape or place ({shapes})")
 
 
-def _in_step(
-    picture: np.ndarray, labels: np.ndarray | None, lungs: np.ndarray | None
-) -> bool:
+def _in_step(picture: np.ndarray, labels: np.ndarray | None, lungs: np.ndarray | None) -> bool:
     if any(a is not None and a.shape != picture.shape for a in (labels, lungs)):
         return False
     if lungs is None:
         return True
     return pose.lung_in_step(picture, lungs) and (
-        labels is None or pose.lesion_in_step((labels == 1) | (labels == 2), lungs))
+        labels is None or pose.lesion_in_step((labels == 1) | (labels == 2), lungs)
+    )
 
 
 def _npy(source: sources.Source, remember: Remember) -> Stack:
@@ -132,8 +136,9 @@ def _mapped(member: archives.Member, channels: int) -> np.ndarray:
         reason = " ".join(str(error).split())
         raise ValueError(f"{member.name}: not a whole npy file ({reason}); copy again") from error
     if array.ndim != 4 or array.shape[-1] != channels or not array.size:
-        raise ValueError(f"{member.name}: expected [slices, rows, columns, {channels}], "
-                         f"got {array.shape}")
+        raise ValueError(
+            f"{member.name}: expected [slices, rows, columns, {channels}], got {array.shape}"
+        )
     if array.dtype.kind not in "buif":
         raise ValueError(f"{member.name}: expected numbers, got {array.dtype}")
     return array

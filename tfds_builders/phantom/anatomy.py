@@ -44,8 +44,13 @@ def smooth_max(a: np.ndarray, b: np.ndarray, k: float) -> np.ndarray:
 
 
 def ellipse(
-    x: np.ndarray, y: np.ndarray, centre: tuple[float, float], half: tuple[float, float],
-    *, angle: float = 0.0, power: float = 2.0,
+    x: np.ndarray,
+    y: np.ndarray,
+    centre: tuple[float, float],
+    half: tuple[float, float],
+    *,
+    angle: float = 0.0,
+    power: float = 2.0,
 ) -> np.ndarray:
     """Outline of a (super)ellipse; `angle` in radians turns it clockwise on the screen."""
     dx, dy = x - centre[0], y - centre[1]
@@ -68,8 +73,14 @@ def grow_tree(rng: np.random.Generator, side: int, n: int) -> Tree:
     """Grows a vessel tree from the hilum of one lung; side -1 is image left."""
     hilum = np.array([0.17 * side, 0.03, 0.5 * HEIGHT])
     r, phi = np.sqrt(rng.uniform(0, 1, n)), rng.uniform(0, 2 * np.pi, n)
-    tips = np.stack([side * 0.45 + 0.36 * r * np.cos(phi), 0.02 + 0.58 * r * np.sin(phi),
-                     rng.uniform(0, HEIGHT, n)], axis=1)
+    tips = np.stack(
+        [
+            side * 0.45 + 0.36 * r * np.cos(phi),
+            0.02 + 0.58 * r * np.sin(phi),
+            rng.uniform(0, HEIGHT, n),
+        ],
+        axis=1,
+    )
     reach = np.linalg.norm(tips - hilum, axis=1)
     order = np.argsort(reach)
     nodes, reach = np.vstack([hilum, tips[order]]), np.append(0.0, reach[order])
@@ -143,16 +154,18 @@ def outlines(p: Patient, t: float) -> Slice:
     half = (0.79 * p.wide * taper, 0.61 * p.deep * (1 - 0.5 * (1 - taper)))
     cavity = ellipse(x, y, (0, 0), half, power=2.3)
     rim = 0.10 + p.fat
-    body = ellipse(x, y, (0, 0), (0.79 * p.wide * (0.35 + 0.65 * taper) + rim, half[1] + rim),
-                   power=2.4)
+    body = ellipse(
+        x, y, (0, 0), (0.79 * p.wide * (0.35 + 0.65 * taper) + rim, half[1] + rim), power=2.4
+    )
     middle = mediastinum(p, t, x, y, half)
     lung = smooth_max(cavity, -middle, 0.05)
     for side, top, reach in ((-1, p.dome[0] + 0.03, 0.40), (1, p.dome[1] - 0.02, 0.34)):
         rise = 1 - (t / top) ** 2
         if rise > 0.02:
             r = np.sqrt(rise)
-            lung = smooth_max(lung, -ellipse(x, y, (side * 0.34, -0.08), (reach * r, 0.48 * r)),
-                              0.04)
+            lung = smooth_max(
+                lung, -ellipse(x, y, (side * 0.34, -0.08), (reach * r, 0.48 * r)), 0.04
+            )
     bed = y0 - p.table + 0.1 * x0**2
     return Slice(t, x, y, body, cavity, lung, bed, half)
 
@@ -177,8 +190,9 @@ def mediastinum(
         parts.append(ellipse(x, y, (0.02, -0.1), (0.13 + 0.03 * arch, 0.24), angle=0.2 * arch))
         parts.append(ellipse(x, y, (0.09 * arch, 0.02), (0.1 + 0.05 * arch, 0.27), angle=-0.35))
     hila = np.exp(-(((t - 0.5) / 0.1) ** 2))
-    parts += [ellipse(x, y, (s * 0.15, 0.04), (0.02 + 0.09 * hila, 0.02 + 0.08 * hila))
-              for s in (-1, 1)]
+    parts += [
+        ellipse(x, y, (s * 0.15, 0.04), (0.02 + 0.09 * hila, 0.02 + 0.08 * hila)) for s in (-1, 1)
+    ]
     union = parts[0]
     for part in parts[1:]:
         union = -smooth_max(-union, -part, 0.03)

@@ -86,8 +86,16 @@ def _draw_focus(rng: np.random.Generator) -> Focus:
     core = {"ground_glass": np.inf, "consolidation": u(0.12, 0.25), "mixed": u(0.5, 0.75)}[kind]
     reach = u(0.78, 0.97) if u() < 0.8 else u(0.5, 0.75)
     scale = u(0.8, 1.5)
-    return Focus(angle, reach, 0.08 + 0.8 * low, scale * u(0.15, 0.31), scale * u(0.08, 0.17),
-                 scale * u(0.18, 0.42), core, u(220, 430))
+    return Focus(
+        angle,
+        reach,
+        0.08 + 0.8 * low,
+        scale * u(0.15, 0.31),
+        scale * u(0.08, 0.17),
+        scale * u(0.18, 0.42),
+        core,
+        u(220, 430),
+    )
 
 
 def regions(lung: np.ndarray, x: np.ndarray) -> np.ndarray:

@@ -58,7 +58,8 @@ class Builder(base.Builder):
         splits, first = {}, 0
         for split, n_patients, n_slices in self.builder_config.split_patients:
             splits[split] = self._generate_examples(
-                patients=range(first, first + n_patients), n_slices=n_slices,
+                patients=range(first, first + n_patients),
+                n_slices=n_slices,
                 labelled=split != "unlabeled",
             )
             first += n_patients
@@ -73,11 +74,18 @@ class Builder(base.Builder):
             for i, example in enumerate(slices):
                 name, key = f"patient{patient:03d}", f"patient{patient:03d}_slice{i:02d}"
                 pictures = {k: v for k, v in example.items() if k != "region_share"}
-                yield key, {
-                    **{k: base.encode_png(v) for k, v in pictures.items()},
-                    "region_share": example["region_share"], "labelled": labelled,
-                    "patient": name, "slice": str(i), "id": key, "group": name,
-                }
+                yield (
+                    key,
+                    {
+                        **{k: base.encode_png(v) for k, v in pictures.items()},
+                        "region_share": example["region_share"],
+                        "labelled": labelled,
+                        "patient": name,
+                        "slice": str(i),
+                        "id": key,
+                        "group": name,
+                    },
+                )
 
 
 def make_patient(
@@ -99,6 +107,9 @@ def make_patient(
         mask = findings.mask(cut, lung)
         region = lesions.regions(lung, cut.x - 0.02)
         yield {
-            "image": render.render(person, cut, findings, rng), "mask": mask, "lung": lung,
-            "region": region, "region_share": lesions.region_shares(mask, region),
+            "image": render.render(person, cut, findings, rng),
+            "mask": mask,
+            "lung": lung,
+            "region": region,
+            "region_share": lesions.region_shares(mask, region),
         }

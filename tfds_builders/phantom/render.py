@@ -46,8 +46,10 @@ def paint_bones(p: Patient, s: Slice, hu: np.ndarray, pixel: float) -> np.ndarra
     ribs = np.maximum(ribs, np.abs(s.cavity - 0.035) - 0.022)
     spine_y = 0.80 * s.half[1]
     vertebra = ellipse(x, y, (0, spine_y), (0.095, 0.085), power=2.4)
-    arch = np.minimum(np.abs(ellipse(x, y, (0, spine_y + 0.13), (0.065, 0.06))) - 0.018,
-                      ellipse(x, y, (0, spine_y + 0.22), (0.016, 0.07)))
+    arch = np.minimum(
+        np.abs(ellipse(x, y, (0, spine_y + 0.13), (0.065, 0.06))) - 0.018,
+        ellipse(x, y, (0, spine_y + 0.22), (0.016, 0.07)),
+    )
     wing = np.abs(np.abs(x) * 0.75 - (y - spine_y - 0.1)) - 0.014
     arch = np.minimum(arch, np.maximum(wing, np.abs(np.abs(x) - 0.09) - 0.06))
     sternum = ellipse(x, y, (0, -s.half[1] - 0.05), (0.085, 0.028))
@@ -94,8 +96,14 @@ def paint_vessels(p: Patient, s: Slice, hu: np.ndarray) -> np.ndarray:
         for i in np.flatnonzero(high > low):
             way = tree.end[i, :2] - tree.start[i, :2]
             ends = tree.start[i, :2] + np.outer((low[i], high[i]), way)
-            ends = np.stack([ends[:, 0] * cos - ends[:, 1] * sin,
-                             ends[:, 0] * sin + ends[:, 1] * cos], axis=1) * p.zoom + p.shift
+            ends = (
+                np.stack(
+                    [ends[:, 0] * cos - ends[:, 1] * sin, ends[:, 0] * sin + ends[:, 1] * cos],
+                    axis=1,
+                )
+                * p.zoom
+                + p.shift
+            )
             r = tree.radius[i] * p.zoom
             strength = min(1.0, 2.4 * r / (p.thickness + p.pixel))
             _capsule(hu, axis, ends, r, BLOOD, strength)
@@ -115,12 +123,12 @@ def _capsule(
     high = np.searchsorted(axis, ends.max(0) + r + pixel)
     if (high <= low).any():
         return
-    x, y = axis[None, low[0]:high[0]], axis[low[1]:high[1], None]
+    x, y = axis[None, low[0] : high[0]], axis[low[1] : high[1], None]
     way = ends[1] - ends[0]
     share = ((x - ends[0, 0]) * way[0] + (y - ends[0, 1]) * way[1]) / max(way @ way, 1e-9)
     share = np.clip(share, 0, 1)
     far = np.hypot(x - ends[0, 0] - share * way[0], y - ends[0, 1] - share * way[1])
-    patch = hu[low[1]:high[1], low[0]:high[0]]
+    patch = hu[low[1] : high[1], low[0] : high[0]]
     patch += (value - patch) * cover(far - r, pixel) * strength
 
 

@@ -10,8 +10,21 @@ import numpy as np
 from infnet_jax.clinic.imaging import dicom, dicom_seg, nifti, pictures
 from infnet_jax.clinic.imaging.scan import LEVEL, WIDTH, Grid, Scan
 
-__all__ = ["LEVEL", "WIDTH", "Grid", "Scan", "Source", "by_name", "find", "partner", "read",
-           "read_labels", "scan_of_labels", "scan_of_picture", "write_mask"]
+__all__ = [
+    "LEVEL",
+    "WIDTH",
+    "Grid",
+    "Scan",
+    "Source",
+    "by_name",
+    "find",
+    "partner",
+    "read",
+    "read_labels",
+    "scan_of_labels",
+    "scan_of_picture",
+    "write_mask",
+]
 
 NAMES = {"infection": "Infection", "ggo": "Ground-glass opacity", "consolidation": "Consolidation"}
 
@@ -108,8 +121,17 @@ def scan_of_labels(path: Path, name: str) -> Scan:
         cube, spacing, oriented = tuple(labels.shape), None, False
     grid = Grid(cube, cube, (0, 1, 2), (False, False, False))
     shown = np.where(labels > 0, 90, 0).astype(np.uint8)
-    return Scan(name, "labels", shown, False, oriented, spacing, grid, None,
-                [f"{name}: no image given, the mask itself is shown"])
+    return Scan(
+        name,
+        "labels",
+        shown,
+        False,
+        oriented,
+        spacing,
+        grid,
+        None,
+        [f"{name}: no image given, the mask itself is shown"],
+    )
 
 
 def read_labels(path: Path, scan: Scan | None = None) -> np.ndarray:
@@ -138,8 +160,13 @@ def read_labels(path: Path, scan: Scan | None = None) -> np.ndarray:
 
 
 def write_mask(
-    scan: Scan, mask: np.ndarray, folder: Path, *, suffix: str = "",
-    classes: Sequence[str] = ("ggo", "consolidation"), keep_identifiers: bool = False,
+    scan: Scan,
+    mask: np.ndarray,
+    folder: Path,
+    *,
+    suffix: str = "",
+    classes: Sequence[str] = ("ggo", "consolidation"),
+    keep_identifiers: bool = False,
     version: str = "",
 ) -> tuple[list[Path], list[str]]:
     """Writes a mask in the form of its scan: palette PNG, NIfTI, or NIfTI and DICOM-SEG.
@@ -169,9 +196,17 @@ def write_mask(
         return written, [f"{scan.name}: no DICOM-SEG, since the series has no positions"]
     series = np.ascontiguousarray(array.transpose(2, 1, 0))
     try:
-        seg = _whole(Path(f"{stem}.dcm"), lambda p: dicom_seg.write(
-            p, series, scan.origin["headers"], {c: NAMES[c] for c in classes},
-            keep_identifiers=keep_identifiers, version=version))
+        seg = _whole(
+            Path(f"{stem}.dcm"),
+            lambda p: dicom_seg.write(
+                p,
+                series,
+                scan.origin["headers"],
+                {c: NAMES[c] for c in classes},
+                keep_identifiers=keep_identifiers,
+                version=version,
+            ),
+        )
     except (ImportError, ValueError, AttributeError, TypeError) as error:
         return written, [f"{scan.name}: no DICOM-SEG ({' '.join(str(error).split())[:160]})"]
     return [*written, seg], []

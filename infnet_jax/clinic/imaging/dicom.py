@@ -15,8 +15,28 @@ if TYPE_CHECKING:
     import pydicom
 
 # Modalities that are certainly no CT. Others (NM, OT, SC: converters write them) get a warning.
-NOT_CT = {"CR", "DX", "RG", "MG", "MR", "US", "PT", "XA", "RF", "ECG", "SR", "SEG", "PR", "KO",
-          "RTSTRUCT", "RTDOSE", "RTPLAN", "OP", "ES", "SM"}
+NOT_CT = {
+    "CR",
+    "DX",
+    "RG",
+    "MG",
+    "MR",
+    "US",
+    "PT",
+    "XA",
+    "RF",
+    "ECG",
+    "SR",
+    "SEG",
+    "PR",
+    "KO",
+    "RTSTRUCT",
+    "RTDOSE",
+    "RTPLAN",
+    "OP",
+    "ES",
+    "SM",
+}
 
 
 def is_dicom(path: Path) -> bool:
@@ -52,8 +72,15 @@ def read(files: list[Path], name: str) -> scan_lib.Scan:
     grid = nifti.grid_of(place, array.shape, array.shape)
     origin = {"headers": [d for _, d in ordered], "affine": place, "positions": known}
     return scan_lib.finish(
-        name, "dicom", array, grid, spacing=nifti.spacing_of(place), oriented=known,
-        origin=origin, warnings=notes, file=folder,
+        name,
+        "dicom",
+        array,
+        grid,
+        spacing=nifti.spacing_of(place),
+        oriented=known,
+        origin=origin,
+        warnings=notes,
+        file=folder,
     )
 
 

@@ -11,15 +11,37 @@ if TYPE_CHECKING:
 
 # What a SEG needs of each slice: geometry, and the UIDs that tie it to the series it lies on.
 _KEPT = (
-    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID",
-    "FrameOfReferenceUID", "Modality", "Rows", "Columns", "PixelSpacing", "SliceThickness",
-    "SpacingBetweenSlices", "ImagePositionPatient", "ImageOrientationPatient",
-    "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "FrameOfReferenceUID",
+    "Modality",
+    "Rows",
+    "Columns",
+    "PixelSpacing",
+    "SliceThickness",
+    "SpacingBetweenSlices",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "SamplesPerPixel",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
     "PhotometricInterpretation",
 )
 _IDENTIFIERS = (
-    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime",
-    "StudyID", "AccessionNumber", "ReferringPhysicianName", "StudyDescription",
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+    "StudyDescription",
 )
 
 
@@ -40,8 +62,13 @@ def strip(header: "pydicom.Dataset", *, keep_identifiers: bool = False) -> "pydi
 
 
 def write(
-    path: Path, mask: np.ndarray, headers: list["pydicom.Dataset"], classes: dict[str, str], *,
-    keep_identifiers: bool = False, version: str = "",
+    path: Path,
+    mask: np.ndarray,
+    headers: list["pydicom.Dataset"],
+    classes: dict[str, str],
+    *,
+    keep_identifiers: bool = False,
+    version: str = "",
 ) -> None:
     """Writes a mask on the grid of its series.
 
@@ -69,14 +96,17 @@ def write(
         raise ValueError("no infection found: an empty mask is written as NIfTI only")
     abnormal = CodedConcept("49755003", "SCT", "Morphologically Abnormal Structure")
     algorithm = hd.AlgorithmIdentificationSequence(
-        name="infnet-jax", version=version or "0",
+        name="infnet-jax",
+        version=version or "0",
         family=CodedConcept("123110", "DCM", "Artificial Intelligence"),
     )
     labels = enumerate(classes.items(), start=1)
     present = [(label, *names) for label, names in labels if (mask == label).any()]
     described = [
         hd.seg.SegmentDescription(
-            segment_number=i, segment_label=name, segmented_property_category=abnormal,
+            segment_number=i,
+            segment_label=name,
+            segmented_property_category=abnormal,
             segmented_property_type=CodedConcept(code, "99INFNET", name),
             algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=algorithm,
@@ -87,11 +117,18 @@ def write(
     planes = np.stack([mask == label for label, _, _ in present], axis=-1).astype(np.uint8)
     found = hd.seg.Segmentation(
         source_images=[strip(h, keep_identifiers=keep_identifiers) for h in headers],
-        pixel_array=planes, segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=described, series_instance_uid=hd.UID(), series_number=900,
-        sop_instance_uid=hd.UID(), instance_number=1, manufacturer="infnet-jax",
-        manufacturer_model_name="infnet-jax", software_versions=version or "0",
-        device_serial_number="0", series_description="infection (research use)",
+        pixel_array=planes,
+        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=described,
+        series_instance_uid=hd.UID(),
+        series_number=900,
+        sop_instance_uid=hd.UID(),
+        instance_number=1,
+        manufacturer="infnet-jax",
+        manufacturer_model_name="infnet-jax",
+        software_versions=version or "0",
+        device_serial_number="0",
+        series_description="infection (research use)",
         content_label="INFECTION",
     )
     now = datetime.datetime.now()

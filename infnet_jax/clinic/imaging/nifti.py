@@ -24,9 +24,15 @@ def read(path: Path, name: str) -> scan_lib.Scan:
         raise ValueError(f"{path}: damaged or truncated NIfTI ({_line(error)})") from None
     cube = cube_of(array.shape, str(path))
     return scan_lib.finish(
-        name, "nifti", array, grid_of(image.affine, array.shape, cube),
-        spacing=spacing_of(image.affine), oriented=True, origin=image.header,
-        warnings=[], file=str(path),
+        name,
+        "nifti",
+        array,
+        grid_of(image.affine, array.shape, cube),
+        spacing=spacing_of(image.affine),
+        oriented=True,
+        origin=image.header,
+        warnings=[],
+        file=str(path),
     )
 
 
@@ -38,8 +44,10 @@ def _values(image: nib.spatialimages.SpatialImage) -> np.ndarray:
     stored, slope, inter = image.dataobj.get_unscaled(), image.dataobj.slope, image.dataobj.inter
     if (slope, inter) == (1, 0):
         return scan_lib.plain_values(stored)
-    parts = [scan_lib.plain_values(stored[..., i] * np.float64(slope) + np.float64(inter))
-             for i in range(stored.shape[-1])]
+    parts = [
+        scan_lib.plain_values(stored[..., i] * np.float64(slope) + np.float64(inter))
+        for i in range(stored.shape[-1])
+    ]
     kind = np.result_type(*{part.dtype for part in parts})
     out = np.empty(stored.shape, kind, order="F")
     for i, part in enumerate(parts):
@@ -60,9 +68,9 @@ def read_labels(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return grid_of(image.affine, array.shape, cube).canonical(array).astype(np.uint8), image.affine
 
 
-def image_of(array: np.ndarray, affine: np.ndarray, like: nib.Nifti1Header | None) -> (
-    nib.Nifti1Image
-):
+def image_of(
+    array: np.ndarray, affine: np.ndarray, like: nib.Nifti1Header | None
+) -> nib.Nifti1Image:
     """A NIfTI image of an array on its file's grid, with the affine (and its codes) of the source.
 
     Only geometry is taken from the source's header: its free texts may name a patient.
@@ -90,9 +98,9 @@ def cube_of(shape: tuple[int, ...], file: str) -> tuple[int, int, int]:
     return long[:3]
 
 
-def grid_of(affine: np.ndarray, shape: tuple[int, ...], cube: tuple[int, int, int]) -> (
-    scan_lib.Grid
-):
+def grid_of(
+    affine: np.ndarray, shape: tuple[int, ...], cube: tuple[int, int, int]
+) -> scan_lib.Grid:
     """The grid of an array [x, y, z] with a RAS affine; oblique axes go to the nearest one."""
     found = nib.orientations.io_orientation(affine)
     wanted = nib.orientations.axcodes2ornt(_AXES)
@@ -108,8 +116,9 @@ def spacing_of(affine: np.ndarray) -> tuple[float, float, float]:
     zooms, found = nib.affines.voxel_sizes(affine), nib.orientations.io_orientation(affine)
     if np.isnan(found).any():
         return tuple(float(z) for z in zooms[::-1])
-    order = np.argsort(nib.orientations.ornt_transform(
-        found, nib.orientations.axcodes2ornt(_AXES))[:, 0])
+    order = np.argsort(
+        nib.orientations.ornt_transform(found, nib.orientations.axcodes2ornt(_AXES))[:, 0]
+    )
     return tuple(float(zooms[i]) for i in order)
 
 

@@ -32,8 +32,16 @@ def read(path: Path, name: str) -> scan_lib.Scan:
         array = scan_lib.plain_values(array)
     grid = scan_lib.Grid(array.shape, (1, *array.shape), (0, 1, 2), (False, False, False))
     return scan_lib.finish(
-        name, "picture", array, grid, spacing=None, oriented=False, origin=None, warnings=[],
-        file=str(path), may_be_hu=False,
+        name,
+        "picture",
+        array,
+        grid,
+        spacing=None,
+        oriented=False,
+        origin=None,
+        warnings=[],
+        file=str(path),
+        may_be_hu=False,
     )
 
 

@@ -97,8 +97,17 @@ class Scan:
 
 
 def finish(
-    name: str, kind: str, array: np.ndarray, grid: Grid, *, spacing: tuple | None, oriented: bool,
-    origin: Any, warnings: list[str], file: str, may_be_hu: bool = True,
+    name: str,
+    kind: str,
+    array: np.ndarray,
+    grid: Grid,
+    *,
+    spacing: tuple | None,
+    oriented: bool,
+    origin: Any,
+    warnings: list[str],
+    file: str,
+    may_be_hu: bool = True,
 ) -> Scan:
     """Checks an array on its file's grid and makes the scan of it.
 
