@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 ARROWS: dict[str, set[str]] = {
     "__init__": set(),
     "files": set(),
+    "dice": set(),
     "plan": set(),
     "models": set(),
     "clinic": {"files"},
