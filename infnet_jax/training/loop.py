@@ -1,4 +1,4 @@
-"""The one training loop: steps, evaluations, checkpoints and log of a network, whatever its task."""
+"""The one training loop: steps, evaluations, checkpoints and log, whatever the task."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
