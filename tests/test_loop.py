@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from toy import Crash, crash_at, make_toy
+from tests.toy import Crash, crash_at, make_toy
 
 from configs import supervised
 from infnet_jax.data.batches import Batches
