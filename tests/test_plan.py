@@ -71,6 +71,7 @@ REFUSED = [  # config, changes, message
     ),
     (multi, {"multi.from_prior": True}, "multi.from_prior=True with multi.prior_use='input'"),
     (multi, {"multi.from_prior": True, **AVERAGE}, "model.decoder='infnet': multi starts from"),
+    (supervised, {"data.pretrain": "ictcf"}, "data.pretrain='ictcf', but no stage is `pretrain`"),
     (supervised, {"stages": ("pretran",)}, "stages: 'pretran' is none"),
     (supervised, {"stages": ("pretrain", "segment")}, "stages: 'pretrain' is none"),
 ]

@@ -17,6 +17,8 @@ from infnet_jax.runs.workdir import read_statistics
 from infnet_jax.training import data, run as runs
 from infnet_jax.verbs import export
 
+pytestmark = pytest.mark.slow
+
 
 def predictor_of(plan, stage=None):
     statistics = read_statistics(plan.workdir)
