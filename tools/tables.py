@@ -4,7 +4,6 @@
     python tools/tables.py --check    # changes nothing; exit code 1 if a page differs
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->` and shows docs/results/NAME.csv.
-With `<!-- table: NAME where COLUMN -->` it shows only the rows that have something in that column.
 The columns in `HIDDEN` are for readers of the CSV: they are never shown.
 """
 
@@ -15,12 +14,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/results.md")
-HIDDEN = ("readme", "command", "source")
-_BLOCK = re.compile(
-    r"<!-- table: (?P<name>\w+)(?: where (?P<where>\w+))? -->\n(?P<table>.*?)<!-- end -->",
-    re.DOTALL,
-)
+PAGES = ("README.md", "docs/results.md", "docs/severity.md")
+HIDDEN = ("command", "source")
+_BLOCK = re.compile(r"<!-- table: (\w+) -->\n(.*?)<!-- end -->", re.DOTALL)
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -52,19 +48,14 @@ def fill(text: str, folder: Path) -> str:
       folder: has the CSV files.
 
     Raises:
-      ValueError: a marker names no file or no column, or lacks its end.
+      ValueError: a marker names no file, or lacks its end.
     """
 
     def table(block: re.Match[str]) -> str:
-        path, where = folder / f"{block['name']}.csv", block["where"]
+        path = folder / f"{block[1]}.csv"
         if not path.is_file():
-            raise ValueError(f"table {block['name']}: there is no {path.name}")
-        rows = read(path)
-        if where and where not in rows[0]:
-            raise ValueError(f"table {block['name']}: {path.name} has no column {where}")
-        shown = [row for row in rows if not where or row[where]]
-        opening = block[0].partition("\n")[0]
-        return f"{opening}\n{render(shown)}<!-- end -->"
+            raise ValueError(f"table {block[1]}: there is no {path.name}")
+        return f"<!-- table: {block[1]} -->\n{render(read(path))}<!-- end -->"
 
     if len(_BLOCK.findall(text)) != text.count("<!-- table: "):
         raise ValueError("a table lacks its <!-- end -->, or its marker is malformed")
