@@ -20,10 +20,8 @@ class ConvBN(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        x = Conv(self.features, self.kernel, dilation=self.dilation, dtype=self.dtype, name="conv")(
-            x
-        )
-        return BatchNorm(dtype=self.dtype, name="bn")(x, train=train)
+        conv = Conv(self.features, self.kernel, 1, self.dilation, dtype=self.dtype, name="conv")
+        return BatchNorm(dtype=self.dtype, name="bn")(conv(x), train=train)
 
 
 class RFB(nn.Module):
@@ -51,12 +49,12 @@ class OutputLayers(nn.Module):
     """The last layers of one output: a segmentation layer and, where asked for, an inpainting one.
 
     Attributes:
-        inpaint_head: "none", "tanh_parallel" or "linear_replace".
-        image_channels: channels of an inpainting output.
-        kernel: window of the last layers.
-        plain: whether the layers have a bias and no batch normalisation (the partial decoder's);
-            `linear_replace` always does.
-        dtype: compute dtype.
+      inpaint_head: "none", "tanh_parallel" or "linear_replace".
+      image_channels: channels of an inpainting output.
+      kernel: window of the last layers.
+      plain: whether the layers have a bias and no batch normalisation (the partial decoder's);
+        `linear_replace` always does.
+      dtype: compute dtype.
     """
 
     inpaint_head: str
@@ -80,16 +78,16 @@ class OutputLayers(nn.Module):
 
     def outputs(
         self, x: Array, carry: Array | None, *, head: str, train: bool, carries_on: bool = True
-    ) -> tuple[Array | None, Array]:
+    ) -> tuple[Array, Array]:
         """Returns (what the next stage gets, this output), both at x's resolution.
 
         Args:
-            x: features.
-            carry: output of the stage before at x's resolution, added to both; None adds nothing.
-            head: "segment" or "inpaint".
-            train: mode of the batch normalisation.
-            carries_on: False if nothing follows, so that a parallel head leaves the segmentation
-                layer (and its running statistics) untouched.
+          x: features.
+          carry: output of the stage before at x's resolution, added to both; None adds nothing.
+          head: "segment" or "inpaint".
+          train: mode of the batch normalisation.
+          carries_on: False if nothing follows, so that a parallel head leaves the segmentation
+            layer (and its running statistics) untouched.
         """
 
         def last(layer: nn.Module) -> Array:
@@ -102,7 +100,7 @@ class OutputLayers(nn.Module):
         out = last(self.out_inpaint)
         if self.inpaint_head == "linear_replace":
             return out, out
-        return (last(self.out_seg) if carries_on else None), jnp.tanh(out)
+        return (last(self.out_seg) if carries_on else out), jnp.tanh(out)
 
 
 class PartialDecoder(OutputLayers):
@@ -123,7 +121,7 @@ class PartialDecoder(OutputLayers):
 
     def __call__(
         self, f32: Array, f16: Array, f8: Array, *, head: str, train: bool
-    ) -> tuple[Array | None, Array]:
+    ) -> tuple[Array, Array]:
         def up(x: Array, like: Array) -> Array:
             return resize_bilinear(x, like.shape[1:3], align_corners=True)
 
@@ -176,7 +174,7 @@ class ReverseAttention(OutputLayers):
         head: str,
         train: bool,
         carries_on: bool = True,
-    ) -> tuple[Array | None, Array]:
+    ) -> tuple[Array, Array]:
         size = x.shape[1:3]
         carry = resize_bilinear(carry, size)
         x = (1 - jax.nn.sigmoid(jnp.mean(carry, axis=-1, keepdims=True))) * x

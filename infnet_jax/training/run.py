@@ -16,7 +16,7 @@ from infnet_jax import tasks
 from infnet_jax.data import batches as data, splits
 from infnet_jax.data.mix import Mix
 from infnet_jax.evaluation import networks, summary as present, test_split as predict, thresholds
-from infnet_jax.models.infnet import is_output_layer
+from infnet_jax.models import is_output_layer
 from infnet_jax.runs import mesh as mesh_lib
 from infnet_jax.runs.transfer import transfer
 from infnet_jax.runs.workdir import claim, write_json

@@ -46,7 +46,7 @@ def rule_tensor(name: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
     """Value of a state-dict tensor by the references' rule, float32.
 
     Raises:
-        ValueError: for an unknown kind.
+      ValueError: for an unknown kind.
     """
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     if kind == "weight":
@@ -172,8 +172,8 @@ def run(directory: Path | str) -> list[Row]:
     """Compares every pair in `directory`; one row per stored output, one per skipped pair.
 
     Raises:
-        FileNotFoundError: if the folder holds no pair, or a .json without its .npz.
-        ValueError: if a stored state dict does not convert.
+      FileNotFoundError: if the folder holds no pair, or a .json without its .npz.
+      ValueError: if a stored state dict does not convert.
     """
     specs = sorted(Path(directory).glob("*.json"))
     if not specs:

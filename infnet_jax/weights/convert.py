@@ -56,17 +56,17 @@ def convert(
     """Converts a PyTorch state dict to flax variables.
 
     Args:
-        state: tensor name to array, torch layouts. A leading "module." on all names is dropped.
-        network: one of NETWORKS; None finds it by the names. A state dict with the authors'
-            inpainting heads gives those of `inpaint_head="tanh_parallel"`. A bare trunk
-            gives only the sub-trees below "trunk".
+      state: tensor name to array, torch layouts. A leading "module." on all names is dropped.
+      network: one of NETWORKS; None finds it by the names. A state dict with the authors'
+        inpainting heads gives those of `inpaint_head="tanh_parallel"`. A bare trunk
+        gives only the sub-trees below "trunk".
 
     Returns:
-        Variables (collections params and batch_stats, numpy float32) and a report: network,
-        inpaint_head, matched (torch name to flax path), unused (torch name to reason).
+      Variables (collections params and batch_stats, numpy float32) and a report: network,
+      inpaint_head, matched (torch name to flax path), unused (torch name to reason).
 
     Raises:
-        ValueError: for an unknown network, a missing or unexplained tensor, or a wrong shape.
+      ValueError: for an unknown network, a missing or unexplained tensor, or a wrong shape.
     """
     if state and all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
@@ -103,8 +103,8 @@ def load_state_dict(path: Path | str) -> dict[str, np.ndarray]:
     """Reads a state dict from `.safetensors`, `.pth` or `.pt`; torch is not needed for it.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: for another suffix, an unreadable file, or a pickle of anything but tensors.
+      FileNotFoundError: if there is no such file.
+      ValueError: for another suffix, an unreadable file, or a pickle of anything but tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -135,8 +135,8 @@ def import_torch(path: Path | str, out: Path | str, network: str | None = None) 
     The folder gets `variables.safetensors` (names are flax paths joined by "/") and `report.json`.
 
     Raises:
-        FileNotFoundError: if there is no such weight file.
-        ValueError: if `out` is not empty, or as `load_state_dict` and `convert` do.
+      FileNotFoundError: if there is no such weight file.
+      ValueError: if `out` is not empty, or as `load_state_dict` and `convert` do.
     """
     from safetensors.numpy import save_file
 
@@ -158,8 +158,8 @@ def load_imported(path: Path | str) -> tuple[Variables, Report]:
     The name PACKAGED instead of a folder stands for EfficientNet-lite0 as trained on ImageNet.
 
     Raises:
-        FileNotFoundError: if one of its two files is missing, or the package of PACKAGED is.
-        ValueError: if a file cannot be read.
+      FileNotFoundError: if one of its two files is missing, or the package of PACKAGED is.
+      ValueError: if a file cannot be read.
     """
     if str(path) == PACKAGED:
         return convert(load_state_dict(_packaged_file()))

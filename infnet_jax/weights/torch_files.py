@@ -75,8 +75,8 @@ def load(path: Path | str) -> dict[str, np.ndarray]:
     A mapping that holds one under "state_dict" gives that one.
 
     Raises:
-        ValueError: no PyTorch file, a damaged one, one that holds no state dict, or one whose
-            pickle asks for anything but tensors.
+      ValueError: no PyTorch file, a damaged one, one that holds no state dict, or one whose
+        pickle asks for anything but tensors.
     """
     path = Path(path)
     try:
