@@ -94,7 +94,7 @@ class InfNet(nn.Module):
         carry, out["coarse"] = self.partial_decoder(*reduced, **mode)
         if head == "inpaint" and self.inpaint_head == "tanh_parallel":
             out["coarse"] = jnp.tanh(out["coarse"])  # the authors' code applies it twice here
-        carry, out["s32"] = self.reverse_attention32(f32, guidance, carry, **mode)
-        carry, out["s16"] = self.reverse_attention16(f16, guidance, carry, **mode)
-        _, out["s8"] = self.reverse_attention8(f8, guidance, carry, **mode, carries_on=False)
+        refine = self.reverse_attention32, self.reverse_attention16, self.reverse_attention8
+        for name, stage, tap in zip(("s32", "s16", "s8"), refine, (f32, f16, f8), strict=True):
+            carry, out[name] = stage(tap, guidance, carry, **mode, carries_on=name != "s8")
         return {**out, "edge": edge}

@@ -75,18 +75,10 @@ def conv_bn(
     padding: int | None = None,
     epsilon: float = 1e-5,
 ) -> Array:
-    """A bias-free convolution and batch norm, submodules of the one whose compact method calls.
+    """Bias-free convolution and batch norm, [B, H, W, C] -> [B, H', W', features], no activation.
 
-    Args:
-     x: [B, H, W, C].
-     conv, norm: names of the two submodules.
-     features, kernel, stride, padding: of the convolution, as `Conv` has them.
-     train: whether the norm uses (and updates by) batch statistics.
-     dtype: compute dtype.
-     epsilon: of the norm.
-
-    Returns:
-     [B, H', W', features] without activation.
+    Makes two submodules, called `conv` and `norm`, of the module whose compact method calls this;
+    the other arguments are those of `Conv` and `BatchNorm`.
     """
     layer = Conv(features, kernel, stride, 1, padding, False, he_fan_out, dtype, name=conv)
     return BatchNorm(epsilon, dtype=dtype, name=norm)(layer(x), train=train)
