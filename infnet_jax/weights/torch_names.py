@@ -74,13 +74,7 @@ _UNET: Rules = (
     (r"^out_seg", "outc.conv"),
     (r"^out_inpaint", "out_inpainting.conv"),
 )
-_LEAVES = {
-    "kernel": "weight",
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
-}
+_LEAVES = {"bias": "bias", "mean": "running_mean", "var": "running_var"}  # all others: weight
 # Of each network a tensor that none of those below it has: what a file holds is told by names.
 NETWORKS = {
     "coach": "pred.weight",
@@ -113,7 +107,7 @@ def torch_name(path: tuple[str, ...], network: str) -> str:
     name = ".".join(below)
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
-    return f"{prefix}{name}.{_LEAVES[path[-1]]}"
+    return f"{prefix}{name}.{_LEAVES.get(path[-1], 'weight')}"
 
 
 def unused_reason(name: str) -> str | None:
