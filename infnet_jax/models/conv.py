@@ -14,8 +14,6 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-
-
 Pair = tuple[int, int]
 Saved = tuple[Array, Array]  # input and kernel, or their gradients
 
@@ -24,9 +22,7 @@ def _pair(value: int | Sequence[int]) -> Pair:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
-def convolve(
-    x: Array, kernel: Array, *, stride: int, padding: tuple[int, int], dilation: int
-) -> Array:
+def convolve(x: Array, kernel: Array, *, stride: int, padding: Pair, dilation: int) -> Array:
     """[B, H, W, I] with [kh, kw, I, O] -> [B, H', W', O]; zeros around, `padding` a side."""
     if (*kernel.shape[:2], *padding) == (1, 1, 0, 0):
         # A matrix product of 2-D arrays: with more axes XLA copies an operand for the gradient.
@@ -41,14 +37,9 @@ def convolve(
 
 
 def _convolve(x: Array, kernel: Array, stride: int, padding: Pair, dilation: int) -> Array:
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride,) * 2,
-        [(p, p) for p in padding],
-        rhs_dilation=(dilation,) * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    layout, sides = ("NHWC", "HWIO", "NHWC"), [(p, p) for p in padding]
+    strides, dilations = (stride,) * 2, (dilation,) * 2
+    return lax.conv_general_dilated(x, kernel, strides, sides, None, dilations, layout)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
