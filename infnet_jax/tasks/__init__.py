@@ -4,40 +4,38 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from infnet_jax import models
 from infnet_jax.models.coach import Coach
-from infnet_jax.models.fcn8s import FCN8s
-from infnet_jax.models.infnet import InfNet
-from infnet_jax.models.unet import UNet
 from infnet_jax.tasks import game, inpaint, mean_teacher, multi, normalise, optim, rotation, segment
 from infnet_jax.tasks.state import Task
 
 _UNETS = {"unet": "plain", "unet_lite0": "efficientnet_lite0"}  # kind -> backbone
 
 
-def make_net(config: ConfigDict) -> InfNet | UNet:
+def make_net(config: ConfigDict) -> Any:
     """The single-class network; its inpainting heads exist only where pre-training runs."""
     arguments, channels = dict(config.model), config.data.channels
     kind = arguments.pop("kind", "infnet")  # runs of before have none
     if kind not in ("infnet", *_UNETS):
         raise ValueError(f"model.kind={kind!r}: choose infnet, unet or unet_lite0")
+    backbone, of_net = arguments.pop("backbone"), dict(classes=1, channels=channels)
     if kind == "infnet":
-        return InfNet(image_channels=channels, dtype=config.dtype, **arguments)
+        return models.make(kind, backbone, dtype=config.dtype, **of_net, **arguments)
     shared = {name: arguments[name] for name in ("width", "inpaint_head")}
-    return UNet(
-        classes=1, backbone=_UNETS[kind], image_channels=channels, dtype=config.dtype, **shared
-    )
+    return models.make("unet", _UNETS[kind], dtype=config.dtype, **of_net, **shared)
 
 
-def make_multi_net(config: ConfigDict) -> UNet | FCN8s:
+def make_multi_net(config: ConfigDict) -> Any:
     """The multi-class network, fed the slice and, if `prior_use` is `input`, the prior."""
     arguments = dict(config.multi.net)
     kind = arguments.pop("kind")
     if kind not in (*_UNETS, "fcn8s"):
         raise ValueError(f"multi.net.kind={kind!r}: choose unet, unet_lite0 or fcn8s")
+    channels = config.data.channels * (2 if prior_use(config) == "input" else 1)
+    of_net = dict(classes=3, channels=channels, dtype=config.dtype)
     if kind in _UNETS:
-        channels = config.data.channels * (2 if prior_use(config) == "input" else 1)
-        return UNet(backbone=_UNETS[kind], image_channels=channels, dtype=config.dtype, **arguments)
-    return FCN8s(dtype=config.dtype, width=arguments["width"])
+        return models.make("unet", _UNETS[kind], **of_net, **arguments)
+    return models.make("fcn8s", "vgg16", **of_net, width=arguments["width"])
 
 
 def last_trained(config: ConfigDict) -> str:

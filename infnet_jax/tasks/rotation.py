@@ -55,8 +55,7 @@ def make(
     head = nn.Dense(TURNS)
 
     def trunk(module: nn.Module, x: jax.Array, train: bool):
-        taps = module.trunk(x, train=train)
-        return (taps["f32"] if isinstance(taps, Mapping) else taps[-1]).mean((1, 2))
+        return module.trunk(x, train=train)[-1].mean((1, 2))
 
     def logits(params: Mapping, stats: Mapping, x: jax.Array, train: bool):
         mutable = ["batch_stats"] if train else []
