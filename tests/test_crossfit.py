@@ -11,7 +11,7 @@ import pytest
 import tfds_builders
 from configs import multi, supervised
 from infnet_jax import tasks
-from infnet_jax.data import batches as data
+from infnet_jax.data.sources import examples, open_split, select, text
 from infnet_jax.evaluation import (
     networks,
     predictor as inference,
@@ -34,7 +34,7 @@ def fit(dataset, monkeypatch, tmp_path):
     config, trained = multi.get_config("tiny"), []
 
     def fit(task, section, batches, held_out, *, directory, **kwargs):
-        kept = {data.text(held_out[i]["group"]) for i in range(len(held_out))}
+        kept = {text(held_out[i]["group"]) for i in range(len(held_out))}
         trained.append((directory.name, batches.example_count, kept))
         return {"steps": 8, "seconds": 1.0}
 
@@ -56,14 +56,14 @@ def fit(dataset, monkeypatch, tmp_path):
 
 
 def priors(dataset, split, config, workdir):
-    source = crossfit.with_priors(data.open_split(dataset, split), split, config, workdir)
-    return [(data.text(e["group"]), e["prior"]) for e in (source[i] for i in range(len(source)))]
+    source = crossfit.with_priors(open_split(dataset, split), split, config, workdir)
+    return [(text(e["group"]), e["prior"]) for e in (source[i] for i in range(len(source)))]
 
 
 def test_a_training_slice_gets_the_fold_that_left_it_out(fit, dataset, tmp_path):
     config, trained, timing = fit()
     assert [name for name, _, _ in trained] == ["fold0", "fold1"] and timing["steps"] == 16
-    n = len(data.open_split(dataset, "train"))
+    n = len(open_split(dataset, "train"))
     assert sum(n - seen for _, seen, _ in trained) == n  # each slice is left out once
     left_out = {group: k for k, (_, _, groups) in enumerate(trained) for group in groups}
     for group, prior in priors(dataset, "train", config, tmp_path):
@@ -109,25 +109,25 @@ def test_a_finished_fold_is_not_trained_again(fit, tmp_path):
 def test_the_cross_validated_dice_by_hand(fit, dataset, tmp_path):
     config, _, _ = fit()
     score = json.loads((tmp_path / "prior" / "cross_validation.json").read_text())
-    sick = [e for e in data.examples(data.open_split(dataset, "train")) if e["mask"].any()]
+    sick = [e for e in examples(open_split(dataset, "train")) if e["mask"].any()]
     assert len(score["slices"]) == len(sick) and score["dice"] == 0.0  # 80 of 255 is below 0.5
     config.evaluate.threshold = 0.1
-    crossfit._write_score(config, tmp_path, data.open_split(dataset, "train"))
+    crossfit._write_score(config, tmp_path, open_split(dataset, "train"))
     score = json.loads((tmp_path / "prior" / "cross_validation.json").read_text())
     share = {e["id"]: (e["mask"] > 0).mean() for e in sick}
     right = [2 * share[name] / (1 + share[name]) for name in share]
-    healthy = len(data.open_split(dataset, "train")) - len(sick)  # all marked, none true: 0
+    healthy = len(open_split(dataset, "train")) - len(sick)  # all marked, none true: 0
     assert score["dice"] == pytest.approx(sum(right) / (len(right) + healthy))
 
 
 def test_the_true_mask_as_an_upper_bound(fit, dataset, tmp_path):
     config, trained, _ = fit(kind="truth")
     assert not trained and not (tmp_path / "prior").exists()
-    source = data.open_split(dataset, "test")
+    source = open_split(dataset, "test")
     with_prior = crossfit.with_priors(source, "test", config, tmp_path)
     for i in range(len(source)):
-        truth = data.select(source, [i])
-        mask = next(iter(data.examples(truth)))["mask"]
+        truth = select(source, [i])
+        mask = next(iter(examples(truth)))["mask"]
         np.testing.assert_array_equal(with_prior[i]["prior"], 255 * (mask > 0))
 
 
@@ -140,7 +140,7 @@ def test_folds_as_an_ensemble(dataset, tmp_path):
     config.evaluate.update(tta=False, choose_threshold=True)
     page = train.run(config, workdir=tmp_path, dataset=dataset, name="folds", command="")
     assert "The mean of 2 networks is evaluated" in page.read_text()
-    test = data.open_split(dataset, "test")
+    test = open_split(dataset, "test")
     known = json.loads((tmp_path / "statistics.json").read_text())
     each = [
         networks.make_sweep("segment", config, (known["mean"], known["sd"]))(weights, test)
@@ -148,14 +148,14 @@ def test_folds_as_an_ensemble(dataset, tmp_path):
     ]
     assert np.abs(each[0][0] - each[1][0]).max() > 0.04  # else a mean proves nothing
     written = cv2.imread(str(next((tmp_path / "predictions").glob("*.png"))), -1)
-    names = [e["id"].replace("/", "_") for e in data.examples(test)]
+    names = [e["id"].replace("/", "_") for e in examples(test)]
     i = names.index(next((tmp_path / "predictions").glob("*.png")).stem)
     mean = (each[0][i] + each[1][i]) / 2
     full = cv2.resize(mean, written.shape[::-1], interpolation=cv2.INTER_LINEAR)
     assert np.abs(written / 255 - full).max() < 0.01
 
     segmenter = inference.Segmenter(tmp_path)
-    picture = list(data.examples(test))[i]["image"][..., 0]
+    picture = list(examples(test))[i]["image"][..., 0]
     (found,) = segmenter(iter([picture]))
     assert np.abs(found.probs - full).max() < 0.01
     spread = np.abs(each[0][i] - each[1][i]) / 2  # standard deviation of two
@@ -185,16 +185,16 @@ def test_an_ensemble_of_multi_class_networks(dataset, tmp_path):
     config.multi.update(folds=2, validation=0, size=32, steps=2)
     config.evaluate.tta = False
     page = train.run(config, workdir=tmp_path, dataset=dataset, name="folds", command="")
-    source = data.open_split(dataset, "train")
+    source = open_split(dataset, "train")
     held = stage_data.held_out("multi", config, source)
     assert sorted(np.concatenate(held)) == list(range(len(source))) and min(map(len, held)) > 0
     known = json.loads((tmp_path / "statistics.json").read_text())
     ensemble = networks.load_evaluated(config, tmp_path)[1]
     dice = []
     for part, weights in zip(held, ensemble, strict=True):
-        some = data.select(source, part)
+        some = select(source, part)
         maps = networks.make_sweep("multi", config, (known["mean"], known["sd"]))(weights, some)
-        for case, probs in zip(data.examples(some), maps, strict=True):
+        for case, probs in zip(examples(some), maps, strict=True):
             found = cv2.resize(probs[..., 1], (case["mask"].shape[1], case["mask"].shape[0])) >= 0.5
             truth = case["mask"][..., 0] == 1
             if total := found.sum() + truth.sum():
@@ -216,7 +216,7 @@ def test_an_ensemble_of_multi_class_networks(dataset, tmp_path):
         f"Cross-validated Dice of the map of ggo cut at {chosen['threshold']:g} "
         f"(best in the toolbox reading), empty-aware: {chosen['cross_validated']:.3f}."
     ) in page.read_text()
-    test = data.open_split(dataset, "test")
+    test = open_split(dataset, "test")
     result = predict.evaluate(
         config,
         workdir=tmp_path,
@@ -226,7 +226,7 @@ def test_an_ensemble_of_multi_class_networks(dataset, tmp_path):
         alone={"ggo": (0.35, 0.0), "consolidation": (0.35, 0.0)},
     )
     dice = []
-    for case in data.examples(test):
+    for case in examples(test):
         name = f"{case['id'].replace('/', '_')}.png"
         probs = cv2.imread(str(tmp_path / "predictions" / "ggo" / name), -1) / 255
         found, truth = probs >= 0.35, case["mask"][..., 0] == 1
@@ -254,7 +254,7 @@ def test_a_prior_averaged_into_the_map(dataset, tmp_path):
     config.model.kind = "unet"
     config.evaluate.update(tta=False, scales=(1.0, 2.0))
     train.run(config, workdir=tmp_path, dataset=dataset, name="average", command="")
-    case = next(data.examples(data.open_split(dataset, "test")))
+    case = next(examples(open_split(dataset, "test")))
     segmenter = inference.Segmenter(tmp_path)
     assert segmenter.identity["views"] == "1, at 2 sizes"
     assert inference.Segmenter(tmp_path, tta=False).identity["views"] == "1"
@@ -270,7 +270,7 @@ def test_a_prior_averaged_into_the_map(dataset, tmp_path):
 
     known = json.loads((tmp_path / "statistics.json").read_text())
     fed = networks.make_sweep("segment", config, (known["mean"], known["sd"]))
-    test = data.select(data.open_split(dataset, "test"), [0])
+    test = select(open_split(dataset, "test"), [0])
     prior = np.mean([fed(w, test)[0] for w in networks.load_priors(config, tmp_path)], axis=0)
     config.multi.with_prior = False
     (weights,) = networks.load_evaluated(config, tmp_path)[1]
@@ -288,7 +288,7 @@ def test_each_fold_starts_from_the_one_that_left_out_the_same(dataset, tmp_path)
     config.model.update(kind="unet", width=config.multi.net.width)
     config.stages = ("prior", "multi")
     stage_data.check_held_out(config, dataset)
-    source = data.open_split(dataset, "train")
+    source = open_split(dataset, "train")
     for a, b in zip(*(stage_data.held_out(s, config, source) for s in config.stages), strict=True):
         np.testing.assert_array_equal(a, b)
     config.stages = ("prior",)
@@ -321,7 +321,7 @@ def test_folds_dealt_twice(dataset, tmp_path):
     for a, b in zip(jax.tree.leaves(ensemble[2:]), jax.tree.leaves(second), strict=True):
         np.testing.assert_array_equal(a, b)
 
-    source = data.open_split(dataset, "train")
+    source = open_split(dataset, "train")
     held = stage_data.held_out("segment", config, source)
     assert sorted(np.concatenate(held[:2])) == sorted(np.concatenate(held[2:]))
     assert set(held[0]) not in (set(held[2]), set(held[3]))  # else the seed changes nothing
@@ -330,7 +330,7 @@ def test_folds_dealt_twice(dataset, tmp_path):
     sweep = networks.make_sweep("segment", config, known)
     for i in (0, len(source) - 1):
         each = [
-            sweep(weights, data.select(source, [i]))[0]
+            sweep(weights, select(source, [i]))[0]
             for weights, part in zip(ensemble, held, strict=True)
             if i in part
         ]

@@ -11,7 +11,9 @@ import pytest
 import tfds_builders
 from configs import semisup
 from infnet_jax import tasks
-from infnet_jax.data import batches as data
+from infnet_jax.data import sources
+from infnet_jax.data.batches import Batches, resize
+from infnet_jax.data.sources import decode, examples, open_split, text
 from infnet_jax.evaluation import figures, networks, run_figures, summary as present
 from infnet_jax.runs import mesh as mesh_lib
 from infnet_jax.runs.transfer import load_parameters
@@ -175,17 +177,14 @@ def test_a_request_to_stop_ends_the_stage(play, tmp_path, monkeypatch):
 def recorded(play, dataset, monkeypatch, tmp_path):
     """recorded(**semi) -> ([name, ids trained on, ids held out, steps, state of step 0], ...)."""
     opened, fitted = [], []
-    open_split = data.open_split
 
-    def watch(folder, split, target="mask"):
+    def watch(folder, split, target="infection"):
         opened.append(split)
         return open_split(folder, split, target)
 
     def fit(task, section, batches, held, *, directory, fresh, **_):
-        ids = [
-            [data.text(source[i]["id"]) for i in range(len(source))] for source in batches._sources
-        ]
-        held_ids = [data.text(held[i]["id"]) for i in range(len(held))]
+        ids = [[text(source[i]["id"]) for i in range(len(source))] for source in batches._sources]
+        held_ids = [text(held[i]["id"]) for i in range(len(held))]
         fitted.append(
             (directory.name, ids, held_ids, task.total_steps, float(fresh().net.params["w"]))
         )
@@ -197,7 +196,7 @@ def recorded(play, dataset, monkeypatch, tmp_path):
             "batch_stats": {},
         }
 
-    monkeypatch.setattr(data, "open_split", watch)
+    monkeypatch.setattr(sources, "open_split", watch)
     monkeypatch.setattr(loop, "fit", fit)
     monkeypatch.setattr(networks, "load_weights", weights)
 
@@ -212,14 +211,14 @@ def test_who_learns_from_what(recorded, dataset, tmp_path):
     fitted, opened = recorded(epochs=3)
     assert "test" not in opened
     labelled, others = (
-        [data.text(s[i]["id"]) for i in range(len(s))]
-        for s in (data.open_split(dataset, split) for split in ("train", "unlabeled"))
+        [text(s[i]["id"]) for i in range(len(s))]
+        for s in (open_split(dataset, split) for split in ("train", "unlabeled"))
     )
     assert [n[0] for n in fitted] == ["teacher", "round0000", "round0001", "pool"]
     (_, teacher, held, _, _), first, second, pool = fitted
     assert len(held) == 2 and sorted(teacher[0] + held) == sorted(labelled)
     ((_, segment_held),) = stage_data.open_data("segment", small(), dataset, tmp_path)
-    assert held == [data.text(segment_held[i]["id"]) for i in range(len(segment_held))]
+    assert held == [text(segment_held[i]["id"]) for i in range(len(segment_held))]
     assert first[1][0] == second[1][0] == teacher[0] and first[2] == second[2] == []
     assert len(first[1][1]) == 5 and second[1][1][:5] == first[1][1]
     assert sorted(second[1][1]) == sorted(others) and pool[1] == [others] and pool[2] == held
@@ -259,13 +258,13 @@ def test_batches_hold_unlabelled_images_and_resume(dataset, tmp_path):
     again = batches.iterate(2)
     third = next(again)
     again.close()
-    pictures = {e["image"].tobytes() for e in data.examples(data.open_split(dataset, "unlabeled"))}
+    pictures = {e["image"].tobytes() for e in examples(open_split(dataset, "unlabeled"))}
     assert len(pictures) == N_UNLABELLED
     for name in ("image", "mask", "unlabelled"):
         assert first[0][name].shape == (8, 16, 16, 1)
         np.testing.assert_array_equal(third[name], first[2][name])
-    stray = data.Batches(
-        [data.open_split(dataset, "unlabeled")], batch_size=8, size=16, seed=0, fields=("image",)
+    stray = Batches(
+        [open_split(dataset, "unlabeled")], batch_size=8, size=16, seed=0, fields=("image",)
     )
     np.testing.assert_array_equal(first[1]["unlabelled"], stray[1]["image"])
 
@@ -275,13 +274,13 @@ def test_a_real_run_stores_what_the_teacher_says(dataset, tmp_path):
     config = small()
     config.model.update(kind="unet", width=2)
     config.evaluate.tta, config.segment.validation = False, 0
-    statistics = data.statistics(data.open_split(dataset, "train"))
+    statistics = sources.statistics(open_split(dataset, "train"))
     mesh = mesh_lib.make_mesh()
     assert train._run_stage("semi", config, tmp_path, dataset, mesh, statistics)["steps"] == 13
     weights = networks.load_weights(tmp_path / "semi" / "teacher" / "checkpoints", "latest")
-    source = data.open_split(dataset, "unlabeled")
+    source = open_split(dataset, "unlabeled")
     maps = networks.make_sweep("segment", config, statistics)(weights, source)
-    by_id = {data.text(source[i]["id"]): m for i, m in enumerate(maps)}
+    by_id = {text(source[i]["id"]): m for i, m in enumerate(maps)}
     with np.load(tmp_path / "semi" / "round0000.npz") as z:
         assert len(z.files) == 5
         for name in z.files:
@@ -329,8 +328,8 @@ def test_the_summary_says_that_the_folds_share_a_teacher(tmp_path):
 
 
 def test_the_picture_of_pseudo_labels_has_each_slice_with_its_own(dataset, tmp_path, monkeypatch):
-    source = data.open_split(dataset, "unlabeled")
-    names = [data.text(source[i]["id"]) for i in range(len(source))]
+    source = open_split(dataset, "unlabeled")
+    names = [text(source[i]["id"]) for i in range(len(source))]
     (tmp_path / "semi").mkdir()
     for k, part in enumerate((names[5:], names[:5])):  # slice i marks i rows of eight
         maps = {
@@ -344,7 +343,7 @@ def test_the_picture_of_pseudo_labels_has_each_slice_with_its_own(dataset, tmp_p
     assert path == tmp_path / "figures" / "pseudo_labels.png"
     assert [case[0] for case in drawn] == [f"{names[i]}\n{i / 8:.1%} marked" for i in (0, 2, 4, 7)]
     for i, (_, image, truth, marked, prob) in zip((0, 2, 4, 7), drawn, strict=True):
-        whole = data.decode(source[i], "image")
-        np.testing.assert_array_equal(image, data.resize(whole, 8, labels=False)[..., 0])
+        whole = decode(source[i], "image")
+        np.testing.assert_array_equal(image, resize(whole, 8, labels=False)[..., 0])
         assert truth is None and marked.sum() == 8 * i
         assert set(np.round(255 * prob).astype(int).ravel().tolist()) <= {100, 255}

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from configs import supervised
-from infnet_jax.data import batches as data, splits
+from infnet_jax.data import splits
+from infnet_jax.data.sources import text
 from infnet_jax.training import data as stage_data
 
 
@@ -82,7 +83,7 @@ def dataset(monkeypatch):
 
 
 def ids(source):
-    return {data.text(source[i]["id"]) for i in range(len(source))}
+    return {text(source[i]["id"]) for i in range(len(source))}
 
 
 def folded(fold, **changes):

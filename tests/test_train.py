@@ -15,7 +15,9 @@ from safetensors.numpy import save_file
 import tfds_builders
 from configs import multi, multi_semisup, selfsup, supervised
 from infnet_jax import tasks
-from infnet_jax.data import batches as data
+from infnet_jax.data import sources
+from infnet_jax.data.batches import Batches
+from infnet_jax.data.sources import open_split
 from infnet_jax.runs import mesh as mesh_lib, workdir
 from infnet_jax.runs.checkpoint import Checkpoints
 from infnet_jax.runs.logs import load_rows
@@ -395,13 +397,13 @@ def test_summary_of_segmentation_by_hand():
 
 def statistics_of(dataset):
     """Those of a real run: they are constants of the compiled step, which is kept."""
-    return data.statistics(data.open_split(dataset, "train"))
+    return sources.statistics(open_split(dataset, "train"))
 
 
 def batch_of(config, stage, dataset, index=0):
     section = config[stage]
-    sources = [data.open_split(dataset, split) for split in section.splits]
-    return data.Batches(sources, batch_size=section.batch_size, size=section.size, seed=0)[index]
+    sources = [open_split(dataset, split) for split in section.splits]
+    return Batches(sources, batch_size=section.batch_size, size=section.size, seed=0)[index]
 
 
 def compiled(task, mesh):

@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from infnet_jax import tasks
-from infnet_jax.data import batches as data
+from infnet_jax.data.batches import eval_batches
+from infnet_jax.data.sources import Source
 from infnet_jax.evaluation import metrics
 from infnet_jax.runs import mesh as mesh_lib
 from infnet_jax.runs.transfer import load_parameters
@@ -139,7 +140,7 @@ def load_weights(checkpoints: Path, part: str) -> dict[str, Any]:
 
 def make_sweep(
     stage: str, config: ConfigDict, statistics: tuple[float, float]
-) -> Callable[[dict, data.Source], list[np.ndarray]]:
+) -> Callable[[dict, Source], list[np.ndarray]]:
     """A function of weights and source, compiled once for all its calls.
 
     Returns:
@@ -173,17 +174,9 @@ def make_sweep(
 
     step = jax.jit(probs, out_shardings=mesh_lib.replicated(mesh))
 
-    def run(weights: dict, source: data.Source) -> list[np.ndarray]:
+    def run(weights: dict, source: Source) -> list[np.ndarray]:
         weights, maps = mesh_lib.replicate(weights, mesh), []
-        for batch in data.eval_batches(
-            source,
-            None,
-            batch_size=batch_size,
-            size=size,
-            fields=fields,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        ):
+        for batch in eval_batches(source, batch_size=batch_size, size=size, fields=fields):
             sharded = mesh_lib.shard_batch({name: batch[name] for name in fields}, mesh)
             maps.extend(np.asarray(step(weights, sharded)))
         return maps[: len(source)]

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from infnet_jax import tasks
 from infnet_jax.clinic.imaging import pictures
-from infnet_jax.data import batches as data
+from infnet_jax.data.batches import eval_batches
+from infnet_jax.data.sources import Source, examples
 from infnet_jax.evaluation import metrics, networks
 from infnet_jax.evaluation.thresholds import Unseen, cross_validated
 from infnet_jax.files import write_csv
@@ -25,8 +26,8 @@ def evaluate(
     config: ConfigDict,
     *,
     workdir: Path,
-    test: data.Source,
-    train: data.Source,
+    test: Source,
+    train: Source,
     statistics: tuple[float, float],
     unseen: Unseen | None = None,
     thresholds: Mapping[str, float] | None = None,
@@ -58,7 +59,7 @@ def evaluate(
     run = networks.make_sweep(tasks.last_trained(config), config, statistics)
     maps = [run(weights, test) for weights in ensemble]
     maps = [np.mean(views, axis=0) for views in zip(*maps, strict=True)]
-    cases, fitted_cases = list(data.examples(test)), list(data.examples(train))
+    cases, fitted_cases = list(examples(test)), list(examples(train))
     maps = [networks.full_size(m, c["mask"].shape[:2]) for m, c in zip(maps, cases, strict=True)]
     channels = networks.classes(config)
     thresholds = thresholds or dict.fromkeys(channels, config.evaluate.threshold)
@@ -103,7 +104,7 @@ def evaluate(
 
 
 def losses(
-    config: ConfigDict, *, workdir: Path, test: data.Source, statistics: tuple[float, float]
+    config: ConfigDict, *, workdir: Path, test: Source, statistics: tuple[float, float]
 ) -> dict[str, list[float]]:
     """Losses on each slice of a test split, at the network's own size; of an ensemble the mean.
 
@@ -142,7 +143,7 @@ def losses(
 
     step, found = jax.jit(measure), {}
     fields = ("image", "mask", "prior") if with_prior else ("image", "mask")
-    for batch in data.eval_batches(test, None, batch_size=1, size=section.size, fields=fields):
+    for batch in eval_batches(test, batch_size=1, size=section.size, fields=fields, process=(0, 1)):
         each = [step(weights, {field: batch[field] for field in fields}) for weights in ensemble]
         for name in each[0]:
             found.setdefault(name, []).append(float(np.mean([one[name] for one in each])))

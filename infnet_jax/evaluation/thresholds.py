@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from infnet_jax.data import batches as data
+from infnet_jax.data.batches import resize
+from infnet_jax.data.sources import Source, examples
 from infnet_jax.evaluation import metrics, networks
 from infnet_jax.runs.workdir import write_json
 
@@ -23,7 +24,7 @@ class Unseen(NamedTuple):
       maps: their probabilities, in the same order, as `networks.make_sweep` returns them.
     """
 
-    source: data.Source
+    source: Source
     maps: Sequence[np.ndarray]
 
 
@@ -43,10 +44,7 @@ def choose(config: ConfigDict, *, workdir: Path, unseen: Unseen) -> dict[str, fl
     """
     channels = networks.classes(config)
     side = len(unseen.maps[0])
-    truths = [
-        data.resize(case["mask"], side, labels=True)[..., 0]
-        for case in data.examples(unseen.source)
-    ]
+    truths = [resize(case["mask"], side, labels=True)[..., 0] for case in examples(unseen.source)]
     totals = [_count(truth, len(channels)) for truth in truths]
     # Most pixels are background at every threshold and cannot matter: the others make one row.
     kept = [_foreground(probs) >= CANDIDATES[0] for probs in unseen.maps]
@@ -76,10 +74,7 @@ def choose_alone(config: ConfigDict, unseen: Unseen) -> dict[str, tuple[float, f
       For each class the threshold and its empty-aware Dice, as `cross_validated` has it of masks.
     """
     side, chosen = len(unseen.maps[0]), {}
-    truths = [
-        data.resize(case["mask"], side, labels=True)[..., 0]
-        for case in data.examples(unseen.source)
-    ]
+    truths = [resize(case["mask"], side, labels=True)[..., 0] for case in examples(unseen.source)]
     for name, channel in networks.classes(config).items():
         label, best = channel or 1, (-1.0, 0.0)
         maps = [probs if channel is None else probs[..., channel] for probs in unseen.maps]
@@ -95,7 +90,7 @@ def choose_alone(config: ConfigDict, unseen: Unseen) -> dict[str, tuple[float, f
 
 def cross_validated(unseen: Unseen, thresholds: Mapping[str, float]) -> dict[str, float]:
     """Each class's Dice of the masks of unseen slices, at their own size, empty-aware."""
-    truths = [case["mask"][..., 0] for case in data.examples(unseen.source)]
+    truths = [case["mask"][..., 0] for case in examples(unseen.source)]
     masks = [
         networks.mark(networks.full_size(probs, truth.shape), thresholds)
         for probs, truth in zip(unseen.maps, truths, strict=True)

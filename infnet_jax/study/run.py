@@ -143,8 +143,9 @@ def run_to_the_end(cell: Cell, dataset: Path, command: str) -> None:
             statistics=(statistics["mean"], statistics["sd"]),
         ),
     )
-    source = splits.open_whole(dataset, cell.config.data.train, cell.config)
-    write_json(cell.folder / "labelled.json", len(splits.labelled(source, cell.config)))
+    data = splits.of_config(cell.config, dataset)
+    source = splits.open_whole(data.train, data)
+    write_json(cell.folder / "labelled.json", len(splits.labelled(source, data)))
 
 
 def prepare_dataset(config: ConfigDict) -> Path:

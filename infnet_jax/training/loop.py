@@ -9,7 +9,8 @@ import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from infnet_jax.data import batches as data
+from infnet_jax.data.batches import Batches, eval_batches
+from infnet_jax.data.sources import Source
 from infnet_jax.evaluation import summary as present
 from infnet_jax.runs import mesh as mesh_lib
 from infnet_jax.runs.checkpoint import Checkpoints
@@ -23,8 +24,8 @@ PANEL_SLICES = 3
 def fit(
     task: Task,
     section: ConfigDict,
-    batches: data.Batches,
-    held_out: data.Source,
+    batches: Batches,
+    held_out: Source,
     *,
     directory: Path,
     fresh: Callable[[], TrainState],
@@ -83,7 +84,7 @@ def init_variables(task: Task, seed: int) -> dict[str, Any]:
 def _loop(
     task: Task,
     state: TrainState,
-    batches: data.Batches,
+    batches: Batches,
     mesh: Any,
     seed: int,
     section: ConfigDict,
@@ -177,9 +178,7 @@ def _stalled(state: TrainState, step: int, section: ConfigDict, metric: float | 
     return step - int(state.best_step) >= patience * section.eval_every
 
 
-def _batches(
-    task: Task, batches: data.Batches, mesh: Any, start: int
-) -> Iterator[dict[str, jax.Array]]:
+def _batches(task: Task, batches: Batches, mesh: Any, start: int) -> Iterator[dict[str, jax.Array]]:
     """The batch of each step from `start` on, as global arrays."""
     index = task.batch_index(start)
     stream = batches.iterate(index)
@@ -192,7 +191,7 @@ def _batches(
 
 
 def _make_evaluate(
-    task: Task, section: ConfigDict, held_out: data.Source, fields: Sequence[str], mesh: Any
+    task: Task, section: ConfigDict, held_out: Source, fields: Sequence[str], mesh: Any
 ) -> Callable[[TrainState, jax.Array], list[dict[str, np.ndarray]]]:
     """A function that evaluates every held-out example once; rows of padding are dropped."""
 
@@ -203,14 +202,8 @@ def _make_evaluate(
 
     def evaluate(state: TrainState, key: jax.Array) -> list[dict[str, np.ndarray]]:
         rows = []
-        for batch in data.eval_batches(
-            held_out,
-            None,
-            batch_size=section.batch_size,
-            size=section.size,
-            fields=fields,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+        for batch in eval_batches(
+            held_out, None, batch_size=section.batch_size, size=section.size, fields=fields
         ):
             out = jax.device_get(step(state, mesh_lib.shard_batch(batch, mesh), key))
             valid = out.pop("valid")

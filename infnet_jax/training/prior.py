@@ -15,7 +15,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from infnet_jax import tasks
-from infnet_jax.data import batches as data, splits
+from infnet_jax.data import splits
+from infnet_jax.data.sources import Source, WithPriors, examples, lesion_maps, select, text
 from infnet_jax.evaluation import lung_scores, metrics, networks
 from infnet_jax.runs.workdir import write_json, write_npz
 
@@ -40,9 +41,9 @@ def write(
       held_out: for each fold what it has not seen of the labelled training slices.
     """
     finds_lungs = tasks.target(config) == "lung"
-    whole = splits.open_whole(dataset, config.data.train, config)
-    labelled = splits.labelled(whole, config)
-    source = data.select(whole, labelled)
+    whole = splits.open_whole(config.data.train, splits.of_config(config, dataset))
+    labelled = splits.labelled(whole, splits.of_config(config, dataset))
+    source = select(whole, labelled)
     sweep = networks.make_sweep("segment", config, statistics)
     for k, held in enumerate(held_out):
         path = workdir / "prior" / (f"fold{k}.json" if finds_lungs else f"fold{k}.npz")
@@ -52,7 +53,7 @@ def write(
         run_fold = functools.partial(sweep, weights)
         if finds_lungs:
             cut, pictures = config.evaluate.threshold, workdir / "prior" / "lungs"
-            rows = lung_scores.measure(data.select(source, held), run_fold, cut, pictures)
+            rows = lung_scores.measure(select(source, held), run_fold, cut, pictures)
             write_json(path, rows)
         else:
             kept = np.delete(labelled, held)
@@ -61,14 +62,14 @@ def write(
         _write_score(config, workdir, source)
 
 
-def with_priors(source: data.Source, split: str, config: ConfigDict, workdir: Path) -> data.Source:
+def with_priors(source: Source, split: str, config: ConfigDict, workdir: Path) -> Source:
     """The source with a `prior` in each example, as `config.prior.kind` says.
 
     Args:
       source: of the whole split called `split`, or a part of it.
     """
     if config.prior.kind == "truth":  # an upper bound: nobody has it at test time
-        return data.WithPriors(source, data.lesion_maps(source))
+        return WithPriors(source, lesion_maps(source))
     sums: dict[str, list[np.ndarray]] = {}
     for path in sorted((workdir / "prior").glob("fold*.npz")):
         with np.load(path) as z:
@@ -77,7 +78,7 @@ def with_priors(source: data.Source, split: str, config: ConfigDict, workdir: Pa
                 if where == split:
                     sums.setdefault(name, []).append(z[key])
     maps = {name: np.round(np.mean(found, axis=0)).astype(np.uint8) for name, found in sums.items()}
-    return data.WithPriors(source, maps)
+    return WithPriors(source, maps)
 
 
 def _write_maps(
@@ -85,21 +86,21 @@ def _write_maps(
     path: Path,
     kept: np.ndarray,
     dataset: Path,
-    sweep: Callable[[data.Source], list[np.ndarray]],
+    sweep: Callable[[Source], list[np.ndarray]],
 ) -> None:
     """The fold's maps: of the training slices it has not seen, and of all the other splits."""
     found = {}
     for split in dict.fromkeys([config.data.train, config.data.test, *config.prior.splits]):
-        source = splits.open_whole(dataset, split, config)
+        source = splits.open_whole(split, splits.of_config(config, dataset))
         if split == config.data.train:
-            source = data.select(source, np.setdiff1d(np.arange(len(source)), kept))
+            source = select(source, np.setdiff1d(np.arange(len(source)), kept))
         for i, prob in enumerate(sweep(source)):
-            name = f"{split}/{data.text(source[i]['id'])}"
+            name = f"{split}/{text(source[i]['id'])}"
             found[name] = np.round(255 * prob).astype(np.uint8)
     write_npz(path, found)
 
 
-def _write_score(config: ConfigDict, workdir: Path, source: data.Source) -> None:
+def _write_score(config: ConfigDict, workdir: Path, source: Source) -> None:
     """Cross-validated Dice: each training slice by the network that had not seen it."""
     path, dice = workdir / "prior" / "cross_validation.json", {}
     if tasks.target(config) == "lung":
@@ -108,7 +109,7 @@ def _write_score(config: ConfigDict, workdir: Path, source: data.Source) -> None
         write_json(path, lung_scores.summarise({k: row[k] for row in rows for k in row}))
         return
     cut = 255 * config.evaluate.threshold
-    for example in data.examples(with_priors(source, config.data.train, config, workdir)):
+    for example in examples(with_priors(source, config.data.train, config, workdir)):
         truth = example["mask"][..., 0] > 0
         prior = example["prior"][..., 0].astype(np.float32)
         found = metrics.resize_map(prior, truth.shape) >= cut

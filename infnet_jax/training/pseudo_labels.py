@@ -14,7 +14,6 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +22,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from infnet_jax import tasks
-from infnet_jax.data import batches as data, splits
+from infnet_jax.data import splits
+from infnet_jax.data.batches import Batches, Paired
+from infnet_jax.data.sources import Source, WithPriors, lesion_maps, select, text
 from infnet_jax.evaluation import networks
 from infnet_jax.files import read_npz
 from infnet_jax.runs.workdir import write_json, write_npz
@@ -40,8 +41,8 @@ class _Stage(NamedTuple):
     folder: Path
     mesh: Any
     statistics: tuple[float, float]
-    kept: data.Source
-    held: data.Source
+    kept: Source
+    held: Source
     start: Callable[[Task, Path], TrainState]
 
 
@@ -68,16 +69,20 @@ def run(
       The timing, or None if it was asked to stop.
     """
     began, steps = time.perf_counter(), 0
-    labelled = splits.open_training(dataset, config.data.train, config, masks=True)
-    labelled = data.WithPriors(labelled, data.lesion_maps(labelled))
-    kept, held = data.split_validation(labelled, count=config.segment.validation, seed=config.seed)
+    labelled = splits.open_training(
+        config.data.train, splits.of_config(config, dataset), masks=True
+    )
+    labelled = WithPriors(labelled, lesion_maps(labelled))
+    kept, held = splits.split_validation(
+        labelled, count=config.segment.validation, seed=config.seed
+    )
     stage = _Stage(
         config,
         workdir / "semi",
         mesh,
         statistics,
-        data.select(labelled, kept),
-        data.select(labelled, held),
+        select(labelled, kept),
+        select(labelled, held),
         start,
     )
     for timing in _networks(stage, dataset):
@@ -110,24 +115,11 @@ def pseudo_label(prob: np.ndarray, stretch: bool) -> np.ndarray:
     return np.round(255 * (prob - low) / max(high - low, 1e-12)).astype(np.uint8)
 
 
-class Paired:
-    """Training batches that also hold as many `unlabelled` images, of a stream of their own."""
-
-    def __init__(self, labelled: data.Batches, unlabelled: data.Batches):
-        self._streams = labelled, unlabelled
-        self.fields, self.example_count = labelled.fields, labelled.example_count
-
-    def iterate(self, start_step: int = 0) -> Iterator[data.Batch]:
-        """As `Batches.iterate`."""
-        labelled, unlabelled = (stream.iterate(start_step) for stream in self._streams)
-        with closing(labelled), closing(unlabelled):
-            for batch, other in zip(labelled, unlabelled, strict=True):
-                yield {**batch, "unlabelled": other["image"]}
-
-
-def pair(batches: data.Batches, config: ConfigDict, dataset: Path) -> Paired:
+def pair(batches: Batches, config: ConfigDict, dataset: Path) -> Paired:
     """The batches of `segment` with the slices of `semi.split` beside them."""
-    unlabelled = [splits.open_training(dataset, config.semi.split, config, masks=False)]
+    unlabelled = [
+        splits.open_training(config.semi.split, splits.of_config(config, dataset), masks=False)
+    ]
     return Paired(batches, _batches(unlabelled, config.segment, config.seed, ("image",)))
 
 
@@ -137,17 +129,17 @@ def _networks(stage: _Stage, dataset: Path) -> Iterator[dict | None]:
     yield _train_alone(stage, "teacher", [stage.kept])
     if semi.kind != "pseudo":
         return
-    unlabelled = splits.open_training(dataset, semi.split, stage.config, masks=False)
+    unlabelled = splits.open_training(
+        semi.split, splits.of_config(stage.config, dataset), masks=False
+    )
     groups = partition(len(unlabelled), semi.group_size, stage.config.seed)
     yield from _rounds(stage, unlabelled, groups)
-    pool = data.WithPriors(unlabelled, read_npz(stage.folder, "round*.npz"))
+    pool = WithPriors(unlabelled, read_npz(stage.folder, "round*.npz"))
     _write_report(stage, pool, len(groups))
     yield _train_alone(stage, "pool", [pool])
 
 
-def _rounds(
-    stage: _Stage, unlabelled: data.Source, groups: list[np.ndarray]
-) -> Iterator[dict | None]:
+def _rounds(stage: _Stage, unlabelled: Source, groups: list[np.ndarray]) -> Iterator[dict | None]:
     """Maps a group, adds it to the pool, trains on pool and labelled slices; group by group."""
     config, semi = stage.config, stage.config.semi
     section = _section(config, "round")
@@ -160,15 +152,15 @@ def _rounds(
             yield json.loads(done.read_text())
         else:
             weights = networks.load_weights(stage.folder / weights_of / "checkpoints", "latest")
-            source = data.select(unlabelled, group)
+            source = select(unlabelled, group)
             if not (stage.folder / f"{name}.npz").exists():
                 found = {
-                    data.text(source[i]["id"]): pseudo_label(prob, semi.stretch)
+                    text(source[i]["id"]): pseudo_label(prob, semi.stretch)
                     for i, prob in enumerate(sweep(weights, source))
                 }
                 write_npz(stage.folder / f"{name}.npz", found)
                 maps |= found
-            pool = data.WithPriors(data.select(unlabelled, np.concatenate(groups[: k + 1])), maps)
+            pool = WithPriors(select(unlabelled, np.concatenate(groups[: k + 1])), maps)
             epoch = -(-(len(stage.kept) + len(pool)) // section.batch_size) * len(section.scales)
             # One task for all rounds: what it compiles is compiled once.
             yield _train(
@@ -185,7 +177,7 @@ def _rounds(
         weights_of = name
 
 
-def _train_alone(stage: _Stage, name: str, sources: list[data.Source]) -> dict | None:
+def _train_alone(stage: _Stage, name: str, sources: list[Source]) -> dict | None:
     """Trains the teacher, or a fresh network on the pool; the held-out slices watch it."""
     if (done := stage.folder / name / "done.json").exists():
         return json.loads(done.read_text())
@@ -207,12 +199,12 @@ def _train(
     stage: _Stage,
     name: str,
     section: ConfigDict,
-    sources: list[data.Source],
+    sources: list[Source],
     *,
     task: Task,
     fresh: Callable[[], TrainState],
     seed: int,
-    held: data.Source = (),
+    held: Source = (),
 ) -> dict | None:
     """One network to its end; a marker tells that it is done."""
     batches = _batches(sources, section, seed, ("image", "mask", "prior"))
@@ -233,20 +225,14 @@ def _section(config: ConfigDict, part: str) -> ConfigDict:
 
 
 def _batches(
-    sources: list[data.Source], section: ConfigDict, seed: int, fields: tuple[str, ...]
-) -> data.Batches:
-    return data.Batches(
-        sources,
-        batch_size=section.batch_size,
-        size=section.size,
-        seed=seed,
-        fields=fields,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+    sources: list[Source], section: ConfigDict, seed: int, fields: tuple[str, ...]
+) -> Batches:
+    return Batches(
+        sources, batch_size=section.batch_size, size=section.size, seed=seed, fields=fields
     )
 
 
-def _write_report(stage: _Stage, pool: data.Source, rounds: int) -> None:
+def _write_report(stage: _Stage, pool: Source, rounds: int) -> None:
     """How much is marked in pseudo-labels and in the true masks: a collapse shows here."""
     shares = [
         float(np.mean([(source[i]["prior"] >= 128).mean() for i in range(len(source))]))

@@ -13,8 +13,9 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from infnet_jax import tasks
-from infnet_jax.data import batches as data, splits
+from infnet_jax.data import sources, splits
 from infnet_jax.data.mix import Mix
+from infnet_jax.data.sources import select
 from infnet_jax.evaluation import networks, summary as present, test_split as predict, thresholds
 from infnet_jax.models.infnet import is_output_layer
 from infnet_jax.runs import mesh as mesh_lib
@@ -78,11 +79,15 @@ def run(
     if config.weights:
         convert.load_imported(config.weights)  # unfit ones must not leave a workdir behind
     if "evaluate" in config.stages:
-        splits.open_test(dataset, config)  # a wrong split must not come out after the training
+        splits.open_test(
+            splits.of_config(config, dataset)
+        )  # a wrong split must not come out after the training
     stage_data.check_held_out(config, dataset)  # nor more folds than patients
     claim(workdir, config)
-    images = splits.open_whole(dataset, config.data.train, config)
-    statistics = data.statistics(images, splits.visible(images, config))
+    images = splits.open_whole(config.data.train, splits.of_config(config, dataset))
+    statistics = sources.statistics(
+        images, splits.visible(images, splits.of_config(config, dataset))
+    )
     write_json(workdir / "statistics.json", dict(zip(("mean", "sd"), statistics, strict=True)))
     timings = []
     for stage in config.stages:
@@ -126,7 +131,7 @@ def _run_stage(
         return train_stage(stage, config, workdir, dataset, mesh, statistics, mix)
     began = time.perf_counter()
     test = stage_data.open_test(config, workdir, dataset)
-    train = splits.open_training(dataset, config.data.train, config, masks=True)
+    train = splits.open_training(config.data.train, splits.of_config(config, dataset), masks=True)
     unseen = cuts = alone = None
     if config.evaluate.choose_threshold or config[tasks.last_trained(config)].folds:
         unseen = _unseen(config, dataset, workdir, statistics)
@@ -178,11 +183,11 @@ def _unseen(
     _, ensemble = networks.load_evaluated(config, workdir)
     run = networks.make_sweep(stage, config, statistics)
     for weights, part in zip(ensemble, stage_data.held_out(stage, config, source), strict=True):
-        for i, probs in zip(part.tolist(), run(weights, data.select(source, part)), strict=True):
+        for i, probs in zip(part.tolist(), run(weights, select(source, part)), strict=True):
             found[i].append(probs)
     order = sorted(found)
     maps = [np.mean(found[i], axis=0) for i in order]
-    return thresholds.Unseen(data.select(source, np.array(order)), maps)
+    return thresholds.Unseen(select(source, np.array(order)), maps)
 
 
 def train_stage(
