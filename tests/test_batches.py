@@ -1,21 +1,12 @@
-"""Batches are pure in (seed, step), cover everything once, and keep patients together."""
-
-import io
+"""Batches are pure in (seed, step) and cover everything once, whatever the processes."""
 
 import cv2
+import jax
 import numpy as np
 import pytest
 
-from infnet_jax.data.batches import (
-    Batches,
-    eval_batches,
-    examples,
-    open_split,
-    select,
-    split_validation,
-    statistics,
-)
-from infnet_jax.data.sources import decode
+from infnet_jax.data import batches as module
+from infnet_jax.data.batches import Batches, Paired, eval_batches
 
 
 class Numbered:
@@ -42,8 +33,8 @@ def numbers(batch):
     return batch["image"][:, 0, 0, 0].tolist()
 
 
-def make(source, **changes):
-    return Batches(source, **({"batch_size": 4, "size": 8, "seed": 5} | changes))
+def make(*sources, **changes):
+    return Batches(sources, **({"batch_size": 4, "size": 8, "seed": 5} | changes))
 
 
 def same(one, other):
@@ -51,7 +42,7 @@ def same(one, other):
 
 
 def test_a_batch_depends_on_seed_and_step_alone():
-    batches, again = make(Numbered(10)), make(Numbered(10), cache_bytes=0)
+    batches, again = make(Numbered(10)), make(Numbered(10, png=False))
     late = batches[1234]
     for step in (7, 0, 1234):
         assert same(batches[step], again[step])
@@ -87,12 +78,22 @@ def test_each_epoch_holds_each_example_once_in_a_new_order():
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_share_the_rows_of_one_batch(count):
     whole = make(Numbered(10))
-    parts = [make(Numbered(10), process_index=p, process_count=count) for p in range(count)]
+    parts = [make(Numbered(10), process=(p, count)) for p in range(count)]
     for step in (0, 2, 9):
         rows = sum((numbers(part[step]) for part in parts), [])
         assert rows == numbers(whole[step])
     with pytest.raises(ValueError, match="batch_size 4 must be a positive multiple of 3"):
-        make(Numbered(10), process_count=3)
+        make(Numbered(10), process=(0, 3))
+
+
+def test_a_process_reads_its_own_rows_unless_told(monkeypatch):
+    shares = [make(Numbered(10), process=(p, 2)) for p in (0, 1)]
+    tests = [eval_batches(Numbered(5), batch_size=4, size=8, process=(p, 2)) for p in (0, 1)]
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert numbers(make(Numbered(10))[3]) == numbers(shares[1][3]) != numbers(shares[0][3])
+    mine = next(eval_batches(Numbered(5), batch_size=4, size=8))
+    assert numbers(mine) == numbers(next(tests[1])) != numbers(next(tests[0]))
 
 
 def test_a_set_smaller_than_the_batch_repeats():
@@ -112,7 +113,7 @@ def test_sources_are_mixed_and_unlabelled_ones_have_background():
         def __getitem__(self, i):
             return {"image": super().__getitem__(i)["image"]}
 
-    batches = make([Numbered(4, start=2), Unlabelled(6, start=100)], batch_size=5)
+    batches = make(Numbered(4, start=2), Unlabelled(6, start=100), batch_size=5)
     batch = {k: np.concatenate([batches[i][k] for i in (0, 1)]) for k in batches[0]}
     assert sorted(numbers(batch)) == [2, 3, 4, 5, *range(100, 106)]
     labelled = batch["image"] < 100
@@ -121,14 +122,15 @@ def test_sources_are_mixed_and_unlabelled_ones_have_background():
         make(Unlabelled(2), fields=("image", "lung"))[0]
 
 
-def test_the_cache_reads_each_example_once_until_it_is_full():
+def test_the_cache_reads_each_example_once_until_it_is_full(monkeypatch):
     source = Numbered(10)
     batches = make(source)
     for step in range(20):
         batches[step]
     assert source.reads == 10
     source = Numbered(10)
-    small = make(source, cache_bytes=3 * 2 * 8 * 8)  # room for 3 examples
+    monkeypatch.setattr(module, "CACHE_BYTES", 3 * 2 * 8 * 8)  # room for 3 examples
+    small = make(source)
     for step in range(10):
         small[step]
     assert source.reads == 3 + 4 * 7
@@ -141,30 +143,37 @@ def test_images_are_averaged_and_masks_keep_their_labels_in_place():
     mask = np.zeros((4, 4, 1), np.uint8)
     mask[2:, 2:] = 2
     source = Numbered(1, image=image, mask=mask)
-    batch = next(eval_batches(source, None, batch_size=1, size=2))
+    batch = next(eval_batches(source, batch_size=1, size=2))
     assert batch["image"][0, ..., 0].tolist() == [[10, 0], [0, 0]]
     assert batch["mask"][0, ..., 0].tolist() == [[0, 0], [0, 2]]
-    large = next(eval_batches(source, None, batch_size=1, size=12))
+    large = next(eval_batches(source, batch_size=1, size=12))
     assert set(np.unique(large["mask"])) == {0, 2}
     assert large["mask"][0, 6:, 6:].min() == 2 and large["mask"].sum() == 2 * 36
     # Shrinking by 3 must pick the middle pixel, not the first.
     mask = np.zeros((6, 6, 1), np.uint8)
     mask[1::3, 1::3] = 1
-    small = next(eval_batches(Numbered(1, mask=mask), None, batch_size=1, size=2))
+    small = next(eval_batches(Numbered(1, mask=mask), batch_size=1, size=2))
     assert small["mask"].sum() == 4
 
 
 def test_evaluation_counts_every_example_once():
-    found = list(eval_batches(Numbered(10), [9, 1, 4, 6, 2], batch_size=4, size=8))
-    assert [numbers(batch) for batch in found] == [[9, 1, 4, 6], [2, 0, 0, 0]]
+    found = list(eval_batches(Numbered(5), batch_size=4, size=8))
+    assert [numbers(batch) for batch in found] == [[0, 1, 2, 3], [4, 0, 0, 0]]
     assert found[1]["valid"].tolist() == [True, False, False, False]
-    shares = [
-        list(
-            eval_batches(Numbered(5), None, batch_size=4, size=8, process_index=p, process_count=2)
-        )
-        for p in (0, 1)
-    ]
+    shares = [list(eval_batches(Numbered(5), batch_size=4, size=8, process=(p, 2))) for p in (0, 1)]
     assert [numbers(batch) for batch in shares[0]] == [[0, 1], [4, 0]]
     assert [numbers(batch) for batch in shares[1]] == [[2, 3], [0, 0]]
     assert [batch["valid"].tolist() for batch in shares[1]] == [[True, True], [False, False]]
-    assert list(eval_batches(Numbered(5), [], batch_size=4, size=8)) == []
+    assert list(eval_batches(Numbered(0), batch_size=4, size=8)) == []
+
+
+def test_paired_batches_hold_unlabelled_images_of_a_stream_of_their_own():
+    labelled, unlabelled = make(Numbered(10)), make(Numbered(7, start=100), fields=("image",))
+    both = Paired(labelled, unlabelled)
+    assert both.fields == ("image", "mask") and both.example_count == 10
+    stream = both.iterate(3)
+    for step in (3, 4):
+        batch = next(stream)
+        np.testing.assert_array_equal(batch.pop("unlabelled"), unlabelled[step]["image"])
+        assert same(batch, labelled[step])
+    stream.close()

@@ -117,7 +117,7 @@ def test_weighted_batches_are_pure_in_the_step_and_shared_by_processes():
     stream = make().iterate(7)
     for step in (7, 8, 9):
         np.testing.assert_array_equal(next(stream)["image"], whole[step]["image"])
-        parts = [make(process_index=p, process_count=2)[step]["image"] for p in (0, 1)]
+        parts = [make(process=(p, 2))[step]["image"] for p in (0, 1)]
         np.testing.assert_array_equal(np.concatenate(parts), whole[step]["image"])
     stream.close()
 
