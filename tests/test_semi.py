@@ -16,7 +16,7 @@ from infnet_jax.data.batches import Batches, resize
 from infnet_jax.data.sources import decode, examples, open_split, text
 from infnet_jax.evaluation import figures, networks, run_figures, summary as present
 from infnet_jax.runs import mesh as mesh_lib
-from infnet_jax.runs.transfer import load_parameters
+from infnet_jax.runs.checkpoint import load_parameters
 from infnet_jax.tasks.state import Task, make_player, make_state
 from infnet_jax.training import data as stage_data, loop, pseudo_labels as semi, run as train
 

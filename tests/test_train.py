@@ -19,9 +19,8 @@ from infnet_jax.data import sources
 from infnet_jax.data.batches import Batches
 from infnet_jax.data.sources import open_split
 from infnet_jax.runs import mesh as mesh_lib, workdir
-from infnet_jax.runs.checkpoint import Checkpoints
+from infnet_jax.runs.checkpoint import Checkpoints, load_parameters
 from infnet_jax.runs.logs import load_rows
-from infnet_jax.runs.transfer import load_parameters
 from infnet_jax.tasks import game, inpaint, losses, normalise, segment
 from infnet_jax.tasks.state import Task, make_player, make_state
 from infnet_jax.training import data as stage_data, loop, run as train

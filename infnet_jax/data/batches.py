@@ -7,7 +7,6 @@ step.
 import bisect
 import functools
 import sys
-import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 
@@ -68,10 +67,11 @@ class Batches:
         if not sum(sizes):
             raise ValueError("no examples to draw batches from")
         self._first, self._rows = _share(batch_size, process)
-        self._sources, self._batch_size = list(sources), batch_size
+        self._sources, self._batch_size, self._size = list(sources), batch_size, size
         self._ends = np.cumsum(sizes).tolist()
-        self.fields = tuple(fields)
-        self._reader = _Reader(size, self.fields, CACHE_BYTES)
+        self.fields = _check(fields, size)
+        self._cache: dict[int, Batch] = {}
+        self._room = CACHE_BYTES // (size * size * len(self.fields))
         drawn = quotas(sizes, weights)
         self.example_count = sum(drawn)
         # One permutation per epoch: grain's shuffle costs 1 ms per index on sets this small.
@@ -85,7 +85,9 @@ class Batches:
         return [int(self._order(epoch)[place]) for epoch, place in places]
 
     def __getitem__(self, step: int) -> Batch:
-        return _stack([self._read(i) for i in self.indices(step)], self._rows, self.fields)
+        return _stack(
+            [self._read(i) for i in self.indices(step)], self._rows, self.fields, self._size
+        )
 
     def iterate(self, start_step: int = 0) -> Generator[Batch]:
         """Yields `batches[start_step]`, `batches[start_step + 1]`, ... read ahead by threads."""
@@ -100,9 +102,15 @@ class Batches:
             iterator.close()
 
     def _read(self, index: int) -> Batch:
+        """The pictures of one example; kept while there is room, give or take one a thread."""
+        if (kept := self._cache.get(index)) is not None:
+            return kept
         which = bisect.bisect_right(self._ends, index)
-        offset = self._ends[which - 1] if which else 0
-        return self._reader(self._sources[which], index - offset, key=index)
+        source = self._sources[which]
+        pictures = _read(source[index - self._ends[which] + len(source)], self.fields, self._size)
+        if len(self._cache) < self._room:
+            self._cache[index] = pictures
+        return pictures
 
 
 class Paired:
@@ -133,39 +141,17 @@ def eval_batches(
     Args and shapes are those of `Batches`. The last batch is filled up with zeros whose `valid` is
     False, so that no example is counted twice and nothing recompiles. No examples, no batches.
     """
-    first, rows = _share(batch_size, process)
-    read = _Reader(size, tuple(fields), cache_bytes=0)
+    (first, rows), fields = _share(batch_size, process), _check(fields, size)
     for start in range(0, len(source), batch_size):
         share = range(len(source))[start : start + batch_size][first : first + rows]
-        yield _stack([read(source, i, key=i) for i in share], rows, tuple(fields), size)
+        yield _stack([_read(source[i], fields, size) for i in share], rows, fields, size)
 
 
-class _Reader:
-    """Reads, decodes and resizes one example; keeps results while the byte budget lasts."""
-
-    def __init__(self, size: int, fields: tuple[str, ...], cache_bytes: int):
-        unknown = [name for name in fields if name not in PICTURES]
-        if unknown or size < 1:
-            raise ValueError(f"size {size} must be positive and fields {fields} out of {PICTURES}")
-        self._size, self._fields = size, fields
-        self._cache: dict[int, Batch] = {}
-        self._room = cache_bytes // (size * size * len(fields))
-        self._lock = threading.Lock()
-
-    def __call__(self, source: Source, index: int, *, key: int) -> Batch:
-        if (kept := self._cache.get(key)) is not None:
-            return kept
-        example = source[index]
-        out = {name: self._picture(example, name) for name in self._fields}
-        with self._lock:
-            if len(self._cache) < self._room:
-                self._cache[key] = out
-        return out
-
-    def _picture(self, example: Example, name: str) -> np.ndarray:
-        if name == "mask" and name not in example:
-            return np.zeros((self._size, self._size, 1), np.uint8)
-        return resize(decode(example, name), self._size, labels=name in ("mask", "lung"))
+def _check(fields: Sequence[str], size: int) -> tuple[str, ...]:
+    """The fields, if there are such pictures and the size is one."""
+    if size < 1 or not set(fields) <= set(PICTURES):
+        raise ValueError(f"size {size} must be positive and fields {fields} out of {PICTURES}")
+    return tuple(fields)
 
 
 def _share(batch_size: int, process: tuple[int, int] | None) -> tuple[int, int]:
@@ -183,15 +169,20 @@ def _share(batch_size: int, process: tuple[int, int] | None) -> tuple[int, int]:
     return index * rows, rows
 
 
-def _stack(pictures: list[Batch], rows: int, fields: tuple[str, ...], size: int = 0) -> Batch:
-    """Pictures as a batch of `rows`; of `size` where there are none."""
-    size = pictures[0][fields[0]].shape[0] if pictures else size
-    batch: Batch = {"valid": np.arange(rows) < len(pictures)}
-    for name in fields:
-        batch[name] = np.zeros((rows, size, size, 1), np.uint8)
-        for row, picture in enumerate(pictures):
+def _read(example: Example, fields: tuple[str, ...], size: int) -> Batch:
+    """The pictures of an example, uint8 [size, size, 1]; without a mask all is background."""
+    if "mask" not in example:
+        example = {**example, "mask": np.zeros((size, size, 1), np.uint8)}
+    return {n: resize(decode(example, n), size, labels=n in ("mask", "lung")) for n in fields}
+
+
+def _stack(pictures: list[Batch], rows: int, fields: tuple[str, ...], size: int) -> Batch:
+    """A batch of `rows`, filled up with zeros."""
+    batch = {name: np.zeros((rows, size, size, 1), np.uint8) for name in fields}
+    for row, picture in enumerate(pictures):
+        for name in fields:
             batch[name][row] = picture[name]
-    return batch
+    return {"valid": np.arange(rows) < len(pictures), **batch}
 
 
 def resize(picture: np.ndarray, size: int, *, labels: bool) -> np.ndarray:

@@ -1,6 +1,5 @@
 """The networks that a run trained: their weights, and their maps of a source."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,25 +16,10 @@ from infnet_jax.data.batches import eval_batches
 from infnet_jax.data.sources import Source
 from infnet_jax.evaluation import metrics
 from infnet_jax.runs import mesh as mesh_lib
-from infnet_jax.runs.transfer import load_parameters
+from infnet_jax.runs.checkpoint import load_parameters
 from infnet_jax.tasks import multi, segment
 
 EXPORTED = "weights.safetensors"
-
-
-def read_config(workdir: Path) -> ConfigDict:
-    """The resolved config of a run.
-
-    Raises:
-      FileNotFoundError: one of the files of a run is missing.
-    """
-    for name in ("config.json", "statistics.json"):
-        if not (workdir / name).is_file():
-            raise FileNotFoundError(
-                f"{workdir}: no trained run there ({name} is missing); give the --workdir of "
-                "python main.py"
-            )
-    return ConfigDict(json.loads((workdir / "config.json").read_text()))
 
 
 def classes(config: ConfigDict) -> dict[str, int | None]:

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from infnet_jax import tasks
 from infnet_jax.evaluation import networks
+from infnet_jax.runs.workdir import read_config, read_statistics
 from infnet_jax.tasks import multi, segment
 
 
@@ -62,7 +63,7 @@ class Segmenter:
           ValueError: weights are damaged or belong to another network, or it finds another thing.
         """
         self._workdir = Path(workdir)
-        self._config = networks.read_config(self._workdir)
+        self._config = read_config(self._workdir)
         self.classes = tuple(networks.classes(self._config))
         if (self.classes == ("lung",)) != lungs:
             raise ValueError(
@@ -74,8 +75,7 @@ class Segmenter:
             if not tta:
                 self._config.evaluate.scales = (1.0,)
         self._batch = batch_size or self._config.evaluate.batch_size
-        statistics = json.loads((self._workdir / "statistics.json").read_text())
-        self._norm = tasks.make_norm(self._config, (statistics["mean"], statistics["sd"]))
+        self._norm = tasks.make_norm(self._config, read_statistics(self._workdir))
         self.stage = tasks.last_trained(self._config)
         chosen = self._workdir / "thresholds.json"  # where the run chose them on unseen slices
         self.thresholds = dict.fromkeys(self.classes, self._config.evaluate.threshold)
