@@ -203,7 +203,7 @@ def _make_evaluate(
     def evaluate(state: TrainState, key: jax.Array) -> list[dict[str, np.ndarray]]:
         rows = []
         for batch in eval_batches(
-            held_out, None, batch_size=section.batch_size, size=section.size, fields=fields
+            held_out, batch_size=section.batch_size, size=section.size, fields=fields
         ):
             out = jax.device_get(step(state, mesh_lib.shard_batch(batch, mesh), key))
             valid = out.pop("valid")
