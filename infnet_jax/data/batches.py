@@ -85,9 +85,8 @@ class Batches:
         return [int(self._order(epoch)[place]) for epoch, place in places]
 
     def __getitem__(self, step: int) -> Batch:
-        return _stack(
-            [self._read(i) for i in self.indices(step)], self._rows, self.fields, self._size
-        )
+        pictures = [self._read(i) for i in self.indices(step)]
+        return _stack(pictures, self._rows, self.fields, self._size)
 
     def iterate(self, start_step: int = 0) -> Generator[Batch]:
         """Yields `batches[start_step]`, `batches[start_step + 1]`, ... read ahead by threads."""

@@ -68,7 +68,7 @@ class WithPriors:
     """A source whose examples also have `prior`, a probability map as uint8 [h, w, 1]."""
 
     def __init__(self, source: Source, priors: Mapping[str, np.ndarray]):
-        """`priors` maps an example's id to its map, uint8 [h, w]; a missing id is a KeyError."""
+        """Takes maps by id, uint8 [h, w]; an example without one is a KeyError."""
         self._source, self._priors = source, priors
 
     def __len__(self) -> int:

@@ -33,14 +33,9 @@ def named_leaves(tree: Tree) -> dict[str, Any]:
 def make_manifest(
     state: Tree, *, step: int, metric: float | None, score: float | None
 ) -> dict[str, Any]:
-    """Describes `state`: per leaf its dtype, shape and the sha256 of its bytes.
+    """Describes `state` after `step` updates; `score` is its `metric` such that higher is better.
 
-    Args:
-      state: arrays that are replicated or that this process can address; processes other than 0
-        leave the leaves out, as only process 0 writes.
-      step: the number of updates the state has had.
-      metric: its validation metric, if it has one.
-      score: the metric such that higher is better.
+    Its arrays must be replicated, or addressable here. Only process 0, which writes, lists them.
     """
     leaves = {}
     if jax.process_index() == 0:
@@ -51,10 +46,7 @@ def make_manifest(
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Reads the manifest of one checkpoint and checks it against its own seal.
-
-    Args:
-      folder: the checkpoint's folder, named by its step.
+    """Reads the manifest in the folder of one checkpoint and checks it against its own seal.
 
     Raises:
       FileNotFoundError: there is none.
@@ -105,6 +97,7 @@ def damage(state: Tree, manifest: Manifest) -> str:
 
 
 def _sha256(leaf: Any) -> str:
+    """Of the bytes of an array; a replicated one of several processes has them all here."""
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         if not leaf.is_fully_replicated:
             raise ValueError("a checkpoint of several processes must hold replicated arrays")
@@ -114,4 +107,5 @@ def _sha256(leaf: Any) -> str:
 
 
 def _seal(content: Mapping[str, Any]) -> str:
+    """Of a manifest without its seal."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
