@@ -9,21 +9,18 @@ import cv2
 import numpy as np
 
 from infnet_jax.clinic import lung_network
-from infnet_jax.data import batches as data
+from infnet_jax.data.sources import Source, decode, text
 
 KEPT = 0.97  # share of a slice's infected pixels inside the lung that counts as kept
 
 
 def measure(
-    source: data.Source,
-    run: Callable[[data.Source], list[np.ndarray]],
-    threshold: float,
-    folder: Path,
+    source: Source, run: Callable[[Source], list[np.ndarray]], threshold: float, folder: Path
 ) -> dict[str, dict[str, float | None]]:
     """Compares a network's lungs, found as `predict` finds them in volumes, with the true ones.
 
     Args:
-      source: examples of `data.LungTarget`; those that share a `volume` are its slices.
+      source: examples of `LungTarget`; those that share a `volume` are its slices.
       run: the network, from examples to maps of lung, 0..1.
       threshold: from which a pixel is lung.
       folder: gets a picture of each slice's lungs, 0 or 255, under its id.
@@ -34,7 +31,7 @@ def measure(
     """
     volumes: dict[str, list[int]] = {}
     for i in range(len(source)):
-        name = data.text(source[i].get("volume", ""))
+        name = text(source[i].get("volume", ""))
         volumes.setdefault(f"volume {name}" if name else f"slice {i}", []).append(i)
 
     def of_pictures(pictures: Iterable[np.ndarray]) -> list[np.ndarray]:
@@ -42,13 +39,13 @@ def measure(
 
     rows: dict[str, dict[str, float | None]] = {}
     for indices in volumes.values():
-        indices.sort(key=lambda i: _in_order(data.text(source[i]["id"])))
-        pictures = [data.decode(source[i], "image")[..., 0] for i in indices]
+        indices.sort(key=lambda i: _in_order(text(source[i]["id"])))
+        pictures = [decode(source[i], "image")[..., 0] for i in indices]
         found = lung_network.find(of_pictures, pictures, threshold)
         for i, lung in zip(indices, found, strict=True):
-            truth, lesion = (data.decode(source[i], k)[..., 0] > 0 for k in ("lung", "lesion"))
+            truth, lesion = (decode(source[i], k)[..., 0] > 0 for k in ("lung", "lesion"))
             both = lung.sum() + truth.sum()
-            name = data.text(source[i]["id"])
+            name = text(source[i]["id"])
             path = picture_of(folder, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(path), lung.astype(np.uint8) * 255)

@@ -8,7 +8,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from infnet_jax.data import batches as data, splits
+from infnet_jax.data import splits
+from infnet_jax.data.batches import eval_batches, resize
+from infnet_jax.data.sources import decode, select, text
 from infnet_jax.evaluation import figures, lung_scores
 from infnet_jax.evaluation.markdown import markdown_table
 from infnet_jax.files import read_npz
@@ -109,11 +111,10 @@ def curves(workdir: Path, stage: str, panels: Sequence, caption: str) -> list:
 def augmentation(workdir: Path, config: ConfigDict, dataset: Path) -> list:
     """Three training slices before and after augmentation, as the paper's Fig. 5."""
     section = config.segment
-    source = splits.open_whole(dataset, config.data.train, config)
+    source = splits.open_whole(config.data.train, splits.of_config(config, dataset))
+    chosen = np.linspace(0, len(source) - 1, 3).astype(int)
     batch = next(
-        data.eval_batches(
-            source, np.linspace(0, len(source) - 1, 3).astype(int), batch_size=3, size=section.size
-        )
+        eval_batches(select(source, chosen), batch_size=3, size=section.size, process=(0, 1))
     )
     fields = {
         "image": batch["image"].astype(np.float32) / 255.0,
@@ -139,14 +140,14 @@ def augmentation(workdir: Path, config: ConfigDict, dataset: Path) -> list:
 def pseudo_labels(workdir: Path, config: ConfigDict, dataset: Path) -> list:
     """Unlabelled slices with the soft labels that the rounds of `semi` gave them."""
     maps = read_npz(workdir / "semi", "round*.npz")
-    source = splits.open_training(dataset, config.semi.split, config, masks=False)
-    at = {data.text(source[i]["id"]): i for i in range(len(source))}
+    source = splits.open_training(config.semi.split, splits.of_config(config, dataset), masks=False)
+    at = {text(source[i]["id"]): i for i in range(len(source))}
     by_share = sorted(maps, key=lambda name: ((maps[name] >= 128).mean(), name))
     cases = []
     for rank in np.unique(np.linspace(0, len(by_share) - 1, 4).astype(int)):
         name = by_share[rank]
-        image = data.decode(source[at[name]], "image")
-        image = data.resize(image, len(maps[name]), labels=False)[..., 0]
+        image = decode(source[at[name]], "image")
+        image = resize(image, len(maps[name]), labels=False)[..., 0]
         prob, marked = maps[name] / 255, maps[name] >= 128
         label = name if len(name) <= 30 else f"…{name[-29:]}"
         cases.append((f"{label}\n{marked.mean():.1%} marked", image, None, marked, prob))
@@ -162,8 +163,8 @@ def lungs(workdir: Path, config: ConfigDict, dataset: Path, score: Mapping[str, 
     """The cross-validated slices whose lungs fit worst, two of each part of the dataset."""
     import cv2
 
-    source = splits.open_whole(dataset, config.data.train, config)
-    at = {data.text(source[i]["id"]): i for i in range(len(source))}
+    source = splits.open_whole(config.data.train, splits.of_config(config, dataset))
+    at = {text(source[i]["id"]): i for i in range(len(source))}
     cases = []
     for part in score["parts"]:
         dice = {
@@ -172,7 +173,7 @@ def lungs(workdir: Path, config: ConfigDict, dataset: Path, score: Mapping[str, 
             if row["dice"] is not None and part in ("all", name.partition("/")[0])
         }
         for name in sorted(dice, key=dice.get)[:2]:
-            image, truth = (data.decode(source[at[name]], k)[..., 0] for k in ("image", "lung"))
+            image, truth = (decode(source[at[name]], k)[..., 0] for k in ("image", "lung"))
             path = lung_scores.picture_of(workdir / "prior" / "lungs", name)
             found = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) > 0
             cases.append((f"{name}\nDice {dice[name]:.2f}", image, truth > 0, found, None))
