@@ -1,55 +1,34 @@
 """iCTCF's clinical table beside predicted scores: how ill was the patient, and do scores tell?"""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from infnet_jax.evaluation import agreement, detection
+from infnet_jax.verbs.cohort import patient_number
 
 # The classes of the paper's authors; `suspected` is none of them.
 GRADES = {"control": 0, "mild": 0, "regular": 0, "severe": 1, "critically ill": 2}
 SUSPECTED = "suspected"
-_NUMBER = re.compile(r"patient[ _-]*0*(\d+)", re.IGNORECASE)
-
-
-class Scores(NamedTuple):
-    """A patient's predicted scores: infected share 0..1, its grade 0..2, CT-SS 0..40."""
-
-    share: float
-    grade: int
-    ct_ss: float
 
 
 class Joined(NamedTuple):
     """Patients with both a clinical class and predicted scores, in the order of their numbers.
 
     Attributes:
-      numbers, morbidity: of each patient.
-      classes: 0 (regular and below), 1 (severe), 2 (critically ill).
-      scores: predicted.
-      suspected: patients left out, since nobody says whether they are ill.
+      rows: of each patient `patient` (number), `morbidity`, `class`: 0 (regular and below), 1
+        (severe), 2 (critically ill), and predicted `share` 0..1, `grade` 0..2, `ct_ss` 0..40.
+      suspected: number of patients left out, since nobody says whether they are ill.
       unknown: names left out: no patient number in them, or none of the table.
     """
 
-    numbers: list[int]
-    morbidity: list[str]
-    classes: list[int]
-    scores: list[Scores]
+    rows: list[dict[str, Any]]
     suspected: int
     unknown: list[str]
 
 
-def number(name: str) -> int | None:
-    """The patient's number in a name or path (`Patient 12/CT/IMG-1.jpg`); None if not just one."""
-    found = {int(digits) for digits in _NUMBER.findall(name)}
-    return found.pop() if len(found) == 1 else None
-
-
 def read(path: Path) -> dict[int, str]:
-    """Morbidity of each patient of Patients.xlsx, in small letters, by number.
+    """Returns the morbidity of each patient of Patients.xlsx, in small letters, by number.
 
     Raises:
       ValueError: no such table, a number twice, or a morbidity that nobody knows.
@@ -67,7 +46,7 @@ def read(path: Path) -> dict[int, str]:
     who, what = header.index("patient"), header.index("morbidity")
     found: dict[int, str] = {}
     for line in lines[1:]:
-        n, word = number(str(line[who])), str(line[what]).strip().lower()
+        n, word = patient_number(str(line[who])), str(line[what]).strip().lower()
         if n is None or n in found or word not in (*GRADES, SUSPECTED):
             words = ", ".join((*GRADES, SUSPECTED))
             raise ValueError(
@@ -78,51 +57,52 @@ def read(path: Path) -> dict[int, str]:
     return found
 
 
-def join(table: Mapping[int, str], scores: Mapping[str, Scores]) -> Joined:
+def join(table: Mapping[int, str], rows: Iterable[Mapping[str, Any]]) -> Joined:
     """Brings the table and predicted scores together.
 
     Args:
       table: as `read` returns it.
-      scores: by a name that holds the patient's number.
+      rows: of `severity_study.score`; those of slices, or without a prediction, are passed over.
 
     Raises:
-      ValueError: two names of one patient.
+      ValueError: two rows of one patient.
     """
     named: dict[int, str] = {}
+    scores: dict[int, dict[str, Any]] = {}
     unknown = []
-    for name in scores:
-        n = number(name)
-        if n not in table:
+    for row in rows:
+        if row["level"] != "patient" or row["predicted_share"] is None:
+            continue
+        name = f"{row['dataset']}/{row['unit']}"
+        n = patient_number(name)
+        if n is None or n not in table:
             unknown.append(name)
         elif n in named:
             raise ValueError(f"{named[n]} and {name} are both patient {n}: score them together")
         else:
             named[n] = name
+            scores[n] = {key: row[f"predicted_{key}"] for key in ("share", "grade", "ct_ss")}
     kept = [n for n in sorted(named) if table[n] in GRADES]
-    words = [table[n] for n in kept]
-    return Joined(
-        kept,
-        words,
-        [GRADES[w] for w in words],
-        [scores[named[n]] for n in kept],
-        len(named) - len(kept),
-        unknown,
-    )
+    found = [
+        {"patient": n, "morbidity": table[n], "class": GRADES[table[n]]} | scores[n] for n in kept
+    ]
+    return Joined(found, len(named) - len(kept), unknown)
 
 
 def compare(joined: Joined) -> dict[str, float]:
-    """Accuracy, majority, macro-F1 and kappa of the grade against the clinical class, and the AUC
-    of infected share and CT-SS for severe or worse (NaN where all are alike).
+    """Returns accuracy, majority, macro-F1 and kappa of the grade against the clinical class.
+
+    And the AUC of infected share and CT-SS for severe or worse (NaN where all are alike).
 
     Raises:
       ValueError: no patient is left.
     """
-    if not joined.numbers:
+    if not joined.rows:
         raise ValueError("no scored patient has a class in the clinical table")
-    found = agreement.classes(joined.classes, [s.grade for s in joined.scores])._asdict()
-    severe = np.asarray(joined.classes) > 0
-    mixed = severe.any() and not severe.all()
+    column = {key: [row[key] for row in joined.rows] for key in joined.rows[0]}
+    found = agreement.classes(column["class"], column["grade"])._asdict()
+    severe = [number > 0 for number in column["class"]]
+    mixed = any(severe) and not all(severe)
     for key in ("share", "ct_ss"):
-        values: Sequence[float] = [getattr(s, key) for s in joined.scores]
-        found[f"auc_{key}"] = detection.roc(values, severe).auc if mixed else float("nan")
+        found[f"auc_{key}"] = detection.roc(column[key], severe).auc if mixed else float("nan")
     return found

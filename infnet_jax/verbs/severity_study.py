@@ -5,52 +5,63 @@ scores are held against a clinical table (iCTCF) or the scores that experts gave
 (covid-chestxray).
 """
 
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
+import argparse
+import collections
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from infnet_jax.clinic import imaging
-from infnet_jax.evaluation.predictor import Segmenter
+from infnet_jax.clinic import case, severity
+from infnet_jax.evaluation import agreement
 from infnet_jax.files import write_csv
-from infnet_jax.verbs import (
-    clinical,
-    find_lungs,
-    severity as score_files,
-    severity_rows,
-    study_page,
-    truth,
-)
+from infnet_jax.verbs import clinical, cohort, lungs, severity_page
+from infnet_jax.verbs.arguments import add_lungs, add_tta, existing
+from infnet_jax.verbs.severity_page import SCORES, STATISTICS, Row, both_sides
+
+if TYPE_CHECKING:
+    from infnet_jax.evaluation.predictor import Segmenter
 
 TRUE_LUNGS = "true"
+SOURCES = "prepared datasets, or folders with img/, label/ and lung/"
+LUNGS = "for the prediction: true, or as in predict (default: %(default)s)"
 
 
-def run(
-    sources: Sequence[Path],
-    *,
-    out: Path,
-    checkpoint: Path | None = None,
-    masks: Path | None = None,
-    lung_way: str = find_lungs.MORPHOLOGY,
-    split: str = "test",
-    tta: bool | None = None,
-    table: Path | None = None,
-) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    add = parser.add_argument
+    add("sources", type=existing, nargs="+", metavar="SOURCE", help=SOURCES)
+    add("--checkpoint", type=existing, metavar="DIR", help="a run that predicts; or")
+    add("--masks", type=existing, metavar="DIR", help="predicted masks")
+    add("--out", type=Path, required=True, metavar="DIR")
+    add_lungs(parser, LUNGS)
+    add("--split", default="test", help="of prepared datasets (default: %(default)s)")
+    add_tta(parser, "average eight views (default: as the run did)")
+    add("--clinical", type=existing, metavar="FILE", help="iCTCF's Patients.xlsx")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Loads the network, if masks are to be predicted, and hands over to `study`."""
+    if (options.checkpoint is None) == (options.masks is None):
+        raise ValueError("give either --checkpoint or --masks")
+    if options.checkpoint is None:
+        return study(options, None)
+    from infnet_jax.evaluation.predictor import Segmenter
+
+    return study(options, Segmenter(options.checkpoint, tta=options.tta))
+
+
+def study(options: argparse.Namespace, network: "Segmenter | None") -> int:
     """Scores what is predicted and what is true, and writes how they agree.
 
-    Writes into `out`: `scores.csv` (a row a slice and a row a patient) and `summary.md`; where
+    Writes into `--out`: `scores.csv` (a row a slice and a row a patient) and `summary.md`; where
     truth is known `agreement.csv` and `bland_altman_<source>.png`; where experts gave scores
     `experts.csv`; with a clinical table `clinical.csv`.
 
     Args:
-      sources: see `truth.read`.
-      checkpoint: workdir whose network predicts; or
-      masks: folder of predicted masks by the slices' names, such as `predict` writes.
-      lung_way: lungs under the predicted masks: `true`, or as in `find_lungs.choose`.
-      split: of prepared datasets.
-      tta: average over eight views; None as the run did.
-      table: iCTCF's Patients.xlsx.
+      options: the verb's.
+      network: predicts masks; None reads those of `--masks`.
 
     Returns:
       0.
@@ -59,83 +70,169 @@ def run(
       ValueError, FileNotFoundError: a source, mask or table that cannot be used, or no slice with
         anything to compare.
     """
-    if (checkpoint is None) == (masks is None):
-        raise ValueError("give either --checkpoint or --masks")
-    known = clinical.read(table) if table is not None else None
-    finder, lung_name = (
-        (None, "true masks") if lung_way == TRUE_LUNGS else (find_lungs.choose(lung_way))
-    )
-    segmenter = None if checkpoint is None else Segmenter(checkpoint, tta=tta)
-    model = {"masks": str(masks)} if segmenter is None else segmenter.identity
-    out.mkdir(parents=True, exist_ok=True)
-    rows: list[severity_rows.Row] = []
+    out, table = options.out, options.clinical and clinical.read(options.clinical)
+    true_lungs = options.lungs == TRUE_LUNGS
+    finder, lung_name = (None, "true masks") if true_lungs else lungs.choose(options.lungs)
+    rows: list[Row] = []
     left_out: list[str] = []
-    for name, source in _names(sources).items():
-        slices = truth.read(source, split)
-        pairs = _given(slices, masks) if segmenter is None else _predicted(slices, segmenter)
-        rows += severity_rows.score(name, pairs, finder, left_out)
+    for name, source in _names(options.sources).items():
+        slices = cohort.read(source, options.split)
+        if network is None:
+            pairs = cohort.given(slices, options.masks)
+        else:
+            pairs = cohort.predicted(slices, network)
+        rows += score(name, pairs, finder, left_out)
+    groups = group(rows)
     tables = [
-        {"dataset": dataset, "level": level} | severity_rows.compare(group)
-        for (dataset, level), group in severity_rows.groups(rows)
+        {"dataset": dataset, "level": level} | compare(found)
+        for (dataset, level), found in groups.items()
     ]
-    experts = severity_rows.experts(rows)
-    if not tables and not experts and known is None:
+    judged = experts(rows)
+    if not tables and not judged and table is None:
         raise ValueError(
             "no slice has a true mask and a true lung, or an expert's score, and "
             "there is no --clinical; " + "; ".join(left_out[:2])
         )
-    joined = None
-    if known is not None:
-        patients = {
-            f"{r['dataset']}/{r['unit']}": clinical.Scores(
-                r["predicted_share"], r["predicted_grade"], r["predicted_ct_ss"]
-            )
-            for r in rows
-            if r["level"] == "patient" and r["predicted_share"] is not None
-        }
-        joined = clinical.join(known, patients)
-        write_csv(
-            out / "clinical.csv",
-            [
-                {"patient": n, "morbidity": word, "class": c, **s._asdict()}
-                for n, word, c, s in zip(*joined[:4], strict=True)
-            ],
-        )
     write_csv(out / "scores.csv", rows)
-    for name, table in (("agreement.csv", tables), ("experts.csv", experts)):
-        if table:
-            write_csv(out / name, table)
-    drawn = [
-        (name, study_page.draw(out, name, levels))
-        for name, levels in severity_rows.by_dataset(rows)
-    ]
-    page = study_page.write(
+    for name, found in (("agreement.csv", tables), ("experts.csv", judged)):
+        if found:
+            write_csv(out / name, found)
+    joined = None if table is None else clinical.join(table, rows)
+    if joined is not None:
+        write_csv(out / "clinical.csv", joined.rows)
+    model = {"masks": str(options.masks)} if network is None else network.identity
+    page = severity_page.write(
         out,
         model=model | {"lungs of predicted masks": lung_name},
         tables=tables,
-        experts=experts,
+        experts=judged,
         joined=joined,
-        figures=drawn,
+        figures=severity_page.draw(out, groups),
         left_out=left_out,
     )
     print(page.read_text(), end="")
     return 0
 
 
-def _predicted(
-    slices: Iterable[truth.Slice], segmenter: Segmenter
-) -> Iterator[tuple[truth.Slice, np.ndarray]]:
-    ahead, behind = itertools.tee(slices)
-    for one, found in zip(behind, segmenter(s.image for s in ahead), strict=True):
-        yield one, found.mask > 0
+def score(
+    dataset: str,
+    pairs: Iterable[tuple[cohort.Slice, np.ndarray]],
+    finder: lungs.Finder | None,
+    left_out: list[str],
+) -> list[Row]:
+    """Scores slices, and patients by their pooled counts.
+
+    Args:
+      dataset: its name.
+      pairs: slices with their predicted mask, bool [H, W].
+      finder: of the lungs under predicted masks; None takes the true ones.
+      left_out: gets a line for each side of a slice that cannot be scored. A patient's other
+        slices still count.
+
+    Returns:
+      Rows with `dataset`, `level` (slice, patient), `unit`, `name`, `slices`; share, ct_ss and
+      grade, each `true_` and `predicted_`; and `cohort.EXPERT_SCORES`, of slices only; None where
+      not known. Patient rows come last, and only if some patient has several slices, or there is
+      no truth.
+    """
+    rows: list[Row] = []
+    pooled: dict[str, dict[str, severity.Tally]] = {}
+    counts: collections.Counter[str] = collections.Counter()
+    for one, mask in pairs:
+        found = {}
+        try:
+            if one.mask is not None and one.lung is not None:
+                found["true"] = _tally(one, one.mask, one.lung, one.regions)
+        except ValueError as error:
+            left_out.append(f"{dataset}, truth: {error}")
+        try:
+            found["predicted"] = _tally(one, *cohort.inside_lung(one, mask, finder))
+        except ValueError as error:
+            left_out.append(f"{dataset}, predicted: {error}")
+        counts[one.unit] += 1
+        sums = pooled.setdefault(one.unit, {})
+        for side, tally in found.items():
+            # True and predicted are compared on the same slices, where truth is known at all.
+            key = side if "true" in found else "alone"
+            sums[key] = sums[key] + tally if key in sums else tally
+        rows.append(_row(dataset, "slice", one.unit, one.name, 1, found) | one.experts)
+    truthless = not any("true" in sums for sums in pooled.values())
+    if truthless or any(n > 1 for n in counts.values()):
+        for unit, sums in pooled.items():
+            sides = sums if "true" in sums or not sums else {"predicted": sums["alone"]}
+            rows.append(_row(dataset, "patient", unit, unit, counts[unit], sides))
+    return rows
 
 
-def _given(slices: Iterable[truth.Slice], folder: Path) -> Iterator[tuple[truth.Slice, np.ndarray]]:
-    masks = imaging.by_name(folder)
-    for one in slices:
-        path = imaging.partner(one.name, masks, "masks", alone=False).files[0]
-        labels = imaging.read_labels(path, imaging.scan_of_picture(one.name, one.image))
-        yield one, score_files.infection(labels, path.name)[0][0] > 0
+def compare(rows: Sequence[Row]) -> Row:
+    """Returns how predicted scores meet true ones.
+
+    Args:
+      rows: of one dataset and level, with both sides known.
+
+    Returns:
+      `n`; for each of `SCORES` its `STATISTICS`; and `grade_kappa`, `grade_accuracy`,
+      `grade_majority`.
+    """
+    found: Row = {"n": len(rows)}
+    for key, (factor, _) in SCORES.items():
+        t, p = both_sides(rows, key, factor)
+        error, ranks = agreement.mean_absolute_error(t, p), agreement.spearman(t, p)
+        values = (float(t.mean()), float(p.mean()), error, *agreement.limits(t, p), ranks)
+        found |= {f"{key}_{name}": v for name, v in zip(STATISTICS, values, strict=True)}
+    sides = ([row[f"{side}_grade"] for row in rows] for side in ("true", "predicted"))
+    grades = agreement.classes(*sides)
+    return found | {f"grade_{k}": getattr(grades, k) for k in ("kappa", "accuracy", "majority")}
+
+
+def experts(rows: Iterable[Row]) -> list[Row]:
+    """Returns how the predicted share ranks beside the scores that experts gave.
+
+    Returns:
+      Of each dataset and score with such slices: `dataset`, `score`, `n`, `mean_score`,
+      `mean_share` (percent) and `spearman` of the two.
+    """
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for row in rows:
+        for name in cohort.EXPERT_SCORES:
+            if row[name] is not None and row["predicted_share"] is not None:
+                pairs = found.setdefault((row["dataset"], name), [])
+                pairs.append((row[name], 100 * row["predicted_share"]))
+    tables = []
+    for (dataset, name), pairs in found.items():
+        scores, shares = np.array(pairs, float).T
+        table: Row = {"dataset": dataset, "score": name, "n": len(pairs)}
+        table |= {"mean_score": scores.mean(), "mean_share": shares.mean()}
+        tables.append(table | {"spearman": agreement.spearman(scores, shares)})
+    return tables
+
+
+def group(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
+    """Returns the rows with both sides known, by dataset and level."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row["true_share"] is not None and row["predicted_share"] is not None:
+            found.setdefault((row["dataset"], row["level"]), []).append(row)
+    return found
+
+
+def _tally(
+    one: cohort.Slice, mask: np.ndarray, lung: np.ndarray, regions: np.ndarray | None = None
+) -> severity.Tally:
+    known = None if regions is None else regions[None]
+    single = ("infection",)
+    return case.assess(one.scan, mask[None], lung[None], regions=known, classes=single).tally
+
+
+def _row(
+    dataset: str, level: str, unit: str, name: str, n: int, sides: Mapping[str, severity.Tally]
+) -> Row:
+    row: Row = {"dataset": dataset, "level": level, "unit": unit, "name": name, "slices": n}
+    for side in ("true", "predicted"):
+        graded: Any = severity.grade(sides[side]) if side in sides else None
+        for key, field in (("share", "infected_share"), ("ct_ss", "ct_ss"), ("grade", "grade")):
+            row[f"{side}_{key}"] = getattr(graded, field, None)
+    return row | dict.fromkeys(cohort.EXPERT_SCORES)
 
 
 def _names(sources: Sequence[Path]) -> dict[str, Path]:
@@ -143,9 +240,7 @@ def _names(sources: Sequence[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in sources:
         whole = path.resolve()
-        if (whole / "dataset_info.json").is_file():
-            name = "_".join(whole.parts[-3:-1])
-        else:
-            name = whole.name
+        prepared = (whole / "dataset_info.json").is_file()
+        name = "_".join(whole.parts[-3:-1]) if prepared else whole.name
         found[name if name not in found else f"{name}_{len(found) + 1}"] = path
     return found

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from infnet_jax.clinic import imaging, lung_network, lungs
-from infnet_jax.evaluation.predictor import Segmenter
+
+if TYPE_CHECKING:
+    from infnet_jax.evaluation.predictor import Segmenter
 
 MORPHOLOGY = "morphology"
 
@@ -14,7 +17,7 @@ Finder = Callable[[imaging.Scan], np.ndarray]
 
 
 def choose(way: str, *, alone: bool = False) -> tuple[Finder, str]:
-    """A function from a scan to its lungs (> 0 inside, [D, H, W]), and what to call it.
+    """Returns a function from a scan to its lungs (> 0 inside, [D, H, W]), and what to call it.
 
     Args:
       way: `morphology`; the workdir of a run of configs/lung.py; or a file or folder with the
@@ -26,11 +29,13 @@ def choose(way: str, *, alone: bool = False) -> tuple[Finder, str]:
     """
     path = Path(way)
     if way == MORPHOLOGY:
-        return morphology, MORPHOLOGY
+        return (lambda scan: lungs.segment(scan.pictures())), MORPHOLOGY
     if (path / "config.json").is_file():
+        from infnet_jax.evaluation.predictor import Segmenter
+
         network = Segmenter(path, lungs=True)
         name = f"network, run {network.identity['run']}, weights {network.identity['weights']}"
-        return lambda scan: learned(network, scan), name
+        return (lambda scan: learned(network, scan)), name
     if not path.exists():
         raise ValueError(
             f"--lungs {way}: give morphology, the workdir of a run of "
@@ -45,15 +50,10 @@ def choose(way: str, *, alone: bool = False) -> tuple[Finder, str]:
     return look_up, "given masks"
 
 
-def morphology(scan: imaging.Scan) -> np.ndarray:
-    """Bool [D, H, W], by `lungs.segment`."""
-    return lungs.segment(scan.pictures())
-
-
-def learned(network: Segmenter, scan: imaging.Scan) -> np.ndarray:
+def learned(network: "Segmenter", scan: imaging.Scan) -> np.ndarray:
     """Bool [D, H, W], by `lung_network.find`."""
 
     def run(pictures: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        return (found.probs for found in network(iter(pictures)))
+        return (found.probs.reshape(found.mask.shape) for found in network(iter(pictures)))
 
-    return lung_network.find(run, scan.pictures(), network.thresholds["lung"])
+    return lung_network.find(run, list(scan.pictures()), network.thresholds["lung"])
