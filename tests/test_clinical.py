@@ -5,7 +5,6 @@ import openpyxl
 import pytest
 
 from infnet_jax.verbs import clinical
-from infnet_jax.verbs.clinical import Scores
 
 
 def table(path, *rows, header=("Hospital", "Patient", "Morbidity")):
@@ -16,19 +15,11 @@ def table(path, *rows, header=("Hospital", "Patient", "Morbidity")):
     return path
 
 
-@pytest.mark.parametrize(
-    "name, number",
-    [
-        ("Patient 12/CT/IMG-0001-00003.jpg", 12),
-        ("Patient 7_4.jpg", 7),
-        ("patient0042", 42),
-        ("a/Patient 3/Patient 3_1", 3),
-        ("Patient 3/Patient 4.jpg", None),
-        ("scan7", None),
-    ],
-)
-def test_numbers_in_names(name, number):
-    assert clinical.number(name) == number
+def scored(*patients):
+    """Rows of patients from (unit, share, grade, CT-SS)."""
+    keys = ("unit", "predicted_share", "predicted_grade", "predicted_ct_ss")
+    where = {"level": "patient", "dataset": "d"}
+    return [where | dict(zip(keys, one, strict=True)) for one in patients]
 
 
 def test_join_and_metrics_by_hand(tmp_path):
@@ -38,19 +29,34 @@ def test_join_and_metrics_by_hand(tmp_path):
     assert found[5] == "critically ill"
     shares = {1: 0.02, 2: 0, 3: 0.005, 4: 0.3, 5: 0.6, 6: 0.9}
     grades = {1: 1, 2: 0, 3: 0, 4: 1, 5: 2, 6: 2}
-    scores = {f"patient{n:04d}": Scores(s, grades[n], 40 * s) for n, s in shares.items()}
-    joined = clinical.join(found, scores | {"scan": Scores(0, 0, 0), "Patient 99": Scores(1, 2, 3)})
-    assert joined.numbers == [1, 2, 3, 4, 5] and joined.classes == [0, 0, 0, 1, 2]
-    assert joined.suspected == 1 and joined.unknown == ["scan", "Patient 99"]
+    rows = scored(*((f"patient{n:04d}", s, grades[n], 40 * s) for n, s in shares.items()))
+    rows += scored(("scan", 0, 0, 0), ("Patient 99", 1, 2, 3), ("Patient 1", None, None, None))
+    joined = clinical.join(found, [*rows, rows[0] | {"level": "slice"}])
+    assert [row["patient"] for row in joined.rows] == [1, 2, 3, 4, 5]
+    assert [row["class"] for row in joined.rows] == [0, 0, 0, 1, 2]
+    assert joined.rows[3] == {
+        "patient": 4,
+        "morbidity": "severe",
+        "class": 1,
+        "share": 0.3,
+        "grade": 1,
+        "ct_ss": 12.0,
+    }
+    assert joined.suspected == 1 and joined.unknown == ["d/scan", "d/Patient 99"]
     metrics = clinical.compare(joined)
     assert metrics["accuracy"] == 0.8 and metrics["majority"] == 0.6
     # F1: class 0 2*2/(3+2), class 1 2*1/(1+2), class 2 1
     assert metrics["macro_f1"] == pytest.approx((0.8 + 2 / 3 + 1) / 3)
     assert metrics["auc_share"] == metrics["auc_ct_ss"] == 1
-    with pytest.raises(ValueError, match="both patient 1: score them together"):
-        clinical.join(found, {"Patient 1_1": Scores(0, 0, 0), "Patient 1_2": Scores(0, 0, 0)})
+
+
+def test_patients_that_cannot_be_joined():
+    rows = scored(("Patient 1_1", 0, 0, 0), ("Patient 1_2", 0, 0, 0))
+    with pytest.raises(ValueError, match="d/Patient 1_2 are both patient 1: score them together"):
+        clinical.join({1: "severe"}, rows)
+    nobody = clinical.join({1: "suspected"}, rows[:1])
     with pytest.raises(ValueError, match="no scored patient"):
-        clinical.compare(clinical.join(found, {"Patient 6": Scores(0, 0, 0)}))
+        clinical.compare(nobody)
 
 
 @pytest.mark.parametrize(
@@ -75,23 +81,21 @@ def test_the_real_table(shared):
     found = clinical.read(shared / "data" / "iCTCF" / "Patients.xlsx")
     assert len(found) == 1521 and sorted(found) == list(range(1, 1522))
     # Everybody is called 0: what the floor is, and that the metrics see through it.
-    lazy = clinical.join(found, {f"Patient {n}": Scores(0.0, 0, 0.0) for n in found})
-    assert (len(lazy.numbers), lazy.suspected, lazy.unknown) == (1222, 299, [])
-    assert np.bincount(lazy.classes).tolist() == [948, 202, 72]  # 596 + 328 + 24
+    lazy = clinical.join(found, scored(*((f"Patient {n}", 0.0, 0, 0.0) for n in found)))
+    assert (len(lazy.rows), lazy.suspected, lazy.unknown) == (1222, 299, [])
+    assert np.bincount([row["class"] for row in lazy.rows]).tolist() == [
+        948,
+        202,
+        72,
+    ]  # 596 + 328 + 24
     metrics = clinical.compare(lazy)
     assert metrics["accuracy"] == metrics["majority"] == pytest.approx(948 / 1222)
     assert metrics["macro_f1"] == pytest.approx(2 * 948 / (1222 + 948) / 3)
     assert metrics["kappa"] == 0 and metrics["auc_share"] == 0.5
     # Right but for each tenth severe patient, who is called critically ill.
-    severe = [n for n in lazy.numbers if found[n] == "severe"][::10]
-    right = {
-        f"patient{n:04d}": Scores(
-            0.3 * clinical.GRADES[found[n]],
-            clinical.GRADES[found[n]] + (n in severe),
-            10.0 * clinical.GRADES[found[n]],
-        )
-        for n in lazy.numbers
-    }
-    metrics = clinical.compare(clinical.join(found, right))
+    severe = [row["patient"] for row in lazy.rows if row["class"] == 1][::10]
+    truth = {row["patient"]: row["class"] for row in lazy.rows}
+    right = ((f"patient{n:04d}", 0.3 * c, c + (n in severe), 10.0 * c) for n, c in truth.items())
+    metrics = clinical.compare(clinical.join(found, scored(*right)))
     assert len(severe) == 21 and metrics["accuracy"] == pytest.approx(1 - 21 / 1222)
     assert 0.9 < metrics["kappa"] < 1 and metrics["auc_ct_ss"] == 1
