@@ -43,7 +43,7 @@ def test_a_step_carries_its_state_on():
 
 
 def test_the_verb_prints_a_line_a_step(monkeypatch, capsys):
-    row, seen = bench.Row("segment", 2.0, 7.0), []
+    row, seen = ("segment", 2.0, 7.0), []
     monkeypatch.setattr(bench, "measure", lambda *words: seen.append(words) or iter([row]))
     assert cli.main(["bench", "--backbone", "resnet18", "--batch", "3", "--size", "64"]) == 0
     assert seen == [("resnet18", 3, 64, 5)]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infnet_jax.evaluation import metrics
 from infnet_jax import cli
+from infnet_jax.evaluation import metrics
 from infnet_jax.verbs import evaluate
 
 SHARED = Path(os.environ.get("INFNET_SHARED", Path(__file__).parents[2] / "shared"))
@@ -232,8 +232,3 @@ def test_faults_are_named(tmp_path, fault, error, message):
     FAULTS[fault](maps, truth)
     with pytest.raises(error, match=message):
         evaluate.evaluate_maps(maps, truth)
-
-
-def test_unknown_label(tmp_path):
-    with pytest.raises(ValueError, match="label 'lung' is unknown"):
-        evaluate.evaluate_maps(*folders(tmp_path), "lung")

@@ -132,11 +132,14 @@ def test_scores_of_experts_stand_in_for_true_masks(tmp_path):
     assert opacity["mean_score"] == pytest.approx(9.5 / 3)
     assert opacity["mean_share"] == pytest.approx((10 + 50 + 5) / 3)
     assert opacity["spearman"] == pytest.approx(0.5)  # ranks 1 3 2 against 2 3 1
-    known = {"tables": [], "joined": None, "figures": {}, "left_out": [f"{i}" for i in range(23)]}
-    path = severity_page.write(tmp_path, model={}, experts=[opacity, extent], **known)
-    page = path.read_text()
+    page = "".join(severity_page.experts_section([opacity, extent]))
     assert "Beside the scores of experts" in page and "| xrays | opacity | 3 |" in page
-    assert "Left out (23)" in page and page.endswith("- 19\n- and 3 more\n")
+
+
+def test_what_is_left_out_is_counted_and_the_first_are_named():
+    head, items = severity_page.left_out_section([f"s{i}" for i in range(23)])
+    assert head == "## Left out (23)" and len(items.splitlines()) == 21
+    assert items.endswith("- s19\n- and 3 more")
 
 
 def test_slices_where_no_lung_is_found_are_left_out_and_counted():

@@ -3,7 +3,7 @@
 import argparse
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,20 +18,6 @@ _CHANNELS = 3  # as published: the grey slice repeated
 _LABELS = {"coach": "pretrain coach", "net": "pretrain net"}
 
 
-class Row(NamedTuple):
-    """One kind of training step.
-
-    Attributes:
-      name: `segment`, `pretrain coach` or `pretrain net`.
-      rate: steps per second, over `steps` steps after one that does not count.
-      compile_seconds: tracing and compilation; short when a compilation cache serves it.
-    """
-
-    name: str
-    rate: float
-    compile_seconds: float
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     text = "default: %(default)s"
@@ -43,26 +29,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Prints a line for each training step as it is measured; returns exit code 0."""
     backbone, batch, size = options.backbone, options.batch, options.size
-    rows = measure(backbone, batch, size, options.steps)
     device = jax.devices()[0].device_kind
     print(f"{backbone}, batch {batch}, {size} x {size}, float32, {device}, jax {jax.__version__}")
-    for row in rows:
-        print(
-            f"{row.name:<15}{row.rate:8.3f} steps/s {batch * row.rate:9.2f} images/s"
-            f"   compiled in {row.compile_seconds:.1f} s",
-            flush=True,
-        )
+    for name, rate, seconds in measure(backbone, batch, size, options.steps):
+        images = f"{batch * rate:9.2f} images/s   compiled in {seconds:.1f} s"
+        print(f"{name:<15}{rate:8.3f} steps/s {images}", flush=True)
     return 0
 
 
-def measure(backbone: str, batch: int, size: int, steps: int) -> Iterator[Row]:
+def measure(backbone: str, batch: int, size: int, steps: int) -> Iterator[tuple[str, float, float]]:
     """Measures the three training steps in turn, each in memory alone.
 
     Args:
       backbone: one of `infnet.BACKBONES`.
       batch: examples in a batch.
       size: side of the square images, pixels; a multiple of the trunk's stride.
-      steps: counted steps of each kind.
+      steps: counted steps of each kind, after one that does not count.
+
+    Yields:
+      Its name, steps per second, and the seconds of tracing and compilation, few where a
+      compilation cache serves it.
 
     Raises:
       ValueError: unknown backbone, a size that does not fit, fewer than one step or example.
@@ -72,12 +58,12 @@ def measure(backbone: str, batch: int, size: int, steps: int) -> Iterator[Row]:
     for task in make_tasks(backbone, size):
         for phase in task.steps:
             step, state, compile_seconds = compile_step(task, phase, batch, size)
-            state = step(state)  # the first one does not count
+            state = step(state)
             began = time.perf_counter()
             for _ in range(steps):
                 state = step(state)
             rate = steps / (time.perf_counter() - began)
-            yield Row(_LABELS.get(phase, "segment"), rate, compile_seconds)
+            yield _LABELS.get(phase, "segment"), rate, compile_seconds
 
 
 def compile_step(

@@ -147,11 +147,8 @@ def evaluate_maps(
 
     Raises:
       FileNotFoundError: a folder is missing or empty, or a slice lacks its map or truth.
-      ValueError: an unreadable or unsuitable picture, a map on its side against its truth, or an
-        unknown label.
+      ValueError: an unreadable or unsuitable picture, or a map on its side against its truth.
     """
-    if label is not None and label not in LABELS:
-        raise ValueError(f"label {label!r} is unknown: choose one of {', '.join(LABELS)} or none")
     maps, masks = list_pictures(predictions), list_pictures(truth)
     _check_partners(masks, maps, f"{predictions}: no prediction")
     _check_partners(maps, masks, f"{truth}: no truth")

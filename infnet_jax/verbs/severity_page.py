@@ -1,4 +1,4 @@
-"""What a severity study shows: Bland-Altman figures and a page in Markdown."""
+"""What `severity-study` shows: Bland-Altman figures, and the sections of its page in Markdown."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,10 +8,10 @@ import numpy as np
 
 from infnet_jax.evaluation import agreement, figures as house
 from infnet_jax.evaluation.markdown import markdown_table
-from infnet_jax.files import write_text
 from infnet_jax.verbs import clinical
 
 SCORES = {"share": (100, "infected share of the lung, %"), "ct_ss": (1, "CT-SS, 0 to 40")}
+SIDES = ("true", "predicted")
 STATISTICS = {  # of a score, column of agreement.csv -> heading
     "true": "mean true",
     "predicted": "mean predicted",
@@ -38,11 +38,8 @@ def both_sides(
     rows: Sequence[Mapping[str, Any]], key: str, factor: float = 1
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the true and the predicted values of a score, times `factor`, float64 [N] each."""
-    true, predicted = (
-        factor * np.array([row[f"{side}_{key}"] for row in rows], float)
-        for side in ("true", "predicted")
-    )
-    return true, predicted
+    t, p = (factor * np.array([r[f"{side}_{key}"] for r in rows], float) for side in SIDES)
+    return t, p
 
 
 def draw(folder: Path, groups: Mapping[tuple[str, str], Sequence[Row]]) -> dict[str, Path]:
@@ -80,53 +77,8 @@ def _draw(path: Path, levels: Mapping[str, Sequence[Row]]) -> None:
                 ax.set(xlabel="mean of predicted and true", ylabel="predicted - true")
 
 
-def write(
-    folder: Path,
-    *,
-    model: Mapping[str, str],
-    tables: Sequence[Row],
-    experts: Sequence[Row],
-    joined: clinical.Joined | None,
-    figures: Mapping[str, Path],
-    left_out: Sequence[str],
-) -> Path:
-    """Writes `summary.md` and returns its path.
-
-    Args:
-      folder: where to.
-      model: name to text, of what predicted.
-      tables: rows of `agreement.csv`; experts: of `experts.csv`.
-      joined: patients with a clinical class, if there is such a table.
-      figures: dataset to its file in `folder`.
-      left_out: a line for each thing that could not be scored.
-    """
-    parts = ["# Severity: predicted against true"]
-    parts.append("\n".join(f"- {name}: {value}" for name, value in model.items()))
-    if tables:
-        parts += ["## Agreement", *_agreement(tables)]
-        parts += [f"![{name}]({path.name})" for name, path in figures.items()]
-        parts.append(AGREEMENT)
-    if experts:
-        head = ["dataset", "score", "slices", "mean score", "mean predicted share, %", "Spearman"]
-        found = markdown_table(head, [list(row.values()) for row in experts])
-        parts += ["## Beside the scores of experts", found, EXPERTS]
-    if joined is not None:
-        head = ["patients", "accuracy", "always the majority", "macro-F1", "quadratic kappa"]
-        head += ["AUC of the share", "AUC of CT-SS"]
-        found = markdown_table(head, [[len(joined.rows), *clinical.compare(joined).values()]])
-        said = CLINICAL.format(joined.suspected, len(joined.unknown))
-        parts += ["## Beside the clinical table", found, said]
-    if left_out:
-        shown = [f"- {line}" for line in left_out[:20]]
-        more = [f"- and {len(left_out) - 20} more"] if len(left_out) > 20 else []
-        parts += [f"## Left out ({len(left_out)})", "\n".join(shown + more)]
-    path = folder / "summary.md"
-    write_text(path, "\n\n".join(parts) + "\n")
-    return path
-
-
-def _agreement(tables: Sequence[Row]) -> list[str]:
-    """A row for each score of each dataset and level, and one table of grades."""
+def agreement_section(tables: Sequence[Row], figures: Mapping[str, Path]) -> list[str]:
+    """Returns Markdown of the rows of `agreement.csv`, with each dataset's figure."""
     rows, grades = [], []
     for found in tables:
         where = [found["dataset"], found["level"], found["n"]]
@@ -135,5 +87,29 @@ def _agreement(tables: Sequence[Row]) -> list[str]:
         grades.append([*where, *(found[f"grade_{n}"] for n in ("kappa", "accuracy", "majority"))])
     head = ["dataset", "per", "n"]
     scores = markdown_table([*head, "score", *STATISTICS.values()], rows)
-    graded = [*head, "quadratic kappa", "accuracy", "always the majority"]
-    return [scores, GRADES, markdown_table(graded, grades)]
+    graded = markdown_table([*head, "quadratic kappa", "accuracy", "always the majority"], grades)
+    shown = [f"![{name}]({path.name})" for name, path in figures.items()]
+    return ["## Agreement", scores, GRADES, graded, *shown, AGREEMENT]
+
+
+def experts_section(tables: Sequence[Row]) -> list[str]:
+    """Returns Markdown of the rows of `experts.csv`."""
+    head = ["dataset", "score", "slices", "mean score", "mean predicted share, %", "Spearman"]
+    table = markdown_table(head, [list(row.values()) for row in tables])
+    return ["## Beside the scores of experts", table, EXPERTS]
+
+
+def clinical_section(joined: clinical.Joined) -> list[str]:
+    """Returns Markdown of the grades beside the clinical classes."""
+    head = ["patients", "accuracy", "always the majority", "macro-F1", "quadratic kappa"]
+    head += ["AUC of the share", "AUC of CT-SS"]
+    table = markdown_table(head, [[len(joined.rows), *clinical.compare(joined).values()]])
+    said = CLINICAL.format(joined.suspected, len(joined.unknown))
+    return ["## Beside the clinical table", table, said]
+
+
+def left_out_section(lines: Sequence[str]) -> list[str]:
+    """Returns Markdown of what could not be scored, a line each, the first 20."""
+    more = [f"and {len(lines) - 20} more"] if len(lines) > 20 else []
+    items = "\n".join(f"- {line}" for line in [*lines[:20], *more])
+    return [f"## Left out ({len(lines)})", items]

@@ -15,14 +15,15 @@ import numpy as np
 
 from infnet_jax.clinic import case, severity
 from infnet_jax.evaluation import agreement
-from infnet_jax.files import write_csv
-from infnet_jax.verbs import clinical, cohort, lungs, severity_page
+from infnet_jax.files import write_csv, write_text
+from infnet_jax.verbs import clinical, cohort, lungs, severity_page as page
 from infnet_jax.verbs.arguments import add_lungs, add_tta, existing
-from infnet_jax.verbs.severity_page import SCORES, STATISTICS, Row, both_sides
+from infnet_jax.verbs.severity_page import SCORES, SIDES, STATISTICS, Row, both_sides
 
 if TYPE_CHECKING:
     from infnet_jax.evaluation.predictor import Segmenter
 
+TITLE = "# Severity: predicted against true"
 TRUE_LUNGS = "true"
 SOURCES = "prepared datasets, or folders with img/, label/ and lung/"
 LUNGS = "for the prediction: true, or as in predict (default: %(default)s)"
@@ -71,8 +72,9 @@ def study(options: argparse.Namespace, network: "Segmenter | None") -> int:
         anything to compare.
     """
     out, table = options.out, options.clinical and clinical.read(options.clinical)
-    true_lungs = options.lungs == TRUE_LUNGS
-    finder, lung_name = (None, "true masks") if true_lungs else lungs.choose(options.lungs)
+    finder, lung_name = None, "true masks"
+    if options.lungs != TRUE_LUNGS:
+        finder, lung_name = lungs.choose(options.lungs)
     rows: list[Row] = []
     left_out: list[str] = []
     for name, source in _names(options.sources).items():
@@ -82,35 +84,32 @@ def study(options: argparse.Namespace, network: "Segmenter | None") -> int:
         else:
             pairs = cohort.predicted(slices, network)
         rows += score(name, pairs, finder, left_out)
-    groups = group(rows)
-    tables = [
-        {"dataset": dataset, "level": level} | compare(found)
-        for (dataset, level), found in groups.items()
-    ]
-    judged = experts(rows)
-    if not tables and not judged and table is None:
+    groups, judged = group(rows), experts(rows)
+    if not groups and not judged and table is None:
         raise ValueError(
             "no slice has a true mask and a true lung, or an expert's score, and "
             "there is no --clinical; " + "; ".join(left_out[:2])
         )
     write_csv(out / "scores.csv", rows)
-    for name, found in (("agreement.csv", tables), ("experts.csv", judged)):
-        if found:
-            write_csv(out / name, found)
-    joined = None if table is None else clinical.join(table, rows)
-    if joined is not None:
-        write_csv(out / "clinical.csv", joined.rows)
     model = {"masks": str(options.masks)} if network is None else network.identity
-    page = severity_page.write(
-        out,
-        model=model | {"lungs of predicted masks": lung_name},
-        tables=tables,
-        experts=judged,
-        joined=joined,
-        figures=severity_page.draw(out, groups),
-        left_out=left_out,
-    )
-    print(page.read_text(), end="")
+    model = model | {"lungs of predicted masks": lung_name}
+    parts = [TITLE, "\n".join(f"- {name}: {value}" for name, value in model.items())]
+    if groups:
+        tables = [{"dataset": d, "level": level} | compare(g) for (d, level), g in groups.items()]
+        write_csv(out / "agreement.csv", tables)
+        parts += page.agreement_section(tables, page.draw(out, groups))
+    if judged:
+        write_csv(out / "experts.csv", judged)
+        parts += page.experts_section(judged)
+    if table is not None:
+        joined = clinical.join(table, rows)
+        write_csv(out / "clinical.csv", joined.rows)
+        parts += page.clinical_section(joined)
+    if left_out:
+        parts += page.left_out_section(left_out)
+    text = "\n\n".join(parts) + "\n"
+    write_text(out / "summary.md", text)
+    print(text, end="")
     return 0
 
 
@@ -180,8 +179,7 @@ def compare(rows: Sequence[Row]) -> Row:
         error, ranks = agreement.mean_absolute_error(t, p), agreement.spearman(t, p)
         values = (float(t.mean()), float(p.mean()), error, *agreement.limits(t, p), ranks)
         found |= {f"{key}_{name}": v for name, v in zip(STATISTICS, values, strict=True)}
-    sides = ([row[f"{side}_grade"] for row in rows] for side in ("true", "predicted"))
-    grades = agreement.classes(*sides)
+    grades = agreement.classes(*([row[f"{side}_grade"] for row in rows] for side in SIDES))
     return found | {f"grade_{k}": getattr(grades, k) for k in ("kappa", "accuracy", "majority")}
 
 
@@ -228,7 +226,7 @@ def _row(
     dataset: str, level: str, unit: str, name: str, n: int, sides: Mapping[str, severity.Tally]
 ) -> Row:
     row: Row = {"dataset": dataset, "level": level, "unit": unit, "name": name, "slices": n}
-    for side in ("true", "predicted"):
+    for side in SIDES:
         graded: Any = severity.grade(sides[side]) if side in sides else None
         for key, field in (("share", "infected_share"), ("ct_ss", "ct_ss"), ("grade", "grade")):
             row[f"{side}_{key}"] = getattr(graded, field, None)
