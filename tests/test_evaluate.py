@@ -1,7 +1,6 @@
 """Folders of maps: published rows reproduced, mask formats read rightly, faults named."""
 
 import csv
-import os
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +11,8 @@ from infnet_jax import cli
 from infnet_jax.evaluation import metrics
 from infnet_jax.verbs import evaluate
 
-SHARED = Path(os.environ.get("INFNET_SHARED", Path(__file__).parents[2] / "shared"))
-TESTING = SHARED / "data/COVID-SemiSeg/TestingSet"
-TRAINING = SHARED / "data/COVID-SemiSeg/TrainingSet"
-MAPS = SHARED / "data/reference_maps"
-needs_shared = pytest.mark.skipif(
-    not (MAPS.is_dir() and TESTING.is_dir()), reason="published maps and masks are not at hand"
-)
+DATA = "data/COVID-SemiSeg"
+TESTING, TRAINING = f"{DATA}/TestingSet", f"{DATA}/TrainingSet"
 BINARY, MULTI = "LungInfection-Test/GT", "MultiClassInfection-Test/GT"
 PALETTE = [0, 0, 0, 128, 0, 0, 0, 128, 0]
 
@@ -38,7 +32,6 @@ def classes() -> np.ndarray:
     return out
 
 
-@needs_shared
 @pytest.mark.parametrize(
     ("maps", "truth", "label", "row"),
     [
@@ -48,8 +41,10 @@ def classes() -> np.ndarray:
         ("consolidation/FCN8s", MULTI, "consolidation", (0.221, 0.212, 0.567, 0.652, 0.651, 0.039)),
     ],
 )
-def test_published_rows(maps, truth, label, row):
-    rows, summary = evaluate.evaluate_maps(MAPS / maps, TESTING / truth, label)
+def test_published_rows(shared, maps, truth, label, row):
+    rows, summary = evaluate.evaluate_maps(
+        shared / "data/reference_maps" / maps, shared / TESTING / truth, label
+    )
     toolbox, aware = summary["toolbox"], summary["empty_aware"]
     mean = toolbox["mean"]
     found = (mean["dice"], mean["sensitivity"], mean["specificity"], toolbox["s_measure"])
@@ -68,25 +63,23 @@ def test_published_rows(maps, truth, label, row):
     assert aware["undefined"]["none"]["sensitivity"] == empty
 
 
-@needs_shared
-def test_floors_of_the_real_set():
-    folder = TRAINING / "LungInfection-Train/Doctor-label/GT"
+def test_floors_of_the_real_set(shared):
+    folder = shared / TRAINING / "LungInfection-Train/Doctor-label/GT"
     train, test = (
         [evaluate.read_truth(path) for path in evaluate.list_pictures(where).values()]
-        for where in (folder, TESTING / "LungInfection-Test/GT")
+        for where in (folder, shared / TESTING / BINARY)
     )
     found = metrics.floors(train, test)
     assert found["all_positive"]["toolbox"]["mean"]["dice"] == pytest.approx(0.258, abs=1e-3)
     assert found["mean_training_mask"]["toolbox"]["mean"]["dice"] == pytest.approx(0.416, abs=1e-3)
 
 
-@needs_shared
-def test_multi_class_masks_agree_with_the_binary_ones():
+def test_multi_class_masks_agree_with_the_binary_ones(shared):
     for stem in ("18", "77", "99"):
-        palette = TESTING / f"MultiClassInfection-Test/GT/{stem}.png"
-        binary = evaluate.read_truth(TESTING / f"LungInfection-Test/GT/{stem}.png")
+        palette = shared / TESTING / MULTI / f"{stem}.png"
+        binary = evaluate.read_truth(shared / TESTING / BINARY / f"{stem}.png")
         np.testing.assert_array_equal(evaluate.read_truth(palette), binary)
-        one_bit = evaluate.read_truth(TESTING / f"MultiClassInfection-Test/GT-2/{stem}.png")
+        one_bit = evaluate.read_truth(shared / TESTING / f"{MULTI}-2" / f"{stem}.png")
         np.testing.assert_array_equal(evaluate.read_truth(palette, "consolidation"), one_bit)
 
 
