@@ -171,13 +171,9 @@ def test_lungs_in_three_ways(run, tmp_path):
     for name in "ab":
         save(tmp_path / "scans" / f"{name}.png", chest())
         save(tmp_path / "own" / f"{name}.png", left)
-    own, network = lungs.choose(str(tmp_path / "own")), LungNetwork()
-    sizes = {}
-    for way in (
-        lungs.choose("morphology"),
-        (lambda scan: lungs.learned(network, scan), "network"),
-        own,
-    ):
+    network, sizes = LungNetwork(), {}
+    ways = [lungs.choose(way) for way in ("morphology", str(tmp_path / "own"))]
+    for way in (*ways, (lambda scan: lungs.learned(network, scan), "network")):
         assert run(tmp_path / "scans", found=way)[0] == 0
         document = json.loads((tmp_path / "out" / "severity.json").read_text())
         share = document["patients"][0]["scores"]["infected_share"]
@@ -188,7 +184,7 @@ def test_lungs_in_three_ways(run, tmp_path):
     assert sizes == {"morphology": near, "network": near, "given masks": 0}
     assert run(tmp_path / "scans", "--continue")[0] == 1  # other lungs
     (tmp_path / "own" / "b.png").unlink()
-    assert run(tmp_path / "scans", found=lungs.choose(str(tmp_path / "own")))[0] == 1
+    assert run(tmp_path / "scans", found=lungs.choose(str(tmp_path / "own")))[0] == 1  # no b
     with pytest.raises(ValueError, match="--lungs nowhere: give morphology"):
         lungs.choose("nowhere")
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from infnet_jax.clinic import case, imaging
 from infnet_jax.data import sources
-from infnet_jax.verbs.lungs import Finder
+from infnet_jax.verbs import lungs
 
 if TYPE_CHECKING:
     from infnet_jax.evaluation.predictor import Segmenter
@@ -97,7 +97,7 @@ def given(slices: Iterable[Slice], folder: Path) -> Iterator[tuple[Slice, np.nda
 
 
 def inside_lung(
-    one: Slice, mask: np.ndarray, finder: Finder | None
+    one: Slice, mask: np.ndarray, finder: lungs.Finder | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns a predicted mask without what touches no lung, and that lung, both bool [H, W].
 
@@ -140,12 +140,10 @@ def _prepared(folder: Path, split: str) -> Iterator[Slice]:
 def _folder(folder: Path) -> Iterator[Slice]:
     units = _units(folder / "index.csv")
     kinds = [kind for kind in ("label", "lung") if (folder / kind).is_dir()]
-    partners = {kind: imaging.by_name(folder / kind) for kind in kinds}
+    readers = {kind: lungs.given(folder / kind, kind) for kind in kinds}
     for source in imaging.find([folder / "img"]):
-        name, scan, maps = source.name, imaging.read(source), {}
-        for kind, found in partners.items():
-            path = imaging.partner(name, found, kind, alone=False).files[0]
-            maps[kind] = imaging.read_labels(path, scan)
+        name, scan = source.name, imaging.read(source)
+        maps = {kind: reader(scan) for kind, reader in readers.items()}
         if "label" in maps:
             maps["label"] = case.infection(maps["label"], name)[0]
         for i in range(len(scan.values)):

@@ -41,13 +41,23 @@ def choose(way: str, *, alone: bool = False) -> tuple[Finder, str]:
             f"--lungs {way}: give morphology, the workdir of a run of "
             "configs/lung.py, or a file or folder with lung masks"
         )
-    own = imaging.by_name(path)
+    return given(path, "lungs", alone=alone), "given masks"
+
+
+def given(path: Path, what: str, *, alone: bool = False) -> Finder:
+    """Returns a function from a scan to the label map of its name in a file or folder.
+
+    Args:
+      path: the file or folder; what: the option that gave it, for messages.
+      alone: as in `choose`.
+    """
+    maps = imaging.by_name(path)
 
     def look_up(scan: imaging.Scan) -> np.ndarray:
-        found = imaging.partner(scan.name, own, "lungs", alone=alone)
+        found = imaging.partner(scan.name, maps, what, alone=alone)
         return imaging.read_labels(found.files[0], scan)
 
-    return look_up, "given masks"
+    return look_up
 
 
 def learned(network: "Segmenter", scan: imaging.Scan) -> np.ndarray:

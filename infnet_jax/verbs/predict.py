@@ -88,18 +88,18 @@ def predict(
     Raises:
       ValueError, OSError: lobes that are not there, or `--out` cannot be written.
     """
-    lobe_maps = None if options.lobes is None else imaging.by_name(options.lobes)
-    from_lobes = lobe_maps is not None and lung_name == lungs.MORPHOLOGY
-    model = network.identity | {"lungs": "given lobes" if from_lobes else lung_name}
+    lobes_of = None
+    if options.lobes is not None:
+        lobes_of = lungs.given(options.lobes, "lobes", alone=len(sources) == 1)
+        if lung_name == lungs.MORPHOLOGY:
+            finder, lung_name = lobes_of, "given lobes"
+    model = network.identity | {"lungs": lung_name}
     (options.out / "masks").mkdir(parents=True, exist_ok=True)
 
     def read_case(source: imaging.Source) -> case.Case:
-        scan, lobes = imaging.read(source), None
-        if lobe_maps is not None:
-            own = imaging.partner(source.name, lobe_maps, "lobes", alone=len(sources) == 1)
-            lobes = imaging.read_labels(own.files[0], scan)
-        lung = finder(scan) if lobes is None or not from_lobes else lobes
-        return _case(options, scan, network, lung, lobes, model)
+        scan = imaging.read(source)
+        lobes = None if lobes_of is None else lobes_of(scan)
+        return _case(options, scan, network, finder(scan), lobes, model)
 
     patient = options.out.resolve().name if options.one_patient else None
     shown = _progress(sources)
