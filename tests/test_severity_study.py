@@ -11,7 +11,7 @@ import tfds_builders
 from infnet_jax import cli
 from infnet_jax.data import sources
 from infnet_jax.evaluation import figures
-from infnet_jax.verbs import cohort, severity_page, severity_study
+from infnet_jax.verbs import cohort, severity_study
 from tests.scans import Rule, chest
 
 
@@ -115,33 +115,6 @@ def test_scans_beside_a_clinical_table(tmp_path):
     assert float(rows[3]["predicted_share"]) == pytest.approx(float(one["share"])) != 0
     page = (out / "summary.md").read_text()
     assert "| 2 | 1.000 | 0.500 | 1.000 |" in page and "Agreement" not in page
-
-
-def test_scores_of_experts_stand_in_for_true_masks(tmp_path):
-    """X-rays without true masks; two of three have a score, one of them two."""
-    lung = np.ones((20, 20), bool)
-    scores = ({"opacity": 1.0}, {"opacity": 6.0, "geographic_extent": 8.0}, {}, {"opacity": 2.5})
-    pairs = []
-    for i, (one, infected) in enumerate(zip(scores, (2, 10, 20, 1), strict=True)):
-        image = np.full((20, 20), 255, np.uint8)
-        pairs.append((cohort.Slice(str(i), str(i), image, lung=lung, experts=one), 0 * lung > 0))
-        pairs[-1][1][:infected] = True
-    rows = severity_study.score("xrays", pairs, None, [])
-    assert not severity_study.group(rows)
-    opacity, extent = severity_study.experts(rows)
-    assert (opacity["score"], opacity["n"]) == ("opacity", 3)
-    assert (extent["score"], extent["n"]) == ("geographic_extent", 1)
-    assert opacity["mean_score"] == pytest.approx(9.5 / 3)
-    assert opacity["mean_share"] == pytest.approx((10 + 50 + 5) / 3)
-    assert opacity["spearman"] == pytest.approx(0.5)  # ranks 1 3 2 against 2 3 1
-    page = "".join(severity_page.experts_section([opacity, extent]))
-    assert "Beside the scores of experts" in page and "| xrays | opacity | 3 |" in page
-
-
-def test_what_is_left_out_is_counted_and_the_first_are_named():
-    head, items = severity_page.left_out_section([f"s{i}" for i in range(23)])
-    assert head == "## Left out (23)" and len(items.splitlines()) == 21
-    assert items.endswith("- s19\n- and 3 more")
 
 
 def test_slices_where_no_lung_is_found_are_left_out_and_counted():

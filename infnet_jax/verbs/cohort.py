@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from infnet_jax.evaluation.predictor import Segmenter
 
 EXPERT_SCORES = ("geographic_extent", "opacity")  # of X-rays, 0..8 and 0..6
+# The classes of the paper's authors; `suspected` is none of them.
+GRADES = {"control": 0, "mild": 0, "regular": 0, "severe": 1, "critically ill": 2}
+SUSPECTED = "suspected"
 _NUMBER = re.compile(r"patient[ _-]*0*(\d+)", re.IGNORECASE)
 
 
@@ -74,6 +77,36 @@ def patient_number(name: str) -> int | None:
     """The patient's number in a name or path (`Patient 12/CT/IMG-1.jpg`); None if not just one."""
     found = {int(digits) for digits in _NUMBER.findall(name)}
     return found.pop() if len(found) == 1 else None
+
+
+def read_morbidity(path: Path) -> dict[int, str]:
+    """Returns the morbidity of each patient of Patients.xlsx, in small letters, by number.
+
+    Raises:
+      ValueError: no such table, a number twice, or a morbidity that nobody knows.
+    """
+    import openpyxl
+
+    try:
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+        lines = [row for sheet in book.worksheets for row in sheet.iter_rows(values_only=True)]
+    except Exception as error:  # a damaged xlsx raises whatever its zip or XML hits first
+        raise ValueError(f"{path}: not a readable xlsx table ({error})") from error
+    header = [str(cell or "").strip().lower() for cell in lines[0]] if lines else []
+    if not {"patient", "morbidity"} <= {*header}:
+        raise ValueError(f"{path}: columns {', '.join(header)}; Patient and Morbidity expected")
+    who, what = header.index("patient"), header.index("morbidity")
+    found: dict[int, str] = {}
+    for line in lines[1:]:
+        n, word = patient_number(str(line[who])), str(line[what]).strip().lower()
+        if n is None or n in found or word not in (*GRADES, SUSPECTED):
+            words = ", ".join((*GRADES, SUSPECTED))
+            raise ValueError(
+                f"{path}: row {line[who]!r}, {line[what]!r}: each patient's number "
+                f"once, and one of {words} expected"
+            )
+        found[n] = word
+    return found
 
 
 def predicted(slices: Iterable[Slice], network: "Segmenter") -> Iterator[tuple[Slice, np.ndarray]]:

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from infnet_jax.clinic import case, severity
-from infnet_jax.evaluation import agreement
 from infnet_jax.files import write_csv, write_text
-from infnet_jax.verbs import clinical, cohort, lungs, severity_page as page
+from infnet_jax.verbs import cohort, lungs, severity_tables as tables
 from infnet_jax.verbs.arguments import add_lungs, add_tta, existing
-from infnet_jax.verbs.severity_page import SCORES, SIDES, STATISTICS, Row, both_sides
+from infnet_jax.verbs.severity_tables import SIDES, Row
 
 if TYPE_CHECKING:
     from infnet_jax.evaluation.predictor import Segmenter
@@ -71,7 +70,7 @@ def study(options: argparse.Namespace, network: "Segmenter | None") -> int:
       ValueError, FileNotFoundError: a source, mask or table that cannot be used, or no slice with
         anything to compare.
     """
-    out, table = options.out, options.clinical and clinical.read(options.clinical)
+    out, morbidity = options.out, options.clinical and cohort.read_morbidity(options.clinical)
     finder, lung_name = None, "true masks"
     if options.lungs != TRUE_LUNGS:
         finder, lung_name = lungs.choose(options.lungs)
@@ -84,8 +83,8 @@ def study(options: argparse.Namespace, network: "Segmenter | None") -> int:
         else:
             pairs = cohort.predicted(slices, network)
         rows += score(name, pairs, finder, left_out)
-    groups, judged = group(rows), experts(rows)
-    if not groups and not judged and table is None:
+    groups, judged = tables.group(rows), tables.experts(rows)
+    if not groups and not judged and morbidity is None:
         raise ValueError(
             "no slice has a true mask and a true lung, or an expert's score, and "
             "there is no --clinical; " + "; ".join(left_out[:2])
@@ -95,18 +94,18 @@ def study(options: argparse.Namespace, network: "Segmenter | None") -> int:
     model = model | {"lungs of predicted masks": lung_name}
     parts = [TITLE, "\n".join(f"- {name}: {value}" for name, value in model.items())]
     if groups:
-        tables = [{"dataset": d, "level": level} | compare(g) for (d, level), g in groups.items()]
-        write_csv(out / "agreement.csv", tables)
-        parts += page.agreement_section(tables, page.draw(out, groups))
+        agreed = [tables.compare(found) for found in groups.values()]
+        write_csv(out / "agreement.csv", agreed)
+        parts += tables.agreement_section(agreed, tables.draw(out, groups))
     if judged:
         write_csv(out / "experts.csv", judged)
-        parts += page.experts_section(judged)
-    if table is not None:
-        joined = clinical.join(table, rows)
+        parts += tables.experts_section(judged)
+    if morbidity is not None:
+        joined = tables.join(morbidity, rows)
         write_csv(out / "clinical.csv", joined.rows)
-        parts += page.clinical_section(joined)
+        parts += tables.clinical_section(joined)
     if left_out:
-        parts += page.left_out_section(left_out)
+        parts += tables.left_out_section(left_out)
     text = "\n\n".join(parts) + "\n"
     write_text(out / "summary.md", text)
     print(text, end="")
@@ -161,57 +160,6 @@ def score(
             sides = sums if "true" in sums or not sums else {"predicted": sums["alone"]}
             rows.append(_row(dataset, "patient", unit, unit, counts[unit], sides))
     return rows
-
-
-def compare(rows: Sequence[Row]) -> Row:
-    """Returns how predicted scores meet true ones.
-
-    Args:
-      rows: of one dataset and level, with both sides known.
-
-    Returns:
-      `n`; for each of `SCORES` its `STATISTICS`; and `grade_kappa`, `grade_accuracy`,
-      `grade_majority`.
-    """
-    found: Row = {"n": len(rows)}
-    for key, (factor, _) in SCORES.items():
-        t, p = both_sides(rows, key, factor)
-        error, ranks = agreement.mean_absolute_error(t, p), agreement.spearman(t, p)
-        values = (float(t.mean()), float(p.mean()), error, *agreement.limits(t, p), ranks)
-        found |= {f"{key}_{name}": v for name, v in zip(STATISTICS, values, strict=True)}
-    grades = agreement.classes(*([row[f"{side}_grade"] for row in rows] for side in SIDES))
-    return found | {f"grade_{k}": getattr(grades, k) for k in ("kappa", "accuracy", "majority")}
-
-
-def experts(rows: Iterable[Row]) -> list[Row]:
-    """Returns how the predicted share ranks beside the scores that experts gave.
-
-    Returns:
-      Of each dataset and score with such slices: `dataset`, `score`, `n`, `mean_score`,
-      `mean_share` (percent) and `spearman` of the two.
-    """
-    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for row in rows:
-        for name in cohort.EXPERT_SCORES:
-            if row[name] is not None and row["predicted_share"] is not None:
-                pairs = found.setdefault((row["dataset"], name), [])
-                pairs.append((row[name], 100 * row["predicted_share"]))
-    tables = []
-    for (dataset, name), pairs in found.items():
-        scores, shares = np.array(pairs, float).T
-        table: Row = {"dataset": dataset, "score": name, "n": len(pairs)}
-        table |= {"mean_score": scores.mean(), "mean_share": shares.mean()}
-        tables.append(table | {"spearman": agreement.spearman(scores, shares)})
-    return tables
-
-
-def group(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
-    """Returns the rows with both sides known, by dataset and level."""
-    found: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        if row["true_share"] is not None and row["predicted_share"] is not None:
-            found.setdefault((row["dataset"], row["level"]), []).append(row)
-    return found
 
 
 def _tally(
