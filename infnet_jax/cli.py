@@ -276,6 +276,7 @@ def _detect(options: argparse.Namespace) -> int:
 
 
 def _study(options: argparse.Namespace) -> int:
+    from infnet_jax.config import load
     from infnet_jax.study import run as study
 
     words = ["infnet-jax", "study", f"--config={options.config}", *options.overrides]
@@ -283,7 +284,7 @@ def _study(options: argparse.Namespace) -> int:
     name = "-".join(filter(None, [Path(file).stem, preset]))
     words += [f"--workdir={options.workdir}"] if options.workdir else []
     return study.run(
-        study.load(options.config, options.overrides),
+        load(options.config, options.overrides),
         command=shlex.join(words),
         workdir=options.workdir or Path("runs") / name,
     )

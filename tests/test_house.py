@@ -37,11 +37,23 @@ ARROWS: dict[str, set[str]] = {
         "training",
         "weights",
     },
-    "study": {"data", "evaluation", "files", "runs", "training", "weights"},
-    "cli": {"__init__", "study", "verbs", "weights"},
+    "config": {"data", "plan"},
+    "study": {
+        "config",
+        "data",
+        "evaluation",
+        "files",
+        "models",
+        "plan",
+        "runs",
+        "tasks",
+        "training",
+        "weights",
+    },
+    "cli": {"__init__", "config", "study", "verbs", "weights"},
 }
 ENTRY_POINTS = {"infnet_jax.cli"}  # nobody in the package imports these
-COMPILES = {"loop", "networks", "predictor", "test_split", "parity", "bench"}
+COMPILES = {"loop", "networks", "predictor", "test_split", "losses", "parity", "bench"}
 
 
 def sources(folder: str) -> list[Path]:
