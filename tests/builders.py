@@ -26,6 +26,14 @@ def read(folder, split=None):
     }
 
 
+def build_and_read(name, source, tmp_path, **kwargs):
+    """The examples of a dataset, {split: {id: example}}, and its report."""
+    folder, found = build(name, source, tmp_path, **kwargs), {}
+    for key, example in read(folder).items():
+        found.setdefault(example["split"], {})[key] = example
+    return found, report(folder)
+
+
 def report(folder):
     """What the build found."""
     return tfds_builders.report_of(folder)

@@ -3,7 +3,8 @@
 import pytest
 
 from configs import selfsup
-from infnet_jax.config import load, prepare
+from infnet_jax.config import build, load, prepare
+from tests.builders import dummy
 
 
 def test_overrides_change_a_preset():
@@ -44,3 +45,11 @@ def test_a_wrong_run_is_refused_before_anything_is_built(key, value, words, tmp_
     with pytest.raises(ValueError) as caught:
         prepare(config)
     assert words in str(caught.value) and not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("given", [".", "folders"])
+def test_source_files_may_lie_in_a_folder_of_the_builder(given, tmp_path):
+    config = selfsup.get_config("tiny")
+    dummy("folders/default", tmp_path / "manual/folders")
+    config.data.update(manual_dir=str(tmp_path / "manual" / given), data_dir=str(tmp_path / "data"))
+    assert build("folders", config) == tmp_path / "data/folders/default/1.0.0"
