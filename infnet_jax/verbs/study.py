@@ -17,12 +17,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the study; returns 0, or 1 if a cell failed."""
+    from infnet_jax.config import load
     from infnet_jax.study import run as study
 
     words = ["infnet-jax", "study", f"--config={options.config}", *options.overrides]
     words += [f"--workdir={options.workdir}"] if options.workdir else []
     file, _, preset = options.config.partition(":")
     name = "-".join(filter(None, [Path(file).stem, preset]))
-    config = study.load(options.config, options.overrides)
+    config = load(options.config, options.overrides)
     workdir = options.workdir or Path("runs") / name
     return study.run(config, command=shlex.join(words), workdir=workdir)
