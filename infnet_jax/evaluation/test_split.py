@@ -85,10 +85,8 @@ def evaluate(
                 **_readings(_records(config, cut, truths)),
             }
         dice = [metrics.threshold_scores(r, "none", "empty_aware")["dice"] for r in of_masks]
-        for row, record, value in zip(rows, of_probs, dice, strict=True):
-            row[f"dice_{name}"] = value
-            row[f"dice_{name}_toolbox"] = metrics.threshold_scores(record)["dice"]
-            row[f"dice_{name}_mean"] = float(record["curves"]["dice"].mean())
+        for row, record, of_mask in zip(rows, of_probs, of_masks, strict=True):
+            row |= metrics.slice_scores(name, record, of_mask)
         if jax.process_index() == 0:
             _write_maps(workdir / "predictions" / ("" if channel is None else name), cases, probs)
             kept = workdir / "evaluate" / f"{name}.npz"

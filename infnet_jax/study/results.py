@@ -7,12 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# Reading of Dice -> (end of its column in evaluation.csv, heading).
-DICE = {
-    "mean": ("_mean", "Dice, mean of 256"),
-    "stretched": ("_toolbox", "Dice, stretched"),
-    "raw": ("", "Dice, raw"),
-}
+from infnet_jax.evaluation.metrics import SLICE_SCORES as DICE
 
 
 class Results(NamedTuple):
@@ -73,8 +68,8 @@ def collect(cells: Sequence[Any]) -> list[Results]:
                 tuple(whole),
                 tuple(ids),
                 {
-                    kind: {c: stack[f"dice_{c}{end}"] for c in classes}
-                    for kind, (end, _) in DICE.items()
+                    kind: {c: stack[column.format(c)] for c in classes}
+                    for kind, (column, _) in DICE.items()
                 },
                 {name[5:]: values for name, values in stack.items() if name.startswith("loss_")},
             )

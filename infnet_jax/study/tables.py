@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from infnet_jax.evaluation import compare
+from infnet_jax.evaluation import statistics
 from infnet_jax.evaluation.markdown import markdown_table
 from infnet_jax.files import write_csv
 from infnet_jax.runs.workdir import write_text
@@ -59,22 +59,24 @@ def dice_lines(
                 "slices": values["mean"].shape[1],
             }
             for kind, ours in values.items():
-                line[kind] = compare.mean(ours)
-                line[f"{kind}_low"], line[f"{kind}_high"] = compare.interval(ours)
+                line[kind] = statistics.mean(ours)
+                line[f"{kind}_low"], line[f"{kind}_high"] = statistics.interval(ours)
             line["against"] = config.rows[row.against].title if other else ""
             for kind, ours in values.items():
                 line[f"{kind}_gain"] = line[f"{kind}_p"] = math.nan
                 if other:
                     theirs = select(other, kind, group, without)
-                    line[f"{kind}_gain"] = line[kind] - compare.mean(theirs)
-                    line[f"{kind}_p"] = compare.wilcoxon(*map(compare.per_slice, (ours, theirs)))
+                    line[f"{kind}_gain"] = line[kind] - statistics.mean(theirs)
+                    line[f"{kind}_p"] = statistics.wilcoxon(
+                        *map(statistics.per_slice, (ours, theirs))
+                    )
             shown = not result.labels and name in ("infection", "mean of classes")
             line["paper"] = row.paper_dice if shown else math.nan
             lines.append(line)
     for name in {line["class"] for line in lines}:
         family = [line for line in lines if line["class"] == name]
         for kind in DICE:
-            corrected = compare.holm([line[f"{kind}_p"] for line in family])
+            corrected = statistics.holm([line[f"{kind}_p"] for line in family])
             for line, p in zip(family, corrected, strict=True):
                 line[f"{kind}_p"] = p
     return lines
@@ -86,7 +88,7 @@ def loss_lines(config: ConfigDict, results: Sequence[Results]) -> list[dict[str,
     for result in results:
         row = config.rows[result.row]
         for name, values in result.losses.items():
-            low, high = compare.interval(values[..., None])
+            low, high = statistics.interval(values[..., None])
             lines.append(
                 {
                     "row": row.title,
@@ -94,7 +96,7 @@ def loss_lines(config: ConfigDict, results: Sequence[Results]) -> list[dict[str,
                     "network": "multi" if "entropy" in result.losses else "single",
                     "loss": name,
                     "seeds": len(result.seeds),
-                    "mean": compare.mean(values[..., None]),
+                    "mean": statistics.mean(values[..., None]),
                     "low": low,
                     "high": high,
                     "paper": row.paper_loss if name == "total" and not result.labels else math.nan,
@@ -185,7 +187,7 @@ def _table2(config: ConfigDict, results: Sequence[Results], workdir: Path) -> li
             "labels",
             "class",
             "seeds",
-            *(h for _, h in DICE.values()),
+            *(title for _, title in DICE.values()),
             "against",
             "gain",
             "p (Holm)",
@@ -204,7 +206,7 @@ def _figures(config: ConfigDict, results: Sequence[Results], workdir: Path) -> l
     for result in results:
         row, classes = config.rows[result.row], list(result.dice["mean"])
         values = select(result, "mean", classes, ())
-        point = (result.count, compare.mean(values), *compare.interval(values))
+        point = (result.count, statistics.mean(values), *statistics.interval(values))
         curves.setdefault(row.title, []).append(point)
         other = of_row.get((row.against, result.labels))
         if other and not result.labels:
@@ -213,8 +215,8 @@ def _figures(config: ConfigDict, results: Sequence[Results], workdir: Path) -> l
                 (
                     config.rows[row.against].title,
                     row.title,
-                    compare.per_slice(theirs),
-                    compare.per_slice(values),
+                    statistics.per_slice(theirs),
+                    statistics.per_slice(values),
                 )
             )
     curves = {title: sorted(points) for title, points in curves.items() if len(points) > 1}

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from infnet_jax.evaluation import agreement, detection
+from infnet_jax.evaluation import statistics
 
 # The classes of the paper's authors; `suspected` is none of them.
 GRADES = {"control": 0, "mild": 0, "regular": 0, "severe": 1, "critically ill": 2}
@@ -119,10 +119,10 @@ def compare(joined: Joined) -> dict[str, float]:
     """
     if not joined.numbers:
         raise ValueError("no scored patient has a class in the clinical table")
-    found = agreement.classes(joined.classes, [s.grade for s in joined.scores])._asdict()
+    found = statistics.classes(joined.classes, [s.grade for s in joined.scores])._asdict()
     severe = np.asarray(joined.classes) > 0
     mixed = severe.any() and not severe.all()
     for key in ("share", "ct_ss"):
         values: Sequence[float] = [getattr(s, key) for s in joined.scores]
-        found[f"auc_{key}"] = detection.roc(values, severe).auc if mixed else float("nan")
+        found[f"auc_{key}"] = statistics.roc(values, severe).auc if mixed else float("nan")
     return found

@@ -7,7 +7,7 @@ import numpy as np
 
 from infnet_jax.clinic import imaging
 from infnet_jax.data import batches as data
-from infnet_jax.evaluation import detection
+from infnet_jax.evaluation import statistics
 from infnet_jax.evaluation.predictor import Segmenter
 from infnet_jax.files import write_csv
 from infnet_jax.verbs import find_lungs
@@ -56,8 +56,8 @@ def run(
         [names.index(n) for n in healthy],
     )
     scored = [row for row in rows if row["lung_pixels"]]
-    curve = detection.roc([r["share"] for r in scored], [r["infected"] for r in scored])
-    sensitivity, specificity, threshold = detection.sensitivity_at(curve, 0.95)
+    curve = statistics.roc([r["share"] for r in scored], [r["infected"] for r in scored])
+    sensitivity, specificity, threshold = statistics.sensitivity_at(curve, 0.95)
     n_infected = sum(row["infected"] for row in scored)
     print(
         f"{split}: {sum(row['slices'] for row in scored)} slices of {len(scored)} patients, "

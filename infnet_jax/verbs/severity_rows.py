@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from infnet_jax.clinic import case as scoring, imaging, severity
-from infnet_jax.evaluation import agreement
+from infnet_jax.evaluation import statistics
 from infnet_jax.verbs import find_lungs, truth
 from infnet_jax.verbs.predict import drop_detached
 
@@ -87,17 +87,17 @@ def compare(rows: Sequence[Row]) -> Row:
             factor * np.array([r[f"{side}_{key}"] for r in rows], float)
             for side in ("true", "predicted")
         )
-        limits = agreement.limits(t, p)
+        limits = statistics.limits(t, p)
         found |= {
             f"{key}_true": float(t.mean()),
             f"{key}_predicted": float(p.mean()),
-            f"{key}_mae": agreement.mean_absolute_error(t, p),
+            f"{key}_mae": statistics.mean_absolute_error(t, p),
             f"{key}_bias": limits.bias,
             f"{key}_low": limits.low,
             f"{key}_high": limits.high,
-            f"{key}_spearman": agreement.spearman(t, p),
+            f"{key}_spearman": statistics.spearman(t, p),
         }
-    grades = agreement.classes(
+    grades = statistics.classes(
         *([r[f"{side}_grade"] for r in rows] for side in ("true", "predicted"))
     )
     return found | {
@@ -130,7 +130,7 @@ def experts(rows: Iterable[Row]) -> list[Row]:
                 "n": len(pairs),
                 "mean_score": scores.mean(),
                 "mean_share": shares.mean(),
-                "spearman": agreement.spearman(scores, shares),
+                "spearman": statistics.spearman(scores, shares),
             }
         )
     return tables

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from infnet_jax.evaluation import agreement, figures as house
+from infnet_jax.evaluation import figures as house, statistics
 from infnet_jax.evaluation.markdown import markdown_table
 from infnet_jax.verbs import clinical
 
@@ -29,7 +29,7 @@ def draw(folder: Path, dataset: str, levels: Mapping[str, Sequence[Mapping]]) ->
                     factor * np.array([r[f"{side}_{key}"] for r in rows], float)
                     for side in ("true", "predicted")
                 )
-                found = agreement.limits(t, p)
+                found = statistics.limits(t, p)
                 ax.scatter((t + p) / 2, p - t, s=14, color=house.BLUE, alpha=0.6, linewidths=0)
                 for value, style in zip(found, ("-", "--", "--"), strict=True):
                     if np.isfinite(value):
