@@ -87,10 +87,8 @@ def inpainting_panel(
                 _picture(line[3 * i + 2], reconstruction[i], low, high)
             line[0].set_ylabel(label)
         for i in range(n):
-            for ax, title in zip(
-                grid[0, 3 * i :], ("slice", "erased by the coach", "inpainting"), strict=False
-            ):
-                ax.set_title(title)
+            for k, title in enumerate(("slice", "erased by the coach", "inpainting")):
+                grid[0, 3 * i + k].set_title(title)
     return path
 
 
@@ -120,8 +118,8 @@ def overlays(
             _picture(line[0], image)
             _picture(line[1], image)
             if truth is not None:
-                _contour(line[1], np.asarray(truth, float), 0.5, SKY)
-            _contour(line[1], np.asarray(found, float), 0.5, ORANGE)
+                _contour(line[1], truth, SKY)
+            _contour(line[1], found, ORANGE)
             if prob is not None:
                 shown = _picture(line[2], prob, 0, 1, cmap="magma")
                 figure.colorbar(shown, ax=line[2], fraction=0.046, pad=0.03, ticks=[0, 0.5, 1])
@@ -155,37 +153,26 @@ def roc(fpr: np.ndarray, tpr: np.ndarray, auc: float, path: Path) -> Path:
 
 
 def augmentation(
-    original: np.ndarray,
-    augmented: np.ndarray,
-    path: Path,
-    *,
-    original_masks: np.ndarray,
-    augmented_masks: np.ndarray,
-    labels: Sequence[str] = (),
+    before: tuple[np.ndarray, np.ndarray], after: tuple[np.ndarray, np.ndarray], path: Path
 ) -> Path:
     """Draws slices beside their augmented selves, with lesions outlined (paper, Fig. 5).
 
     Args:
-      original: [n, H, W] slices in any one grey scale.
-      augmented: [n, H', W'] the same after augmentation, in the same scale.
+      before: slices [n, H, W] in any one grey scale and masks [n, H, W], not 0 = lesion; outlined,
+        so that a mask which did not move with its slice shows.
+      after: the same after augmentation, in the same scale.
       path: the PNG to write.
-      original_masks: [n, H, W], not 0 = lesion; outlined, so that a mask which did not move with
-        its slice shows.
-      augmented_masks: [n, H', W'], the same after augmentation.
-      labels: what was done to each row; empty for none.
     """
-    n = len(original)
-    low, high = float(np.min(original)), float(np.max(original))
-    sides = ("original", original, original_masks), ("augmented", augmented, augmented_masks)
+    n, low, high = len(before[0]), float(np.min(before[0])), float(np.max(before[0]))
     with canvas(path, width=5.4, height=2.5 * n + 0.4) as figure:
         grid = figure.subplots(n, 2, squeeze=False)
-        for column, (title, pictures, masks) in zip(grid.T, sides, strict=True):
+        for column, title, side in zip(
+            grid.T, ("original", "augmented"), (before, after), strict=True
+        ):
             column[0].set_title(title)
-            for ax, picture, mask in zip(column, pictures, masks, strict=True):
+            for ax, picture, mask in zip(column, *side, strict=True):
                 _picture(ax, picture, low, high)
-                _contour(ax, (np.asarray(mask) != 0).astype(float), 0.5, SKY)
-        for ax, label in zip(grid[:, 0], labels, strict=False):
-            ax.set_ylabel(label)
+                _contour(ax, np.asarray(mask) != 0, SKY)
     return path
 
 
@@ -228,7 +215,11 @@ def _curve(ax: "Axes", steps: np.ndarray, values: np.ndarray, *, label: str, col
 
 
 def _picture(
-    ax: "Axes", array: np.ndarray, low: float | None = None, high: float | None = None, cmap="gray"
+    ax: "Axes",
+    array: np.ndarray,
+    low: float | None = None,
+    high: float | None = None,
+    cmap: str = "gray",
 ) -> Any:
     """An image without ticks or frame; the y label stays usable."""
     ax.set(xticks=[], yticks=[])
@@ -243,7 +234,7 @@ def _tint(grey: np.ndarray, amount: np.ndarray, colour: np.ndarray) -> np.ndarra
     return grey[..., None] * (1 - opacity) + colour * opacity
 
 
-def _contour(ax: "Axes", field: np.ndarray, level: float, colour: str) -> None:
-    """The level line of a field, if it has one."""
-    if field.min() < level <= field.max():
-        ax.contour(field, levels=[level], colors=[colour], linewidths=1.5)
+def _contour(ax: "Axes", mask: np.ndarray, colour: str) -> None:
+    """The outline of a mask, if it has one."""
+    if mask.any() and not mask.all():
+        ax.contour(np.asarray(mask, float), levels=[0.5], colors=[colour], linewidths=1.5)

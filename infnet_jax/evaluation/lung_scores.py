@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from infnet_jax.clinic import lung_network
-from infnet_jax.data import sources
+from infnet_jax.data.sources import Source, decode, text
 from infnet_jax.dice import dice
 
 KEPT = 0.97  # share of a slice's infected pixels inside the lung that counts as kept
@@ -18,15 +18,12 @@ Row = Mapping[str, float | None]
 
 
 def measure(
-    source: sources.Source,
-    run: Callable[[sources.Source], list[np.ndarray]],
-    threshold: float,
-    folder: Path,
+    source: Source, run: Callable[[Source], list[np.ndarray]], threshold: float, folder: Path
 ) -> dict[str, Row]:
     """Compares a network's lungs, found as `predict` finds them in volumes, with the true ones.
 
     Args:
-      source: examples of `sources.LungTarget`; those that share a `volume` are its slices.
+      source: examples of `LungTarget`; those that share a `volume` are its slices.
       run: the network, from examples to maps of lung [h, w], 0..1.
       threshold: from which a pixel is lung.
       folder: gets a picture of each slice's lungs, 0 or 255, under its id.
@@ -37,7 +34,7 @@ def measure(
     """
     volumes: dict[str, list[int]] = {}
     for i in range(len(source)):
-        name = sources.text(source[i].get("volume", ""))
+        name = text(source[i].get("volume", ""))
         volumes.setdefault(f"volume {name}" if name else f"slice {i}", []).append(i)
 
     def of_pictures(pictures: Iterable[np.ndarray]) -> list[np.ndarray]:
@@ -45,12 +42,12 @@ def measure(
 
     rows: dict[str, Row] = {}
     for indices in volumes.values():
-        indices.sort(key=lambda i: _in_order(sources.text(source[i]["id"])))
-        pictures = [sources.decode(source[i], "image")[..., 0] for i in indices]
+        indices.sort(key=lambda i: _in_order(text(source[i]["id"])))
+        pictures = [decode(source[i], "image")[..., 0] for i in indices]
         found = lung_network.find(of_pictures, pictures, threshold)
         for i, lung in zip(indices, found, strict=True):
-            truth, lesion = (sources.decode(source[i], k)[..., 0] > 0 for k in ("lung", "lesion"))
-            name = sources.text(source[i]["id"])
+            truth, lesion = (decode(source[i], k)[..., 0] > 0 for k in ("lung", "lesion"))
+            name = text(source[i]["id"])
             path = picture_of(folder, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(path), lung.astype(np.uint8) * 255)
@@ -79,13 +76,15 @@ def summarise(rows: Mapping[str, Row]) -> dict[str, Any]:
 
 def _summary(rows: Mapping[str, Row], part: str) -> dict[str, float | int | None]:
     mine = [row for name, row in rows.items() if part in ("all", name.partition("/")[0])]
-    scores, kept = ([row[key] for row in mine if row[key] is not None] for key in ("dice", "kept"))
+    scores, kept = (
+        np.array([row[key] for row in mine if row[key] is not None]) for key in ("dice", "kept")
+    )
     return {
         "slices": len(scores),
-        "dice": float(np.mean(scores)) if scores else None,
+        "dice": float(scores.mean()) if scores.size else None,
         "infected": len(kept),
-        "kept": float(np.mean(kept)) if kept else None,
-        "kept_slices": float(np.mean(np.array(kept) >= KEPT)) if kept else None,
+        "kept": float(kept.mean()) if kept.size else None,
+        "kept_slices": float((kept >= KEPT).mean()) if kept.size else None,
     }
 
 
