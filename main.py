@@ -1,6 +1,5 @@
 """Runs the stages of a config: python main.py --config=configs/selfsup.py [--workdir=DIR]."""
 
-import dataclasses
 import os
 import shlex
 import sys
@@ -75,12 +74,13 @@ def main(_: list[str]) -> None:
     try:
         import jax  # slow to import, as is the package, and --help needs neither
 
+        from infnet_jax.config import prepare
         from infnet_jax.runs import mesh
-        from infnet_jax.training import run as train
+        from infnet_jax.training.run import run
 
         mesh.initialise_distributed(config.distributed)
-        dataset, mix = mesh.first_process_first(lambda: _prepare(config))
-        summary = train.run(
+        dataset, mix = mesh.first_process_first(lambda: prepare(config))
+        summary = run(
             config,
             workdir=workdir,
             dataset=dataset,
@@ -96,48 +96,6 @@ def main(_: list[str]) -> None:
         if os.environ.get("INFNET_DEBUG"):
             raise
         _leave(" ".join(str(error).split()), 1)
-
-
-def _prepare(config):
-    """The folder of the prepared dataset, and the `Mix` to pre-train on (None without one)."""
-    import tfds_builders
-    from infnet_jax.data import mix
-
-    parts = mix.parse(config.data.pretrain)
-    if parts and "pretrain" not in config.stages:
-        raise ValueError(
-            f"data.pretrain = {config.data.pretrain!r}, but no stage is `pretrain`; "
-            "use configs/selfsup.py, or leave it empty"
-        )
-    for part in parts:  # a misspelt name must not wait until the others are built
-        try:
-            tfds_builders.find(part.name)
-        except ValueError as error:
-            raise ValueError(f"data.pretrain: {error}") from error
-    dataset = _build(config.data.name, config)
-    if not parts:
-        return dataset, None
-
-    def copies(part):
-        from tfds_builders import overlap
-
-        return overlap.copies(part.folder, part.split, dataset, config.data.test)
-
-    built = (dataclasses.replace(part, folder=_build(part.name, config)) for part in parts)
-    return dataset, mix.Mix(tuple(built), copies)
-
-
-def _build(name: str, config) -> Path:
-    """Prepares one dataset, from `manual_dir/<builder>` if there is such a folder."""
-    import tfds_builders
-
-    manual = Path(config.data.manual_dir) if config.data.manual_dir else None
-    own = manual and manual.expanduser() / name.partition("/")[0]
-    return tfds_builders.prepare(
-        name,
-        data_dir=config.data.data_dir or tfds_builders.DEFAULT_DATA_DIR,
-        manual_dir=own if own and own.is_dir() else manual,
-    )
 
 
 if __name__ == "__main__":

@@ -36,7 +36,13 @@ DICOM = [
     "highdicom>=0.23",  # masks out as DICOM-SEG, whose rules are many
 ]
 EXTRAS = {
-    "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.8", *DICOM],  # xdist: two files at a time
+    "test": [
+        "pytest>=8",
+        "pytest-xdist>=3.5",  # two files at a time
+        "ruff>=0.8",  # format and lint
+        "mypy>=1.18",  # types
+        *DICOM,
+    ],
     "browser": ["playwright>=1.50"],  # drives the page in a Chromium that is installed already
     "cuda": ["jax[cuda12]>=0.10,<0.12"],  # NVIDIA GPUs
     "tpu": ["jax[tpu]>=0.10,<0.12"],

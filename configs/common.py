@@ -63,7 +63,7 @@ def get_base() -> ConfigDict:
     c.distributed = False  # True: let JAX find the processes of a TPU pod or a SLURM job
     c.stages = ("segment", "evaluate")
     # What the first training stage starts from: a folder from `infnet-jax import-torch`, or
-    # "imagenet_lite0" (extra `pretrained`, for backbone efficientnet_lite0).
+    # "imagenet_lite0" (extra `pretrained`, for trunk efficientnet_lite0).
     c.weights = ""
 
     c.data = ConfigDict(
@@ -71,6 +71,7 @@ def get_base() -> ConfigDict:
             name="phantom",
             data_dir="",
             manual_dir="",
+            target="infection",  # infection | lung
             train="train",
             test="test",
             # label budgets, each within the next: (10, 25) learns from 25 slices; () all
@@ -86,12 +87,11 @@ def get_base() -> ConfigDict:
     )
     c.model = ConfigDict(
         dict(
-            # infnet | unet (the plain baseline) | unet_lite0 (its decoder on an
-            # EfficientNet-lite0); the last two have no backbone and no max_pool to choose
-            kind="infnet",
-            backbone="resnet18",
+            decoder="infnet",  # infnet | unet (the plain baseline)
+            # resnet18 | resnet50 | res2net50 | vgg16 | efficientnet_lite0 | plain (unet only)
+            trunk="resnet18",
             width=24,
-            max_pool=False,  # False doubles the resolution of every map, for small slices
+            max_pool=False,  # of infnet: False doubles the resolution, for small slices
             inpaint_head="none",  # tanh_parallel (as coded) | linear_replace (as written) | none
         )
     )
@@ -140,7 +140,7 @@ def get_base() -> ConfigDict:
 def published(c: ConfigDict) -> None:
     """The settings that the paper and its authors share, at 352 x 352, for a GPU or TPU."""
     c.data.name, c.data.channels = "covid_semiseg/binary", 3
-    c.model.backbone, c.model.width, c.model.max_pool = "resnet50", 64, True
+    c.model.trunk, c.model.width, c.model.max_pool = "resnet50", 64, True
     s = c.segment
     s.size, s.scales, s.validation = 352, (0.75, 1.0, 1.25), 5
     s.ema_decay = 0.0
@@ -159,7 +159,7 @@ def lite(c: ConfigDict) -> None:
     """Real slices, a U-Net on a light trunk from ImageNet weights; needs the extra `pretrained`."""
     c.data.name, c.data.norm, c.data.channels = "covid_semiseg/binary", "tf", 3
     c.weights = "imagenet_lite0"
-    c.model.kind, c.model.width = "unet_lite0", 24
+    c.model.update(decoder="unet", trunk="efficientnet_lite0", width=24)
     s = c.segment
     s.size, s.steps, s.eval_every, s.validation = 256, 700, 100, 0
 

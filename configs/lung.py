@@ -6,7 +6,7 @@
 The run's workdir is what `infnet-jax predict --lungs` takes. Presets:
     demo (the default)  the procedural `phantom` dataset
     folders             your own slices with lung masks (see `tfds_builders/folders/README.md`):
-                        cross-validated by group (stage `prior`), then trained on all of them
+                        cross-validated by group, then trained on all of them
     lite                the same, a U-Net on a light trunk from ImageNet weights; needs the extra
                         `pretrained`
     tiny                seconds, for tests
@@ -32,8 +32,8 @@ def get_config(preset: str = "demo") -> ConfigDict:
         common.tiny(c)
     elif preset in ("folders", "lite"):
         c.data.name, c.data.test = "folders", "train"
-        c.stages = ("prior", "segment")
-        c.prior = ConfigDict(dict(kind="crossfit", folds=5, repeats=1, splits=()))
+        c.stages = ("cross_validation", "segment")
+        c.cross_validation = ConfigDict(dict(folds=5, repeats=1))
         s.size, s.steps, s.eval_every, s.validation = 144, 300, 100, 0
         s.augmentation.scale = (0.5, 1.3)  # lungs fill a cropped picture, and half of a whole one
         s.augmentation.dense = 0.7  # dense lesions at the wall are lung too, and few slices show it

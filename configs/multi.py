@@ -31,12 +31,15 @@ def get_config(preset: str = "demo") -> ConfigDict:
         )
     )
     m = c.multi = c.segment.copy_and_resolve_references()
-    m.with_prior = True  # False: the slice alone
-    m.prior_use = "input"  # input (paper) | average: into the map instead of into the network
+    # none: the slice alone; input (paper); average: into the map instead of into the network
+    m.prior_use = "input"
     m.from_prior = False  # True: each network starts from the prior's that left out the same fold
     m.net = ConfigDict(
         dict(
-            kind="unet",  # unet | fcn8s | unet_lite0 (its `weights` have no channel for a prior)
+            decoder="unet",  # unet | fcn8s
+            # plain | the trunks of model.trunk (`weights` have no channel for a prior) | vgg16 for
+            # fcn8s
+            trunk="plain",
             width=24,
             improved=False,
             inpaint_head="none",
@@ -46,11 +49,8 @@ def get_config(preset: str = "demo") -> ConfigDict:
         dict(
             head="softmax",  # softmax | sigmoid (public code)
             gamma=0.0,  # 2: focal
-            class_weights=(),
-            smoothing=0.0,
-            smoothed="all",
+            smoothing=0.0,  # of the background (public code: .1)
             dice_weight=1.0,  # the public code has no Dice term: 0
-            dice_over="batch",
         )
     )
     if preset == "demo":
@@ -62,7 +62,7 @@ def get_config(preset: str = "demo") -> ConfigDict:
         m.update(size=144, steps=1200)
     elif preset == "lite":
         m.update(prior_use="average", steps=800)
-        m.net.kind = "unet_lite0"
+        m.net.trunk = "efficientnet_lite0"
     elif preset == "tiny":
         c.prior.folds, m.net.width = 2, 4
     else:

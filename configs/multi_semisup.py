@@ -27,5 +27,6 @@ def get_config(preset: str = "demo") -> ConfigDict:
     c.multi.prior_use = "average"
     if preset in ("semiseg", "lite"):
         c.multi.steps = 600
-    c.model.kind, c.model.width = c.multi.net.kind, c.multi.net.width  # one starts from the other
+    for key in ("decoder", "trunk", "width"):  # one starts from the other
+        c.model[key] = c.multi.net[key]
     return c

@@ -3,7 +3,6 @@
     python main.py --config=configs/selfsup.py            # phantom, two cores, some 8 minutes
     python main.py --config=configs/selfsup.py:semiseg --config.data.manual_dir=DIR
     python main.py --config=configs/selfsup.py --config.pretrain.rounds.use_coach=False
-    python main.py --config=configs/selfsup.py --config.pretrain.pretext=rotation
 
 Presets:
     demo (the default)  the two-core demonstration on the procedural `phantom` dataset
@@ -27,8 +26,7 @@ def get_config(preset: str = "demo") -> ConfigDict:
     c.coach = ConfigDict(dict(width=16))
     p = c.pretrain = ConfigDict(
         dict(
-            # inpaint | rotation (for the network's share of the rounds, no coach)
-            pretext="inpaint",
+            pretext="inpaint",  # configs/rotation.py has the other one
             splits=("train", "unlabeled"),
             validation=40,
             size=128,

@@ -2,7 +2,8 @@
 
     python main.py --config=configs/supervised.py            # phantom, two cores, minutes
     python main.py --config=configs/supervised.py:semiseg --config.data.manual_dir=DIR
-    python main.py --config=configs/supervised.py --config.model.kind=unet   # the plain U-Net
+    python main.py --config=configs/supervised.py --config.model.decoder=unet \
+        --config.model.trunk=plain   # the plain U-Net
 
 Presets: demo (the default), semiseg, lite, paper, authors, tiny; see `configs/selfsup.py`.
 """
@@ -34,7 +35,7 @@ def get_config(preset: str = "demo") -> ConfigDict:
         )
         s.augmentation.crop = (0.5, 0.8)
     else:  # the paper: "the default model and hyper-parameters from the Inf-Net code"
-        c.model.backbone = "res2net50"
+        c.model.trunk = "res2net50"
         s.batch_size, s.steps = 24, 100 * per_epoch
         s.schedule = common.schedule("step", 1e-4, decay_every=50 * per_epoch)
         s.augmentation = common.augmentation(cutout=0.5, cutout_mode="area")

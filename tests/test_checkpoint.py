@@ -16,8 +16,7 @@ import pytest
 from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec
 
-from infnet_jax.runs.checkpoint import Checkpoints
-from infnet_jax.runs.transfer import load_parameters, transfer
+from infnet_jax.runs.checkpoint import Checkpoints, load_parameters
 
 # The reader leaves futures of an event loop behind when it gives up on damaged files.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -89,7 +88,7 @@ def test_the_offered_state_may_be_donated_at_once(tmp_path):
 
 
 def test_saves_fall_on_the_interval_and_the_newest_are_kept(tmp_path):
-    with Checkpoints(tmp_path, save_every=3, keep=2) as checkpoints:
+    with Checkpoints(tmp_path, save_every=3) as checkpoints:
         saved = [step for step in range(11) if checkpoints.offer(step, make_state(step))]
         assert saved == [3, 6, 9]
         assert checkpoints.offer(10, make_state(10), force=True)
@@ -111,11 +110,10 @@ def test_the_best_outlives_the_newest(tmp_path, mode, metrics, best):
     fill(tmp_path, metrics, best_mode=mode)
     assert stored(tmp_path) == [best, 4, 5]
     with Checkpoints(tmp_path, save_every=1, best_mode=mode) as checkpoints:  # as after a restart
-        state, step = checkpoints.restore_best(make_state(0))
-        assert step == best and equal(state, make_state(best))
         assert checkpoints.restore(make_state(0))[1] == 5
         checkpoints.offer(6, make_state(6))
     assert stored(tmp_path) == [best, 5, 6]
+    assert load_parameters(tmp_path, "best")["step"] == best
 
 
 def test_a_new_best_is_saved_between_intervals(tmp_path):
@@ -145,9 +143,9 @@ def test_a_flipped_byte_in_the_arrays_is_found_and_the_earlier_one_used(tmp_path
         state, step = checkpoints.restore(make_state(0))
         assert step == 1 and equal(state, make_state(1))
         assert str(tmp_path / "2") in caplog.text and "moved to damaged-2" in caplog.text
-        assert checkpoints.restore_best(state)[1] == 1
+        assert load_parameters(tmp_path, "best")["step"] == 1
         assert checkpoints.offer(2, make_state(2), 0.2)  # the repeated step is stored again
-        state, step = checkpoints.restore_best(state)
+        state, step = checkpoints.restore(state)
         assert step == 2 and equal(state, make_state(2))
     assert (tmp_path / "damaged-2").is_dir()
 
@@ -189,7 +187,7 @@ def test_a_changed_score_in_the_manifest_is_not_believed(tmp_path):
     with pytest.raises(ValueError, match=f"{path}: damaged"):
         load_parameters(tmp_path, "best")
     with Checkpoints(tmp_path, save_every=1) as checkpoints:
-        assert checkpoints.restore_best(make_state(0))[1] == 1
+        assert checkpoints.restore(make_state(0))[1] == 1
 
 
 def test_nothing_whole_left_means_none(tmp_path):
@@ -302,56 +300,3 @@ def test_parameters_load_without_a_target(tmp_path):
         load_parameters(tmp_path, "newest")
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         load_parameters(tmp_path / "nowhere", "latest")
-
-
-def trees():
-    def tree(value, width):
-        head = {"kernel": np.full((2, width), value, np.float32)}
-        trunk = {"conv": {"kernel": np.full((3, 2), value, np.float32)}}
-        stats = {"trunk": {"bn": {"mean": np.full(2, value, np.float64)}}}
-        return {"params": {"trunk": trunk, "head": head, "neck": dict(head)}, "batch_stats": stats}
-
-    target, source = tree(0, 1), tree(7, 1)
-    target["params"]["neck"] = {"kernel": np.zeros((2, 4), np.float32)}
-    target["batch_stats"]["trunk"]["bn"]["mean"] = np.zeros(2, np.float32)
-    source["params"]["decoder"] = {"bias": np.ones(5)}
-    return target, source
-
-
-TRUNK, STATS = "params/trunk/conv/kernel", "batch_stats/trunk/bn/mean"
-HEAD, NECK = "params/head/kernel", "params/neck/kernel"
-
-
-@pytest.mark.parametrize(
-    ("mode", "loaded", "fresh", "mismatched"),
-    [
-        ("all_but_last", {TRUNK, STATS}, {HEAD, NECK}, [f"{NECK}: target [2, 4], source [2, 1]"]),
-        ("matching", {TRUNK, STATS, HEAD}, {NECK}, [f"{NECK}: target [2, 4], source [2, 1]"]),
-        ("encoder", {TRUNK, STATS}, {HEAD, NECK}, []),
-    ],
-)
-def test_transfer_takes_what_the_mode_says(mode, loaded, fresh, mismatched):
-    target, source = trees()
-    out, report = transfer(target, source, mode=mode, is_output_layer=lambda name: "/head/" in name)
-    assert (set(report.loaded), set(report.fresh)) == (loaded, fresh)
-    assert report.mismatched == mismatched
-    assert "params/decoder/bias" in report.unused and not set(report.unused) & loaded
-    assert jax.tree.structure(out) == jax.tree.structure(target)
-    for name, leaf in (
-        (TRUNK, out["params"]["trunk"]["conv"]["kernel"]),
-        (STATS, out["batch_stats"]["trunk"]["bn"]["mean"]),
-        (HEAD, out["params"]["head"]["kernel"]),
-        (NECK, out["params"]["neck"]["kernel"]),
-    ):
-        assert leaf.dtype == np.float32 and (leaf == (7 if name in loaded else 0)).all()
-    assert not target["params"]["trunk"]["conv"]["kernel"].any()  # the target is left as it was
-
-
-def test_a_transfer_of_nothing_is_an_error():
-    target, source = trees()
-    with pytest.raises(ValueError, match="found no leaf to load"):
-        transfer(target, source, mode="encoder", encoder="backbone")
-    with pytest.raises(ValueError, match=r"shapes differ at a: target \[2\], source \[3\]"):
-        transfer({"a": np.zeros(2)}, {"a": np.zeros(3)}, mode="matching")
-    with pytest.raises(ValueError, match="mode 'most' must be"):
-        transfer(target, source, mode="most")

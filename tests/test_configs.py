@@ -1,11 +1,32 @@
 """Every preset of every config builds its tasks; wrong names are answered with the right ones."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import common, multi, multi_selfsup, multi_semisup, selfsup, semisup, supervised
+from configs import (
+    common,
+    multi,
+    multi_selfsup,
+    multi_semisup,
+    rotation,
+    selfsup,
+    semisup,
+    supervised,
+)
 from infnet_jax import tasks
+from infnet_jax.plan import resolve
+from infnet_jax.tasks.normalise import make_norm
+
+
+def stages_of(config):
+    return {stage.name: stage for stage in resolve(config, Path("w")).stages}
+
+
+def make(stage):
+    return tasks.make(stage, make_norm(stage.norm, stage.channels, (0.4, 0.2)), 10)
 
 
 @pytest.mark.parametrize("preset", common.PRESETS)
@@ -20,7 +41,6 @@ def test_supervised_is_selfsup_without_pretraining(preset):
 @pytest.mark.parametrize("preset", common.PRESETS)
 def test_multi_selfsup_is_multi_with_pretraining(preset):
     alone, after = multi.get_config(preset), multi_selfsup.get_config(preset)
-    assert alone.multi.with_prior
     assert alone.multi.prior_use == ("average" if preset == "lite" else "input")
     assert alone.stages == ("prior", "multi", "evaluate")
     assert after.stages == ("pretrain", "prior", "pretrain_multi", "multi", "evaluate")
@@ -51,66 +71,56 @@ def test_multi_semisup_is_multi_with_unlabelled_slices_in_front(preset):
     assert after.stages == ("prior", "semi", "multi", "evaluate")
     assert after.semi == semisup.get_config(preset).semi
     assert alone.multi.optim == after.multi.optim and alone.multi.loss == after.multi.loss
-    assert (after.model.kind, after.model.width) == (after.multi.net.kind, after.multi.net.width)
+    for key in ("decoder", "trunk", "width"):
+        assert after.model[key] == after.multi.net[key]
     with pytest.raises(ValueError, match="'paper' is unknown: choose demo, semiseg, lite, tiny$"):
         multi_semisup.get_config("paper")
 
 
-SINGLE, MULTI = ("pretrain", "segment"), ("pretrain_multi", "multi")
-UNET = {"model.kind": "unet"}
-
-
 @pytest.mark.parametrize(
-    ("file", "preset", "stages", "changes"),
+    ("file", "preset", "changes"),
     [
-        (selfsup, "tiny", SINGLE, {}),
-        (selfsup, "paper", SINGLE, {}),
-        (selfsup, "authors", SINGLE, {}),
-        (multi_selfsup, "tiny", MULTI, {}),
-        (multi_selfsup, "authors", MULTI, {}),
-        (selfsup, "tiny", SINGLE, UNET),
-        (selfsup, "tiny", ("pretrain",), {"pretrain.pretext": "rotation"}),
-        (multi_selfsup, "tiny", ("pretrain_multi",), {"pretrain_multi.pretext": "rotation"}),
-        (semisup, "tiny", ("segment",), {"semi.kind": "mean_teacher"}),
-        (supervised, "tiny", ("segment",), {"model.kind": "unet_lite0"}),
-        (multi_selfsup, "lite", MULTI, {}),
-        (selfsup, "lite", SINGLE, {}),
-        (multi, "lite", ("multi",), {}),
-        (multi_semisup, "tiny", ("segment", "multi"), {}),
+        (selfsup, "tiny", {}),
+        (selfsup, "paper", {}),
+        (selfsup, "authors", {}),
+        (selfsup, "lite", {}),
+        (selfsup, "tiny", {"model.decoder": "unet", "model.trunk": "plain"}),
+        (rotation, "tiny", {}),
+        (supervised, "tiny", {"model.decoder": "unet", "model.trunk": "efficientnet_lite0"}),
+        (semisup, "tiny", {"semi.kind": "mean_teacher"}),
+        (multi, "lite", {}),
+        (multi_semisup, "tiny", {}),
+        (multi_selfsup, "tiny", {}),
+        (multi_selfsup, "authors", {}),
+        (multi_selfsup, "lite", {}),
     ],
 )
-def test_preset_builds_its_tasks(file, preset, stages, changes):
+def test_preset_builds_its_tasks(file, preset, changes):
     config = file.get_config(preset)
     config.update_from_flattened_dict(changes)
-    for stage in stages:
-        task = tasks.make(stage, config, (0.4, 0.2), 10)
+    for stage in stages_of(config).values():
+        if stage.runs == "evaluate":
+            continue
+        task = make(stage)
         assert task.total_steps > 0
         state = jax.eval_shape(lambda key, t=task: t.start(t.variables(key)), jax.random.key(0))
-        side, rows = config[stage].size, config[stage].batch_size
+        side, rows = stage.section.size, stage.section.batch_size
         picture = jax.ShapeDtypeStruct((rows, side, side, 1), jnp.uint8)
-        batch = dict.fromkeys(("image", "mask", "prior", "unlabelled"), picture)
+        batch = dict.fromkeys((*stage.fields, "unlabelled"), picture)
         for name in list(task.steps)[:2]:  # further sizes of multi-scale training are alike
             after, metrics = jax.eval_shape(task.steps[name], state, batch, jax.random.key(0))
-            assert jax.tree.structure(after) == jax.tree.structure(state), (stage, name)
-            kinds = [
-                [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)]
-                for tree in (after, state)
-            ]
-            assert kinds[0] == kinds[1], (stage, name)
+            for old, new in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
+                assert (old.shape, old.dtype) == (new.shape, new.dtype), (stage.name, name)
             assert all(value.shape == () for value in metrics.values())
 
 
 def test_published_presets_differ_where_paper_and_code_do():
     paper, authors = selfsup.get_config("paper"), selfsup.get_config("authors")
     assert (paper.pretrain.loss.kind, authors.pretrain.loss.kind) == ("ce", "mse_clamped")
-    assert (paper.model.inpaint_head, authors.model.inpaint_head) == (
-        "linear_replace",
-        "tanh_parallel",
-    )
-    assert (paper.pretrain.rounds.schedule, authors.pretrain.rounds.schedule) == (
-        "per_epoch",
-        "blocks",
-    )
+    heads = (paper.model.inpaint_head, authors.model.inpaint_head)
+    assert heads == ("linear_replace", "tanh_parallel")
+    schedules = (paper.pretrain.rounds.schedule, authors.pretrain.rounds.schedule)
+    assert schedules == ("per_epoch", "blocks")
     assert (paper.segment.loss.kind, authors.segment.loss.kind) == ("structure", "structure_as_run")
 
 
@@ -119,15 +129,30 @@ def test_unknown_preset_lists_the_known_ones():
         selfsup.get_config("papr")
 
 
-def test_an_unknown_network():
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model.decoder", "unet++", r"model.decoder='unet\+\+': choose fcn8s, infnet or unet"),
+        ("model.trunk", "resnet19", "model.trunk='resnet19': choose"),
+        ("model.trunk", "plain", "plain"),
+    ],
+)
+def test_an_unknown_network(key, value, message):
     config = supervised.get_config("tiny")
-    config.model.kind = "unet++"
-    with pytest.raises(ValueError, match=r"model.kind='unet\+\+': choose infnet, unet or unet_"):
-        tasks.make_net(config)
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(ValueError, match=message):
+        make(stages_of(config)["segment"])
 
 
 def test_a_stale_key_is_an_error():
     config = supervised.get_config("tiny")
     config.segment.optim.nesterov = True
     with pytest.raises(TypeError, match="nesterov"):
-        tasks.make("segment", config, (0.4, 0.2), 10)
+        make(stages_of(config)["segment"])
+
+
+def test_a_pretext_refuses_keys_of_another():
+    config = rotation.get_config("tiny")
+    config.pretrain.rounds = selfsup.get_config("tiny").pretrain.rounds
+    with pytest.raises(ValueError, match="rounds"):
+        make(stages_of(config)["pretrain"])

@@ -18,7 +18,8 @@ import main
 import tfds_builders
 from configs import selfsup
 from infnet_jax import tasks
-from infnet_jax.data import batches as data
+from infnet_jax.data.batches import Batches
+from infnet_jax.data.sources import examples, open_split
 from infnet_jax.training import data as stage_data
 
 NAMES = [
@@ -150,8 +151,8 @@ def test_a_stranger_reads_them_all(raw, prepared, tmp_path):
     expected = {}
     for name, folder in prepared.items():
         for split in splits(folder):
-            source = data.open_split(folder, split)
-            for stored, example in zip(source, data.examples(source), strict=True):
+            source = open_split(folder, split)
+            for stored, example in zip(source, examples(source), strict=True):
                 found = {
                     k: stored[k] if raw else example[k].tobytes()
                     for k in ("image", "mask", "lung")
@@ -206,8 +207,8 @@ def tiny():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_twenty_steps(name, prepared, learn):
-    sources = [data.open_split(prepared[name], split) for split in splits(prepared[name])]
-    batches = data.Batches(sources, batch_size=4, size=SIZE, seed=0)
+    sources = [open_split(prepared[name], split) for split in splits(prepared[name])]
+    batches = Batches(sources, batch_size=4, size=SIZE, seed=0)
     classes = set(np.unique([batches[step]["mask"] for step in range(5)]))
     assert classes <= {0, 1, 2} and ("mask" in sources[0][0]) == (len(classes) > 1)
     learn(batches)

@@ -22,7 +22,7 @@ ARROWS: dict[str, set[str]] = {
     "runs": {"files"},
     "weights": {"models"},
     "tasks": {"models"},
-    "data": {"tasks"},
+    "data": {"plan"},
     "evaluation": {"clinic", "data", "files", "runs", "tasks"},
     "training": {"data", "evaluation", "files", "models", "runs", "tasks", "weights"},
     "verbs": {

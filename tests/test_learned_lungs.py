@@ -12,7 +12,8 @@ import tfds_builders
 from configs import common, lung, supervised
 from infnet_jax import tasks
 from infnet_jax.clinic import imaging, lung_network, lungs
-from infnet_jax.data import batches as data
+from infnet_jax.data.batches import Batches
+from infnet_jax.data.sources import LungTarget, decode, examples, open_split, text
 from infnet_jax.evaluation import lung_scores, networks, run_figures, summary as present
 from infnet_jax.evaluation.predictor import Found, Segmenter
 from infnet_jax.training import prior as crossfit, run as train
@@ -26,16 +27,16 @@ def dataset(tmp_path_factory):
 
 
 def test_the_target_is_the_lung_and_the_lesion_is_kept(dataset):
-    plain = list(data.examples(data.open_split(dataset, "test")))
-    source = data.open_split(dataset, "test", "lung")
+    plain = list(examples(open_split(dataset, "test")))
+    source = open_split(dataset, "test", "lung")
     assert len(source) == len(plain)
-    for i, (e, before) in enumerate(zip(data.examples(source), plain, strict=True)):
+    for i, (e, before) in enumerate(zip(examples(source), plain, strict=True)):
         np.testing.assert_array_equal(e["mask"], before["lung"])  # there it holds all lesions
-        np.testing.assert_array_equal(data.decode(source[i], "lesion"), before["mask"])
-    batch = data.Batches(source, batch_size=2, size=64, seed=0)[0]
+        np.testing.assert_array_equal(decode(source[i], "lesion"), before["mask"])
+    batch = Batches([source], batch_size=2, size=64, seed=0)[0]
     assert batch["mask"].mean() > 0.1
-    with pytest.raises(ValueError, match="data.target='lungs': choose mask or lung"):
-        data.open_split(dataset, "test", "lungs")
+    with pytest.raises(ValueError, match="data.target='lungs': choose infection or lung"):
+        open_split(dataset, "test", "lungs")
 
 
 def test_slices_without_a_known_lung_are_left_out():
@@ -50,7 +51,7 @@ def test_slices_without_a_known_lung_are_left_out():
         }
         for i in range(4)
     ]
-    target = data.LungTarget(made)
+    target = LungTarget(made)
     assert [e["id"] for e in (target[i] for i in range(len(target)))] == ["1", "3"]
     assert target[1]["lung"].max() == 3 and target[1]["mask"].max() == 1
     made[3]["lung"] = np.uint8([[1, 0], [0, 0]])[..., None]
@@ -58,7 +59,7 @@ def test_slices_without_a_known_lung_are_left_out():
     assert target[1]["mask"][..., 0].tolist() == [[1, 1], [0, 0]]  # lesions count as lung
     for none in ([], made[:1], [{"id": "a", "image": picture, "mask": picture}]):
         with pytest.raises(ValueError, match="no lung masks"):
-            data.LungTarget(none)
+            LungTarget(none)
 
 
 @pytest.mark.parametrize("preset", lung.PRESETS)
@@ -82,8 +83,8 @@ def test_configs_of_lesions_are_as_they_were():
 
 def test_cross_validation_tells_how_much_of_the_lesions_is_kept(dataset, tmp_path):
     config = lung.get_config("folders")
-    source = data.open_split(dataset, "train", "lung")
-    known = {data.decode(source[i], "image").tobytes(): i for i in range(len(source))}
+    source = open_split(dataset, "train", "lung")
+    known = {decode(source[i], "image").tobytes(): i for i in range(len(source))}
     right = {}
 
     def run(examples):
@@ -91,11 +92,11 @@ def test_cross_validation_tells_how_much_of_the_lesions_is_kept(dataset, tmp_pat
         maps = []
         for e in examples:
             i = known[e["image"].tobytes()]
-            found = data.decode(source[i], "lung")[..., 0] > 0
+            found = decode(source[i], "lung")[..., 0] > 0
             found[:, :32] = False  # the right lung is missed
-            lesion = data.decode(source[i], "lesion")[..., 0] > 0
+            lesion = decode(source[i], "lesion")[..., 0] > 0
             if lesion.any():
-                right[data.text(source[i]["id"])] = (lesion & found).sum() / lesion.sum()
+                right[text(source[i]["id"])] = (lesion & found).sum() / lesion.sum()
             maps.append(found.astype(np.float32))
         return maps
 
@@ -322,7 +323,7 @@ def test_a_run_of_lungs_and_what_it_is_good_for(dataset, monkeypatch, tmp_path):
     result = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert list(result["classes"]) == ["lung"]
     floor = result["classes"]["lung"]["floors"]["all_positive"]["toolbox"]["mean"]["dice"]
-    area = [(e["lung"] > 0).mean() for e in data.examples(data.open_split(dataset, "test"))]
+    area = [(e["lung"] > 0).mean() for e in examples(open_split(dataset, "test"))]
     assert floor == pytest.approx(np.mean([2 * a / (1 + a) for a in area]), abs=0.01)
     with pytest.raises(ValueError, match="finds lung; it is for --lungs"):
         Segmenter(tmp_path / "run")

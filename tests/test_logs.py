@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import struct
 import sys
 
@@ -110,7 +111,7 @@ def test_speed_leaves_out_first_steps_and_pauses(tmp_path, tick_clock):
 def test_a_terminal_gets_one_line_at_most_five_times_a_second(tmp_path, tick_clock, monkeypatch):
     terminal = _Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr(logs.shutil, "get_terminal_size", lambda: logs.os.terminal_size((200, 24)))
+    monkeypatch.setattr(logs.shutil, "get_terminal_size", lambda: os.terminal_size((200, 24)))
     log = _open(tmp_path, total_steps=100)
     opening = len(terminal.getvalue())
     log.scalars(0, {"loss": 0.25})

@@ -17,8 +17,8 @@ import pytest
 
 import tfds_builders
 from configs import selfsup
+from infnet_jax.runs.checkpoint import load_parameters
 from infnet_jax.runs.logs import load_rows
-from infnet_jax.runs.transfer import load_parameters
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("pretrain", "segment")

@@ -96,12 +96,12 @@ from infnet_jax.runs import mesh as meshes
 from infnet_jax.runs.checkpoint import Checkpoints
 from infnet_jax.data.batches import Batches
 meshes.initialise_distributed()
-p, n = jax.process_index(), jax.process_count()
+n = jax.process_count()
 source = [{"image": np.full((4, 4, 1), i, np.uint8)} for i in range(7)]
 class Source:
     __len__ = lambda self: len(source)
     __getitem__ = lambda self, i: source[i]
-batches = Batches(Source(), batch_size=4, size=4, seed=3, process_index=p, process_count=n)
+batches = Batches([Source()], batch_size=4, size=4, seed=3)
 mesh = meshes.make_mesh()
 image = meshes.shard_batch(batches[2], mesh)["image"]
 whole = jax.jit(lambda x: x[:, 0, 0, 0], out_shardings=meshes.replicated(mesh))(image)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from infnet_jax.data import batches as data
+from infnet_jax.data.batches import Batches
 from infnet_jax.data.mix import Mix, Part, epoch_order, parse, quotas
 from infnet_jax.training import data as stage_data
 
@@ -106,7 +106,7 @@ def test_without_weights_an_epoch_is_one_permutation_of_all():
 def test_weighted_batches_are_pure_in_the_step_and_shared_by_processes():
     def make(**changes):
         sources = [Named(10), Named(4, 100), Named(6, 200)]
-        return data.Batches(
+        return Batches(
             sources, batch_size=4, size=4, seed=1, weights=WEIGHTS, fields=("image",), **changes
         )
 
@@ -117,7 +117,7 @@ def test_weighted_batches_are_pure_in_the_step_and_shared_by_processes():
     stream = make().iterate(7)
     for step in (7, 8, 9):
         np.testing.assert_array_equal(next(stream)["image"], whole[step]["image"])
-        parts = [make(process_index=p, process_count=2)[step]["image"] for p in (0, 1)]
+        parts = [make(process=(p, 2))[step]["image"] for p in (0, 1)]
         np.testing.assert_array_equal(np.concatenate(parts), whole[step]["image"])
     stream.close()
 
@@ -126,7 +126,7 @@ def test_weighted_batches_are_pure_in_the_step_and_shared_by_processes():
 def opened(monkeypatch, tmp_path):
     """opened(copies) opens two parts of 6 and 4 examples with these near-copies of the test."""
     sources = {"a": Named(6), "b": Named(4, 50)}
-    monkeypatch.setattr(data, "open_split", lambda folder, split: sources[folder])
+    monkeypatch.setattr(stage_data, "open_split", lambda folder, split: sources[folder])
 
     def run(copies):
         parts = Part("a", folder="a"), Part("b", "unlabeled", 2.0, "b")

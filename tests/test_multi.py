@@ -7,15 +7,18 @@ import optax
 import pytest
 from flax import linen as nn
 
+from infnet_jax import models
 from infnet_jax.models.conv import Conv
-from infnet_jax.models.fcn8s import FCN8s
 from infnet_jax.models.layers import BatchNorm
-from infnet_jax.models.unet import UNet
 from infnet_jax.tasks import losses_multi, multi, normalise
 
 NORM = normalise.make_norm("dataset", 1, (0.5, 0.25))
 STILL = dict(flip_h=0.0, flip_v=0.0, quarter_turns=False)
 LR = 0.05
+
+
+def net(decoder, trunk, width):
+    return models.make(decoder, trunk, classes=3, channels=2, dtype="float32", width=width)
 
 
 class Spy(nn.Module):
@@ -204,7 +207,8 @@ class ByPixel(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("net", "updates"), [(ByPixel(), 30), pytest.param(UNet(width=4), 12, marks=pytest.mark.slow)]
+    ("net", "updates"),
+    [(ByPixel(), 30), pytest.param(net("unet", "plain", 4), 12, marks=pytest.mark.slow)],
 )
 def test_training_learns_what_the_prior_and_the_slice_tell(net, updates):
     """Class 2 where the prior is on and the slice bright, 1 where it is on and dark."""
@@ -236,7 +240,11 @@ def test_training_learns_what_the_prior_and_the_slice_tell(net, updates):
 
 @pytest.mark.parametrize(
     ("net", "prior_use"),
-    [(UNet(width=2), "input"), (FCN8s(width=2), "none"), (FCN8s(width=2), "average")],
+    [
+        (net("unet", "plain", 2), "input"),
+        (net("fcn8s", "vgg16", 2), "none"),
+        (net("fcn8s", "vgg16", 2), "average"),
+    ],
 )
 def test_both_networks_fit_the_task(net, prior_use):
     task = _task(net, size=32, prior_use=prior_use)

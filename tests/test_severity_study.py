@@ -12,7 +12,7 @@ import pytest
 import tfds_builders
 from infnet_jax import cli
 from infnet_jax.clinic import imaging
-from infnet_jax.data import batches as data
+from infnet_jax.data.sources import examples, open_split
 from infnet_jax.verbs import find_lungs, severity_rows, severity_study, truth
 from tests.test_scan_files import Rule, chest
 from tfds_builders.covid_chestxray import dummy_data
@@ -25,7 +25,7 @@ def phantom(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def source(phantom):
-    return data.open_split(phantom, "test")
+    return open_split(phantom, "test")
 
 
 def rows_of(path):
@@ -35,7 +35,7 @@ def rows_of(path):
 
 def masks_of(source, folder, change=lambda mask: mask):
     folder.mkdir()
-    for example in data.examples(source):
+    for example in examples(source):
         mask = change(example["mask"][..., 0])
         cv2.imwrite(str(folder / f"{example['id']}.png"), 255 * (mask > 0).astype(np.uint8))
     return folder
@@ -75,7 +75,7 @@ def test_patients_are_pooled_before_they_are_graded(phantom, source, tmp_path):
     masks = masks_of(source, tmp_path / "masks")
     _, rows = study(tmp_path / "out", phantom, "--masks", masks, "--lungs", "true")
     for row in rows[6:]:
-        own = [e for e in data.examples(source) if e["patient"] == row["unit"]]
+        own = [e for e in examples(source) if e["patient"] == row["unit"]]
         sick, whole = (sum(int((e[k] > 0).sum()) for e in own) for k in ("mask", "lung"))
         assert row["level"] == "patient" and row["slices"] == "2"
         assert float(row["true_share"]) == pytest.approx(sick / whole)
@@ -97,7 +97,7 @@ def folder_of(source, root, labels=lambda mask: mask):
     lines = ["name,volume"]
     for kind in ("img", "label", "lung"):
         (root / kind).mkdir(parents=True)
-    for i, e in enumerate(data.examples(source)):
+    for i, e in enumerate(examples(source)):
         cv2.imwrite(str(root / "img" / f"s{i}.png"), e["image"])
         cv2.imwrite(str(root / "label" / f"s{i}.png"), labels(e["mask"]))
         cv2.imwrite(str(root / "lung" / f"s{i}.png"), 255 * e["lung"])
@@ -110,7 +110,7 @@ def test_a_folder_is_read_like_the_dataset(source, tmp_path):
     folder = folder_of(source, tmp_path / "own")
     found = list(truth.read(folder, "test"))
     assert [s.unit for s in found] == list("000111")
-    for mine, e in zip(found, data.examples(source), strict=True):
+    for mine, e in zip(found, examples(source), strict=True):
         np.testing.assert_array_equal(mine.image, e["image"][..., 0])
         np.testing.assert_array_equal(mine.mask, e["mask"][..., 0] > 0)
         np.testing.assert_array_equal(mine.lung, e["lung"][..., 0] > 0)
@@ -253,7 +253,7 @@ def test_own_lungs_are_looked_up_by_name(source, tmp_path):
     folder = folder_of(source, tmp_path / "own")
     finder, name = find_lungs.choose(str(folder / "lung"))
     scan = imaging.read(imaging.find([folder / "img" / "s3.png"])[0])
-    right = list(data.examples(source))[3]["lung"][..., 0]
+    right = list(examples(source))[3]["lung"][..., 0]
     np.testing.assert_array_equal(finder(scan)[0] > 0, right > 0)
     assert name == "given masks" and find_lungs.choose("morphology")[1] == "morphology"
 

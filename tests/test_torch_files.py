@@ -87,9 +87,8 @@ def test_tensors_come_back_by_name_type_and_stride(tmp_path, torch_names, legacy
     state = OrderedDict(
         {
             "whole": Stored("0", WEIGHT, (2, 3, 4), (12, 4, 1)),
-            "turned": Stored(
-                "0", WEIGHT, (4, 3), (1, 4), offset=12
-            ),  # a transposed view of its half
+            # A transposed view of its half.
+            "turned": Stored("0", WEIGHT, (4, 3), (1, 4), offset=12),
             "count": Stored("1", COUNT, (), ()),
         }
     )

@@ -1,57 +1,21 @@
 """Numpy batches from sources of examples: deterministic, without iterator state.
 
 Batches are pure functions of (seed, step), so a run resumes exactly with nothing saved but its
-step. How sources are opened and split stands in ``sources``; its functions can be had here too.
+step.
 """
-
-from __future__ import annotations
 
 import bisect
 import functools
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 
 import numpy as np
 
 from infnet_jax.data.mix import epoch_order, quotas
-from infnet_jax.data.sources import (
-    PICTURES,
-    Example,
-    LungTarget,
-    Source,
-    WithPriors,
-    by_group,
-    decode,
-    examples,
-    group_folds,
-    label_names,
-    lesion_maps,
-    open_split,
-    select,
-    split_validation,
-    statistics,
-    text,
-)
+from infnet_jax.data.sources import PICTURES, Example, Source, decode
 
-__all__ = [
-    "Batches",
-    "LungTarget",
-    "Source",
-    "WithPriors",
-    "by_group",
-    "decode",
-    "eval_batches",
-    "examples",
-    "group_folds",
-    "label_names",
-    "lesion_maps",
-    "open_split",
-    "select",
-    "split_validation",
-    "statistics",
-    "text",
-]
+CACHE_BYTES = 1 << 30  # resized training examples are kept in memory until these are used
 
 Batch = dict[str, np.ndarray]
 
@@ -59,93 +23,76 @@ Batch = dict[str, np.ndarray]
 class Batches:
     """Endless shuffled training batches, indexed by step and pure in (seed, step).
 
-    Each epoch is a new permutation of all the examples of all the sources together (with weights,
-    of so many draws from each source as is its share); a batch may straddle two epochs, and a set
-    smaller than the batch repeats within it. Of the global batch of
-    a step, process p of n gets rows p * batch_size / n onward, so any number of processes together
-    see the batch that one process would.
+    Each epoch is a new permutation of the examples of all sources together (with weights, of so
+    many draws from each source as is its share); a batch may straddle two epochs, and a set
+    smaller than the batch repeats within it. Of the global batch of a step, process p of n gets
+    rows p * batch_size / n onward, so any number of processes together see the batch that one
+    process would.
 
-    ``batches[step]`` is a dict of uint8 [b, size, size, 1] for each field and ``valid`` bool [b],
-    b = batch_size / process_count. A missing mask (unlabelled examples) reads as all background.
+    `batches[step]` is a dict of uint8 [b, size, size, 1] for each field and `valid` bool [b],
+    b = batch_size / n. A missing mask (unlabelled examples) reads as all background.
+
+    Attributes:
+      fields: the pictures in each batch.
+      example_count: examples in one epoch.
     """
 
     def __init__(
         self,
-        sources: Source | Sequence[Source],
+        sources: Sequence[Source],
         *,
         batch_size: int,
         size: int,
         seed: int,
         weights: Sequence[float] | None = None,
-        process_index: int = 0,
-        process_count: int = 1,
         fields: Sequence[str] = ("image", "mask"),
-        cache_bytes: int = 1 << 30,
+        process: tuple[int, int] | None = None,
     ):
         """Prepares the order; nothing is read yet.
 
         Args:
-          sources: one source, or a list whose examples are mixed.
-          weights: shares of the sources, relative to each other; None: in proportion to their
-            numbers of examples.
+          sources: their examples are mixed.
           batch_size: rows of the global batch.
           size: side of the square pictures, in pixels (images by area or bilinear, masks nearest).
           seed: of the order of examples.
-          process_index: which share to read, 0 <= process_index < process_count.
-          process_count: number of processes; must divide batch_size.
+          weights: shares of the sources, relative to each other; None: in proportion to their
+            numbers of examples.
           fields: pictures to read, out of image, mask, lung, prior.
-          cache_bytes: resized examples are kept in memory until this many bytes are used.
+          process: (index, count), whose rows to read; None: those of this process.
 
         Raises:
           ValueError: no examples, or sizes that do not fit each other.
         """
-        self._sources = list(sources) if isinstance(sources, list | tuple) else [sources]
-        self._ends = np.cumsum([len(source) for source in self._sources]).tolist()
-        if not self._ends or not self._ends[-1]:
+        sizes = [len(source) for source in sources]
+        if not sum(sizes):
             raise ValueError("no examples to draw batches from")
-        _check_share(batch_size, process_index, process_count)
-        self._rows = batch_size // process_count
-        self._batch_size, self._first = batch_size, process_index * self._rows
-        self._fields = tuple(fields)
-        self._reader = _Reader(size, self._fields, cache_bytes)
-        sizes = [len(source) for source in self._sources]
+        self._first, self._rows = _share(batch_size, process)
+        self._sources, self._batch_size, self._size = list(sources), batch_size, size
+        self._ends = np.cumsum(sizes).tolist()
+        self.fields = _check(fields, size)
+        self._cache: dict[int, Batch] = {}
+        self._room = CACHE_BYTES // (size * size * len(self.fields))
         drawn = quotas(sizes, weights)
-        self._length = sum(drawn)
+        self.example_count = sum(drawn)
         # One permutation per epoch: grain's shuffle costs 1 ms per index on sets this small.
-        self._order = functools.lru_cache(maxsize=4)(
-            lambda epoch: epoch_order(sizes, drawn, seed, epoch)
-        )
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """The pictures in each batch."""
-        return self._fields
-
-    @property
-    def example_count(self) -> int:
-        """Examples in one epoch."""
-        return self._length
+        order = functools.partial(epoch_order, sizes, drawn, seed)
+        self._order = functools.lru_cache(maxsize=4)(order)
 
     def indices(self, step: int) -> list[int]:
-        """Indices, into the sources laid end to end, of this process's rows at ``step``."""
+        """Indices, into the sources laid end to end, of this process's rows at `step`."""
         start = int(step) * self._batch_size + self._first
-        places = (divmod(start + row, self._length) for row in range(self._rows))
+        places = (divmod(start + row, self.example_count) for row in range(self._rows))
         return [int(self._order(epoch)[place]) for epoch, place in places]
 
     def __getitem__(self, step: int) -> Batch:
-        return _stack([self._read(i) for i in self.indices(step)], self._rows, self._fields)
+        pictures = [self._read(i) for i in self.indices(step)]
+        return _stack(pictures, self._rows, self.fields, self._size)
 
-    def iterate(self, start_step: int = 0, *, threads: int = 4, ahead: int = 4) -> Iterator[Batch]:
-        """Yields ``batches[start_step]``, ``batches[start_step + 1]``, ... read ahead by threads.
+    def iterate(self, start_step: int = 0) -> Generator[Batch]:
+        """Yields `batches[start_step]`, `batches[start_step + 1]`, ... read ahead by threads."""
+        import grain  # type: ignore[import-untyped]  # ships no stubs
 
-        Args:
-          start_step: the first step to yield.
-          threads: reading threads.
-          ahead: batches kept ready; each takes b * size * size bytes per field.
-        """
-        import grain
-
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+        options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
         steps = grain.MapDataset.range(int(start_step), sys.maxsize).map(self.__getitem__)
         iterator = iter(steps.to_iter_dataset(options))
         try:
@@ -154,85 +101,91 @@ class Batches:
             iterator.close()
 
     def _read(self, index: int) -> Batch:
+        """The pictures of one example; kept while there is room, give or take one a thread."""
+        if (kept := self._cache.get(index)) is not None:
+            return kept
         which = bisect.bisect_right(self._ends, index)
-        offset = self._ends[which - 1] if which else 0
-        return self._reader(self._sources[which], index - offset, key=index)
+        source = self._sources[which]
+        pictures = _read(source[index - self._ends[which] + len(source)], self.fields, self._size)
+        if len(self._cache) < self._room:
+            self._cache[index] = pictures
+        return pictures
+
+
+class Paired:
+    """Training batches that also hold as many `unlabelled` images, of a stream of their own."""
+
+    def __init__(self, labelled: Batches, unlabelled: Batches):
+        self._streams = labelled, unlabelled
+        self.fields, self.example_count = labelled.fields, labelled.example_count
+
+    def iterate(self, start_step: int = 0) -> Iterator[Batch]:
+        """As `Batches.iterate`."""
+        labelled, unlabelled = (stream.iterate(start_step) for stream in self._streams)
+        with closing(labelled), closing(unlabelled):
+            for batch, other in zip(labelled, unlabelled, strict=True):
+                yield {**batch, "unlabelled": other["image"]}
 
 
 def eval_batches(
     source: Source,
-    indices: Sequence[int] | None,
     *,
     batch_size: int,
     size: int,
-    process_index: int = 0,
-    process_count: int = 1,
     fields: Sequence[str] = ("image", "mask"),
+    process: tuple[int, int] | None = None,
 ) -> Iterator[Batch]:
-    """Yields every chosen example once, in order, in batches of one shape.
+    """Yields every example once, in order, in batches of one shape.
 
-    Args and shapes are those of ``Batches``. The last batch is filled up with zeros whose ``valid``
-    is False, so that no example is counted twice and nothing recompiles. No indices, no batches.
+    Args and shapes are those of `Batches`. The last batch is filled up with zeros whose `valid` is
+    False, so that no example is counted twice and nothing recompiles. No examples, no batches.
     """
-    _check_share(batch_size, process_index, process_count)
-    chosen = range(len(source)) if indices is None else [int(i) for i in indices]
-    rows, read = batch_size // process_count, _Reader(size, tuple(fields), cache_bytes=0)
-    for start in range(0, len(chosen), batch_size):
-        first = start + process_index * rows
-        share = chosen[first : min(first + rows, start + batch_size)]
-        pictures = [read(source, i, key=i) for i in share]
-        yield _stack(pictures, rows, tuple(fields), size)
+    (first, rows), fields = _share(batch_size, process), _check(fields, size)
+    for start in range(0, len(source), batch_size):
+        share = range(len(source))[start : start + batch_size][first : first + rows]
+        yield _stack([_read(source[i], fields, size) for i in share], rows, fields, size)
 
 
-class _Reader:
-    """Reads, decodes and resizes one example; keeps results while the byte budget lasts."""
-
-    def __init__(self, size: int, fields: tuple[str, ...], cache_bytes: int):
-        unknown = [name for name in fields if name not in PICTURES]
-        if unknown or size < 1:
-            raise ValueError(f"size {size} must be positive and fields {fields} out of {PICTURES}")
-        self._size, self._fields = size, fields
-        self._cache: dict[int, Batch] = {}
-        self._room = cache_bytes // (size * size * len(fields))
-        self._lock = threading.Lock()
-
-    def __call__(self, source: Source, index: int, *, key: int) -> Batch:
-        if (kept := self._cache.get(key)) is not None:
-            return kept
-        example = source[index]
-        out = {name: self._picture(example, name) for name in self._fields}
-        with self._lock:
-            if len(self._cache) < self._room:
-                self._cache[key] = out
-        return out
-
-    def _picture(self, example: Example, name: str) -> np.ndarray:
-        if name == "mask" and name not in example:
-            return np.zeros((self._size, self._size, 1), np.uint8)
-        return resize(decode(example, name), self._size, labels=name in ("mask", "lung"))
+def _check(fields: Sequence[str], size: int) -> tuple[str, ...]:
+    """The fields, if there are such pictures and the size is one."""
+    if size < 1 or not set(fields) <= set(PICTURES):
+        raise ValueError(f"size {size} must be positive and fields {fields} out of {PICTURES}")
+    return tuple(fields)
 
 
-def _check_share(batch_size: int, process_index: int, process_count: int) -> None:
-    if batch_size < 1 or batch_size % process_count:
+def _share(batch_size: int, process: tuple[int, int] | None) -> tuple[int, int]:
+    """Of each global batch, the first row and the number of rows that a process reads."""
+    if process is None:
+        import jax
+
+        process = jax.process_index(), jax.process_count()
+    index, count = process
+    if batch_size < 1 or batch_size % count:
         raise ValueError(
-            f"batch_size {batch_size} must be a positive multiple of {process_count} processes"
+            f"batch_size {batch_size} must be a positive multiple of {count} processes"
         )
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index {process_index} must lie in 0 .. {process_count - 1}")
+    rows = batch_size // count
+    return index * rows, rows
 
 
-def _stack(pictures: list[Batch], rows: int, fields: tuple[str, ...], size: int = 0) -> Batch:
-    size = pictures[0][fields[0]].shape[0] if pictures else size
-    batch: Batch = {"valid": np.arange(rows) < len(pictures)}
-    for name in fields:
-        batch[name] = np.zeros((rows, size, size, 1), np.uint8)
-        for row, picture in enumerate(pictures):
+def _read(example: Example, fields: tuple[str, ...], size: int) -> Batch:
+    """The pictures of an example, uint8 [size, size, 1]; without a mask all is background."""
+    if "mask" not in example:
+        example = {**example, "mask": np.zeros((size, size, 1), np.uint8)}
+    return {n: resize(decode(example, n), size, labels=n in ("mask", "lung")) for n in fields}
+
+
+def _stack(pictures: list[Batch], rows: int, fields: tuple[str, ...], size: int) -> Batch:
+    """A batch of `rows`, filled up with zeros."""
+    batch = {name: np.zeros((rows, size, size, 1), np.uint8) for name in fields}
+    for row, picture in enumerate(pictures):
+        for name in fields:
             batch[name][row] = picture[name]
-    return batch
+    return {"valid": np.arange(rows) < len(pictures), **batch}
 
 
 def resize(picture: np.ndarray, size: int, *, labels: bool) -> np.ndarray:
-    """A picture [H, W, 1] as [size, size, 1]; `labels` are never mixed."""
+    """A picture, uint8 [H, W, 1], as [size, size, 1]; `labels` are never mixed."""
     import cv2
 
     height, width = picture.shape[:2]

@@ -86,9 +86,8 @@ def quotas(sizes: Sequence[int], weights: Sequence[float] | None) -> list[int]:
 def epoch_order(sizes: Sequence[int], drawn: Sequence[int], seed: int, epoch: int) -> np.ndarray:
     """The examples of one epoch, pure in (seed, epoch).
 
-    A source that is drawn from more or less often than it has examples is gone through in passes
-    of its own, each a new permutation, that go on from epoch to epoch: of its examples none is
-    seen twice more often than another.
+    A source that is drawn from more or less often than it has examples is gone through in passes,
+    which go on from epoch to epoch: no example is ever more than one pass ahead of another.
 
     Args:
       sizes: examples of each source.
@@ -101,12 +100,22 @@ def epoch_order(sizes: Sequence[int], drawn: Sequence[int], seed: int, epoch: in
     order = np.random.default_rng((seed, epoch)).permutation(sum(drawn))
     if list(drawn) == list(sizes):
         return order
-    found, first = [], 0
-    for which, (size, count) in enumerate(zip(sizes, drawn, strict=True), start=1):
-        passes, ranks = np.divmod(epoch * count + np.arange(count), size)
-        for each in range(passes[0], passes[-1] + 1):
-            # Never a last 0, which a seed of fewer numbers would be taken to end with.
-            shuffled = np.random.default_rng((seed, which, each + 1)).permutation(size)
-            found.append(first + shuffled[ranks[passes == each]])
-        first += size
+    starts = np.cumsum([0, *sizes[:-1]])
+    found = [
+        start + _draws(size, count, epoch, (seed, which))
+        for which, (start, size, count) in enumerate(zip(starts, sizes, drawn, strict=True), 1)
+    ]
     return np.concatenate(found)[order]
+
+
+def _draws(size: int, count: int, epoch: int, seed: tuple[int, int]) -> np.ndarray:
+    """The `count` examples of one source in an epoch: int64 [count].
+
+    They are what an endless row of passes, each a new permutation, has at this epoch's place.
+    """
+    first, skipped = divmod(epoch * count, size)
+    last = ((epoch + 1) * count - 1) // size
+    # Passes count from 1: a seed that ends with 0 draws the same as the seed without it.
+    seeds = [(*seed, number + 1) for number in range(first, last + 1)]
+    passes = [np.random.default_rng(each).permutation(size) for each in seeds]
+    return np.concatenate(passes)[skipped : skipped + count]

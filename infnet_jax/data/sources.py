@@ -1,14 +1,12 @@
 """Random access to the examples of prepared TFDS folders.
 
-A *source* is anything with ``__len__`` and ``__getitem__(int) -> example``, where an example is a
-dict with ``image`` (and, where known, ``mask``, ``lung`` and ``prior``) as PNG bytes or uint8
-[H, W, 1], and the texts ``id``, ``patient``, ``slice``, ``group``.
+A *source* is anything with `__len__` and `__getitem__(int) -> example`, where an example is a
+dict with `image` (and, where known, `mask`, `lung` and `prior`) as PNG bytes or uint8
+[H, W, 1], and the texts `id`, `patient`, `slice`, `group`.
 """
 
-from __future__ import annotations
-
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,7 +29,7 @@ class Source(Protocol):
 class Subset:
     """The examples of a source at the given indices, in that order."""
 
-    def __init__(self, source: Source, indices: Sequence[int]):
+    def __init__(self, source: Source, indices: Iterable[int]):
         self._source = source
         self._indices = [int(i) for i in indices]
         wrong = [i for i in self._indices if not 0 <= i < len(source)]
@@ -53,7 +51,7 @@ class LungTarget(Subset):
     """
 
     def __init__(self, source: Source):
-        known = range(len(source))
+        known: Sequence[int] = range(len(source))
         if len(source) and "lung_known" in source[0]:
             known = [i for i in known if source[i]["lung_known"]]
         if not known or "lung" not in source[known[0]]:
@@ -67,10 +65,10 @@ class LungTarget(Subset):
 
 
 class WithPriors:
-    """A source whose examples also have ``prior``, a probability map as uint8 [h, w, 1]."""
+    """A source whose examples also have `prior`, a probability map as uint8 [h, w, 1]."""
 
     def __init__(self, source: Source, priors: Mapping[str, np.ndarray]):
-        """``priors`` maps an example's id to its map, uint8 [h, w]; a missing id is a KeyError."""
+        """Takes maps by id, uint8 [h, w]; an example without one is a KeyError."""
         self._source, self._priors = source, priors
 
     def __len__(self) -> int:
@@ -81,16 +79,16 @@ class WithPriors:
         return {**example, "prior": self._priors[text(example["id"])][..., None]}
 
 
-def open_split(folder: str | Path, split: str, target: str = "mask") -> Source:
+def open_split(folder: str | Path, split: str, target: str = "infection") -> Source:
     """Opens one split of a prepared TFDS folder; pictures stay PNG bytes until a batch needs them.
 
     Args:
-      folder: the versioned folder that holds ``dataset_info.json``.
-      split: a split's name, or a slice of it such as ``train[:80%]``.
-      target: what ``mask`` is to hold: ``mask``, or ``lung`` (see ``LungTarget``).
+      folder: the versioned folder that holds `dataset_info.json`.
+      split: a split's name, or a slice of it such as `train[:80%]`.
+      target: what `mask` is to mark: `infection`, or `lung` (see `LungTarget`).
 
     Raises:
-      FileNotFoundError: there is no prepared dataset in ``folder``.
+      FileNotFoundError: there is no prepared dataset in `folder`.
       ValueError: the dataset has no such split, or not that target.
     """
     folder = Path(folder)
@@ -109,8 +107,8 @@ def open_split(folder: str | Path, split: str, target: str = "mask") -> Source:
     pictures = [name for name in PICTURES if name in builder.info.features]
     decoders = {name: tfds.decode.SkipDecoding() for name in pictures}
     source = builder.as_data_source(split, decoders=decoders)
-    if target not in ("mask", "lung"):
-        raise ValueError(f"data.target={target!r}: choose mask or lung")
+    if target not in ("infection", "lung"):
+        raise ValueError(f"data.target={target!r}: choose infection or lung")
     return LungTarget(source) if target == "lung" else source
 
 
@@ -130,96 +128,17 @@ def label_names(folder: str | Path) -> list[str]:
     return list(features["label"].names)
 
 
-def select(source: Source, indices: Sequence[int]) -> Subset:
-    """The examples of ``source`` at ``indices``, as a source."""
+def select(source: Source, indices: Iterable[int]) -> Subset:
+    """The examples of `source` at `indices`, as a source."""
     return Subset(source, indices)
-
-
-def split_validation(
-    source: Source, *, fraction: float | None = None, count: int | None = None, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draws a validation set of whole groups (patients), the same for the same seed.
-
-    Groups are visited in a seeded order and taken while they fit; if none fits, the smallest one is
-    taken, so the validation set may be smaller or larger than asked but never splits a group. An
-    example without a ``group`` is a group of its own.
-
-    Args:
-      source: the examples; only ``group`` is looked at.
-      fraction: the wished share of examples, in [0, 1); give this or ``count``.
-      count: the wished number of examples.
-      seed: decides which groups go to validation.
-
-    Returns:
-      (training, validation) indices, int64, ascending, disjoint, together all of ``source``.
-
-    Raises:
-      ValueError: neither or both sizes given, a size out of range, or nothing left to train on.
-    """
-    if (fraction is None) == (count is None):
-        raise ValueError("split_validation takes either fraction or count")
-    if fraction is not None and not 0 <= fraction < 1:
-        raise ValueError(f"validation fraction {fraction} must lie in [0, 1)")
-    wanted = round(fraction * len(source)) if count is None else count
-    if wanted < 0 or (wanted >= len(source) and wanted > 0):
-        raise ValueError(f"validation count {wanted} must lie in 0 .. {len(source) - 1}")
-    everything = np.arange(len(source))
-    if wanted == 0:
-        return everything, everything[:0]
-    members = by_group(source)
-    if len(members) < 2:
-        raise ValueError(
-            f"all {len(source)} examples share one group: no validation set can be drawn"
-        )
-    names = sorted(members)
-    order = np.random.default_rng(seed).permutation(len(names))
-    taken: list[int] = []
-    for name in (names[i] for i in order):
-        if len(taken) + len(members[name]) <= wanted:
-            taken += members[name]
-    taken = taken or members[min((names[i] for i in order), key=lambda name: len(members[name]))]
-    validation = np.sort(np.asarray(taken))
-    return np.setdiff1d(everything, validation), validation
-
-
-def group_folds(source: Source, count: int, seed: int = 0) -> list[np.ndarray]:
-    """Deals whole groups (patients) to folds of about equal size, the same for the same seed.
-
-    Args:
-      source: the examples; only ``group`` is looked at, and without it each is its own group.
-      count: number of folds, at least 2.
-      seed: of the order in which the groups are dealt, each to the smallest fold so far.
-
-    Returns:
-      ``count`` arrays of indices, int64, ascending, disjoint, together all of ``source``.
-
-    Raises:
-      ValueError: fewer than two folds, or fewer groups than folds.
-    """
-    members = by_group(source)
-    if not 2 <= count <= len(members):
-        raise ValueError(f"{count} folds cannot be made of {len(members)} groups: use 2 or more")
-    names = sorted(members)
-    folds: list[list[int]] = [[] for _ in range(count)]
-    for i in np.random.default_rng(seed).permutation(len(names)):
-        min(folds, key=len).extend(members[names[i]])
-    return [np.sort(np.asarray(fold)) for fold in folds]
-
-
-def by_group(source: Source) -> dict[str, list[int]]:
-    """Indices of the examples of each group."""
-    members: dict[str, list[int]] = {}
-    for i in range(len(source)):
-        members.setdefault(text(source[i].get("group", f"\0{i}")), []).append(i)
-    return members
 
 
 def examples(source: Source) -> Iterator[dict[str, Any]]:
     """Yields every example decoded at its native size, in the source's order.
 
     Yields:
-      ``image`` uint8 [H, W, 1], ``mask`` and ``lung`` uint8 [H, W, 1] where the example has them,
-      and the texts ``id``, ``patient``, ``slice``, ``group`` as str where it has them.
+      `image` uint8 [H, W, 1], `mask` and `lung` uint8 [H, W, 1] where the example has them,
+      and the texts `id`, `patient`, `slice`, `group` as str where it has them.
     """
     for index in range(len(source)):
         example = source[index]
@@ -232,7 +151,7 @@ def lesion_maps(source: Source) -> dict[str, np.ndarray]:
     return {e["id"]: 255 * (e["mask"][..., 0] > 0).astype(np.uint8) for e in examples(source)}
 
 
-def statistics(source: Source, indices: Sequence[int] | None = None) -> tuple[float, float]:
+def statistics(source: Source, indices: Iterable[int] | None = None) -> tuple[float, float]:
     """Mean and standard deviation of all image pixels on the [0, 1] scale, at native size.
 
     Every pixel counts once, so large images weigh more. Exact: computed from one histogram.
@@ -251,6 +170,11 @@ def statistics(source: Source, indices: Sequence[int] | None = None) -> tuple[fl
 
 
 def decode(example: Example, name: str) -> np.ndarray:
+    """The picture `name` of an example, uint8 [H, W, 1], out of PNG bytes or as it is.
+
+    Raises:
+      ValueError: it is missing, unreadable or of another kind; names the example.
+    """
     if name not in example:
         raise ValueError(f"example {text(example.get('id', '?'))!r} has no {name!r}")
     value = example[name]
@@ -268,4 +192,5 @@ def decode(example: Example, name: str) -> np.ndarray:
 
 
 def text(value: Any) -> str:
+    """A text of an example, bytes or not, as str."""
     return value.decode() if isinstance(value, bytes | np.bytes_) else str(value)

@@ -1,68 +1,28 @@
 """Which slices a run may look at, learn labels from, and is tested on.
 
-`config.data.folds` of 2 or more turns a run into one fold of a cross-validation: whole groups
-(slices of one patient, as far as known) of the training split are its test slices, and nothing in
-it sees them before. `config.data.labels` is a ladder of label budgets: (10, 25) learns from 25
-slices, among them the ten that (10,) learns from.
+`data.folds` of 2 or more turns a run into one fold of a cross-validation: whole groups (slices of
+one patient, as far as known) of the training split are its test slices, and nothing in it sees
+them before. `data.labels` is a ladder of label budgets: (10, 25) learns from 25 slices, among them
+the ten that (10,) learns from.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from infnet_jax import tasks
-from infnet_jax.data import batches as data
+from infnet_jax.data import sources
+from infnet_jax.data.sources import Source, select
+from infnet_jax.plan import Data
 
 
-def open_whole(dataset: Path, split: str, config: ConfigDict) -> data.Source:
-    """A whole split, its `mask` what the network is to find; see `tasks.target`."""
-    return data.open_split(dataset, split, tasks.target(config))
+def open_whole(split: str, data: Data) -> Source:
+    """A whole split; its `mask` is what the network is to find."""
+    return sources.open_split(data.folder, split, data.target)
 
 
-def test_fold(source: data.Source, config: ConfigDict) -> np.ndarray:
-    """Indices, in the training split, of the test slices of a cross-validated run; else none."""
-    if not config.data.folds:
-        return np.arange(0)
-    if not 0 <= config.data.fold < config.data.folds:
-        raise ValueError(
-            f"data.fold={config.data.fold} must lie in 0 .. {config.data.folds - 1} (data.folds)"
-        )
-    return data.group_folds(source, config.data.folds, config.seed)[config.data.fold]
-
-
-def visible(source: data.Source, config: ConfigDict) -> np.ndarray:
-    """Indices, in the training split, of the slices whose images a run may look at."""
-    return np.setdiff1d(np.arange(len(source)), test_fold(source, config))
-
-
-def labelled(source: data.Source, config: ConfigDict) -> np.ndarray:
-    """Indices, in the training split, of the slices whose masks a run may learn from."""
-    seen = visible(source, config)
-    if not config.data.labels:
-        return seen
-    return seen[nested_subset(data.select(source, seen), config.data.labels, config.seed)]
-
-
-def open_test(dataset: Path, config: ConfigDict) -> data.Source:
-    """The test split, or the test fold of the training split.
-
-    Raises:
-      ValueError: folds, but `data.test` is not the training split.
-    """
-    source = open_whole(dataset, config.data.test, config)
-    if not config.data.folds:
-        return source
-    if config.data.test != config.data.train:
-        raise ValueError(
-            f"data.test={config.data.test!r}: with data.folds it must be data.train, "
-            f"{config.data.train!r}"
-        )
-    return data.select(source, test_fold(source, config))
-
-
-def open_training(dataset: Path, split: str, config: ConfigDict, *, masks: bool) -> data.Source:
+def open_training(split: str, data: Data, *, masks: bool) -> Source:
     """A split to train on; of the training split what the run may look at.
 
     Args:
@@ -71,26 +31,66 @@ def open_training(dataset: Path, split: str, config: ConfigDict, *, masks: bool)
     Raises:
       ValueError: a part of the training split, of which labels or folds would be ignored.
     """
-    source = open_whole(dataset, split, config)
-    if split == config.data.train:
-        return data.select(source, (labelled if masks else visible)(source, config))
-    if config.data.train in split and (config.data.labels or config.data.folds):
+    source = open_whole(split, data)
+    if split == data.train:
+        return select(source, (labelled if masks else visible)(source, data))
+    if data.train in split and (data.labels or data.folds):
         raise ValueError(
-            f"split {split!r}: with data.labels or data.folds name the whole {config.data.train!r}"
+            f"split {split!r}: with data.labels or data.folds name the whole {data.train!r}"
         )
     return source
 
 
-def nested_subset(source: data.Source, budgets: Sequence[int], seed: int) -> np.ndarray:
+def open_test(data: Data) -> Source:
+    """The test split, or the test fold of the training split.
+
+    Raises:
+      ValueError: folds, but `data.test` is not the training split.
+    """
+    source = open_whole(data.test, data)
+    if not data.folds:
+        return source
+    if data.test != data.train:
+        raise ValueError(
+            f"data.test={data.test!r}: with data.folds it must be data.train, {data.train!r}"
+        )
+    return select(source, test_fold(source, data))
+
+
+def test_fold(source: Source, data: Data) -> np.ndarray:
+    """Indices, int64, of the test slices of a cross-validated run in its training split `source`.
+
+    Without folds there are none.
+    """
+    if not data.folds:
+        return np.arange(0)
+    if not 0 <= data.fold < data.folds:
+        raise ValueError(f"data.fold={data.fold} must lie in 0 .. {data.folds - 1} (data.folds)")
+    return group_folds(source, data.folds, data.seed)[data.fold]
+
+
+def visible(source: Source, data: Data) -> np.ndarray:
+    """Indices, int64, in the training split, of the slices whose images a run may look at."""
+    return np.setdiff1d(np.arange(len(source)), test_fold(source, data))
+
+
+def labelled(source: Source, data: Data) -> np.ndarray:
+    """Indices, int64, in the training split, of the slices whose masks a run may learn from."""
+    seen = visible(source, data)
+    if not data.labels:
+        return seen
+    return seen[nested_subset(select(source, seen), data.labels, data.seed)]
+
+
+def nested_subset(source: Source, budgets: Sequence[int], seed: int) -> np.ndarray:
     """Draws whole groups until each budget in turn is full, so that subsets nest.
 
-    Groups are visited in a seeded order and taken while they fit, first up to the first budget,
-    then the rest up to the second, and so on; a budget may stay a few slices short of its number
-    but no group is ever cut.
+    A budget may stay a few slices short of its number, but no group is ever cut.
 
     Args:
       source: the examples; only `group` is looked at.
       budgets: rising numbers of slices.
+      seed: of the order in which groups are drawn.
 
     Returns:
       Indices of the subset of the last budget, int64, ascending.
@@ -102,18 +102,95 @@ def nested_subset(source: data.Source, budgets: Sequence[int], seed: int) -> np.
     steps = [0, *budgets]
     if any(a >= b for a, b in zip(steps, steps[1:], strict=False)) or steps[-1] > len(source):
         raise ValueError(f"data.labels={tuple(budgets)}: give rising numbers in 1 .. {len(source)}")
-    members = data.by_group(source)
-    names = sorted(members)
-    waiting = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
-    taken: list[int] = []
-    for budget in budgets:
-        passed = []
-        for name in waiting:
-            if len(taken) + len(members[name]) <= budget:
-                taken += members[name]
-            else:
-                passed.append(name)
-        waiting = passed
+    taken = _fill(_shuffled_groups(source, seed), budgets)
     if not taken:
         raise ValueError(f"data.labels={tuple(budgets)}: every group has more slices than that")
     return np.sort(np.asarray(taken))
+
+
+def split_validation(source: Source, *, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Draws a validation set of whole groups (patients), the same for the same seed.
+
+    If no group is as small as `count`, the smallest one is taken: the set may be smaller or larger
+    than asked but never splits a group.
+
+    Args:
+      source: the examples; only `group` is looked at.
+      count: the wished number of examples.
+      seed: decides which groups go to validation.
+
+    Returns:
+      (training, validation) indices, int64, ascending, disjoint, together all of `source`.
+
+    Raises:
+      ValueError: a count out of range, or nothing left to train on.
+    """
+    everything = np.arange(len(source))
+    if count == 0:
+        return everything, everything[:0]
+    if not 0 < count < len(source):
+        raise ValueError(f"validation count {count} must lie in 0 .. {len(source) - 1}")
+    groups = _shuffled_groups(source, seed)
+    if len(groups) < 2:
+        raise ValueError(
+            f"all {len(source)} examples share one group: no validation set can be drawn"
+        )
+    validation = np.sort(np.asarray(_fill(groups, [count]) or min(groups, key=len)))
+    return np.setdiff1d(everything, validation), validation
+
+
+def group_folds(source: Source, count: int, seed: int = 0) -> list[np.ndarray]:
+    """Deals whole groups (patients) to folds of about equal size, the same for the same seed.
+
+    Args:
+      source: the examples; only `group` is looked at.
+      count: number of folds, at least 2.
+      seed: of the order in which the groups are dealt, each to the smallest fold so far.
+
+    Returns:
+      `count` arrays of indices, int64, ascending, disjoint, together all of `source`.
+
+    Raises:
+      ValueError: fewer than two folds, or fewer groups than folds.
+    """
+    groups = _shuffled_groups(source, seed)
+    if not 2 <= count <= len(groups):
+        raise ValueError(f"{count} folds cannot be made of {len(groups)} groups: use 2 or more")
+    folds: list[list[int]] = [[] for _ in range(count)]
+    for group in groups:
+        min(folds, key=len).extend(group)
+    return [np.sort(np.asarray(fold)) for fold in folds]
+
+
+def _shuffled_groups(source: Source, seed: int) -> list[list[int]]:
+    """Indices of the examples of each group, the groups in an order that the seed decides.
+
+    The order of the examples does not matter; one without a `group` is a group of its own.
+    """
+    members: dict[str, list[int]] = {}
+    for i in range(len(source)):
+        members.setdefault(sources.text(source[i].get("group", f"\0{i}")), []).append(i)
+    names = sorted(members)
+    return [members[names[i]] for i in np.random.default_rng(seed).permutation(len(names))]
+
+
+def _fill(groups: Sequence[list[int]], budgets: Iterable[int]) -> list[int]:
+    """Takes groups in order while they fit a budget; the next budget is offered the others."""
+    taken: list[int] = []
+    for budget in budgets:
+        passed = []
+        for group in groups:
+            if len(taken) + len(group) <= budget:
+                taken += group
+            else:
+                passed.append(group)
+        groups = passed
+    return taken
+
+
+def of_config(config: ConfigDict, dataset: Path) -> Data:
+    """`Plan.data` for callers that hold a config; to go with the last of them."""
+    d = config.data
+    target = "lung" if d.get("target") == "lung" else "infection"
+    labels = tuple(d.labels)
+    return Data(Path(dataset), d.train, d.test, target, labels, d.folds, d.fold, config.seed)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette: told apart by colour-blind readers, and in print.
 BLUE, ORANGE, GREEN, PINK, SKY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"
 COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY)
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.labelsize": 10,
@@ -32,6 +32,7 @@ _STYLE = {
 _ERASED = np.array([0.90, 0.62, 0.0])  # ORANGE, laid over what a mask hides
 
 Panel = tuple[str, Mapping[str, str]]
+Case = tuple[str, np.ndarray, np.ndarray | None, np.ndarray, np.ndarray | None]
 
 
 def learning_curves(rows: Sequence[Mapping[str, Any]], path: Path, panels: Sequence[Panel]) -> Path:
@@ -92,10 +93,7 @@ def inpainting_panel(
     return path
 
 
-def overlays(
-    cases: Sequence[tuple[str, np.ndarray, np.ndarray | None, np.ndarray, np.ndarray | None]],
-    path: Path,
-) -> Path:
+def overlays(cases: Sequence[Case], path: Path) -> Path:
     """Draws a row a case: the slice, truth and prediction as contours, and the probability map.
 
     Args:

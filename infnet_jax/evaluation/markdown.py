@@ -142,8 +142,8 @@ def lung_table(score: Mapping[str, Any]) -> str:
 
 def _time_table(stages: Sequence[Mapping[str, Any]]) -> str:
     """Seconds as a clock, speeds with three digits; columns as in `_COLUMNS`, then as met."""
-    keys = dict.fromkeys([*_COLUMNS, *(key for stage in stages for key in stage)])
-    keys = [key for key in keys if key != "name" and any(key in stage for stage in stages)]
+    known = dict.fromkeys([*_COLUMNS, *(key for stage in stages for key in stage)])
+    keys = [key for key in known if key != "name" and any(key in stage for stage in stages)]
 
     def cell(key: str, value: Any) -> Any:
         if value == "" or not key.endswith(("seconds", "_per_second")):

@@ -1,29 +1,35 @@
-"""A trained workdir as a function from slices to lesion probabilities."""
+"""From weights and slices to maps: the one way for every stage and verb."""
 
+import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import cv2
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
-from infnet_jax import tasks
+from infnet_jax import models, plan as plans, tasks
+from infnet_jax.data.batches import eval_batches, resize
+from infnet_jax.data.sources import Source
 from infnet_jax.evaluation import networks
-from infnet_jax.tasks import multi, segment
+from infnet_jax.evaluation.metrics import resize_map
+from infnet_jax.plan import Plan, Stage
+from infnet_jax.runs import mesh as meshes
+from infnet_jax.runs.workdir import read_config, read_statistics
+from infnet_jax.tasks import supervised
 
 
-class Found(NamedTuple):
-    """What a network says of one slice, at the slice's own size.
+class Prediction(NamedTuple):
+    """What the networks find in one slice, at the slice's own size.
 
     Attributes:
-      mask: uint8 [H, W], 0, then a label for each of the Segmenter's `classes`.
-      probs: float32 [H, W], or [H, W, 3] (background, ground glass, consolidation), 0..1.
-      spread: float32 [H, W], standard deviation of the lesion's probability over the eight views,
-        0..0.5, and over the networks of an ensemble; None where there is one view of one network.
+      mask: uint8 [H, W]: 0, or 1, 2, ... for the Predictor's `classes`.
+      probs: float32 [H, W, C] in 0..1: one channel of one class, else the background first.
+      spread: float32 [H, W], standard deviation of the lesion's probability over views and
+        networks, 0..0.5; None where there is one view of one network.
     """
 
     mask: np.ndarray
@@ -31,24 +37,92 @@ class Found(NamedTuple):
     spread: np.ndarray | None
 
 
-class Segmenter:
-    """The network that a workdir trained last, with its weights, input scale and prior.
+def mark(probs: np.ndarray, thresholds: Mapping[str, float]) -> np.ndarray:
+    """The mask of a map: a pixel gets the class that exceeds its threshold by the largest factor.
+
+    Args:
+      probs: [..., C], the classes of `thresholds` last.
+      thresholds: class -> probability from which it is marked, above 0.
+
+    Returns:
+      uint8 [...]: 0 for none, 1 for the first class, 2 for the second.
+    """
+    values = np.asarray(list(thresholds.values()), np.float32)
+    ratio = probs[..., -len(values) :] / values
+    return np.where(ratio.max(-1) >= 1, ratio.argmax(-1) + 1, 0).astype(np.uint8)
+
+
+def full_size(probs: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A map [S, S, C] at the size (H, W) of its slice, [H, W, C]."""
+    return np.stack([resize_map(p, size) for p in np.moveaxis(probs, -1, 0)], axis=-1)
+
+
+class Predictor:
+    """The networks of a stage as one function; of several the mean of their maps counts.
 
     Attributes:
-      classes: what its maps tell apart: `infection`, `lung`, or `ggo` and `consolidation`.
-      thresholds: class -> probability from which it is marked, see `networks.mark`.
+      stage: whose networks they are; classes: what their masks tell apart.
+      thresholds: class -> probability from which it is marked, see `mark`.
       identity: name to text, for reports: run, stage, digest of the weights, network, data.
     """
 
     def __init__(
         self,
+        stage: Stage,
+        statistics: tuple[float, float],
+        *,
+        views: Mapping[str, Any],
+        batch_size: int,
+        thresholds: Mapping[str, float] | None = None,
+        prior: "Predictor | None" = None,
+        devices: Sequence[jax.Device] | None = None,
+    ):
+        """Makes the function; it has no weights yet (`using`) and nothing is compiled.
+
+        Args:
+          stage: a supervised one.
+          statistics: mean and sd of the training images, 0..1.
+          views: arguments of `supervised.average_views`.
+          batch_size: slices at once.
+          thresholds: of masks; None: 0.5.
+          prior: makes the prior of new slices, for a stage that has one.
+          devices: to share a batch; None for all.
+
+        Raises:
+          ValueError: a batch that the devices cannot share.
+        """
+        self.stage, self.classes = stage, stage.classes
+        self.thresholds = dict(thresholds or dict.fromkeys(self.classes, 0.5))
+        self.identity: dict[str, str] = {}
+        self._batch_size, self._prior, self._ensemble = batch_size, prior, []
+        self._mesh = meshes.make_mesh(devices)
+        meshes.check_batch(batch_size, self._mesh, "evaluate.batch_size")
+        net = models.make(**stage.net.arguments)
+        target, norm = tasks.make_target(stage), tasks.make_norm(stage, statistics)
+
+        def probs(
+            weights: Mapping, batch: Mapping[str, jax.Array]
+        ) -> tuple[jax.Array, jax.Array | None]:
+            return supervised.views(net, target, weights, batch, norm, **views)
+
+        self._step = jax.jit(probs, out_shardings=meshes.replicated(self._mesh))
+
+    def using(self, weights: Sequence[networks.Weights]) -> Self:
+        """The same function, compiled once for all, with the weights of these networks."""
+        other = copy.copy(self)
+        other._ensemble = [meshes.replicate(tree, self._mesh) for tree in weights]
+        return other
+
+    @classmethod
+    def load(
+        cls,
         workdir: Path | str,
         *,
         tta: bool | None = None,
         batch_size: int = 0,
         lungs: bool = False,
-    ):
-        """Loads weights; nothing is compiled yet.
+    ) -> Self:
+        """The networks that a workdir trained last.
 
         Args:
           workdir: of a finished run, or what `export` made of one.
@@ -61,45 +135,52 @@ class Segmenter:
           FileNotFoundError: no run there, or it has not trained its last network yet.
           ValueError: weights are damaged or belong to another network, or it finds another thing.
         """
-        self._workdir = Path(workdir)
-        self._config = networks.read_config(self._workdir)
-        self.classes = tuple(networks.classes(self._config))
-        if (self.classes == ("lung",)) != lungs:
+        workdir = Path(workdir)
+        plan = plans.resolve(read_config(workdir), workdir)
+        if (plan.final.classes == ("lung",)) != lungs:
             raise ValueError(
-                f"{workdir}: that run finds {' and '.join(self.classes)}; "
+                f"{workdir}: that run finds {' and '.join(plan.final.classes)}; "
                 + ("give a run of configs/lung.py" if lungs else "it is for --lungs")
             )
         if tta is not None:
-            self._config.evaluate.tta = tta
+            plan.evaluate.tta = tta
             if not tta:
-                self._config.evaluate.scales = (1.0,)
-        self._batch = batch_size or self._config.evaluate.batch_size
-        statistics = json.loads((self._workdir / "statistics.json").read_text())
-        self._norm = tasks.make_norm(self._config, (statistics["mean"], statistics["sd"]))
-        self.stage = tasks.last_trained(self._config)
-        chosen = self._workdir / "thresholds.json"  # where the run chose them on unseen slices
-        self.thresholds = dict.fromkeys(self.classes, self._config.evaluate.threshold)
+                plan.evaluate.scales = (1.0,)
+        chosen = workdir / "thresholds.json"  # where the run chose them on out-of-fold slices
+        thresholds = dict.fromkeys(plan.final.classes, plan.evaluate.threshold)
         if chosen.exists():
-            self.thresholds = json.loads(chosen.read_text())
-        _, ensemble = networks.load_evaluated(self._config, self._workdir)
-        self.identity = {
-            "run": self._workdir.resolve().name,
-            "stage": self.stage,
-            "weights": _digest(ensemble),
-            "trained on": f"{self._config.data.name}, {self._config.data.train}",
-            "network": _describe(self._config, self.stage)
-            + (f", mean of {len(ensemble)} networks" if len(ensemble) > 1 else ""),
-            "views": _count_views(self._config),
-        }
-        self._priors = [
-            self._compile("segment", weights)
-            for weights in networks.load_priors(self._config, self._workdir)
-        ]
-        runs = [self._compile(self.stage, weights) for weights in ensemble]
-        self._run = runs[0] if len(runs) == 1 else lambda batch: _mean([r(batch) for r in runs])
+            thresholds = json.loads(chosen.read_text())
+        _, ensemble = networks.load_final(plan)
+        shared: dict[str, Any] = dict(
+            statistics=read_statistics(workdir),
+            views=plan.views,
+            batch_size=batch_size or plan.evaluate.batch_size,
+            devices=jax.devices()[:1],
+        )
+        priors = networks.load_priors(plan)
+        prior = cls(plan.prior, **shared).using(priors) if plan.prior and priors else None
+        found = cls(plan.final, **shared, thresholds=thresholds, prior=prior).using(ensemble)
+        found.identity = _identity(plan, ensemble)
+        return found
 
-    def __call__(self, slices: Iterator[np.ndarray]) -> Iterator[Found]:
-        """Yields what the network finds, slice by slice; any number of slices, few in memory.
+    def maps(self, source: Source) -> list[np.ndarray]:
+        """The probability maps of a prepared source.
+
+        Args:
+          source: its examples hold a `prior` if the stage has one.
+
+        Returns:
+          float32 [S, S, C] for each example in order, S the size of the network.
+        """
+        fields = tuple(name for name in self.stage.fields if name != "mask")
+        found: list[np.ndarray] = []
+        size = self.stage.section.size
+        for batch in eval_batches(source, batch_size=self._batch_size, size=size, fields=fields):
+            found.extend(self._run({name: batch[name] for name in fields})[0])
+        return found[: len(source)]
+
+    def __call__(self, slices: Iterable[np.ndarray]) -> Iterator[Prediction]:
+        """Yields what the networks find, slice by slice; any number of slices, few in memory.
 
         Args:
           slices: uint8 [H, W] in the lung window, upright as a radiologist sees them; sizes may
@@ -108,105 +189,67 @@ class Segmenter:
         waiting: list[np.ndarray] = []
         for picture in slices:
             waiting.append(picture)
-            if len(waiting) == self._batch:
-                yield from self._batch_of(waiting)
+            if len(waiting) == self._batch_size:
+                yield from self._predict(waiting)
                 waiting = []
         if waiting:
-            yield from self._batch_of(waiting)
+            yield from self._predict(waiting)
 
-    def _batch_of(self, pictures: list[np.ndarray]) -> Iterator[Found]:
-        image = self._stack(pictures, self._config[self.stage].size)
-        batch = {"image": image}
-        if self.stage == "multi" and self._config.multi.with_prior:
-            side = self._config.segment.size
-            small = {"image": self._stack(pictures, side)}
-            maps = np.mean([run(small)[0] for run in self._priors], axis=0)
-            # The stages stored their priors in eight bits, at the single-class network's size.
-            eight = np.round(255 * maps).astype(np.uint8)
-            batch["prior"] = self._stack(list(eight), self._config.multi.size)
+    def _predict(self, pictures: list[np.ndarray]) -> Iterator[Prediction]:
+        batch = {"image": self._stack(pictures)}
+        if self._prior is not None:
+            maps, _ = self._prior._run({"image": self._prior._stack(pictures)})
+            # As in training: priors are stored in eight bits, at the single-class network's size.
+            batch["prior"] = self._stack(list(np.round(255 * maps[..., 0]).astype(np.uint8)))
         probs, spread = self._run(batch)
         for i, picture in enumerate(pictures):
             size = picture.shape[::-1]
             full = cv2.resize(probs[i], size, interpolation=cv2.INTER_LINEAR)
-            yield Found(
-                networks.mark(full, self.thresholds),
-                full,
-                None if spread is None else cv2.resize(spread[i], size),
-            )
+            full = full.reshape(*picture.shape, -1)  # cv2 drops a single channel
+            mask = mark(full, self.thresholds)
+            yield Prediction(mask, full, None if spread is None else cv2.resize(spread[i], size))
 
-    def _stack(self, pictures: list[np.ndarray], side: int) -> np.ndarray:
+    def _stack(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         """Slices resized as in training, filled up to the compiled batch: uint8 [B, S, S, 1]."""
-        out = np.zeros((self._batch, side, side, 1), np.uint8)
+        side = self.stage.section.size
+        out = np.zeros((self._batch_size, side, side, 1), np.uint8)
         for i, picture in enumerate(pictures):
-            shrinks = min(picture.shape) >= side
-            how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-            out[i, ..., 0] = cv2.resize(picture, (side, side), interpolation=how)
+            out[i] = resize(picture[..., None], side, labels=False)
         return out
 
-    def _compile(self, stage: str, weights: Mapping) -> Callable:
-        """batch -> (probs, spread or None), numpy, for one set of weights."""
-        config, norm, views = self._config, self._norm, tasks.views_of(self._config)
-        if stage == "segment":
-            net = tasks.make_net(config)
-
-            def probs(variables, batch):
-                return segment.views(net, variables, batch["image"], norm, **views)
-        else:
-            net, use = tasks.make_multi_net(config), tasks.prior_use(config)
-
-            def probs(variables, batch):
-                return multi.views(
-                    net,
-                    variables,
-                    batch["image"],
-                    batch.get("prior"),
-                    norm,
-                    **views,
-                    head=config.multi.loss.head,
-                    prior_use=use,
-                )
-
-        step, placed = jax.jit(probs), jax.device_put(weights)
-
-        def run(batch: Mapping) -> tuple[np.ndarray, np.ndarray | None]:
-            mean, spread = jax.device_get(step(placed, batch))
-            mean = np.array(mean[..., 0] if stage == "segment" else mean)
-            if spread is None:
-                return mean, None
-            # Of background: how sure the network is that there is any lesion.
-            return mean, np.array(spread[..., 0])
-
-        return run
+    def _run(self, batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
+        """Mean map [B, S, S, C] and spread [B, S, S] over the networks and their views."""
+        sharded = meshes.shard_batch(batch, self._mesh)
+        found = [jax.device_get(self._step(weights, sharded)) for weights in self._ensemble]
+        means = np.stack([mean for mean, _ in found])
+        # Channel 0: the only one, or the background: how sure it is that there is any lesion.
+        within = [None if sd is None else sd[..., 0] for _, sd in found]
+        if len(found) == 1:
+            return means[0], within[0]
+        variance = np.mean([0.0 if sd is None else sd**2 for sd in within], axis=0)
+        return means.mean(0), np.sqrt(variance + means[..., 0].var(0))
 
 
-def _mean(found: list[tuple[np.ndarray, np.ndarray | None]]) -> tuple[np.ndarray, np.ndarray]:
-    """Maps of several networks as one, and the standard deviation over all their views."""
-    means = np.stack([mean for mean, _ in found])
-    lesion = means[..., 0] if means.ndim == 5 else means  # of classes the background's, as one does
-    within = np.mean([0.0 if sd is None else sd**2 for _, sd in found], axis=0)
-    return means.mean(0), np.sqrt(within + lesion.var(0))
+def _identity(plan: Plan, ensemble: Sequence[networks.Weights]) -> dict[str, str]:
+    """What a report says of the networks."""
+    side, net = plan.final.section.size, plan.final.net
+    several = f", mean of {len(ensemble)} networks" if len(ensemble) > 1 else ""
+    views, sizes = plan.views, len(plan.views["scales"])
+    said = "8 flips and quarter turns" if views["tta"] else "1"
+    return {
+        "run": plan.workdir.resolve().name,
+        "stage": plan.final.name,
+        "weights": _digest(ensemble),
+        "trained on": f"{plan.data.name}, {plan.data.train}",
+        "network": f"{net}, {side} x {side}{several}",
+        "views": said if sizes == 1 else f"{said}, at {sizes} sizes",
+    }
 
 
-def _digest(weights: Mapping) -> str:
+def _digest(weights: Sequence[networks.Weights]) -> str:
     """The first 12 hex digits of a sha256 over all weights, in the order of their names."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(weights):
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()[:12]
-
-
-def _count_views(config: ConfigDict) -> str:
-    views = tasks.views_of(config)
-    said = "8 flips and quarter turns" if views["tta"] else "1"
-    return said if len(views["scales"]) == 1 else f"{said}, at {len(views['scales'])} sizes"
-
-
-def _describe(config: ConfigDict, stage: str) -> str:
-    side = config[stage].size
-    if stage == "segment":
-        unets = {"unet": "U-Net", "unet_lite0": "U-Net on efficientnet_lite0"}
-        name = unets.get(config.model.get("kind"), f"Inf-Net on {config.model.backbone}")
-        return f"{name}, width {config.model.width}, {side} x {side}"
-    net = config.multi.net
-    return f"{net.kind}, width {net.width}, {side} x {side}"

@@ -6,6 +6,7 @@ from typing import Any
 
 import cv2
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from infnet_jax.data import splits
@@ -53,7 +54,7 @@ def inpainting(stage: Stage, workdir: Path) -> list[Picture]:
 
 def augmentation(plan: Plan) -> list[Picture]:
     """Three training slices before and after augmentation, as the paper's Fig. 5."""
-    trained = (s for s in plan.stages if s.runs != "evaluate" and s.learns == plan.data.target)
+    trained = (s for s in plan.stages if s.supervised and s.net.classes == 1)
     section = next(trained, plan.final).section
     source = splits.open_whole(plan.data.train, plan.data)
     chosen = [source[int(i)] for i in np.linspace(0, len(source) - 1, 3)]
@@ -61,7 +62,7 @@ def augmentation(plan: Plan) -> list[Picture]:
         np.stack([resize(decode(e, name), section.size, labels=name == "mask") for e in chosen])
         for name in ("image", "mask")
     )
-    fields = {"image": images.astype(np.float32) / 255.0, "mask": (masks > 0).astype(np.float32)}
+    fields = {"image": jnp.asarray(images, jnp.float32) / 255.0, "mask": jnp.float32(masks > 0)}
     moved = augment.augment(jax.random.key(plan.seed), fields, **section.augmentation)
     before, after = (
         (np.asarray(side["image"])[..., 0], np.asarray(side["mask"])[..., 0])
@@ -81,7 +82,7 @@ def pseudo_labels(stage: Stage, plan: Plan) -> list[Picture]:
     maps = read_npz(stage.folder, "round*.npz")
     examples = _by_id(splits.open_training(stage.semi.split, plan.data, masks=False))
     by_share = sorted(maps, key=lambda name: ((maps[name] >= 128).mean(), name))
-    cases = []
+    cases: list[figures.Case] = []
     for rank in np.unique(np.linspace(0, len(by_share) - 1, 4).astype(int)):
         name = by_share[rank]
         image = resize(decode(examples[name], "image"), len(maps[name]), labels=False)[..., 0]
@@ -100,7 +101,7 @@ def lungs(stage: Stage, plan: Plan, score: Mapping[str, Any]) -> list[Picture]:
       score: what `lung_scores.summarise` returned.
     """
     examples = _by_id(splits.open_whole(plan.data.train, plan.data))
-    cases = []
+    cases: list[figures.Case] = []
     for part in score["parts"]:
         dice = {
             name: row["dice"]
@@ -110,7 +111,7 @@ def lungs(stage: Stage, plan: Plan, score: Mapping[str, Any]) -> list[Picture]:
         for name in sorted(dice, key=lambda name: dice[name])[:2]:
             image, truth = (decode(examples[name], k)[..., 0] for k in ("image", "lung"))
             path = lung_scores.picture_of(stage.folder / "lungs", name)
-            found = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) > 0
+            found = np.asarray(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)) > 0
             cases.append((f"{name}\nDice {dice[name]:.2f}", image, truth > 0, found, None))
     path = figures.overlays(cases, plan.workdir / "figures" / "lungs.png")
     return [
@@ -125,7 +126,7 @@ def evaluation(workdir: Path, name: str, summaries: Mapping[str, Any]) -> list[P
       summaries: of the class, see `evaluation.json`.
     """
     with np.load(workdir / "evaluate" / f"{name}.npz") as z:
-        cases = [
+        cases: list[Any] = [
             (
                 f"{title}, Dice {float(z[f'{title}_dice']):.2f}",
                 *(z[f"{title}_{field}"] for field in ("image", "truth", "found", "prob")),

@@ -1,205 +1,169 @@
-"""The `evaluate` stage: the best weights, the test split once, maps and tables on disk."""
+"""Scores the final networks on the test split: once, maps and tables on disk."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import cv2
 import jax
-import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
-from infnet_jax import tasks
 from infnet_jax.clinic.imaging import pictures
-from infnet_jax.data import batches as data
-from infnet_jax.evaluation import metrics, networks
-from infnet_jax.evaluation.thresholds import Unseen, cross_validated
-from infnet_jax.files import write_csv
+from infnet_jax.data.sources import Source, examples
+from infnet_jax.evaluation import metrics, thresholds as cuts
+from infnet_jax.evaluation.predictor import Predictor, full_size, mark
+from infnet_jax.files import whole, write_csv, write_npz
+from infnet_jax.plan import Plan
 from infnet_jax.runs.workdir import write_json
-from infnet_jax.tasks import multi, normalise, segment
 
 CASES = ("best", "median", "worst")
 
 
 def evaluate(
-    config: ConfigDict,
+    plan: Plan,
+    predictor: Predictor,
     *,
-    workdir: Path,
-    test: data.Source,
-    train: data.Source,
-    statistics: tuple[float, float],
-    unseen: Unseen | None = None,
-    thresholds: Mapping[str, float] | None = None,
-    alone: Mapping[str, tuple[float, float]] | None = None,
+    part: str,
+    test: Source,
+    train: Source,
+    out_of_fold: cuts.OutOfFold | None = None,
 ) -> dict[str, Any]:
-    """Evaluates the last network that a workdir trained (`segment` or `multi`) on a test split.
+    """Evaluates the final networks of a run on a test split.
 
-    Its weights are those of `networks.load_evaluated`; the maps of an ensemble are averaged. Writes
-    `evaluation.json`, `evaluation.csv` (a row a slice), `predictions/[<class>/]<id>.png` (8-bit
-    probabilities at the slice's own size), `masks/<id>.png` (labels, with a palette) and, for the
-    figures, `evaluate/<class>.npz`.
+    Writes `evaluation.json`, `evaluation.csv` (a row a slice), `predictions/[<class>/]<id>.png`
+    (8-bit probabilities at the slice's own size), `masks/<id>.png` (labels, with a palette) and,
+    for the figures, `evaluate/<class>.npz`; with `evaluate.choose_threshold` `thresholds.json`.
 
     Args:
-      test: examples with masks; for `multi` with a `prior` too.
-      train: examples whose masks make the floor.
-      unseen: training slices by networks of other folds, for the cross-validated Dice.
-      thresholds: of the masks, as `networks.mark` takes them; None: `evaluate.threshold`.
-      alone: class -> threshold at which its map is cut by itself, and Dice, of
-        `thresholds.choose_alone`.
+      plan: of the run.
+      predictor: of its final networks; part: which weights they have, for the report.
+      test: examples with masks, and priors if the networks are fed one.
+      train: examples whose masks make the floors (`metrics.floors`).
+      out_of_fold: training slices, for thresholds and the cross-validated Dice.
 
     Returns:
-      What `evaluation.json` holds: `weights`, `thresholds`, and in `classes` for `infection` (or
-      `lung`), or for `ggo` and `consolidation`, the `toolbox` and `empty_aware` summaries of the
-      probabilities, both of the `masks`, and the `floors`, and with `alone` both of the map `cut`,
-      its `threshold` and its `cross_validated` Dice at the network's size; with `unseen` also
-      `cross_validated`, a class's Dice of the masks, empty-aware.
+      What `evaluation.json` holds: `weights`, `thresholds`; in `classes` for each class the
+      `toolbox` and `empty_aware` summaries of the maps, both of the `masks`, the `floors` and, of
+      several classes with chosen thresholds, both of the map `cut` by itself, with its `threshold`
+      and `cross_validated` Dice; and, with `out_of_fold`, `cross_validated` of the masks.
     """
-    part, ensemble = networks.load_evaluated(config, workdir)
-    run = networks.make_sweep(tasks.last_trained(config), config, statistics)
-    maps = [run(weights, test) for weights in ensemble]
-    maps = [np.mean(views, axis=0) for views in zip(*maps, strict=True)]
-    cases, fitted_cases = list(data.examples(test)), list(data.examples(train))
-    maps = [networks.full_size(m, c["mask"].shape[:2]) for m, c in zip(maps, cases, strict=True)]
-    channels = networks.classes(config)
-    thresholds = thresholds or dict.fromkeys(channels, config.evaluate.threshold)
-    masks = [networks.mark(m, thresholds) for m in maps]
-    result: dict[str, Any] = {"weights": part, "thresholds": dict(thresholds), "classes": {}}
-    rows = [{"id": case["id"]} for case in cases]
-    for label, (name, channel) in enumerate(channels.items(), start=1):
-        probs = [m if channel is None else m[..., channel] for m in maps]
-        found = [mask == label for mask in masks]
-        truths, fitted = ([_marked(c, channel) for c in some] for some in (cases, fitted_cases))
-        of_probs = _records(config, probs, truths)
-        of_masks = _records(config, [f.astype(np.float32) for f in found], truths)
-        result["classes"][name] = {
-            **_readings(of_probs),
-            "masks": _readings(of_masks),
-            "floors": metrics.floors(fitted, truths),
-        }
-        if alone:
-            at, unseen_dice = alone[name]
-            cut = [(p >= np.float32(at)).astype(np.float32) for p in probs]
-            result["classes"][name]["cut"] = {
-                "threshold": at,
-                "cross_validated": unseen_dice,
-                **_readings(_records(config, cut, truths)),
-            }
-        dice = [metrics.threshold_scores(r, "none", "empty_aware")["dice"] for r in of_masks]
-        for row, record, of_mask in zip(rows, of_probs, of_masks, strict=True):
-            row |= metrics.slice_scores(name, record, of_mask)
+    chosen, alone = dict.fromkeys(predictor.classes, plan.evaluate.threshold), {}
+    if plan.evaluate.choose_threshold and out_of_fold:
+        chosen = cuts.choose(out_of_fold)
+        write_json(plan.workdir / "thresholds.json", chosen)
+        alone = cuts.choose_alone(out_of_fold) if len(chosen) > 1 else {}
+    cases, fitted = list(examples(test)), list(examples(train))
+    maps = [
+        full_size(probs, case["mask"].shape[:2])
+        for probs, case in zip(predictor.maps(test), cases, strict=True)
+    ]
+    masks = [mark(probs, chosen) for probs in maps]
+    result: dict[str, Any] = {"weights": part, "thresholds": chosen, "classes": {}}
+    rows: list[dict[str, Any]] = [{"id": case["id"]} for case in cases]
+    several = len(chosen) > 1
+    for label, name in enumerate(chosen, start=1):
+        truths, known = ([_true(c, label, several) for c in some] for some in (cases, fitted))
+        slices = _Class(
+            name if several else "",
+            probs=[each[..., label - 1 - len(chosen)] for each in maps],
+            found=[mask == label for mask in masks],
+            truths=truths,
+        )
+        scores, dice = _score(slices, plan.evaluate.threshold, alone.get(name), rows, name)
+        result["classes"][name] = scores | {"floors": metrics.floors(known, truths)}
         if jax.process_index() == 0:
-            _write_maps(workdir / "predictions" / ("" if channel is None else name), cases, probs)
-            kept = workdir / "evaluate" / f"{name}.npz"
-            _keep_cases(kept, cases, truths, found, probs, dice)
-    if unseen:
-        result["cross_validated"] = cross_validated(unseen, thresholds)
+            _write_maps(plan.workdir / "predictions" / slices.folder, cases, slices.probs)
+            _keep_cases(plan.workdir / "evaluate" / f"{name}.npz", cases, slices, dice)
+    if out_of_fold:
+        result["cross_validated"] = cuts.cross_validated(out_of_fold, chosen)
     if jax.process_index() == 0:
-        _write_masks(workdir / "masks", cases, masks)
-        write_csv(workdir / "evaluation.csv", rows)
-        write_json(workdir / "evaluation.json", result)
+        _write_masks(plan.workdir / "masks", cases, masks)
+        write_csv(plan.workdir / "evaluation.csv", rows)
+        write_json(plan.workdir / "evaluation.json", result)
     return result
 
 
-def losses(
-    config: ConfigDict, *, workdir: Path, test: data.Source, statistics: tuple[float, float]
-) -> dict[str, list[float]]:
-    """Losses on each slice of a test split, at the network's own size; of an ensemble the mean.
+class _Class(NamedTuple):
+    """The test slices of one class, at their own size.
 
-    Args:
-      test: as `evaluate` takes it.
-
-    Returns:
-      One value a slice for each definition. `segment`: `total` (eq. 5, boundary-weighted), its
-      parts `coarse`, `s32`, `s16`, `s8` (eq. 4 of each map; a U-Net has `region` alone) and `edge`.
-      `multi`: `total`, and `entropy` and `dice` where they are its parts, of the network before a
-      prior is averaged with it. Both: `distance`, the mean of |logit - truth| over pixels and
-      maps, which is what one evaluator of the paper's authors calls the loss.
+    `folder` below `predictions`; `probs` float32, `found` and `truths` bool, [H, W] each.
     """
-    stage = tasks.last_trained(config)
-    section, norm = config[stage], tasks.make_norm(config, statistics)
-    _, ensemble = networks.load_evaluated(config, workdir)
-    with_prior = stage == "multi" and tasks.prior_use(config) == "input"
-    net = tasks.make_multi_net(config) if stage == "multi" else tasks.make_net(config)
-    # The rows of a table must share their definition, whatever each was trained with.
-    head = {"head": section.loss.head} if stage == "multi" else {}
-    objective = (multi if stage == "multi" else segment).make_loss(**head)
 
-    def measure(variables: dict, batch: Mapping) -> dict[str, jax.Array]:
-        image = batch["image"].astype(jnp.float32) / 255.0
-        if stage == "multi":
-            x, mask = multi.network_input(image, batch.get("prior"), norm), batch["mask"]
-            maps, truth = ["logits"], jax.nn.one_hot(mask[..., 0], multi.CLASSES)
-        else:
-            x, mask = normalise.network_input(image, norm), (batch["mask"] > 0).astype(jnp.float32)
-            maps, truth = segment.MAPS, mask
-        outputs = net.apply(variables, x, train=False)
-        maps = [name for name in maps if name in outputs] or ["logits"]  # a U-Net has the one
-        total, parts = objective(outputs, mask)
-        distance = jnp.stack([jnp.abs(outputs[name] - truth).mean() for name in maps]).mean()
-        return {"total": total, **parts, "distance": distance}
-
-    step, found = jax.jit(measure), {}
-    fields = ("image", "mask", "prior") if with_prior else ("image", "mask")
-    for batch in data.eval_batches(test, None, batch_size=1, size=section.size, fields=fields):
-        each = [step(weights, {field: batch[field] for field in fields}) for weights in ensemble]
-        for name in each[0]:
-            found.setdefault(name, []).append(float(np.mean([one[name] for one in each])))
-    return found
+    folder: str
+    probs: list[np.ndarray]
+    found: list[np.ndarray]
+    truths: list[np.ndarray]
 
 
-def _records(
-    config: ConfigDict, probs: Sequence[np.ndarray], truths: Sequence[np.ndarray]
-) -> list[dict[str, Any]]:
-    return [
-        metrics.toolbox(p, t, threshold=config.evaluate.threshold)
-        for p, t in zip(probs, truths, strict=True)
-    ]
+def _score(
+    slices: _Class,
+    threshold: float,
+    alone: tuple[float, float] | None,
+    rows: list[dict[str, Any]],
+    name: str,
+) -> tuple[dict[str, Any], list[float]]:
+    """Summaries of maps, masks and the map cut `alone`; and the masks' Dice, also into `rows`."""
+
+    def measure(maps: list[np.ndarray]) -> list[dict[str, Any]]:
+        return [
+            metrics.toolbox(each, truth, threshold=threshold)
+            for each, truth in zip(maps, slices.truths, strict=True)
+        ]
+
+    of_maps = measure(slices.probs)
+    of_masks = measure([found.astype(np.float32) for found in slices.found])
+    scores = _readings(of_maps) | {"masks": _readings(of_masks)}
+    if alone:
+        cut = measure([(p >= np.float32(alone[0])).astype(np.float32) for p in slices.probs])
+        scores["cut"] = {"threshold": alone[0], "cross_validated": alone[1], **_readings(cut)}
+    dice = [metrics.threshold_scores(r, "none", "empty_aware")["dice"] for r in of_masks]
+    for row, of_map, of_mask in zip(rows, of_maps, of_masks, strict=True):
+        row |= metrics.slice_scores(name, of_map, of_mask)
+    return scores, dice
 
 
-def _readings(records: Sequence[dict]) -> dict[str, Any]:
-    return {reading: metrics.summarise(records, reading) for reading in ("toolbox", "empty_aware")}
+def _readings(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {reading: metrics.summarise(records, reading) for reading in metrics.READINGS}
 
 
-def _marked(case: Mapping[str, Any], channel: int | None) -> np.ndarray:
-    """True mask of one class, or of any lesion."""
+def _true(case: Mapping[str, Any], label: int, several: bool) -> np.ndarray:
+    """True mask [H, W] of one of several classes, or of any lesion."""
     mask = case["mask"][..., 0]
-    return mask > 0 if channel is None else mask == channel
+    return mask == label if several else mask > 0
 
 
 def _write_maps(folder: Path, cases: Sequence[Mapping], maps: Sequence[np.ndarray]) -> None:
-    """Writes maps as 8-bit pictures, as the toolbox reads them."""
-    import cv2
+    """Writes maps as 8-bit pictures, as the toolbox reads them.
 
-    folder.mkdir(parents=True, exist_ok=True)
+    Raises:
+      OSError: a picture could not be written.
+    """
     for case, prob in zip(cases, maps, strict=True):
-        path = folder / f"{case['id'].replace('/', '_')}.png"
-        cv2.imwrite(str(path), np.round(prob * 255).astype(np.uint8))
+        grey = np.round(prob * 255).astype(np.uint8)
+        _write_picture(folder, case, cv2.imencode(".png", grey)[1].tobytes())
 
 
 def _write_masks(folder: Path, cases: Sequence[Mapping], masks: Sequence[np.ndarray]) -> None:
     """Writes masks as pictures whose pixels are the labels, coloured by a palette."""
-    folder.mkdir(parents=True, exist_ok=True)
     for case, mask in zip(cases, masks, strict=True):
-        path = folder / f"{case['id'].replace('/', '_')}.png"
-        path.write_bytes(pictures.encode_mask(mask))
+        _write_picture(folder, case, pictures.encode_mask(mask))
+
+
+def _write_picture(folder: Path, case: Mapping[str, Any], data: bytes) -> None:
+    with whole(folder / f"{case['id'].replace('/', '_')}.png") as fresh:
+        fresh.write_bytes(data)
 
 
 def _keep_cases(
-    path: Path,
-    cases: Sequence[Mapping],
-    truths: Sequence[np.ndarray],
-    found: Sequence[np.ndarray],
-    maps: Sequence[np.ndarray],
-    dice: Sequence[float],
+    path: Path, cases: Sequence[Mapping], slices: _Class, dice: Sequence[float]
 ) -> None:
     """Keeps the slices with the best, median and worst Dice for the figures."""
     order = [i for i in np.argsort(dice) if not np.isnan(dice[i])]
     chosen = [order[-1], order[len(order) // 2], order[0]] if order else [0, 0, 0]
-    kept = {}
+    kept: dict[str, Any] = {}
     for title, i in zip(CASES, chosen, strict=True):
         kept[f"{title}_image"] = cases[i]["image"][..., 0]
-        kept[f"{title}_truth"], kept[f"{title}_found"] = truths[i], found[i]
-        kept[f"{title}_prob"] = maps[i]
+        kept[f"{title}_truth"], kept[f"{title}_found"] = slices.truths[i], slices.found[i]
+        kept[f"{title}_prob"] = slices.probs[i]
         kept[f"{title}_dice"] = np.float32(dice[i])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, **kept)
+    write_npz(path, kept)

@@ -1,10 +1,125 @@
-"""Networks as Flax linen modules: NHWC in, float32 parameters, compute dtype by argument."""
+"""Networks as Flax linen modules, chosen by name: a decoder on a trunk.
 
-from collections.abc import Mapping
+All map NHWC arrays to float32 outputs; parameters are float32, the compute dtype is an argument.
+To add a trunk, write its file and give it an entry in TRUNKS; it then works under `infnet` and
+`unet`.
+"""
 
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
 from jax import Array
+
+from infnet_jax.models.efficientnet import EfficientNetLite0
+from infnet_jax.models.fcn8s import FCN8s
+from infnet_jax.models.infnet import InfNet
+from infnet_jax.models.layers import INPAINT_HEADS
+from infnet_jax.models.resnet import ResNet
+from infnet_jax.models.unet import Encoder, UNet
+from infnet_jax.models.vgg import VGG16
+
+
+class Trunk(NamedTuple):
+    """A feature trunk.
+
+    Attributes:
+      module: called as `module(dtype=..., **options)`. Its `trunk(x, train=...)` maps [B, H, W, C]
+        to a list of five feature maps, finest first, each of half the size of the one before.
+      multiple: height and width of its input must be multiples of this.
+      options: those of `width`, `max_pool` and `improved` that `module` takes. With
+        `max_pool=False` all maps are twice as large.
+    """
+
+    module: Callable[..., nn.Module]
+    multiple: int
+    options: tuple[str, ...] = ()
+
+
+TRUNKS: dict[str, Trunk] = {
+    "efficientnet_lite0": Trunk(EfficientNetLite0, 32, ("max_pool",)),
+    "plain": Trunk(Encoder, 1, ("width", "improved")),
+    "res2net50": Trunk(partial(ResNet, "res2net50"), 32, ("max_pool",)),
+    "resnet18": Trunk(partial(ResNet, "resnet18"), 32, ("width", "max_pool")),
+    "resnet50": Trunk(partial(ResNet, "resnet50"), 32, ("max_pool",)),
+    "vgg16": Trunk(VGG16, 16),
+}
+# Of each decoder the options that it uses.
+DECODERS: dict[str, tuple[str, ...]] = {
+    "fcn8s": ("width",),
+    "infnet": ("width", "max_pool", "inpaint_head"),
+    "unet": ("width", "inpaint_head", "improved"),
+}
+_NEUTRAL = {"max_pool": False, "improved": False, "inpaint_head": "none"}
+
+
+def make(
+    decoder: str, trunk: str, *, classes: int, channels: int, dtype: str, **options: Any
+) -> nn.Module:
+    """Returns a network: `network.apply(variables, x, train=...)` maps [B, H, W, C] to its outputs.
+
+    Args:
+      decoder: a key of DECODERS.
+      trunk: a key of TRUNKS; `plain` is for `unet` only, `fcn8s` takes `vgg16` only.
+      classes: channels of the segmentation output; 1 for `infnet`.
+      channels: of the input and of inpainting outputs.
+      dtype: compute dtype.
+      **options: `width` (of the decoder, and of a trunk that has this option), `max_pool`,
+        `inpaint_head`, `improved`. One that the decoder does not use may be there with its
+        neutral value, False or "none".
+
+    Raises:
+      ValueError: names or options that do not go together.
+    """
+    _check(decoder, trunk, classes, options)
+    fields = {name: value for name, value in options.items() if name in DECODERS[decoder]}
+    fields["dtype"] = dtype
+    if decoder == "fcn8s":
+        return FCN8s(classes, **fields)
+    record = TRUNKS[trunk]
+    of_trunk = {name: fields[name] for name in record.options if name in fields}
+    fields |= {"trunk": record.module(dtype=dtype, **of_trunk), "image_channels": channels}
+    if decoder == "unet":
+        return UNet(classes=classes, multiple=record.multiple, **fields)
+    has_pool = fields.pop("max_pool", True)
+    return InfNet(multiple=record.multiple // (1 if has_pool else 2), **fields)
+
+
+def _check(decoder: str, trunk: str, classes: int, options: Mapping[str, Any]) -> None:
+    """Raises ValueError as `make` does."""
+    if decoder not in DECODERS:
+        raise ValueError(f"model.decoder={decoder!r}: choose {_words(DECODERS)}")
+    trunks = ["vgg16"] if decoder == "fcn8s" else sorted(TRUNKS)
+    if decoder == "infnet":
+        trunks.remove("plain")
+    if trunk not in trunks:
+        raise ValueError(f"model.trunk={trunk!r}: choose {_words(trunks)} for decoder {decoder}")
+    if decoder == "infnet" and classes != 1:
+        raise ValueError(f"model.decoder='infnet' has one class, not {classes}: choose unet")
+    for name, value in options.items():
+        if name not in DECODERS[decoder] and value != _NEUTRAL.get(name, ...):
+            raise ValueError(f"model.{name}={value!r}: decoder {decoder} has no such option")
+    head, of_trunk = options.get("inpaint_head", "none"), TRUNKS[trunk].options
+    if head not in INPAINT_HEADS:
+        raise ValueError(f"model.inpaint_head={head!r}: choose {_words(INPAINT_HEADS)}")
+    if options.get("improved", False) and "improved" not in of_trunk:
+        raise ValueError(f"model.improved=True: trunk {trunk} has no such option")
+    if decoder == "infnet" and not options.get("max_pool", True) and "max_pool" not in of_trunk:
+        raise ValueError(f"model.max_pool=False: trunk {trunk} has no stem pool to leave out")
+
+
+def _words(names: Iterable[str]) -> str:
+    """Returns "a, b or c"."""
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def final_map(outputs: Mapping[str, Array]) -> Array:
-    """The one map that is read of a network: Inf-Net's `s8`, a U-Net's `logits` or `recon`."""
+    """Returns the one map [B, H, W, C] that is used: Inf-Net's `s8`, else `logits` or `recon`."""
     return next(outputs[name] for name in ("s8", "logits", "recon") if name in outputs)
+
+
+def is_output_layer(path: tuple[str, ...]) -> bool:
+    """Whether a parameter path lies in a last layer (which a transfer leaves behind)."""
+    return any(part.startswith(("out_seg", "out_inpaint")) for part in path)

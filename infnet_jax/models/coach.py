@@ -4,6 +4,8 @@ A mask holds 1 where the image stays visible and 0 where it is erased. The publi
 visible share "drop ratio"; here it is `keep_ratio`.
 """
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -26,8 +28,8 @@ class Coach(nn.Module):
     ours starts at zero.
 
     Attributes:
-        width: channels of the trunk's first stage (64 as published).
-        dtype: compute dtype; the three outputs are float32.
+      width: channels of the trunk's first stage (64 as published).
+      dtype: compute dtype; the three outputs are float32.
     """
 
     width: int = 64
@@ -38,17 +40,17 @@ class Coach(nn.Module):
         """Returns score [B, H/16, W/16, 1], mu and logvar [B, H/16, W/16, 100], float32.
 
         Args:
-            x: images [B, H, W, C], H and W divisible by 16.
-            train: whether batch normalisation uses (and updates by) batch statistics.
-            key: draws z = mu + exp(logvar / 2) * noise; None means z = mu. The public code draws
-                always, in evaluation too.
+          x: images [B, H, W, C], H and W divisible by 16.
+          train: whether batch normalisation uses (and updates by) batch statistics.
+          key: draws z = mu + exp(logvar / 2) * noise; None means z = mu. The public code draws
+            always, in evaluation too.
 
         Raises:
-            ValueError: if H or W is not divisible by 16.
+          ValueError: if H or W is not divisible by 16.
         """
         check_divisible(x, CELL, "coach")
-        trunk = ResNet(18, self.width, max_pool=False, dtype=self.dtype, name="trunk")
-        x = trunk(x, train=train)["f32"]
+        trunk = ResNet("resnet18", self.width, max_pool=False, dtype=self.dtype, name="trunk")
+        x = trunk(x, train=train)[-1]
 
         def conv(name: str, features: int, init: nn.initializers.Initializer) -> Conv:
             return Conv(features, 1, use_bias=True, kernel_init=init, dtype=self.dtype, name=name)
@@ -71,19 +73,19 @@ def visible_from_score(
     The threshold is the k-th largest score of each example, k = int(keep_ratio * cells).
 
     Args:
-        score: [B, h, w, 1].
-        keep_ratio: share of cells that stays visible, in (0, 1].
-        alpha: steepness of the soft mask, sigmoid(alpha * (score - threshold)).
-        hard: cuts to 0 or 1 (no gradient). Soft masks pass gradients to every score, and through
-            the threshold to the k-th one.
-        inclusive: for hard masks, whether the k-th cell itself stays visible: k cells then, else
-            k - 1 as in the public code (where the k-th is exactly at the threshold).
+      score: [B, h, w, 1].
+      keep_ratio: share of cells that stays visible, in (0, 1].
+      alpha: steepness of the soft mask, sigmoid(alpha * (score - threshold)).
+      hard: cuts to 0 or 1 (no gradient). Soft masks pass gradients to every score, and through
+        the threshold to the k-th one.
+      inclusive: for hard masks, whether the k-th cell itself stays visible: k cells then, else
+        k - 1 as in the public code (where the k-th is exactly at the threshold).
 
     Returns:
-        float32 [B, h, w, 1].
+      float32 [B, h, w, 1].
 
     Raises:
-        ValueError: if keep_ratio leaves k outside 1..cells.
+      ValueError: if keep_ratio leaves k outside 1..cells.
     """
     cells = score.shape[1] * score.shape[2]
     k = int(keep_ratio * cells)
@@ -106,6 +108,6 @@ def random_score(key: Array, shape: tuple[int, ...]) -> Array:
     return jax.random.uniform(key, shape, jnp.float32)
 
 
-def upsample_mask(mask: Array, size: tuple[int, int]) -> Array:
+def upsample_mask(mask: Array, size: Sequence[int]) -> Array:
     """Enlarges a cell mask [B, h, w, 1] to [B, size[0], size[1], 1] by nearest neighbour."""
     return resize_nearest(mask, size)

@@ -5,7 +5,7 @@ There they are written as one matrix product; forward passes and all other devic
 """
 
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 
 import flax.linen as nn
 import jax
@@ -14,13 +14,15 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+Pair = tuple[int, int]
+Saved = tuple[Array, Array]  # input and kernel, or their gradients
 
 
-def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+def _pair(value: int | Sequence[int]) -> Pair:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
-def convolve(x: Array, kernel: Array, *, stride: int, padding: tuple[int, int], dilation: int):
+def convolve(x: Array, kernel: Array, *, stride: int, padding: Pair, dilation: int) -> Array:
     """[B, H, W, I] with [kh, kw, I, O] -> [B, H', W', O]; zeros around, `padding` a side."""
     if (*kernel.shape[:2], *padding) == (1, 1, 0, 0):
         # A matrix product of 2-D arrays: with more axes XLA copies an operand for the gradient.
@@ -34,37 +36,33 @@ def convolve(x: Array, kernel: Array, *, stride: int, padding: tuple[int, int], 
     return _convolve(x, kernel, stride, padding, dilation)
 
 
-def _convolve(x: Array, kernel: Array, stride: int, padding: tuple[int, int], dilation: int):
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride,) * 2,
-        [(p, p) for p in padding],
-        rhs_dilation=(dilation,) * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+def _convolve(x: Array, kernel: Array, stride: int, padding: Pair, dilation: int) -> Array:
+    layout, sides = ("NHWC", "HWIO", "NHWC"), [(p, p) for p in padding]
+    strides, dilations = (stride,) * 2, (dilation,) * 2
+    return lax.conv_general_dilated(x, kernel, strides, sides, None, dilations, layout)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _convolve_cpu(x: Array, kernel: Array, padding: tuple[int, int], dilation: int) -> Array:
+def _convolve_cpu(x: Array, kernel: Array, padding: Pair, dilation: int) -> Array:
     return _convolve(x, kernel, 1, padding, dilation)
 
 
-def _forward(x, kernel, padding, dilation):
+def _forward(x: Array, kernel: Array, padding: Pair, dilation: int) -> tuple[Array, Saved]:
     return _convolve_cpu(x, kernel, padding, dilation), (x, kernel)
 
 
-def _backward(padding, dilation, saved, gradient):
+def _backward(padding: Pair, dilation: int, saved: Saved, gradient: Array) -> Saved:
     x, kernel = saved
     _, pull = jax.vjp(lambda x: _convolve(x, kernel, 1, padding, dilation), x)
-    return *pull(gradient), _filter_gradient(x, gradient, kernel.shape[:2], padding, dilation)
+    weights = _filter_gradient(x, gradient, kernel.shape[:2], padding, dilation)
+    return pull(gradient)[0], weights
 
 
 _convolve_cpu.defvjp(_forward, _backward)
 
 
 def _filter_gradient(
-    x: Array, gradient: Array, window: tuple[int, int], padding: tuple[int, int], dilation: int
+    x: Array, gradient: Array, window: tuple[int, ...], padding: Pair, dilation: int
 ) -> Array:
     """[kh, kw, I, O] at stride 1: x shifted by columns times the gradient shifted by rows."""
     (kh, kw), (ph, pw) = window, padding
@@ -86,15 +84,15 @@ class Conv(nn.Module):
     """2-D convolution [B, H, W, I] -> [B, H', W', O] with symmetric explicit padding.
 
     Attributes:
-        features: output channels O.
-        kernel: window, one int or (rows, columns).
-        stride: one int for both axes.
-        dilation: one int for both axes.
-        padding: cells added on each side, one int or (rows, columns); None means
-            `dilation * (kernel // 2)`, which keeps the size at stride 1.
-        use_bias: adds a bias of shape [O].
-        kernel_init: initializer of the [kh, kw, I, O] kernel.
-        dtype: compute and output dtype; parameters stay float32.
+      features: output channels O.
+      kernel: window, one int or (rows, columns).
+      stride: one int for both axes.
+      dilation: one int for both axes.
+      padding: cells added on each side, one int or (rows, columns); None means
+        `dilation * (kernel // 2)`, which keeps the size at stride 1.
+      use_bias: adds a bias of shape [O].
+      kernel_init: initializer of the [kh, kw, I, O] kernel.
+      dtype: compute and output dtype; parameters stay float32.
     """
 
     features: int
@@ -130,28 +128,30 @@ def _depthwise(x: Array, kernel: Array, stride: int) -> Array:
     """Sum of shifted products, fused into one pass: [B, H, W, C] with [k, k, C], unpadded."""
     k = kernel.shape[0]
     spans = [stride * ((n - k) // stride) + 1 for n in x.shape[1:3]]
-    return sum(
+    products = (
         x[:, i : i + spans[0] : stride, j : j + spans[1] : stride] * kernel[i, j]
         for i in range(k)
         for j in range(k)
     )
+    return reduce(jnp.add, products)
 
 
-def _depthwise_forward(x, kernel, stride):
+def _depthwise_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, Saved]:
     return _depthwise(x, kernel, stride), (x, kernel)
 
 
-def _depthwise_backward(stride, saved, gradient):
+def _depthwise_backward(stride: int, saved: Saved, gradient: Array) -> Saved:
     x, kernel = saved
     k = kernel.shape[0]
     spans = [stride * (n - 1) + 1 for n in gradient.shape[1:3]]
     widths = [(k - 1, n - span, stride - 1) for n, span in zip(x.shape[1:3], spans, strict=True)]
     spread = lax.pad(gradient, jnp.zeros((), gradient.dtype), [(0, 0, 0), *widths, (0, 0, 0)])
 
-    def one_weight(_, place):  # a loop: fused into one, these sums take three times as long
+    # A loop: fused into one, these sums take three times as long.
+    def one_weight(_: None, place: Array) -> tuple[None, Array]:
         start = (0, place // k, place % k, 0)
         window = lax.dynamic_slice(x, start, (x.shape[0], *spans, x.shape[3]))
-        return _, jnp.sum(window[:, ::stride, ::stride] * gradient, (0, 1, 2))
+        return None, jnp.sum(window[:, ::stride, ::stride] * gradient, (0, 1, 2))
 
     _, weights = lax.scan(one_weight, None, jnp.arange(k * k))
     return _depthwise(spread, kernel[::-1, ::-1], 1), weights.reshape(kernel.shape)
@@ -164,8 +164,8 @@ class DepthwiseConv(nn.Module):
     """One kernel a channel, [B, H, W, C] -> [B, H', W', C], padded by `same_padding`.
 
     Attributes:
-        kernel: side of the window; stride: one int for both axes.
-        dtype: compute and output dtype; parameters stay float32.
+      kernel: side of the window; stride: one int for both axes.
+      dtype: compute and output dtype; parameters stay float32.
     """
 
     kernel: int

@@ -3,13 +3,15 @@
 A light trunk whose ImageNet weights come from the package registry (extra `pretrained`).
 """
 
+from functools import partial
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from infnet_jax.models.conv import Conv, DepthwiseConv, he_fan_out, same_padding
-from infnet_jax.models.layers import BatchNorm
+from infnet_jax.models.conv import DepthwiseConv, same_padding
+from infnet_jax.models.layers import BatchNorm, conv_bn
 
 # Of each stage: blocks, kernel, stride, expansion, output channels.
 _STAGES = (
@@ -21,14 +23,17 @@ _STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-_TAPS = {0: "f2", 1: "f4", 2: "f8", 4: "f16", 6: "f32"}  # the last stage of each resolution
-# Published with momentum .99, for long training: in some hundred steps a share of ImageNet's
-# statistics would stay in the running ones.
-_NORM = dict(epsilon=1e-3, momentum=0.9)
+_TAPS = (0, 1, 2, 4, 6)  # the last stage of each resolution
+# The momentum is BatchNorm's .9, not the published .99 for long training: in some hundred steps a
+# share of ImageNet's statistics would stay in the running ones.
+_EPSILON = 1e-3
 
 
 class InvertedBottleneck(nn.Module):
-    """1x1 expansion, depthwise convolution, 1x1 projection; a shortcut where shapes allow it."""
+    """1x1 expansion, depthwise convolution, 1x1 projection; a shortcut where shapes allow it.
+
+    Maps [B, H, W, C] to [B, H', W', `channels`].
+    """
 
     channels: int
     kernel: int
@@ -38,18 +43,13 @@ class InvertedBottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        def norm(name: str, y: Array) -> Array:
-            return BatchNorm(dtype=self.dtype, name=name, **_NORM)(y, train=train)
-
-        def point(name: str, features: int, y: Array) -> Array:
-            return Conv(features, 1, kernel_init=he_fan_out, dtype=self.dtype, name=name)(y)
-
+        layer = partial(conv_bn, train=train, dtype=self.dtype, epsilon=_EPSILON)
         y = x
         if self.expansion > 1:
-            y = nn.relu6(norm("bn0", point("expand", self.expansion * x.shape[-1], y)))
+            y = nn.relu6(layer(y, "expand", "bn0", self.expansion * x.shape[-1], 1))
         y = DepthwiseConv(self.kernel, self.stride, dtype=self.dtype, name="depthwise")(y)
-        y = nn.relu6(norm("bn1", y))
-        y = norm("bn2", point("project", self.channels, y))
+        y = BatchNorm(_EPSILON, dtype=self.dtype, name="bn1")(y, train=train)
+        y = layer(nn.relu6(y), "project", "bn2", self.channels, 1)
         return x + y if y.shape == x.shape else y
 
 
@@ -57,33 +57,26 @@ class EfficientNetLite0(nn.Module):
     """Trunk of 3.0 million parameters; windows of stride 2 are padded as in TensorFlow.
 
     Attributes:
-        max_pool: False gives the stem stride 1, so that every tap has twice the resolution (there
-            is no pool here; the name is that of the ResNets' switch).
-        dtype: compute dtype.
+      max_pool: False gives the stem stride 1, so that every map is twice as large (there is no
+        pool here; the name is that of the ResNets' switch).
+      dtype: compute dtype.
     """
 
     max_pool: bool = True
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> dict[str, Array]:
-        """Maps [B, H, W, C] to taps f2 to f32 of 16, 24, 40, 112 and 320 channels."""
+    def __call__(self, x: Array, *, train: bool) -> list[Array]:
+        """Maps [B, H, W, C] to five maps, strides 2 to 32, of 16, 24, 40, 112, 320 channels."""
         stride = 2 if self.max_pool else 1
-        x = same_padding(x, 3, stride)
-        x = Conv(32, 3, stride, padding=0, kernel_init=he_fan_out, dtype=self.dtype, name="stem")(x)
-        x = nn.relu6(BatchNorm(dtype=self.dtype, name="stem_bn", **_NORM)(x, train=train))
-        taps, index = {}, 0
+        layer = partial(conv_bn, train=train, dtype=self.dtype, epsilon=_EPSILON, padding=0)
+        x = nn.relu6(layer(same_padding(x, 3, stride), "stem", "stem_bn", 32, 3, stride))
+        taps, index = [], 0
         for stage, (blocks, kernel, stride, expansion, channels) in enumerate(_STAGES):
             for i in range(blocks):
-                x = InvertedBottleneck(
-                    channels,
-                    kernel,
-                    1 if i else stride,
-                    expansion,
-                    self.dtype,
-                    name=f"block{index}",
-                )(x, train=train)
+                shape = channels, kernel, 1 if i else stride, expansion
+                x = InvertedBottleneck(*shape, self.dtype, name=f"block{index}")(x, train=train)
                 index += 1
             if stage in _TAPS:
-                taps[_TAPS[stage]] = x
+                taps.append(x)
         return taps

@@ -1,5 +1,7 @@
 """FCN8s on VGG-16, the multi-class baseline of the public code (after Long et al. 2015)."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
@@ -9,23 +11,14 @@ from infnet_jax.models.conv import Conv, he_fan_out
 from infnet_jax.models.layers import BatchNorm, check_divisible, max_pool
 from infnet_jax.models.vgg import VGG16
 
-STRIDE = 32
-
 
 def doubling(features: int, dtype: DTypeLike, name: str | None = None) -> nn.ConvTranspose:
-    """Transposed 3x3 convolution with stride 2 that doubles each side exactly.
+    """Transposed 3x3 convolution, stride 2: [B, H, W, C] -> [B, 2 H, 2 W, `features`].
 
     Padding 1 and output padding 1 of the public code: row r reaches rows 2r - 1 to 2r + 1.
     """
-    return nn.ConvTranspose(
-        features,
-        (3, 3),
-        (2, 2),
-        padding=((1, 2), (1, 2)),
-        kernel_init=he_fan_out,
-        dtype=dtype,
-        name=name,
-    )
+    layer = partial(nn.ConvTranspose, kernel_init=he_fan_out, dtype=dtype, name=name)
+    return layer(features, (3, 3), (2, 2), padding=((1, 2), (1, 2)))
 
 
 class FCN8s(nn.Module):
@@ -35,9 +28,9 @@ class FCN8s(nn.Module):
     512- and 256-channel maps, before their batch norm, instead of to class scores.
 
     Attributes:
-        classes: channels of the logits.
-        width: channels of VGG's first stage (64 as published); all others follow.
-        dtype: compute dtype; the output is float32.
+      classes: channels of the logits.
+      width: channels of VGG's first stage (64 as published); all others follow.
+      dtype: compute dtype; the output is float32.
     """
 
     classes: int = 3
@@ -49,16 +42,15 @@ class FCN8s(nn.Module):
         """Maps [B, H, W, C] to {"logits": float32 [B, H, W, classes]}.
 
         Args:
-            x: normalised input, the slice with or without the prior; H and W divisible by 32.
-            train: whether batch normalisation uses (and updates by) batch statistics.
+          x: normalised input, the slice with or without the prior; H and W divisible by 32.
+          train: whether batch normalisation uses (and updates by) batch statistics.
 
         Raises:
-            ValueError: if a size is not a multiple of 32.
+          ValueError: a size that is not a multiple of 32.
         """
-        check_divisible(x, STRIDE, "FCN8s")
+        check_divisible(x, 32, "FCN8s")
         taps = VGG16(self.width, "max", self.dtype, name="trunk")(x, train=train)
-        pool3, pool4, pool5 = (max_pool(taps[name], 2, 2) for name in ("f8", "f16", "f32"))
-        x = pool5
+        pool3, pool4, x = (max_pool(tap, 2, 2) for tap in taps[2:])
         for i, factor in enumerate((8.0, 4.0, 2.0, 1.0, 0.5), start=1):
             x = doubling(int(factor * self.width), self.dtype, f"deconv{i}")(x)
             x = nn.relu(x)

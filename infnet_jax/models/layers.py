@@ -5,6 +5,9 @@ outputs of a converted network: down-scaling has no antialias filter, stride-2 w
 equally on both sides (XLA's "SAME" is not), and running variances are the unbiased ones.
 """
 
+import functools
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,9 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from infnet_jax.models.conv import Conv, he_fan_out
+
+INPAINT_HEADS = ("none", "tanh_parallel", "linear_replace")
 _ROWS, _COLUMNS = 1, 2
 
 
@@ -22,9 +28,9 @@ class BatchNorm(nn.Module):
     one (n / (n - 1)); `flax.linen.BatchNorm` uses the biased one for both. Statistics are float32.
 
     Attributes:
-        epsilon: added to the variance.
-        momentum: weight of the old running statistics (torch's convention is 1 - momentum).
-        dtype: output dtype.
+      epsilon: added to the variance.
+      momentum: weight of the old running statistics (torch's convention is 1 - momentum).
+      dtype: output dtype.
     """
 
     epsilon: float = 1e-5
@@ -56,58 +62,52 @@ class BatchNorm(nn.Module):
         return (x * factor + (bias - mean * factor)).astype(self.dtype)
 
 
-def _pad_axis(x: Array, axis: int, before: int, after: int, value: float) -> Array:
-    config = [(0, 0, 0)] * x.ndim
-    config[axis] = (before, after, 0)
-    return lax.pad(x, jnp.asarray(value, x.dtype), config) if before or after else x
+def conv_bn(
+    x: Array,
+    conv: str,
+    norm: str,
+    features: int,
+    kernel: int,
+    stride: int = 1,
+    *,
+    train: bool,
+    dtype: DTypeLike,
+    padding: int | None = None,
+    epsilon: float = 1e-5,
+) -> Array:
+    """Bias-free convolution and batch norm, [B, H, W, C] -> [B, H', W', features], no activation.
+
+    Makes two submodules, called `conv` and `norm`, of the module whose compact method calls this;
+    the other arguments are those of `Conv` and `BatchNorm`.
+    """
+    layer = Conv(features, kernel, stride, 1, padding, False, he_fan_out, dtype, name=conv)
+    return BatchNorm(epsilon, dtype=dtype, name=norm)(layer(x), train=train)
 
 
 def max_pool(x: Array, size: int, stride: int, padding: int = 0) -> Array:
     """Max-pool [B, H, W, C] over size x size windows by slices, padded with -inf on every side."""
     for axis in (_ROWS, _COLUMNS):
-        x = _pad_axis(x, axis, padding, padding, -jnp.inf)
-        count = (x.shape[axis] - size) // stride + 1
-        parts = [_window(x, axis, start, count, stride) for start in range(size)]
-        x = parts[0]
-        for part in parts[1:]:
-            x = jnp.maximum(x, part)
+        x = functools.reduce(jnp.maximum, _shifted(x, axis, size, stride, padding, -jnp.inf))
     return x
 
 
-def avg_pool(
-    x: Array,
-    size: int,
-    stride: int,
-    padding: int = 0,
-    *,
-    count_padding: bool = True,
-    ceil: bool = False,
-) -> Array:
-    """Mean over size x size windows of [B, H, W, C].
-
-    Args:
-        x: the array.
-        size: window.
-        stride: step of the window.
-        padding: zeros added on each side.
-        count_padding: whether padded zeros count in the denominator.
-        ceil: keeps a last, partly filled window, as torch's `ceil_mode`; what lies outside the
-            padded image never counts.
-    """
+def avg_pool(x: Array, size: int, stride: int, padding: int = 0) -> Array:
+    """Mean of [B, H, W, C] over size x size windows; zeros around, which count."""
     for axis in (_ROWS, _COLUMNS):
-        n = x.shape[axis]
-        steps = n + 2 * padding - size
-        count = (-(-steps // stride) if ceil else steps // stride) + 1
-        extra = max((count - 1) * stride + size - n - 2 * padding, 0)
-        ones = np.pad(np.ones(n), padding, constant_values=float(count_padding))
-        ones = np.pad(ones, (0, extra))
-        filled = [ones[i * stride : i * stride + size].sum() for i in range(count)]
-        x = _pad_axis(x, axis, padding, padding + extra, 0.0)
-        x = sum(_window(x, axis, start, count, stride) for start in range(size))
-        shape = [1] * x.ndim
-        shape[axis] = count
-        x = x * jnp.asarray(1.0 / np.reshape(filled, shape), x.dtype)
+        total = functools.reduce(jnp.add, _shifted(x, axis, size, stride, padding, 0.0))
+        x = total * jnp.asarray(1.0 / size, x.dtype)
     return x
+
+
+def _shifted(
+    x: Array, axis: int, size: int, stride: int, padding: int, outside: float
+) -> list[Array]:
+    """The first, second, ... cell of every window along one axis, `size` arrays."""
+    if padding:
+        config = [(padding, padding, 0) if i == axis else (0, 0, 0) for i in range(x.ndim)]
+        x = lax.pad(x, jnp.asarray(outside, x.dtype), config)
+    count = (x.shape[axis] - size) // stride + 1
+    return [_window(x, axis, start, count, stride) for start in range(size)]
 
 
 def _window(x: Array, axis: int, start: int, count: int, stride: int) -> Array:
@@ -118,11 +118,11 @@ def box_filter(x: Array, size: int) -> Array:
     """Mean over a centred size x size box, same shape; outside is zero and counts (stride 1).
 
     Args:
-        x: [B, H, W, C], float.
-        size: odd side of the box.
+      x: [B, H, W, C], float.
+      size: odd side of the box.
 
     Raises:
-        ValueError: if size is even.
+      ValueError: if size is even.
     """
     if size % 2 == 0:
         raise ValueError(f"box_filter needs an odd size, got {size}")
@@ -150,14 +150,14 @@ def _bilinear_weights(n_in: int, n_out: int, align_corners: bool) -> np.ndarray:
     return weights
 
 
-def resize_bilinear(x: Array, size: tuple[int, int], *, align_corners: bool = False) -> Array:
+def resize_bilinear(x: Array, size: Sequence[int], *, align_corners: bool = False) -> Array:
     """Resizes [B, H, W, C] to [B, size[0], size[1], C] linearly, without antialias.
 
     Args:
-        x: float array.
-        size: (rows, columns) of the result.
-        align_corners: whether the corner pixels' centres (True) or the images' outer borders
-            (False) coincide.
+      x: float array.
+      size: (rows, columns) of the result.
+      align_corners: whether the corner pixels' centres (True) or the images' outer borders
+        (False) coincide.
     """
     for axis, n_out in zip((_ROWS, _COLUMNS), size, strict=True):
         n_in = x.shape[axis]
@@ -175,7 +175,7 @@ def resize_bilinear(x: Array, size: tuple[int, int], *, align_corners: bool = Fa
     return x
 
 
-def resize_nearest(x: Array, size: tuple[int, int]) -> Array:
+def resize_nearest(x: Array, size: Sequence[int]) -> Array:
     """Resizes [B, H, W, C] by taking source pixel floor(i * in / out), as torch's "nearest"."""
     for axis, n_out in zip((_ROWS, _COLUMNS), size, strict=True):
         n_in = x.shape[axis]
@@ -186,10 +186,18 @@ def resize_nearest(x: Array, size: tuple[int, int]) -> Array:
     return x
 
 
-def check_divisible(x: Array | jax.ShapeDtypeStruct, stride: int, network: str) -> None:
-    """Raises ValueError unless height and width of [B, H, W, C] are multiples of `stride`."""
+def check_divisible(x: Array | jax.ShapeDtypeStruct, multiple: int, network: str) -> None:
+    """Raises ValueError unless H and W of x [B, H, W, C] are multiples of `multiple`, from 1 on."""
     height, width = x.shape[1:3]
-    if height % stride or width % stride or not height or not width:
+    if height % multiple or width % multiple or not height or not width:
         raise ValueError(
-            f"{network} needs height and width divisible by {stride}, got {height} x {width}"
+            f"{network} needs height and width divisible by {multiple}, got {height} x {width}"
         )
+
+
+def check_head(head: str, inpaint_head: str) -> None:
+    """Raises ValueError unless a network with this `inpaint_head` has the head."""
+    if head not in ("segment", "inpaint"):
+        raise ValueError(f"head must be segment or inpaint, got {head!r}")
+    if head == "inpaint" and inpaint_head == "none":
+        raise ValueError("head 'inpaint' needs inpaint_head other than 'none'")

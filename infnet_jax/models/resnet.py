@@ -1,18 +1,21 @@
-"""ResNet-18 and ResNet-50 feature trunks (He et al. 2016; stride on the 3x3 of a bottleneck)."""
+"""ResNet-18, ResNet-50 and Res2Net-50 feature trunks.
+
+ResNets after He et al. 2016, the stride on the 3x3 of a bottleneck. Res2Net-50 v1b 26w x 4s after
+Gao et al. 2019, the original Inf-Net's default.
+"""
+
+from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from infnet_jax.models.conv import Conv, he_fan_out
-from infnet_jax.models.layers import BatchNorm, max_pool
-
-_BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
+from infnet_jax.models.layers import avg_pool, conv_bn, max_pool
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with a shortcut (ResNet-18); output has `channels` channels."""
+    """Two 3x3 convolutions and a shortcut: [B, H, W, C] -> [B, H', W', `channels`]."""
 
     channels: int
     stride: int
@@ -20,23 +23,16 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        def conv(name: str, kernel: int, stride: int) -> Conv:
-            return Conv(
-                self.channels, kernel, stride, kernel_init=he_fan_out, dtype=self.dtype, name=name
-            )
-
-        def norm(name: str, y: Array) -> Array:
-            return BatchNorm(dtype=self.dtype, name=name)(y, train=train)
-
-        y = nn.relu(norm("bn1", conv("conv1", 3, self.stride)(x)))
-        y = norm("bn2", conv("conv2", 3, 1)(y))
-        if self.stride > 1 or x.shape[-1] != self.channels:
-            x = norm("downsample_bn", conv("downsample_conv", 1, self.stride)(x))
+        layer = partial(conv_bn, train=train, dtype=self.dtype)
+        y = nn.relu(layer(x, "conv1", "bn1", self.channels, 3, self.stride))
+        y = layer(y, "conv2", "bn2", self.channels, 3)
+        if x.shape != y.shape:
+            x = layer(x, "downsample_conv", "downsample_bn", self.channels, 1, self.stride)
         return nn.relu(y + x)
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (strided), 1x1 with a shortcut (ResNet-50); output has 4 * `channels` channels."""
+    """1x1, 3x3 (strided), 1x1 and a shortcut: [B, H, W, C] -> [B, H', W', 4 * `channels`]."""
 
     channels: int
     stride: int
@@ -44,62 +40,87 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        def conv(name: str, features: int, kernel: int, stride: int) -> Conv:
-            return Conv(
-                features, kernel, stride, kernel_init=he_fan_out, dtype=self.dtype, name=name
-            )
-
-        def norm(name: str, y: Array) -> Array:
-            return BatchNorm(dtype=self.dtype, name=name)(y, train=train)
-
-        out = 4 * self.channels
-        y = nn.relu(norm("bn1", conv("conv1", self.channels, 1, 1)(x)))
-        y = nn.relu(norm("bn2", conv("conv2", self.channels, 3, self.stride)(y)))
-        y = norm("bn3", conv("conv3", out, 1, 1)(y))
-        if self.stride > 1 or x.shape[-1] != out:
-            x = norm("downsample_bn", conv("downsample_conv", out, 1, self.stride)(x))
+        layer = partial(conv_bn, train=train, dtype=self.dtype)
+        y = nn.relu(layer(x, "conv1", "bn1", self.channels, 1))
+        y = nn.relu(layer(y, "conv2", "bn2", self.channels, 3, self.stride))
+        y = layer(y, "conv3", "bn3", 4 * self.channels, 1)
+        if x.shape != y.shape:
+            x = layer(x, "downsample_conv", "downsample_bn", 4 * self.channels, 1, self.stride)
         return nn.relu(y + x)
 
 
-class ResNet(nn.Module):
-    """Trunk that returns the feature maps after each of its four stages.
+class Bottle2neck(nn.Module):
+    """Bottleneck whose 3x3 convolution works on four channel splits, each fed the one before.
 
-    Attributes:
-        depth: 18 or 50.
-        width: channels of the first stage (64 as published); each stage doubles it, and depth 50
-            has four times as many at its outputs.
-        max_pool: False leaves out the 3x3/2 pool after the stem, so that every tap has twice the
-            resolution: for small inputs, and for the coach.
-        dtype: compute dtype.
+    The first block of a stage, which alone changes the shape, does not pass splits on and pools its
+    fourth split; later blocks copy it. [B, H, W, C] -> [B, H', W', 4 * `channels`].
     """
 
-    depth: int = 50
+    channels: int
+    stride: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        layer = partial(conv_bn, train=train, dtype=self.dtype)
+        width, out = self.channels * 26 // 64, 4 * self.channels
+        first = x.shape[-1] != out
+        *splits, last = jnp.split(nn.relu(layer(x, "conv1", "bn1", 4 * width, 1)), 4, axis=-1)
+        parts: list[Array] = []
+        for i, split in enumerate(splits):
+            part = split if first or i == 0 else parts[-1] + split
+            parts.append(nn.relu(layer(part, f"convs_{i}", f"bns_{i}", width, 3, self.stride)))
+        last = avg_pool(last, 3, self.stride, 1) if first else last
+        y = layer(jnp.concatenate([*parts, last], axis=-1), "conv3", "bn3", out, 1)
+        if first:
+            x = avg_pool(x, self.stride, self.stride) if self.stride > 1 else x
+            x = layer(x, "downsample_conv", "downsample_bn", out, 1)
+        return nn.relu(y + x)
+
+
+# Of each trunk: its block, and how many of them a stage has.
+KINDS: dict[str, tuple[type[nn.Module], tuple[int, ...]]] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+    "res2net50": (Bottle2neck, (3, 4, 6, 3)),
+}
+
+
+class ResNet(nn.Module):
+    """Trunk that returns the feature maps of its stem and of its four stages.
+
+    Attributes:
+      kind: a key of KINDS.
+      width: channels of the first stage's 3x3 convolutions (64 as published); each stage doubles
+        it, and bottlenecks have four times as many at their outputs.
+      max_pool: False leaves out the 3x3/2 pool after the stem, so that every later map is twice as
+        large: for small inputs, and for the coach.
+      dtype: compute dtype.
+    """
+
+    kind: str
     width: int = 64
     max_pool: bool = True
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> dict[str, Array]:
-        """Maps [B, H, W, C] to taps f4, f8, f16, f32.
-
-        The names are the strides with the stem's pool; without it the strides are 2, 4, 8, 16.
-
-        Raises:
-            ValueError: for a depth other than 18 or 50.
-        """
-        if self.depth not in _BLOCKS:
-            raise ValueError(f"ResNet depth must be one of {sorted(_BLOCKS)}, got {self.depth}")
-        block = BasicBlock if self.depth == 18 else Bottleneck
-        x = Conv(self.width, 7, 2, kernel_init=he_fan_out, dtype=self.dtype, name="conv1")(x)
-        x = nn.relu(BatchNorm(dtype=self.dtype, name="bn1")(x, train=train))
+    def __call__(self, x: Array, *, train: bool) -> list[Array]:
+        """Maps [B, H, W, C] to five maps at strides 2, 4, 8, 16, 32, or 2, 2, 4, 8, 16 unpooled."""
+        layer = partial(conv_bn, train=train, dtype=self.dtype)
+        block, stages = KINDS[self.kind]
+        if self.kind == "res2net50":
+            for i, features in enumerate((self.width // 2, self.width // 2, self.width)):
+                stride = 1 if i else 2
+                x = nn.relu(layer(x, f"stem_conv{i}", f"stem_bn{i}", features, 3, stride))
+        else:
+            x = nn.relu(layer(x, "conv1", "bn1", self.width, 7, 2))
+        taps = [x]
         if self.max_pool:
             x = max_pool(x, 3, 2, 1)
-        taps = {}
-        for stage, blocks in enumerate(_BLOCKS[self.depth]):
+        for stage, blocks in enumerate(stages):
             for i in range(blocks):
                 stride = 2 if stage > 0 and i == 0 else 1
-                x = block(self.width << stage, stride, self.dtype, name=f"layer{stage + 1}_{i}")(
-                    x, train=train
-                )
-            taps[f"f{4 << stage}"] = x
+                name = f"layer{stage + 1}_{i}"
+                x = block(self.width << stage, stride, self.dtype, name=name)(x, train=train)
+            taps.append(x)
         return taps

@@ -8,9 +8,9 @@ channels. Two variants of the public code:
 - improved: the input enters again at strides 4 and 16, and inpainting has a decoder of its own, so
   that pre-training reaches the encoder only.
 
-With `classes=1` and the slice alone as input the plain variant is the usual U-Net baseline. On the
-EfficientNet-lite0 trunk, whose weights may come from ImageNet, the same decoder ends at stride 2;
-this one is nobody's published network.
+With `classes=1` and the slice alone as input the plain variant is the usual U-Net baseline. On
+other trunks, whose weights may come from ImageNet, the same decoder ends at the stride of the
+trunk's finest map; these are nobody's published networks.
 """
 
 import flax.linen as nn
@@ -19,23 +19,21 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from infnet_jax.models.conv import Conv
-from infnet_jax.models.efficientnet import EfficientNetLite0
 from infnet_jax.models.layers import (
     BatchNorm,
     check_divisible,
+    check_head,
     max_pool,
     resize_bilinear,
     resize_nearest,
 )
 
-INPAINT_HEADS = ("none", "tanh_parallel", "linear_replace")
-HEADS = ("segment", "inpaint")
-TRUNKS = ("plain", "efficientnet_lite0")
-STRIDE = 16
-
 
 class DoubleConv(nn.Module):
-    """Twice a 3x3 convolution with bias, batch norm, ReLU; `middle` channels between the two."""
+    """Twice a 3x3 convolution with bias, batch norm, ReLU: [B, H, W, C] -> [B, H, W, features].
+
+    There are `middle` channels between the two.
+    """
 
     features: int
     middle: int
@@ -50,24 +48,30 @@ class DoubleConv(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Five resolutions of [B, H, W, C]: strides 1 to 16, widths 1, 2, 4, 8, 8 times `width`.
+    """The U-Net's own trunk, for images of any size from 16 x 16 on.
 
-    `reinject` appends the input, resized to nearest pixels, to the features at strides 4 and 16.
+    Attributes:
+      width: channels at stride 1.
+      improved: appends the input, resized to nearest pixels, to the features at strides 4 and 16.
+      dtype: compute dtype.
     """
 
-    width: int
-    reinject: bool
+    width: int = 64
+    improved: bool = False
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> list[Array]:
+        """Maps [B, H, W, C] to five maps at strides 1, 2, 4, 8, 16 of 1, 2, 4, 8, 8 `width`s."""
         source, features = x, []
+        if min(x.shape[1:3]) < 16:
+            raise ValueError(f"U-Net needs at least 16 x 16 pixels, got {x.shape[1:3]}")
         for level, factor in enumerate((1, 2, 4, 8, 8)):
             if level:
                 x = max_pool(x, 2, 2)
             width = factor * self.width
             x = DoubleConv(width, width, self.dtype, name=f"down{level}")(x, train=train)
-            if self.reinject and level in (2, 4):
+            if self.improved and level in (2, 4):
                 again = resize_nearest(source, x.shape[1:3]).astype(x.dtype)
                 x = jnp.concatenate([x, again], -1)
             features.append(x)
@@ -75,7 +79,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From the encoder's five features back to stride 1, `width` channels."""
+    """Maps five feature maps, finest first, to [B, H, W, width] at the finest's H and W."""
 
     width: int
     dtype: DTypeLike = jnp.float32
@@ -96,43 +100,33 @@ class Decoder(nn.Module):
 
 
 class UNet(nn.Module):
-    """U-Net with a segmentation head and an optional inpainting head.
+    """U-Net with a segmentation head and an optional inpainting head, as `models.make` builds it.
 
     Initialisation (`init` with either head) creates the parameters of both. Module names match
-    those of Inf-Net where weights move: `trunk` is the encoder, `out_*` are last layers.
+    those of Inf-Net where weights move: `trunk`, and `out_*` for last layers.
 
     Attributes:
-        classes: channels of the segmentation logits.
-        width: channels at stride 1 (64 as published; 16 trains on two cores).
-        improved: the second variant above.
-        backbone: `plain`, or `efficientnet_lite0` (sizes must be multiples of 32).
-        inpaint_head: `tanh_parallel` (the public code) or `linear_replace` (no tanh, as the paper
-            describes its last layer), or `none`.
-        image_channels: channels of the inpainting output, those of the input.
-        dtype: compute dtype; outputs are float32.
+      trunk: maps an image to five feature maps, finest first.
+      multiple: height and width must be multiples of this.
+      classes: channels of the segmentation logits.
+      width: channels of the decoder's last block (64 as published; 16 trains on two cores).
+      improved: gives inpainting a decoder of its own.
+      inpaint_head: `tanh_parallel` (the public code) or `linear_replace` (no tanh, as the paper
+        describes its last layer), or `none`.
+      image_channels: channels of the inpainting output, those of the input.
+      dtype: compute dtype; outputs are float32.
     """
 
-    classes: int = 3
+    trunk: nn.Module
+    multiple: int
+    classes: int
     width: int = 64
     improved: bool = False
-    backbone: str = "plain"
     inpaint_head: str = "none"
     image_channels: int = 6
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
-        if self.inpaint_head not in INPAINT_HEADS:
-            raise ValueError(
-                f"inpaint_head must be one of {INPAINT_HEADS}, got {self.inpaint_head!r}"
-            )
-        if self.backbone not in TRUNKS or (self.improved and self.backbone != "plain"):
-            raise ValueError(
-                f"backbone must be one of {TRUNKS}, improved only the first; got {self.backbone!r}"
-            )
-        if self.backbone == "plain":
-            self.trunk = Encoder(self.width, self.improved, self.dtype)
-        else:
-            self.trunk = EfficientNetLite0(dtype=self.dtype)
         self.decoder = Decoder(self.width, self.dtype)
         self.out_seg = Conv(self.classes, 1, use_bias=True, dtype=self.dtype)
         if self.inpaint_head != "none":
@@ -141,33 +135,24 @@ class UNet(nn.Module):
                 self.decoder_inpaint = Decoder(self.width, self.dtype)
 
     def __call__(self, x: Array, *, train: bool, head: str = "segment") -> dict[str, Array]:
-        """Maps [B, H, W, C], any size that the backbone takes, to one output of the same size.
+        """Maps [B, H, W, C], any size that the trunk takes, to one output of the same size.
 
         Args:
-            x: normalised input; of the multi-class network the slice, then the prior.
-            train: whether batch normalisation uses (and updates by) batch statistics.
-            head: "segment" or "inpaint".
+          x: normalised input; of the multi-class network the slice, then the prior.
+          train: whether batch normalisation uses (and updates by) batch statistics.
+          head: "segment" or "inpaint".
 
         Returns:
-            {"logits": float32 [B, H, W, classes]}, or {"recon": float32 [B, H, W,
-            image_channels]}, in -1..1 with tanh.
+          {"logits": float32 [B, H, W, classes]}, or {"recon": float32 [B, H, W, image_channels]},
+          in -1..1 with tanh.
 
         Raises:
-            ValueError: for an unknown head, an inpainting call without inpainting head, or an
-                image smaller than 16 x 16.
+          ValueError: an unknown head, an inpainting call without inpainting head, or a size that
+            does not fit.
         """
-        if head not in HEADS:
-            raise ValueError(f"head must be one of {HEADS}, got {head!r}")
-        if head == "inpaint" and self.inpaint_head == "none":
-            raise ValueError("head 'inpaint' needs inpaint_head other than 'none'")
-        if min(x.shape[1:3]) < STRIDE:
-            raise ValueError(f"U-Net needs at least {STRIDE} x {STRIDE} pixels, got {x.shape[1:3]}")
-        if self.backbone == "plain":
-            features = self.trunk(x, train=train)
-        else:
-            check_divisible(x, 32, f"U-Net on {self.backbone}")
-            taps = self.trunk(x, train=train)
-            features = [taps[f"f{stride}"] for stride in (2, 4, 8, 16, 32)]
+        check_head(head, self.inpaint_head)
+        check_divisible(x, self.multiple, f"U-Net on {type(self.trunk).__name__}")
+        features = self.trunk(x, train=train)
         if self.is_initializing() and self.inpaint_head != "none":
             self._head(features, "segment" if head == "inpaint" else "inpaint", train)
         outputs = self._head(features, head, train)

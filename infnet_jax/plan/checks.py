@@ -26,6 +26,11 @@ def check(config: ConfigDict) -> None:
         if name in config.stages and config[name].get("kind", "crossfit") == "crossfit":
             if config[name].folds < 2:
                 raise ValueError(f"{name}.folds={config[name].folds}: choose 2 or more")
+    if config.data.pretrain and "pretrain" not in config.stages:
+        raise ValueError(
+            f"data.pretrain={config.data.pretrain!r}, but no stage is `pretrain`: use "
+            "configs/selfsup.py, or leave it empty"
+        )
     if "prior" in config.stages:
         _check_choice("prior.kind", config.prior.kind, ("crossfit", "truth"))
     if "semi" in config.stages:

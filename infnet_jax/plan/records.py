@@ -13,7 +13,7 @@ class Data(NamedTuple):
     """Which slices a run may look at, learn from, and is tested on.
 
     Attributes:
-      folder: the version folder of a prepared dataset.
+      name: of the dataset, `builder` or `builder/config`; folder: its version folder, prepared.
       train, test: names of its splits.
       target: what masks mark: `infection` or `lung`.
       labels: label budgets in slices, each within the next; empty for all.
@@ -22,6 +22,7 @@ class Data(NamedTuple):
       seed: of budgets and folds.
     """
 
+    name: str
     folder: Path
     train: str
     test: str
@@ -51,6 +52,17 @@ class Net(NamedTuple):
     dtype: str
     options: Mapping[str, Any]
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `models.make`."""
+        found = self._asdict()
+        return {**found.pop("options"), **found}
+
+    def __str__(self) -> str:
+        decoder = {"infnet": "Inf-Net", "unet": "U-Net", "fcn8s": "FCN8s"}.get(self.decoder)
+        trunk = "" if self.trunk == "plain" else f" on {self.trunk}"
+        return f"{decoder or self.decoder}{trunk}, width {self.options['width']}"
+
 
 class Network(NamedTuple):
     """One network of a stage.
@@ -77,7 +89,7 @@ class Stage(NamedTuple):
         `pseudo_labels` or `evaluate`.
       learns: what its networks learn: `infection`, `lung`, `lesions` (three classes), `inpaint`
         or `rotation`.
-      section: the keys that it trains by, its own and nobody else's.
+      section: the keys that it trains by; key: their name in the config.
       folder: below the workdir.
       net: of its networks.
       coach: keyword arguments of the coach; None where there is none.
@@ -85,8 +97,10 @@ class Stage(NamedTuple):
       prior: what a single-class map is to it: `none`, `input` (fed beside the slice) or `average`
         (averaged with its answer).
       splits: it trains on; the last gives the held-out slices.
+      mix: the datasets that it trains on instead, see `data.mix`; empty for none.
       folds: the training slices are dealt to this many folds; 0 deals none.
       networks: one a fold and repeat; of several the mean of their maps counts.
+      paired: each network starts from the one of the prior that left out the same slices.
       origin: the earlier stage or the imported weights that it starts from; empty: fresh weights.
       transfer: which arrays of those it takes.
       semi: `config.semi` for the stages that learn from unlabelled slices, else None.
@@ -96,6 +110,7 @@ class Stage(NamedTuple):
     runs: str
     learns: str
     section: ConfigDict
+    key: str
     folder: Path
     net: Net
     coach: Mapping[str, Any] | None
@@ -103,8 +118,10 @@ class Stage(NamedTuple):
     channels: int
     prior: str
     splits: tuple[str, ...]
+    mix: str
     folds: int
     networks: tuple[Network, ...]
+    paired: bool
     origin: str
     transfer: str
     semi: ConfigDict | None
@@ -118,6 +135,11 @@ class Stage(NamedTuple):
     def classes(self) -> tuple[str, ...]:
         """The classes that its masks tell apart, as labels 1, 2, ..."""
         return LESIONS if self.learns == "lesions" else (self.learns,)
+
+    @property
+    def supervised(self) -> bool:
+        """Whether it learns from masks; a pretext looks at images alone."""
+        return self.runs != "evaluate" and self.learns in ("infection", "lung", "lesions")
 
     @property
     def averages(self) -> bool:
@@ -134,7 +156,7 @@ class Plan(NamedTuple):
       prior: the stage whose networks make priors; None where there is none. `prior_kind`:
         `crossfit`, or `truth` for true masks in place of predictions; `prior_splits`: further
         splits that get one.
-      data: which slices; mix: what pre-training uses instead, see `data.mix`.
+      data: which slices.
       evaluate: `config.evaluate`; weights: imported ones, or empty.
       workdir: everything is written below it; seed: of the run.
     """
@@ -145,7 +167,6 @@ class Plan(NamedTuple):
     prior_kind: str
     prior_splits: tuple[str, ...]
     data: Data
-    mix: str
     evaluate: ConfigDict
     weights: str
     workdir: Path

@@ -44,6 +44,7 @@ def resolve(config: ConfigDict, workdir: Path, dataset: Path | None = None) -> P
         prior_kind=config.prior.kind if "prior" in config else "",
         prior_splits=tuple(config.prior.splits) if "prior" in config else (),
         data=Data(
+            d.name,
             Path(dataset or ""),
             d.train,
             d.test,
@@ -53,7 +54,6 @@ def resolve(config: ConfigDict, workdir: Path, dataset: Path | None = None) -> P
             d.fold,
             config.seed,
         ),
-        mix=d.pretrain,
         evaluate=config.evaluate,
         weights=config.weights,
         workdir=workdir,
@@ -64,7 +64,8 @@ def resolve(config: ConfigDict, workdir: Path, dataset: Path | None = None) -> P
 def _stage(name: str, config: ConfigDict, workdir: Path) -> Stage:
     """The record of one stage."""
     multi = name.endswith("multi")
-    section = config["segment" if name in ("prior", "cross_validation", "semi") else name]
+    key = "segment" if name in ("prior", "cross_validation", "semi") else name
+    section = config[key]
     ensemble = config[name] if name in SUPERVISED and name != "semi" else ConfigDict()
     prior = config.multi.prior_use if multi else "none"
     pretext = section.get("pretext", "")
@@ -82,6 +83,7 @@ def _stage(name: str, config: ConfigDict, workdir: Path) -> Stage:
         }.get(name, "train"),
         learns=pretext or ("lesions" if multi else config.data.target),
         section=section,
+        key=key,
         folder=workdir / name,
         net=_net(config, multi, "none" if pretext and prior == "average" else prior),
         coach=config.coach.to_dict() if pretext == "inpaint" else None,
@@ -89,8 +91,10 @@ def _stage(name: str, config: ConfigDict, workdir: Path) -> Stage:
         channels=config.data.channels,
         prior="none" if pretext and prior == "average" else prior,
         splits=tuple(splits),
+        mix=config.data.pretrain if name == "pretrain" else "",
         folds=ensemble.get("folds", 0),
         networks=_networks(name, config, ensemble, workdir / name, starts),
+        paired=name == "multi" and config.multi.from_prior,
         origin=origin,
         transfer="matching" if origin == config.weights else section.get("transfer", ""),
         semi=_semi(name, config),

@@ -2,10 +2,8 @@
 
 Orbax writes and deletes; this file adds what it leaves out. One flipped byte in the array data
 would load silently as other weights, and a dtype mismatch would be cast silently, so each
-checkpoint carries a manifest: per leaf the name, dtype, shape and sha256 of the bytes.
+checkpoint carries a manifest, see `runs.manifest`.
 """
-
-from __future__ import annotations
 
 import logging
 import math
@@ -13,72 +11,73 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from infnet_jax.runs.manifest import check_matches, damage, make_manifest, read_manifest
+from infnet_jax.runs import manifest as manifests
+from infnet_jax.runs.manifest import Damaged, Manifest
 
 Tree = Any
 logger = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The checkpoints of one stage: the newest ``keep``, and the best by metric.
+    """The checkpoints of one stage: the newest two, and the best by metric.
 
     Offer the state after *every* step, so that a notice of preemption between two intervals still
-    saves. Use it as a context manager, or call ``close``: both wait for the save under way.
+    saves. Use it as a context manager, or call `close`: both wait for the save under way.
+
+    Attributes:
+      preempted: whether the machine has asked the process to end.
     """
 
-    def __init__(
-        self,
-        directory: str | Path,
-        *,
-        save_every: int,
-        best_mode: str | None = "max",
-        keep: int = 2,
-    ):
+    def __init__(self, directory: str | Path, *, save_every: int, best_mode: str | None = "max"):
         """Opens or creates the folder and removes what killed saves left in it.
 
         Args:
           directory: where the checkpoints go, one folder per step.
           save_every: steps between regular saves.
-          best_mode: ``max`` or ``min``: which metric is better; None keeps no best checkpoint.
-          keep: number of newest checkpoints to keep.
+          best_mode: `max` or `min`: which metric is better; None keeps no best checkpoint.
 
         Raises:
           ValueError: an argument is out of range.
         """
-        if best_mode not in ("max", "min", None) or save_every < 1 or keep < 1:
-            allowed = "best_mode must be max, min or None, save_every and keep at least 1"
+        if best_mode not in ("max", "min", None) or save_every < 1:
             raise ValueError(
-                f"best_mode {best_mode!r}, save_every {save_every}, keep {keep}: {allowed}"
+                f"best_mode {best_mode!r}, save_every {save_every}: best_mode must be max, min or "
+                "None, save_every at least 1"
             )
-        self.directory = Path(directory).absolute()
-        self.preempted = False  # true once the machine asked the process to end
-        self._save_every, self._best_mode, self._previous_handler = save_every, best_mode, None
+        self.directory, self.preempted = Path(directory).absolute(), False
+        self._save_every, self._best_mode = save_every, best_mode
+        self._previous_handler: Any = None
         self._scores: dict[int, float] = {}  # by step; higher is better
-        newest, best = ocp.checkpoint_managers.LatestN(keep), _KeepBest(self._scores)
+        policies = [ocp.checkpoint_managers.LatestN(2), _KeepBest(self._scores)]
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy([newest, best]),
+            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
         )
-        self._manager = ocp.CheckpointManager(
-            self.directory, item_names=("state", "manifest"), options=options
-        )
-        self._read_scores()
+        names = ("state", "manifest")
+        self._manager = ocp.CheckpointManager(self.directory, item_names=names, options=options)
+        for step in self._manager.all_steps():
+            try:
+                score = manifests.read_manifest(self.directory / str(step))["score"]
+            except (OSError, Damaged):
+                continue  # `restore` will find and report it
+            if score is not None:
+                self._scores[step] = score
 
-    def __enter__(self) -> Checkpoints:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def handle_sigterm(self) -> None:
-        """Lets SIGTERM set ``preempted``, so that the next offer saves and the loop can leave."""
+        """Lets SIGTERM set `preempted`, so that the next offer saves and the loop can leave."""
         # Several processes must agree on the step: there `offer` asks JAX's own notice instead.
         alone = jax.process_count() == 1
         if alone and threading.current_thread() is threading.main_thread():
@@ -87,14 +86,14 @@ class Checkpoints:
     def offer(
         self, step: int, state: Tree, metric: float | None = None, force: bool = False
     ) -> bool:
-        """Saves ``state`` if it is due; returns at once while the files are written.
+        """Saves `state` if it is due; returns at once while the files are written.
 
-        Due are: a multiple of ``save_every``, a metric better than all before, preemption (which
-        waits until the files are whole), and ``force``. A step that is already stored is not
+        Due are: a multiple of `save_every`, a metric better than all before, preemption (which
+        waits until the files are whole), and `force`. A step that is already stored is not
         written again.
 
         Args:
-          step: the number of updates ``state`` has had.
+          step: the number of updates `state` has had.
           state: a tree of arrays; it may be donated as soon as this returns.
           metric: the validation metric of this state, where there is one; NaN is the worst.
           force: save in any case, as after the last step.
@@ -117,7 +116,7 @@ class Checkpoints:
             state = jax.tree.map(_as_array, state)
             if score is not None:
                 self._scores[step] = score
-            manifest = make_manifest(state, step=step, metric=metric, score=score)
+            manifest = manifests.make_manifest(state, step=step, metric=metric, score=score)
             items = {"state": ocp.args.StandardSave(state)}
             items["manifest"] = ocp.args.JsonSave(manifest)
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
@@ -126,27 +125,29 @@ class Checkpoints:
         return saved
 
     def restore(self, target: Tree) -> tuple[Tree, int] | None:
-        """Reads the newest whole checkpoint into the structure and shardings of ``target``.
+        """Reads the newest whole checkpoint into the structure and shardings of `target`.
 
-        A damaged one is reported, moved aside (``damaged-<step>``), and the one before it used.
-        The target is a tree of arrays, or of ``jax.ShapeDtypeStruct`` with shardings.
+        A damaged one is reported, moved aside (`damaged-<step>`), and the one before it used.
+        The target is a tree of arrays, or of `jax.ShapeDtypeStruct` with shardings.
 
         Returns:
           (state, step), or None where no whole checkpoint exists.
 
         Raises:
-          ValueError: the stored tree has other leaves, dtypes or shapes than ``target``.
+          ValueError: the stored tree has other leaves, dtypes or shapes than `target`.
         """
-        return self._restore_first(target, lambda: sorted(self._manager.all_steps(), reverse=True))
-
-    def restore_best(self, target: Tree) -> tuple[Tree, int] | None:
-        """As ``restore``, for the best metric; of equal ones the newest."""
-
-        def by_score() -> list[int]:
-            scored = set(self._manager.all_steps()) & set(self._scores)
-            return sorted(scored, key=lambda step: (self._scores[step], step), reverse=True)
-
-        return self._restore_first(target, by_score)
+        self.wait()
+        target = jax.tree.map(lambda x: ocp.utils.to_shape_dtype_struct(_as_array(x)), target)
+        while steps := self._manager.all_steps():
+            state, trouble, folder = None, "", self.directory / str(max(steps))
+            try:
+                state = self._read(folder, target)
+            except (OSError, Damaged) as error:
+                trouble = str(error)
+            if not _anywhere(bool(trouble)):
+                return state, max(steps)
+            self._set_aside(folder, trouble or f"{folder}: damaged as read by another process")
+        return None
 
     def wait(self) -> None:
         """Returns once the save under way is whole on disk; raises if it failed."""
@@ -166,49 +167,17 @@ class Checkpoints:
         sign = 1 if self._best_mode == "max" else -1
         return -math.inf if math.isnan(metric) else sign * metric
 
-    def _read_scores(self) -> None:
-        for step in self._manager.all_steps():
-            try:
-                score = read_manifest(self.directory / str(step))["score"]
-            except (OSError, ValueError):
-                continue  # damaged: `restore` will find and report it
-            if score is not None:
-                self._scores[step] = score
-
-    def _restore_first(
-        self, target: Tree, candidates: Callable[[], list[int]]
-    ) -> tuple[Tree, int] | None:
-        self.wait()
-        target = jax.tree.map(lambda x: ocp.utils.to_shape_dtype_struct(_as_array(x)), target)
-        found = None
-        while found is None and (steps := candidates()):
-            folder = self.directory / str(steps[0])
-            state, trouble = self._try_restore(steps[0], folder, target)
-            if _anywhere(bool(trouble)):
-                self._set_aside(folder, trouble or "damaged as read by another process")
-            else:
-                found = state, steps[0]
-        return found
-
-    def _try_restore(self, step: int, folder: Path, target: Tree) -> tuple[Tree, str]:
-        """(state, "") or (None, what is wrong with the files)."""
-        try:
-            manifest = read_manifest(folder)
-        except (OSError, ValueError) as error:
-            return None, str(error)
-        check_matches(target, manifest, folder)
-        try:
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-            state = self._manager.restore(step, args=args)["state"]
-        except (MemoryError, jax.errors.JaxRuntimeError):
-            raise  # the machine's trouble, not the files'
-        except Exception as error:  # the reader raises many types on damaged files
-            return None, f"unreadable: {str(error)[:120]!r}"
-        return state, damage(state, manifest)
+    def _read(self, folder: Path, target: Tree) -> Tree:
+        manifest = manifests.read_manifest(folder)
+        manifests.check_matches(target, manifest, folder)
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        step = int(folder.name)
+        return _verified(lambda: self._manager.restore(step, args=args)["state"], manifest, folder)
 
     def _set_aside(self, folder: Path, trouble: str) -> None:
+        """Renames a damaged checkpoint, on the first process, and forgets it on all."""
         aside = folder.with_name(f"damaged-{folder.name}")
-        logger.warning("%s: %s; moved to %s, trying an earlier one", folder, trouble, aside.name)
+        logger.warning("%s; moved to %s, trying an earlier one", trouble, aside.name)
         if jax.process_index() == 0:
             while aside.exists():
                 aside = aside.with_name(f"{aside.name}-again")
@@ -217,6 +186,53 @@ class Checkpoints:
             multihost_utils.sync_global_devices(f"set aside {folder.name}")
         self._scores.pop(int(folder.name), None)
         self._manager.reload()
+
+
+def load_parameters(path: str | Path, part: str = "best") -> Tree:
+    """Reads a stored tree as nested dicts (and lists) of numpy arrays; no target, no devices.
+
+    Args:
+      path: the folder that was given to `Checkpoints`.
+      part: `best` by metric, of equal ones the newest, or `latest`.
+
+    Returns:
+      The whole tree as it was saved, with fields of dataclasses and named tuples as keys.
+
+    Raises:
+      FileNotFoundError: there is no such checkpoint.
+      ValueError: `part` is unknown, or the checkpoint is damaged.
+    """
+    if part not in ("best", "latest"):
+        raise ValueError(f"checkpoint part {part!r} must be best or latest")
+    path, best = Path(path).absolute(), part == "best"
+    folders = [p for p in path.glob("*") if p.name.isdigit() and p.is_dir()]
+    known = {folder: manifests.read_manifest(folder) for folder in folders}
+    ranks = {f: (m["score"] if best else 0, int(f.name)) for f, m in known.items()}
+    ranks = {f: rank for f, rank in ranks.items() if rank[0] is not None}
+    if not ranks:
+        raise FileNotFoundError(f"{path}: no checkpoint{' with a metric' if best else ''}")
+    folder = max(ranks, key=lambda f: ranks[f])
+
+    def read() -> Tree:
+        reader = ocp.PyTreeCheckpointHandler()
+        stored = reader.metadata(folder / "state").tree
+        plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
+        return reader.restore(folder / "state", args=ocp.args.PyTreeRestore(restore_args=plain))
+
+    return _verified(read, known[folder], folder)
+
+
+def _verified(read: Callable[[], Tree], manifest: Manifest, folder: Path) -> Tree:
+    """What `read` returns, if it is what was saved; else raises `Damaged`."""
+    try:
+        tree = read()
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        raise  # the machine's trouble, not the files'
+    except Exception as error:  # the reader raises many types on damaged files
+        raise Damaged(f"{folder}: unreadable: {str(error)[:120]!r}") from error
+    if trouble := manifests.damage(tree, manifest):
+        raise Damaged(f"{folder}: {trouble}")
+    return tree
 
 
 class _KeepBest(ocp.checkpoint_managers.PreservationPolicy):

@@ -3,32 +3,36 @@
 import contextlib
 import json
 import math
-import os
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Self
 
 import numpy as np
 from absl import logging
+
+from infnet_jax.files import write_text
 
 _REFRESH_SECONDS = 0.2  # at most five redraws of the progress line a second
 _LINE_SECONDS = 60.0  # a log file gets a whole line instead, once a minute
 _N_SHOWN = 3  # scalars at the end of the progress line
 
 
+def clock(seconds: float) -> str:
+    """Returns `m:ss`, or `h:mm:ss` from one hour on, of a duration rounded to whole seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
 def load_rows(path: Path) -> list[dict[str, Any]]:
-    """Returns the rows of a metrics file in the order in which they were written.
+    """Returns the rows of a `metrics.jsonl` in the order in which they were written.
 
-    Args:
-      path: a `metrics.jsonl`, one JSON object a line.
-
-    Returns:
-      One dict a row: `stage` str, `step` int and the scalars; a value that was not finite is None.
-      Empty if the file is missing or holds nothing. A line that is not a JSON object with a `step`
-      (torn by a kill in mid-write) is left out with a warning that names it.
+    Each is a dict of `stage` str, `step` int and the scalars; a value that was not finite is None.
+    A missing file has none. A line that is not a JSON object with a `step` (torn by a kill in
+    mid-write) is left out with a warning that names it.
     """
     if not path.exists():
         return []
@@ -51,7 +55,7 @@ class RunLog:
 
     Attributes:
       metrics_path: `<directory>/metrics.jsonl`; events are in `<directory>/tensorboard`.
-      phases: the phases that have run at least one step.
+      name: of the stage; phases: those that have run at least one step.
     """
 
     def __init__(
@@ -71,8 +75,7 @@ class RunLog:
           name: the stage, as it appears in each row.
           total_steps: the step at which the stage is done.
           batch_size: examples a step over all processes, for images a second.
-          start_step: the first step that this process will run; rows at or after it will be
-            written again, so the old ones go.
+          start_step: the first step to run; rows at or after it will be written again.
           active: False makes every method write nothing (all processes but the first).
 
         Raises:
@@ -80,18 +83,17 @@ class RunLog:
         """
         if not 0 <= start_step <= total_steps:
             raise ValueError(f"{name}: start_step {start_step} is not in 0..{total_steps}")
-        self.name, self.total_steps, self.batch_size = name, total_steps, batch_size
-        self.metrics_path = Path(directory) / "metrics.jsonl"
+        self.metrics_path, self.phases = directory / "metrics.jsonl", set[str]()
+        self.name, self._total_steps, self._batch_size = name, total_steps, batch_size
         self._step = self._start_step = start_step
-        self._active = active
-        self._writer = self._file = None
         self._last: dict[str, float] = {}
-        self.phases: set[str] = set()
-        self._n_timed, self._timed_seconds, self.compile_seconds = 0, 0.0, 0.0
+        self._n_timed, self._timed_seconds, self._compile_seconds = 0, 0.0, 0.0
         self._began = self._mark = time.perf_counter()
         self._terminal = sys.stderr.isatty()
         self._interval = _REFRESH_SECONDS if self._terminal else _LINE_SECONDS
         self._drawn = -math.inf if self._terminal else self._began
+        self._writer: Any = None
+        self._file: IO[str] | None = None  # None: not active, or closed
         if active:
             self._open(start_step)
 
@@ -103,9 +105,8 @@ class RunLog:
           values: scalars (Python, numpy or fetched jax). One that is not finite is written as null
             to the JSON, so that the file stays valid, and as it is to TensorBoard.
         """
-        numbers = {key: float(value) for key, value in values.items()}
-        self._last = numbers
-        if not self._active:
+        self._last = numbers = {key: float(value) for key, value in values.items()}
+        if self._file is None:
             return
         row = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
         self._file.write(json.dumps({"stage": self.name, "step": int(step), **row}) + "\n")
@@ -126,7 +127,7 @@ class RunLog:
         """
         if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
             raise ValueError(f"{tag}: want [H, W, 3] uint8, got {array.shape} {array.dtype}")
-        if self._active:
+        if self._writer:
             self._writer.add_image(f"{self.name}/{tag}", array, int(step), dataformats="HWC")
 
     def tick(self, step: int, phase: str = "") -> None:
@@ -144,9 +145,9 @@ class RunLog:
             self._timed_seconds += now - self._mark
         else:
             self.phases.add(phase)
-            self.compile_seconds += now - self._mark
+            self._compile_seconds += now - self._mark
         self._mark, self._step = now, step
-        if self._active and now - self._drawn >= self._interval:
+        if self._file and now - self._drawn >= self._interval:
             self._drawn = now
             self._draw()
 
@@ -159,70 +160,65 @@ class RunLog:
         finally:
             self._mark += time.perf_counter() - before
 
-    @property
-    def steps_per_second(self) -> float:
-        """Updates a second of training alone; 0.0 while no step could be timed."""
-        return self._n_timed / self._timed_seconds if self._timed_seconds > 0 else 0.0
-
     def timing(self) -> dict[str, Any]:
-        """Returns the row for `summary.write_summary`; seconds are those of this process."""
+        """Returns the row for the summary; seconds are those of this process."""
+        rate = self._rate()
         return {
             "name": self.name,
             "seconds": time.perf_counter() - self._began,
             "steps": self._step - self._start_step,
-            "steps_per_second": self.steps_per_second,
-            "images_per_second": self.steps_per_second * self.batch_size,
-            "compile_seconds": self.compile_seconds,
+            "steps_per_second": rate,
+            "images_per_second": rate * self._batch_size,
+            "compile_seconds": self._compile_seconds,
         }
 
     def close(self) -> None:
         """Prints the closing line and closes the files; a second call does nothing."""
-        if self._writer is None:
+        if self._file is None:
             return
         self._writer.close()
         self._file.close()
         self._writer = self._file = None
         t = self.timing()
-        state = "done" if self._step >= self.total_steps else f"stopped at step {self._step}"
+        state = "done" if self._step >= self._total_steps else f"stopped at step {self._step}"
         self._say(
             f"{self.name}: {state}, {t['steps']} steps in {clock(t['seconds'])} (first steps with "
             f"compilation {clock(t['compile_seconds'])}), {t['steps_per_second']:.3g} steps/s, "
             f"{t['images_per_second']:.3g} images/s"
         )
 
-    def __enter__(self) -> "RunLog":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _open(self, start_step: int) -> None:
         """Drops rows that will come again, opens the files, prints the opening line."""
-        from tensorboardX import (
-            SummaryWriter,
-        )  # slow to import, and only the first process needs it
+        from tensorboardX import SummaryWriter  # slow to import, and only one process needs it
 
-        self.metrics_path.parent.mkdir(parents=True, exist_ok=True)
         kept = [row for row in load_rows(self.metrics_path) if row["step"] < start_step]
-        fresh = self.metrics_path.with_suffix(".tmp")
-        fresh.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        os.replace(fresh, self.metrics_path)
+        write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = self.metrics_path.open("a")
         events = self.metrics_path.parent / "tensorboard"
         if start_step == 0:
             shutil.rmtree(events, ignore_errors=True)  # a run begun again, not resumed
         self._writer = SummaryWriter(str(events), purge_step=start_step)
         where = f"from step {start_step} of" if start_step else "for"
-        self._say(f"{self.name}: {where} {self.total_steps} steps, batch {self.batch_size}")
+        self._say(f"{self.name}: {where} {self._total_steps} steps, batch {self._batch_size}")
+
+    def _rate(self) -> float:
+        """Updates a second of training alone; 0.0 while no step could be timed."""
+        return self._n_timed / self._timed_seconds if self._timed_seconds > 0 else 0.0
 
     def _draw(self) -> None:
         """Shows how far the stage is: in place, cut to the terminal's width, or as a line."""
-        rate = self.steps_per_second
-        left = clock((self.total_steps - self._step) / rate) if rate else "--:--"
-        share = 100 * self._step // max(self.total_steps, 1)
+        rate = self._rate()
+        left = clock((self._total_steps - self._step) / rate) if rate else "--:--"
+        share = 100 * self._step // max(self._total_steps, 1)
         parts = [
-            f"{self.name} {self._step}/{self.total_steps} {share}%",
-            f"{rate:.3g} steps/s {rate * self.batch_size:.3g} images/s",
+            f"{self.name} {self._step}/{self._total_steps} {share}%",
+            f"{rate:.3g} steps/s {rate * self._batch_size:.3g} images/s",
             f"ETA {left}",
             *(f"{key} {value:.4g}" for key, value in list(self._last.items())[:_N_SHOWN]),
         ]
@@ -236,14 +232,3 @@ class RunLog:
         """Prints a line of its own, over the progress line if there is one."""
         start = "\r\x1b[K" if self._terminal else ""
         print(start + line, file=sys.stderr, flush=True)
-
-
-def clock(seconds: float) -> str:
-    """Returns `m:ss`, or `h:mm:ss` from one hour on.
-
-    Args:
-      seconds: a duration, rounded to whole seconds.
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

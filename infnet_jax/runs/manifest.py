@@ -1,6 +1,7 @@
-"""The manifest of a checkpoint: what each leaf was when it was saved, so damage shows when read."""
+"""The manifest of a checkpoint: what each leaf was when it was saved, so damage shows when read.
 
-from __future__ import annotations
+It holds the dtype, shape and sha256 of the bytes of each leaf, and is sealed by a sha256 itself.
+"""
 
 import hashlib
 import json
@@ -15,8 +16,12 @@ Tree = Any
 Manifest = Mapping[str, Any]
 
 
+class Damaged(ValueError):
+    """A checkpoint's files are not what was saved; the message names them."""
+
+
 def named_leaves(tree: Tree) -> dict[str, Any]:
-    """Leaves by their path, such as ``net/params/trunk/conv1/kernel``.
+    """Leaves by their path, such as `net/params/trunk/conv1/kernel`.
 
     Fields of dataclasses and named tuples, keys and positions look alike, so a tree has the same
     names when it is read back as plain dicts and lists.
@@ -28,14 +33,9 @@ def named_leaves(tree: Tree) -> dict[str, Any]:
 def make_manifest(
     state: Tree, *, step: int, metric: float | None, score: float | None
 ) -> dict[str, Any]:
-    """Describes ``state``: per leaf its dtype, shape and the sha256 of its bytes.
+    """Describes `state` after `step` updates; `score` is its `metric` such that higher is better.
 
-    Args:
-      state: arrays that are replicated or that this process can address; processes other than 0
-        leave the leaves out, as only process 0 writes.
-      step: the number of updates the state has had.
-      metric: its validation metric, if it has one.
-      score: the metric such that higher is better.
+    Its arrays must be replicated, or addressable here. Only process 0, which writes, lists them.
     """
     leaves = {}
     if jax.process_index() == 0:
@@ -46,14 +46,11 @@ def make_manifest(
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Reads the manifest of one checkpoint and checks it against its own seal.
-
-    Args:
-      folder: the checkpoint's folder, named by its step.
+    """Reads the manifest in the folder of one checkpoint and checks it against its own seal.
 
     Raises:
       FileNotFoundError: there is none.
-      ValueError: it is damaged.
+      Damaged: it is not what was written.
     """
     path = folder / "manifest" / "metadata"
     try:
@@ -63,7 +60,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, AttributeError):
         whole = False
     if not whole:
-        raise ValueError(f"{path}: damaged")
+        raise Damaged(f"{path}: damaged")
     return manifest
 
 
@@ -100,13 +97,15 @@ def damage(state: Tree, manifest: Manifest) -> str:
 
 
 def _sha256(leaf: Any) -> str:
+    """Of the bytes of an array; a replicated one of several processes has them all here."""
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         if not leaf.is_fully_replicated:
             raise ValueError("a checkpoint of several processes must hold replicated arrays")
         leaf = leaf.addressable_data(0)
     flat = np.ascontiguousarray(np.asarray(leaf)).reshape(-1)
-    return hashlib.sha256(flat.view(np.uint8)).hexdigest()
+    return hashlib.sha256(flat.view(np.uint8).data).hexdigest()
 
 
 def _seal(content: Mapping[str, Any]) -> str:
+    """Of a manifest without its seal."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

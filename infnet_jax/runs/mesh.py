@@ -1,6 +1,4 @@
-"""Devices: one mesh axis, ``data``, and the few moves that put host arrays onto it."""
-
-from __future__ import annotations
+"""Devices: one mesh axis, `data`, and the few moves that put host arrays onto it."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -15,9 +13,9 @@ AXIS = "data"
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of all devices (of all processes), or of those given, along the axis ``data``.
+    """A mesh of all devices (of all processes), or of those given, along the axis `data`.
 
-    The axis is ``Auto``: XLA derives the shardings inside a jitted step from those of its inputs.
+    The axis is `Auto`: XLA derives the shardings inside a jitted step from those of its inputs.
     """
     devices = jax.devices() if devices is None else list(devices)
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
@@ -43,7 +41,7 @@ def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
 
     Args:
       batch: arrays [b, ...] of this process's rows; b * processes must divide by the devices.
-      mesh: as made by ``make_mesh``.
+      mesh: as made by `make_mesh`.
 
     Returns:
       Arrays [b * processes, ...], split on their leading axis, process 0's rows first.
@@ -109,6 +107,7 @@ def first_process_first(work: Callable[[], T]) -> T:
         return work()
     from jax.experimental import multihost_utils
 
-    result = work() if jax.process_index() == 0 else None
+    if first := jax.process_index() == 0:
+        result = work()
     multihost_utils.sync_global_devices("first process done")
-    return work() if jax.process_index() else result
+    return result if first else work()

@@ -1,12 +1,13 @@
-"""A run's folder: whose it is, and files that are written whole or not at all."""
+"""A run's folder: whose it is, and files that its first process writes."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from infnet_jax import files
@@ -19,17 +20,46 @@ def claim(workdir: Path, config: ConfigDict) -> None:
       ValueError: the folder belongs to another config; names the first keys that differ.
     """
     path, mine = workdir / "config.json", json.loads(config.to_json())
-    if path.exists():
-        theirs = json.loads(path.read_text())
-        if theirs != mine:
-            a, b = (dict(_leaves(tree)) for tree in (theirs, mine))
-            keys = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
-            shown = ", ".join(f"{k} = {a.get(k)} (now {b.get(k)})" for k in keys[:3])
-            raise ValueError(
-                f"workdir {workdir} belongs to another config: {shown}"
-                f"{' and more' if len(keys) > 3 else ''}; use another --workdir"
-            )
+    theirs = json.loads(path.read_text()) if path.exists() else mine
+    if theirs != mine:
+        a, b = (flatten_dict(tree, sep=".") for tree in (theirs, mine))
+        keys = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
+        shown = ", ".join(f"{k} = {a.get(k)} (now {b.get(k)})" for k in keys[:3])
+        raise ValueError(
+            f"workdir {workdir} belongs to another config: {shown}"
+            f"{' and more' if len(keys) > 3 else ''}; use another --workdir"
+        )
     write_json(path, mine)
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """The resolved config of a run.
+
+    Raises:
+      FileNotFoundError: one of the files of a run is missing.
+    """
+    return ConfigDict(_read(workdir, "config.json"))
+
+
+def read_statistics(workdir: Path) -> tuple[float, float]:
+    """Mean and standard deviation of the pixels that a run was trained on, in 0..1.
+
+    Raises:
+      FileNotFoundError: one of the files of a run is missing.
+    """
+    found = _read(workdir, "statistics.json")
+    return found["mean"], found["sd"]
+
+
+def _read(workdir: Path, wanted: str) -> dict[str, Any]:
+    """One of the JSON files of a run that is complete."""
+    for name in ("config.json", "statistics.json"):
+        if not (workdir / name).is_file():
+            raise FileNotFoundError(
+                f"{workdir}: no trained run there ({name} is missing); give the --workdir of "
+                "python main.py"
+            )
+    return json.loads((workdir / wanted).read_text())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -48,12 +78,3 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes arrays, compressed; the first process only."""
     if not jax.process_index():
         files.write_npz(path, arrays)
-
-
-def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of a nested dict."""
-    if not isinstance(tree, dict):
-        yield prefix, tree
-        return
-    for key, value in tree.items():
-        yield from _leaves(value, f"{prefix}.{key}" if prefix else key)

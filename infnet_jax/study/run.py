@@ -5,7 +5,6 @@ any run leaves. Cells whose first stages are set alike share them: the later cel
 """
 
 import importlib.util
-import json
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ from ml_collections import ConfigDict, config_flags
 from infnet_jax.data import splits
 from infnet_jax.evaluation import test_split as predict
 from infnet_jax.runs.logs import clock
-from infnet_jax.runs.workdir import claim, write_json, write_text
+from infnet_jax.runs.workdir import claim, read_statistics, write_json, write_text
 from infnet_jax.study import tables as study_tables
 from infnet_jax.study.cells import Cell, borrow, make_cells
 from infnet_jax.training import data as stage_data, run as train
@@ -132,19 +131,16 @@ def _check_weights(cells: Sequence[Cell]) -> None:
 def run_to_the_end(cell: Cell, dataset: Path, command: str) -> None:
     """Runs a cell's stages, then measures its losses on the test slices into `losses.json`."""
     train.run(cell.config, workdir=cell.folder, dataset=dataset, name=str(cell), command=command)
-    statistics = json.loads((cell.folder / "statistics.json").read_text())
     test = stage_data.open_test(cell.config, cell.folder, dataset)
     write_json(
         cell.folder / "losses.json",
         predict.losses(
-            cell.config,
-            workdir=cell.folder,
-            test=test,
-            statistics=(statistics["mean"], statistics["sd"]),
+            cell.config, workdir=cell.folder, test=test, statistics=read_statistics(cell.folder)
         ),
     )
-    source = splits.open_whole(dataset, cell.config.data.train, cell.config)
-    write_json(cell.folder / "labelled.json", len(splits.labelled(source, cell.config)))
+    data = splits.of_config(cell.config, dataset)
+    source = splits.open_whole(data.train, data)
+    write_json(cell.folder / "labelled.json", len(splits.labelled(source, data)))
 
 
 def prepare_dataset(config: ConfigDict) -> Path:

@@ -12,7 +12,7 @@ import optax
 
 from infnet_jax.models import final_map
 from infnet_jax.tasks import augment, game, losses, normalise
-from infnet_jax.tasks.multi import network_input
+from infnet_jax.tasks.normalise import network_input
 from infnet_jax.tasks.state import Task, make_player, make_state, update_player
 
 DRAWS = 4  # masks of each kind that a held-out slice is judged under
@@ -82,7 +82,7 @@ def make(
             fields["prior"] = batch["prior"].astype(jnp.float32)
         if key is not None:
             fields = augment.augment(key, fields, **augmentation)
-        x = network_input(fields["image"], fields.get("prior"), norm)
+        x = network_input(fields["image"], norm, fields.get("prior"))
         target = normalise.inpainting_target(fields["image"], norm)
         if with_prior:
             prior = jnp.repeat(fields["prior"] / 127.5 - 1.0, len(norm.mean), axis=-1)
@@ -189,6 +189,7 @@ def make(
         summarise=summarise,
         metric="rec_random",
         metric_mode="min",
+        panel=panel,
     )
 
 
@@ -209,3 +210,39 @@ def summarise(rows: list[Mapping[str, np.ndarray]]) -> dict[str, float]:
         "harder_share": float((joined["error_coach"] > joined["error_random"]).mean()),
         "mask_difference": float(pairs.sum() / max(1, n * (n - 1))),
     }
+
+
+def panel(rows):
+    columns = rows["image"], rows["image"] * rows["visible_coach"], rows["filled_coach"]
+    return np.concatenate([np.concatenate(list(c)) for c in columns], axis=1)
+
+
+def from_stage(stage, norm, steps_per_epoch):
+    from infnet_jax import models
+    from infnet_jax.models.coach import Coach
+    from infnet_jax.tasks import optim
+
+    section, net = stage.section, models.make(**stage.net.arguments)
+    rounds, n_random = game.make_rounds(steps_per_epoch=steps_per_epoch, **section.rounds)
+    totals = {who: sum(n for phase, n in rounds if phase == who) for who in ("net", "coach")}
+    net_schedule = optim.make_schedule(total_steps=totals["net"], **section.net_schedule)
+    coach_schedule = optim.make_schedule(total_steps=totals["coach"], **section.coach_schedule)
+    activation = "tanh" if stage.net.options["inpaint_head"] == "tanh_parallel" else "linear"
+    return make(
+        net=net,
+        coach=Coach(dtype=stage.net.dtype, **stage.coach),
+        norm=norm,
+        size=section.size,
+        rounds=rounds,
+        n_random=n_random,
+        random_share=section.random_share,
+        sample_use=section.sample_use,
+        masks=section.masks,
+        loss=dict(section.loss, activation=activation),
+        augmentation=section.augmentation,
+        net_tx=optim.make_optimizer(net_schedule, **section.net_optim),
+        coach_tx=optim.make_optimizer(coach_schedule, **section.coach_optim),
+        kld_weight=section.kld_weight,
+        coach_grad=section.coach_grad,
+        with_prior=stage.prior == "input",
+    )

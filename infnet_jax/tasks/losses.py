@@ -5,18 +5,19 @@ a last batch. Inpainting losses divide by the erased (or visible) pixels of the 
 the public code does, and return one scalar. All of them raise ValueError on unequal shapes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from infnet_jax.models import layers as ops
+from infnet_jax.models import final_map, layers as ops
 
 BOUNDARY_WINDOW = 31
 BOUNDARY_GAIN = 5.0
 CLAMP = 2.0
 LAST_HEAD = "edge"
+MAPS = ("coarse", "s32", "s16", "s8")
 _PROBABILITY_FLOOR = 1e-6
 _OPTIONS = {
     "weighting": ("boundary", "none"),
@@ -248,3 +249,51 @@ def coach_loss(rec: jax.Array, mu: jax.Array, logvar: jax.Array, kld_weight: flo
     paper's equation 1 and 1e-6 in the public code. Returns float32 [], unbounded below.
     """
     return 1.0 - rec + kld_weight * kl_divergence(mu, logvar)
+
+
+def make_infection_loss(
+    *,
+    kind: str = "structure",
+    lambda_bce: float = 1.0,
+    edge_weight: float = 1.0,
+    alpha: float = 1.0,
+    gamma: float = 2.0,
+) -> Callable:
+    """Eq. 5: the sum of the region loss on four maps and the edge loss.
+
+    A U-Net has one map and no edge: its loss is the region loss alone.
+
+    Args:
+      kind: `structure` (boundary-weighted cross-entropy, as published), `structure_as_run`
+        (the weights cancel, as the public code runs) or `focal`.
+      lambda_bce: weight of the cross-entropy in eq. 4.
+      edge_weight: weight of the edge term (eq. 5: 1).
+      alpha, gamma: of the focal loss.
+
+    Returns:
+      `loss(outputs, mask) -> (scalar, parts)`; `mask` [B, H, W, 1] float32 in 0..1 (soft where
+      it is a pseudo-label; its edge is then that of the pixels above one half).
+
+    Raises:
+      ValueError: unknown kind.
+    """
+    weighting = {"structure": "boundary", "structure_as_run": "none"}
+
+    def region(logits: jax.Array, mask: jax.Array) -> jax.Array:
+        if kind == "focal":
+            return focal_loss(logits, mask, alpha=alpha, gamma=gamma)
+        return structure_loss(logits, mask, weighting=weighting[kind], lambda_bce=lambda_bce)
+
+    if kind not in (*weighting, "focal"):
+        raise ValueError(f"segment.loss.kind={kind!r}: choose structure, structure_as_run or focal")
+
+    def loss(outputs: Mapping[str, jax.Array], mask: jax.Array):
+        if "edge" not in outputs:
+            total = region(final_map(outputs), mask).mean()
+            return total, {"region": total}
+        parts = {name: region(outputs[name], mask).mean() for name in MAPS}
+        edge = edge_target((mask > 0.5).astype(jnp.float32))
+        parts["edge"] = edge_bce(outputs["edge"], edge).mean()
+        return sum(parts[n] for n in MAPS) + edge_weight * parts["edge"], parts
+
+    return loss

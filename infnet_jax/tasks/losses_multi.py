@@ -4,7 +4,7 @@ Channels are the classes in their order: 0 background, 1 ground-glass opacity, 2
 Every loss gives one value per example and raises ValueError on unequal shapes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import jax
@@ -145,3 +145,49 @@ def soft_dice(
     both, total = (probs * target).sum(axes), (probs + target).sum(axes)
     loss = (1.0 - (2.0 * both + 1.0) / (total + 1.0)).mean(-1)
     return jnp.broadcast_to(loss, logits.shape[:1])
+
+
+def make_lesion_loss(
+    *,
+    head: str = "softmax",
+    gamma: float = 0.0,
+    class_weights: Sequence[float] = (),
+    smoothing: float = 0.0,
+    smoothed: str = "all",
+    dice_weight: float = 1.0,
+    dice_over: str = "batch",
+) -> Callable:
+    """Cross-entropy plus `dice_weight` times the soft Dice loss of the lesion classes.
+
+    The public code is head `sigmoid`, no weights, dice_weight 0, gamma 0 or 2 (focal), and with
+    label smoothing .1 of the `background`.
+
+    Args:
+      head, gamma, class_weights: of `class_cross_entropy`.
+      smoothing, smoothed: of `class_targets`; the Dice term takes hard targets.
+      dice_weight: 0 leaves the Dice term out.
+      dice_over: `example` or `batch`, see `soft_dice`.
+
+    Returns:
+      `loss(outputs, mask) -> (scalar, parts)`; `outputs["logits"]` [B, H, W, 3], `mask`
+      [B, H, W, 1] class indices.
+
+    Raises:
+      ValueError: an unknown option or a number out of range.
+    """
+
+    def loss(outputs: Mapping[str, jax.Array], mask: jax.Array):
+        logits = outputs["logits"]
+        target = class_targets(mask, 3, smoothing=smoothing, smoothed=smoothed)
+        entropy = class_cross_entropy(
+            logits, target, head=head, class_weights=class_weights, gamma=gamma
+        ).mean()
+        if not dice_weight:
+            return entropy, {"entropy": entropy}
+        hard = class_targets(mask, 3)
+        dice = soft_dice(logits, hard, head=head, over=dice_over).mean()
+        return entropy + dice_weight * dice, {"entropy": entropy, "dice": dice}
+
+    # A wrong option shows here, before anything is compiled.
+    jax.eval_shape(loss, {"logits": jnp.zeros((1, 1, 1, 3))}, jnp.zeros((1, 1, 1, 1)))
+    return loss

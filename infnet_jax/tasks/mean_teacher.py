@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from infnet_jax.models import final_map
-from infnet_jax.tasks import augment, normalise, segment
+from infnet_jax.tasks import augment, normalise, supervised
 from infnet_jax.tasks.state import Task
 from infnet_jax.tasks.supervised import make_update, training_sides
 
@@ -68,34 +68,30 @@ def views(
     return fields["image"], augment.augment(keys[1], fields, **STILL, **disturbs)["image"]
 
 
-def make(*, weight: float, ramp_steps: int, **supervised: Any) -> Task:
+def make(*, weight: float, ramp_steps: int, **arguments: Any) -> Task:
     """The supervised task with the consistency term; its batches also hold `unlabelled` images.
 
     Args:
       weight, ramp_steps: of `ramp`.
-      supervised: what `segment.make` takes.
+      arguments: what `supervised.make` takes.
 
     Raises:
       ValueError: no average is kept, so that there is no teacher.
     """
-    names = ("net", "norm", "size", "scales", "augmentation", "ema_decay")
-    net, norm, size, scales, augmentation, ema_decay = (supervised[name] for name in names)
+    names = ("net", "target", "norm", "size", "scales", "augmentation", "ema_decay")
+    net, target, norm, size, scales, augmentation, ema_decay = (arguments[name] for name in names)
     if not ema_decay > 0:
         raise ValueError(
             f"segment.ema_decay={ema_decay}: the mean teacher is that average; choose 0.99 or so"
         )
     update = make_update(
-        net,
-        make_objective(segment.make_loss(**supervised["loss"])),
-        supervised["tx"],
-        supervised["schedule"],
-        ema_decay,
+        net, make_objective(target.loss), arguments["tx"], arguments["schedule"], ema_decay
     )
 
     def make_step(side: int):
         def step(state, batch, key):
             keys = jax.random.split(key)
-            x, mask = segment.prepare(batch, keys[0], side, norm, augmentation)
+            x, mask = supervised.prepare(batch, keys[0], side, target, norm, augmentation)
             plain, disturbed = views(keys[1], batch["unlabelled"], side, augmentation)
             seen = normalise.network_input(plain, norm)
             taught = jax.nn.sigmoid(final_map(net.apply(state.net.ema, seen, train=False)))
@@ -105,4 +101,4 @@ def make(*, weight: float, ramp_steps: int, **supervised: Any) -> Task:
         return step
 
     steps = {f"size{side}": make_step(side) for side in training_sides(size, scales)}
-    return segment.make(**supervised)._replace(steps=steps)
+    return supervised.make(**arguments)._replace(steps=steps)

@@ -50,9 +50,22 @@ def make_norm(kind: str, channels: int, statistics: tuple[float, float]) -> Norm
     return Norm(mean, sd, (1 / 255,) * 3)
 
 
-def network_input(image: jax.Array, norm: Norm) -> jax.Array:
-    """[B, H, W, 1] grey in 0..1 to [B, H, W, channels] float32, normalised."""
-    return (image - jnp.asarray(norm.mean)) / jnp.asarray(norm.input_sd)
+def network_input(image: jax.Array, norm: Norm, prior: jax.Array | None = None) -> jax.Array:
+    """Slice and prior, normalised alike as in the public code, concatenated over channels.
+
+    Args:
+      image: [B, H, W, 1], grey in 0..1.
+      norm: of c channels.
+      prior: [B, H, W, 1] probability in 0..255, any number type; None for the slice alone.
+
+    Returns:
+      float32 [B, H, W, 2c]: c of the slice, then c of the prior; or [B, H, W, c].
+    """
+    mean, sd = jnp.asarray(norm.mean), jnp.asarray(norm.input_sd)
+    x = (image - mean) / sd
+    if prior is None:
+        return x
+    return jnp.concatenate([x, (prior.astype(jnp.float32) / 255.0 - mean) / sd], -1)
 
 
 def inpainting_target(image: jax.Array, norm: Norm) -> jax.Array:

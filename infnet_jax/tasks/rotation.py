@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from infnet_jax.tasks import augment, normalise
-from infnet_jax.tasks.multi import network_input
+from infnet_jax.tasks.normalise import network_input
 from infnet_jax.tasks.state import Task, make_player, make_state, update_player
 
 TURNS = 4
@@ -55,8 +55,7 @@ def make(
     head = nn.Dense(TURNS)
 
     def trunk(module: nn.Module, x: jax.Array, train: bool):
-        taps = module.trunk(x, train=train)
-        return (taps["f32"] if isinstance(taps, Mapping) else taps[-1]).mean((1, 2))
+        return module.trunk(x, train=train)[-1].mean((1, 2))
 
     def logits(params: Mapping, stats: Mapping, x: jax.Array, train: bool):
         mutable = ["batch_stats"] if train else []
@@ -85,7 +84,7 @@ def make(
             fields["prior"] = batch["prior"].astype(jnp.float32)
         if key is not None:
             fields = augment.augment(key, fields, **upright)
-        return network_input(fields["image"], fields.get("prior"), norm)
+        return network_input(fields["image"], norm, fields.get("prior"))
 
     def step(state, batch, key):
         keys = jax.random.split(key)
@@ -130,9 +129,28 @@ def make(
         summarise=summarise,
         metric="accuracy",
         metric_mode="max",
+        panel=None,
     )
 
 
 def summarise(rows: list[Mapping[str, np.ndarray]]) -> dict[str, float]:
     """Share of the slices' turns that were told; chance is 0.25."""
     return {"accuracy": float(np.concatenate([row["told"] for row in rows]).mean())}
+
+
+def from_stage(stage, norm, steps_per_epoch):
+    from infnet_jax import models
+    from infnet_jax.tasks import optim
+
+    s = stage.section
+    schedule = optim.make_schedule(total_steps=s.steps, **s.net_schedule)
+    return make(
+        net=models.make(**stage.net.arguments),
+        norm=norm,
+        size=s.size,
+        steps=s.steps,
+        schedule=schedule,
+        tx=optim.make_optimizer(schedule, **s.net_optim),
+        augmentation=s.augmentation,
+        with_prior=stage.prior == "input",
+    )

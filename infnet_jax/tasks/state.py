@@ -1,6 +1,6 @@
 """What a run carries from step to step, and the record by which the loop knows a stage."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -63,6 +63,7 @@ class Task(NamedTuple):
     summarise: Callable[[list], dict[str, float]]  # evaluated batches, as numpy -> scalars
     metric: str  # the scalar of `summarise` that tells better from worse
     metric_mode: str  # 'max' or 'min'
+    panel: Callable[[Mapping[str, Any]], Any] | None  # a few rows -> picture [H, W], grey 0..1
 
 
 def make_player(variables: dict[str, Tree], tx: optax.GradientTransformation, ema: bool) -> Player:
@@ -100,3 +101,22 @@ def update_player(
         live = {"params": params, "batch_stats": batch_stats}
         ema = jax.tree.map(lambda a, b: a * ema_decay + b * (1.0 - ema_decay), ema, live)
     return Player(params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema)
+
+
+def gradient_step(
+    player: Player,
+    loss: Callable[[Tree], tuple[jax.Array, tuple[Any, Tree]]],
+    tx: optax.GradientTransformation,
+    ema_decay: jax.Array | float = 0.0,
+) -> tuple[Player, jax.Array, Any, jax.Array]:
+    """One update of a player by the gradient of its loss.
+
+    Args:
+      loss: params -> (scalar, (what to report, new batch statistics)).
+
+    Returns:
+      The player after it, the loss, what was reported, and the gradient's norm.
+    """
+    grad = jax.value_and_grad(loss, has_aux=True)
+    (total, (parts, stats)), grads = grad(player.params)
+    return update_player(player, grads, stats, tx, ema_decay), total, parts, optax.tree.norm(grads)

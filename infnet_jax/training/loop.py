@@ -1,35 +1,51 @@
-"""The one training loop: steps, evaluations, checkpoints and log of a stage, whatever its task."""
+"""The one training loop: steps, evaluations, checkpoints and log, whatever the task."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from clu import parameter_overview
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from infnet_jax.data import batches as data
-from infnet_jax.evaluation import summary as present
-from infnet_jax.runs import mesh as mesh_lib
+from infnet_jax.data.batches import Batches, Paired, eval_batches
+from infnet_jax.data.sources import Source
+from infnet_jax.runs import mesh as meshes
 from infnet_jax.runs.checkpoint import Checkpoints
 from infnet_jax.runs.logs import RunLog
-from infnet_jax.runs.workdir import write_text
+from infnet_jax.runs.workdir import write_npz, write_text
 from infnet_jax.tasks.state import Task, TrainState
 
 PANEL_SLICES = 3
+Rows = list[dict[str, np.ndarray]]  # of each evaluated batch, an array a name, a row an example
+
+
+class _Training(NamedTuple):
+    """What stays the same from step to step; `evaluate` is None without held-out examples."""
+
+    task: Task
+    section: ConfigDict
+    batches: Batches | Paired
+    mesh: Mesh
+    root: jax.Array
+    evaluate: Callable[[TrainState, jax.Array], Rows] | None
+    saver: Checkpoints
+    log: RunLog
 
 
 def fit(
     task: Task,
     section: ConfigDict,
-    batches: data.Batches,
-    held_out: data.Source,
+    batches: Batches | Paired,
+    held_out: Source,
     *,
     directory: Path,
+    name: str,
     fresh: Callable[[], TrainState],
     seed: int,
-    mesh: Any,
+    mesh: Mesh,
 ) -> dict | None:
     """Trains a task to its end, from its newest good checkpoint if it has one.
 
@@ -37,8 +53,8 @@ def fit(
       task: what to do; section: of the config, for `batch_size`, `size`, `eval_every` and, where
         it stands, `patience`.
       batches: what to train on; held_out: what to evaluate on, may be empty.
-      directory: the stage's folder, whose name the log bears; gets `checkpoints/`,
-        `metrics.jsonl`, `panels/`, `tensorboard/` and `parameters.txt`.
+      directory: the network's folder; gets `checkpoints/`, `metrics.jsonl`, `panels/`,
+        `tensorboard/` and `parameters.txt`; name: for the log.
       fresh: makes the state of step 0.
       seed: of the steps' randomness; mesh: the devices.
 
@@ -49,30 +65,28 @@ def fit(
       FloatingPointError: a loss that is not finite; the last good checkpoint stays.
     """
     monitored = len(held_out) > 0
-    with Checkpoints(
-        directory / "checkpoints",
-        best_mode=task.metric_mode if monitored else None,
-        save_every=section.eval_every,
-    ) as saver:
+    mode = task.metric_mode if monitored else None
+    folder = directory / "checkpoints"
+    with Checkpoints(folder, best_mode=mode, save_every=section.eval_every) as saver:
         saver.handle_sigterm()
-        state = mesh_lib.replicate(fresh(), mesh)
+        state = meshes.replicate(fresh(), mesh)
         overview = parameter_overview.get_parameter_overview(state.net.params, include_stats=False)
         write_text(directory / "parameters.txt", overview + "\n")
-        restored = saver.restore(state)
-        state, start = restored or (state, 0)
+        state, start = saver.restore(state) or (state, 0)
         evaluate = None
         if monitored:
             evaluate = _make_evaluate(task, section, held_out, batches.fields, mesh)
         with RunLog(
             directory,
-            name=directory.name,
+            name=name,
             total_steps=task.total_steps,
             batch_size=section.batch_size,
             start_step=start,
             active=jax.process_index() == 0,
         ) as log:
-            finished = _loop(task, state, batches, mesh, seed, section, saver, log, evaluate)
-            return log.timing() if finished else None
+            root = jax.random.key(seed)
+            job = _Training(task, section, batches, mesh, root, evaluate, saver, log)
+            return log.timing() if _run(job, state) else None
 
 
 def init_variables(task: Task, seed: int) -> dict[str, Any]:
@@ -80,36 +94,27 @@ def init_variables(task: Task, seed: int) -> dict[str, Any]:
     return jax.jit(task.variables)(jax.random.key(seed, impl="rbg"))
 
 
-def _loop(
-    task: Task,
-    state: TrainState,
-    batches: data.Batches,
-    mesh: Any,
-    seed: int,
-    section: ConfigDict,
-    saver: Checkpoints,
-    log: RunLog,
-    evaluate: Callable | None,
-) -> bool:
+def _run(job: _Training, state: TrainState) -> bool:
     """At the top of each turn `state` has had exactly `step` updates. True when finished."""
-    whole = mesh_lib.replicated(mesh)
+    task, section, saver, log = job.task, job.section, job.saver, job.log
+    whole = meshes.replicated(job.mesh)
     steps = {
         name: jax.jit(fn, donate_argnums=0, out_shardings=(whole, whole))
         for name, fn in task.steps.items()
     }
-    root = jax.random.key(seed)
     start, pending = int(state.step), None
-    stream = _batches(task, batches, mesh, start)
+    stream = _stream(job, start)
     for step in range(start, task.total_steps + 1):
         last, metric = step == task.total_steps, None
+        due = last or step % section.eval_every == 0
         # A resumed run evaluates its first state again: the log dropped that row, and whether
         # the stage has stalled must be known here too.
-        if evaluate is not None and step and (last or step % section.eval_every == 0):
+        if job.evaluate is not None and step and due:
             pending = _fetch(log, pending)
             with log.paused():
-                metric, state = _judge(task, evaluate, state, step, root, log)
+                metric, state = _judge(job, state, step)
         stalled = _stalled(state, step, section, metric)
-        if last or stalled or saver.preempted or step % section.eval_every == 0:
+        if due or stalled or saver.preempted:
             pending = _fetch(log, pending)
             with log.paused():
                 saver.offer(step, state, metric=metric, force=last or stalled or saver.preempted)
@@ -120,13 +125,13 @@ def _loop(
         phase = task.phase(step)
         if phase not in log.phases:  # its compilation must not count as time of the step before
             pending = _fetch(log, pending)
-        state, out = steps[phase](state, next(stream), jax.random.fold_in(root, step))
+        state, out = steps[phase](state, next(stream), jax.random.fold_in(job.root, step))
         _fetch(log, pending)
         pending = (step, phase, out)
     return True
 
 
-def _fetch(log: RunLog, pending: tuple | None) -> None:
+def _fetch(log: RunLog, pending: tuple[int, str, dict[str, jax.Array]] | None) -> None:
     """Writes the metrics of an earlier step; one step late, so that the device never waits.
 
     They are those of the state that has had `step` updates, as those of an evaluation are: what
@@ -146,16 +151,18 @@ def _fetch(log: RunLog, pending: tuple | None) -> None:
     log.tick(step + 1, phase)
 
 
-def _judge(
-    task: Task, evaluate: Callable, state: TrainState, step: int, root: jax.Array, log: RunLog
-) -> tuple[float, TrainState]:
+def _judge(job: _Training, state: TrainState, step: int) -> tuple[float, TrainState]:
     """Evaluates, writes scalars and pictures, and notes the best in the state."""
-    rows = evaluate(state, jax.random.fold_in(root, 0))
+    assert job.evaluate is not None
+    task, log = job.task, job.log
+    rows = job.evaluate(state, jax.random.fold_in(job.root, 0))
     scalars = task.summarise(rows)
     log.scalars(step, scalars)
-    if jax.process_index() == 0:
-        panel = {k: v[:PANEL_SLICES] for k, v in rows[0].items()}
-        present.save_panel(log, panel, step)
+    if task.panel is not None and jax.process_index() == 0:
+        few = {k: v[:PANEL_SLICES] for k, v in rows[0].items()}
+        write_npz(log.metrics_path.parent / "panels" / f"{step:08d}.npz", few)
+        grey = np.round(np.clip(task.panel(few), 0, 1) * 255).astype(np.uint8)
+        log.image("panel", np.repeat(grey[..., None], 3, axis=-1), step)
     metric = float(np.float32(scalars[task.metric]))  # as the state holds the best one
     better = metric > float(state.best_metric)
     if task.metric_mode == "min":
@@ -177,42 +184,33 @@ def _stalled(state: TrainState, step: int, section: ConfigDict, metric: float | 
     return step - int(state.best_step) >= patience * section.eval_every
 
 
-def _batches(
-    task: Task, batches: data.Batches, mesh: Any, start: int
-) -> Iterator[dict[str, jax.Array]]:
+def _stream(job: _Training, start: int) -> Iterator[dict[str, jax.Array]]:
     """The batch of each step from `start` on, as global arrays."""
-    index = task.batch_index(start)
-    stream = batches.iterate(index)
-    batch = mesh_lib.shard_batch(next(stream), mesh)
-    for step in range(start, task.total_steps):
-        while index < task.batch_index(step):
-            index, batch = index + 1, mesh_lib.shard_batch(next(stream), mesh)
+    index = job.task.batch_index(start)
+    stream = job.batches.iterate(index)
+    batch = meshes.shard_batch(next(stream), job.mesh)
+    for step in range(start, job.task.total_steps):
+        while index < job.task.batch_index(step):
+            index, batch = index + 1, meshes.shard_batch(next(stream), job.mesh)
         yield batch
     stream.close()
 
 
 def _make_evaluate(
-    task: Task, section: ConfigDict, held_out: data.Source, fields: Sequence[str], mesh: Any
-) -> Callable[[TrainState, jax.Array], list[dict[str, np.ndarray]]]:
+    task: Task, section: ConfigDict, held_out: Source, fields: tuple[str, ...], mesh: Mesh
+) -> Callable[[TrainState, jax.Array], Rows]:
     """A function that evaluates every held-out example once; rows of padding are dropped."""
 
-    def with_valid(state: TrainState, batch: dict, key: jax.Array) -> dict:
+    def with_valid(state: TrainState, batch: dict, key: jax.Array) -> dict[str, jax.Array]:
         return {**task.evaluate(state, batch, key), "valid": batch["valid"]}
 
-    step = jax.jit(with_valid, out_shardings=mesh_lib.replicated(mesh))
+    step = jax.jit(with_valid, out_shardings=meshes.replicated(mesh))
 
-    def evaluate(state: TrainState, key: jax.Array) -> list[dict[str, np.ndarray]]:
+    def evaluate(state: TrainState, key: jax.Array) -> Rows:
         rows = []
-        for batch in data.eval_batches(
-            held_out,
-            None,
-            batch_size=section.batch_size,
-            size=section.size,
-            fields=fields,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        ):
-            out = jax.device_get(step(state, mesh_lib.shard_batch(batch, mesh), key))
+        shape = dict(batch_size=section.batch_size, size=section.size)
+        for batch in eval_batches(held_out, **shape, fields=fields):
+            out = jax.device_get(step(state, meshes.shard_batch(batch, mesh), key))
             valid = out.pop("valid")
             rows.append({name: value[valid] for name, value in out.items()})
         return rows

@@ -1,118 +1,114 @@
-"""The `prior` stage: a single-class map of every slice from networks that have not seen it.
+"""Out-of-fold stages: each training slice is mapped by a network that has not seen it.
 
 A multi-class network that is trained beside true masks learns to copy them, and then meets
-predictions when it is tested. So each training slice gets the map of the fold that left it out,
-and every other slice the mean over the folds.
+predictions when it is tested. So each training slice gets the map of the fold that left it out as
+its prior, and every other slice the mean over the folds. Lung networks are cross-validated in the
+same way: their maps are scored, not kept.
 """
 
-import functools
 import json
-from collections.abc import Callable
+import time
 from pathlib import Path
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
-from infnet_jax import tasks
-from infnet_jax.data import batches as data, splits
-from infnet_jax.evaluation import lung_scores, metrics, networks
+from infnet_jax.data import splits
+from infnet_jax.data.sources import Source, examples, select, text
+from infnet_jax.dice import dice
+from infnet_jax.evaluation import lung_scores, networks
+from infnet_jax.evaluation.predictor import Predictor
+from infnet_jax.evaluation.soft_metrics import resize_map
+from infnet_jax.plan import Plan, Stage
 from infnet_jax.runs.workdir import write_json, write_npz
+from infnet_jax.training import data
+from infnet_jax.training.stage import Run, train
 
-KINDS = ("crossfit", "truth")
 
+def run(stage: Stage, run: Run) -> dict | None:
+    """Trains the folds of a stage, then has each map the slices it has not seen.
 
-def write(
-    config: ConfigDict,
-    *,
-    workdir: Path,
-    dataset: Path,
-    statistics: tuple[float, float],
-    held_out: list[np.ndarray],
-) -> None:
-    """Writes what the trained folds say of the slices that each has not seen.
+    Writes `fold<k>.npz` (the fold's maps of every split) and `cross_validation.json`: the mean Dice
+    of the training slices' maps at the threshold. Of lungs, `fold<k>.json`, `lungs/` and the last
+    file hold what `lung_scores` measures.
 
-    `prior/fold<k>.npz` (its maps of every split) and `prior/cross_validation.json`: the mean Dice
-    of the training slices' maps at the threshold. Of lungs, which are no prior,
-    `prior/fold<k>.json`, `prior/lungs/` and the last file hold what `lung_scores` says.
-
-    Args:
-      held_out: for each fold what it has not seen of the labelled training slices.
+    Returns:
+      The timing, None if asked to stop.
     """
-    finds_lungs = tasks.target(config) == "lung"
-    whole = splits.open_whole(dataset, config.data.train, config)
-    labelled = splits.labelled(whole, config)
-    source = data.select(whole, labelled)
-    sweep = networks.make_sweep("segment", config, statistics)
-    for k, held in enumerate(held_out):
-        path = workdir / "prior" / (f"fold{k}.json" if finds_lungs else f"fold{k}.npz")
-        if path.exists():
-            continue
-        weights = networks.load_weights(workdir / "prior" / f"fold{k}" / "checkpoints", "latest")
-        run_fold = functools.partial(sweep, weights)
-        if finds_lungs:
-            cut, pictures = config.evaluate.threshold, workdir / "prior" / "lungs"
-            rows = lung_scores.measure(data.select(source, held), run_fold, cut, pictures)
-            write_json(path, rows)
-        else:
-            kept = np.delete(labelled, held)
-            _write_maps(config, path, kept, dataset, run_fold)
+    plan = run.plan
+    if plan.prior_kind == "truth":
+        return {"name": stage.name, "seconds": 0.0, "steps": 0}
+    timing = train(stage, run)
+    if timing is None:
+        return None
+    began = time.perf_counter()
+    whole = splits.open_whole(plan.data.train, plan.data)
+    labelled = splits.labelled(whole, plan.data)
+    source = select(whole, labelled)
+    held_out = data.held_out(stage, data.open_sources(stage, plan)[-1])
+    predictor = Predictor(
+        stage, run.statistics, views=plan.views, batch_size=plan.evaluate.batch_size
+    )
+    write = _write_lungs if stage.learns == "lung" else _write_maps
+    for k, (network, held) in enumerate(zip(stage.networks, held_out, strict=True)):
+        path = stage.folder / f"fold{k}.{'json' if stage.learns == 'lung' else 'npz'}"
+        if not path.exists():
+            weights = networks.load_weights(network.folder / "checkpoints", "latest")
+            write(path, predictor.using([weights]), plan, labelled, held)
     if jax.process_index() == 0:
-        _write_score(config, workdir, source)
-
-
-def with_priors(source: data.Source, split: str, config: ConfigDict, workdir: Path) -> data.Source:
-    """The source with a `prior` in each example, as `config.prior.kind` says.
-
-    Args:
-      source: of the whole split called `split`, or a part of it.
-    """
-    if config.prior.kind == "truth":  # an upper bound: nobody has it at test time
-        return data.WithPriors(source, data.lesion_maps(source))
-    sums: dict[str, list[np.ndarray]] = {}
-    for path in sorted((workdir / "prior").glob("fold*.npz")):
-        with np.load(path) as z:
-            for key in z.files:
-                where, _, name = key.partition("/")
-                if where == split:
-                    sums.setdefault(name, []).append(z[key])
-    maps = {name: np.round(np.mean(found, axis=0)).astype(np.uint8) for name, found in sums.items()}
-    return data.WithPriors(source, maps)
+        score = _score_lungs(stage) if stage.learns == "lung" else _score(plan, source)
+        write_json(stage.folder / "cross_validation.json", score)
+    return {**timing, "seconds": timing["seconds"] + time.perf_counter() - began}
 
 
 def _write_maps(
-    config: ConfigDict,
-    path: Path,
-    kept: np.ndarray,
-    dataset: Path,
-    sweep: Callable[[data.Source], list[np.ndarray]],
+    path: Path, predictor: Predictor, plan: Plan, labelled: np.ndarray, held: np.ndarray
 ) -> None:
-    """The fold's maps: of the training slices it has not seen, and of all the other splits."""
-    found = {}
-    for split in dict.fromkeys([config.data.train, config.data.test, *config.prior.splits]):
-        source = splits.open_whole(dataset, split, config)
-        if split == config.data.train:
-            source = data.select(source, np.setdiff1d(np.arange(len(source)), kept))
-        for i, prob in enumerate(sweep(source)):
-            name = f"{split}/{data.text(source[i]['id'])}"
-            found[name] = np.round(255 * prob).astype(np.uint8)
+    """The fold's maps: of training slices it has not seen, and of all the other splits.
+
+    Args:
+      labelled: indices, in the training split, of the slices that may be learned from.
+      held: which of them the fold has not seen.
+    """
+    learned, found = np.delete(labelled, held), {}
+    for split in dict.fromkeys([plan.data.train, plan.data.test, *plan.prior_splits]):
+        source = splits.open_whole(split, plan.data)
+        if split == plan.data.train:
+            source = select(source, np.setdiff1d(np.arange(len(source)), learned))
+        for i, probs in enumerate(predictor.maps(source)):
+            name = f"{split}/{text(source[i]['id'])}"
+            found[name] = np.round(255 * probs[..., 0]).astype(np.uint8)
     write_npz(path, found)
 
 
-def _write_score(config: ConfigDict, workdir: Path, source: data.Source) -> None:
+def _write_lungs(
+    path: Path, predictor: Predictor, plan: Plan, labelled: np.ndarray, held: np.ndarray
+) -> None:
+    """Scores and pictures of the lungs that the fold finds; arguments as of `_write_maps`."""
+    whole = splits.open_whole(plan.data.train, plan.data)
+    unseen = select(whole, labelled[held])
+    pictures = path.parent / "lungs"
+
+    def maps(source: Source) -> list[np.ndarray]:
+        return [probs[..., 0] for probs in predictor.maps(source)]
+
+    write_json(path, lung_scores.measure(unseen, maps, plan.evaluate.threshold, pictures))
+
+
+def _score(plan: Plan, source: Source) -> dict:
     """Cross-validated Dice: each training slice by the network that had not seen it."""
-    path, dice = workdir / "prior" / "cross_validation.json", {}
-    if tasks.target(config) == "lung":
-        folds = sorted((workdir / "prior").glob("fold*.json"))
-        rows = [json.loads(fold.read_text()) for fold in folds]
-        write_json(path, lung_scores.summarise({k: row[k] for row in rows for k in row}))
-        return
-    cut = 255 * config.evaluate.threshold
-    for example in data.examples(with_priors(source, config.data.train, config, workdir)):
+    found, cut = {}, 255 * plan.evaluate.threshold
+    for example in examples(data.with_priors(source, plan.data.train, plan)):
         truth = example["mask"][..., 0] > 0
         prior = example["prior"][..., 0].astype(np.float32)
-        found = metrics.resize_map(prior, truth.shape) >= cut
-        if total := truth.sum() + found.sum():
-            dice[example["id"]] = float(2 * (truth & found).sum() / total)
-    mean = float(np.mean(list(dice.values()))) if dice else None
-    write_json(path, {"dice": mean, "slices": dice})
+        value = float(dice(resize_map(prior, truth.shape) >= cut, truth))
+        if not np.isnan(value):
+            found[example["id"]] = value
+    mean = float(np.mean(list(found.values()))) if found else None
+    return {"dice": mean, "slices": found}
+
+
+def _score_lungs(stage: Stage) -> dict:
+    """What all folds found of lungs."""
+    rows = [json.loads(fold.read_text()) for fold in sorted(stage.folder.glob("fold*.json"))]
+    return lung_scores.summarise({k: row[k] for row in rows for k in row})

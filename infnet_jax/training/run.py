@@ -1,43 +1,26 @@
-"""The walk through the stages of a run."""
+"""Runs the stages of a config: `run`."""
 
 import collections
-import functools
 import json
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from infnet_jax import tasks
-from infnet_jax.data import batches as data, splits
+from infnet_jax.data import splits
 from infnet_jax.data.mix import Mix
-from infnet_jax.evaluation import networks, summary as present, test_split as predict, thresholds
-from infnet_jax.models.infnet import is_output_layer
-from infnet_jax.runs import mesh as mesh_lib
-from infnet_jax.runs.transfer import transfer
+from infnet_jax.data.sources import select, statistics as statistics_of
+from infnet_jax.evaluation import networks, summary, test_split
+from infnet_jax.evaluation.predictor import Predictor
+from infnet_jax.evaluation.thresholds import OutOfFold
+from infnet_jax.plan import Plan, Stage, resolve
+from infnet_jax.runs import mesh as meshes
 from infnet_jax.runs.workdir import claim, write_json
-from infnet_jax.tasks.state import Task, TrainState
-from infnet_jax.training import (
-    checks,
-    data as stage_data,
-    loop,
-    prior as crossfit,
-    pseudo_labels as semi,
-)
+from infnet_jax.training import data, prior, pseudo_labels
+from infnet_jax.training.stage import Run, train
 from infnet_jax.weights import convert
-
-STAGES = ("pretrain", "prior", "semi", "segment", "pretrain_multi", "multi", "evaluate")
-# Stage -> where its first weights may come from; the first of these that is run counts.
-ORIGINS = {
-    "segment": ("semi", "pretrain"),
-    "prior": ("pretrain",),
-    "semi": ("pretrain",),
-    "multi": ("pretrain_multi", "semi"),
-}
 
 
 def run(
@@ -56,7 +39,7 @@ def run(
       workdir: everything is written below it; made if missing.
       dataset: folder of a prepared dataset.
       name, command: for the summary.
-      mix: what `pretrain` trains on; None: the dataset's own `pretrain.splits`.
+      mix: what pre-training uses; None: the splits of its section.
 
     Returns:
       The path of `summary.md`.
@@ -64,201 +47,85 @@ def run(
     Raises:
       ValueError: a workdir of another config, a batch the devices cannot share, bad config values.
       FloatingPointError: a loss that is not finite; the last good checkpoint stays.
+      SystemExit: asked to stop; the same command resumes.
     """
-    workdir = Path(workdir).absolute()
-    mesh = mesh_lib.make_mesh()
-    for stage in config.stages:
-        if stage not in STAGES or stage not in config:
-            raise ValueError(f"stages: {stage!r} is none of this config's stages")
-        section = tasks.section_of(stage)
-        mesh_lib.check_batch(config[section].batch_size, mesh, f"{section}.batch_size")
-    checks.check(config)
-    if "semi" in config.stages:
-        mesh_lib.check_batch(config.semi.round.batch_size, mesh, "semi.round.batch_size")
-    if config.weights:
-        convert.load_imported(config.weights)  # unfit ones must not leave a workdir behind
-    if "evaluate" in config.stages:
-        splits.open_test(dataset, config)  # a wrong split must not come out after the training
-    stage_data.check_held_out(config, dataset)  # nor more folds than patients
-    claim(workdir, config)
-    images = splits.open_whole(dataset, config.data.train, config)
-    statistics = data.statistics(images, splits.visible(images, config))
-    write_json(workdir / "statistics.json", dict(zip(("mean", "sd"), statistics, strict=True)))
-    timings = []
-    for stage in config.stages:
-        done = workdir / stage / "done.json"
+    plan = resolve(config, Path(workdir).absolute(), dataset)
+    mesh = meshes.make_mesh()
+    _check(plan, mesh)
+    claim(plan.workdir, config)
+    images = splits.open_whole(plan.data.train, plan.data)
+    statistics = statistics_of(images, splits.visible(images, plan.data))
+    found = dict(zip(("mean", "sd"), statistics, strict=True))
+    write_json(plan.workdir / "statistics.json", found)
+    shared, timings = Run(plan, mesh, statistics, mix), []
+    for stage in plan.stages:
+        done = stage.folder / "done.json"
         if done.exists():
-            logging.info("%s: finished before, skipped", stage)
+            logging.info("%s: finished before, skipped", stage.name)
             timings.append(json.loads(done.read_text()))
             continue
-        timing = _run_stage(stage, config, workdir, dataset, mesh, statistics, mix)
+        timing = STEPS[stage.runs](stage, shared)
         if timing is None:
-            raise SystemExit(f"{stage}: stopped on request; the same command resumes it")
+            raise SystemExit(f"{stage.name}: stopped on request; the same command resumes it")
         write_json(done, timing)
         timings.append(timing)
-    return present.write(
-        workdir, config, timings=timings, name=name, command=command, dataset=dataset
+    return summary.write(plan, timings=timings, name=name, command=command)
+
+
+def evaluate(stage: Stage, run: Run) -> dict:
+    """Evaluates the final networks on the test split; returns the timing."""
+    began, plan = time.perf_counter(), run.plan
+    part, ensemble = networks.load_final(plan)
+    final = Predictor(
+        plan.final, run.statistics, views=plan.views, batch_size=plan.evaluate.batch_size
     )
-
-
-def _run_stage(
-    stage: str,
-    config: ConfigDict,
-    workdir: Path,
-    dataset: Path,
-    mesh: Any,
-    statistics: tuple[float, float],
-    mix: Mix | None = None,
-) -> dict | None:
-    """Runs one stage; returns its timing, None if it was asked to stop."""
-    if stage == "semi":
-        return semi.run(
-            config,
-            workdir=workdir,
-            dataset=dataset,
-            mesh=mesh,
-            statistics=statistics,
-            start=lambda task, folder: _start(task, stage, config, workdir, folder, config.seed),
-        )
-    if stage == "prior":
-        return _run_prior(config, workdir, dataset, mesh, statistics)
-    if stage != "evaluate":
-        return train_stage(stage, config, workdir, dataset, mesh, statistics, mix)
-    began = time.perf_counter()
-    test = stage_data.open_test(config, workdir, dataset)
-    train = splits.open_training(dataset, config.data.train, config, masks=True)
-    unseen = cuts = alone = None
-    if config.evaluate.choose_threshold or config[tasks.last_trained(config)].folds:
-        unseen = _unseen(config, dataset, workdir, statistics)
-    if config.evaluate.choose_threshold:
-        cuts = thresholds.choose(config, workdir=workdir, unseen=unseen)
-        if len(cuts) > 1:
-            alone = thresholds.choose_alone(config, unseen)
-    predict.evaluate(
-        config,
-        workdir=workdir,
-        test=test,
-        train=train,
-        statistics=statistics,
-        unseen=unseen,
-        thresholds=cuts,
-        alone=alone,
+    out_of_fold = None
+    if plan.evaluate.choose_threshold or plan.final.folds:
+        out_of_fold = _out_of_fold(plan, final, ensemble)
+    test_split.evaluate(
+        plan,
+        final.using(ensemble),
+        part=part,
+        test=data.open_test(plan),
+        train=splits.open_training(plan.data.train, plan.data, masks=True),
+        out_of_fold=out_of_fold,
     )
-    return {"name": stage, "seconds": time.perf_counter() - began}
+    return {"name": stage.name, "seconds": time.perf_counter() - began}
 
 
-def _run_prior(
-    config: ConfigDict, workdir: Path, dataset: Path, mesh: Any, statistics: tuple[float, float]
-) -> dict | None:
-    """Trains the folds of `prior`, then has each map the slices it has not seen."""
-    if config.prior.kind == "truth":
-        return {"name": "prior", "seconds": 0.0, "steps": 0}
-    timing = train_stage("prior", config, workdir, dataset, mesh, statistics)
-    if timing is None:
-        return None
-    began = time.perf_counter()
-    source = stage_data.open_sources("prior", config, dataset, workdir)[-1]
-    crossfit.write(
-        config,
-        workdir=workdir,
-        dataset=dataset,
-        statistics=statistics,
-        held_out=stage_data.held_out("prior", config, source),
-    )
-    return {**timing, "seconds": timing["seconds"] + time.perf_counter() - began}
+STEPS = {
+    "train": train,
+    "out_of_fold": prior.run,
+    "pseudo_labels": pseudo_labels.run,
+    "evaluate": evaluate,
+}
 
 
-def _unseen(
-    config: ConfigDict, dataset: Path, workdir: Path, statistics: tuple[float, float]
-) -> thresholds.Unseen:
+def _check(plan: Plan, mesh: meshes.Mesh) -> None:
+    """Refuses what would only fail after a training.
+
+    Raises:
+      ValueError: names the key, its value and what would be right.
+    """
+    for stage in plan.stages:
+        meshes.check_batch(stage.section.batch_size, mesh, f"{stage.key}.batch_size")
+        if stage.semi is not None:
+            meshes.check_batch(stage.semi.round.batch_size, mesh, "semi.round.batch_size")
+        if stage.runs == "evaluate":
+            splits.open_test(plan.data)  # a wrong split must not come out after the training
+    if plan.weights:
+        convert.load_imported(plan.weights)  # unfit ones must not leave a workdir behind
+    data.check_held_out(plan)
+
+
+def _out_of_fold(plan: Plan, final: Predictor, ensemble: list[networks.Weights]) -> OutOfFold:
     """Training slices that were held out, or of other folds, and the mean of their maps."""
-    stage = tasks.last_trained(config)
     found: dict[int, list[np.ndarray]] = collections.defaultdict(list)
-    source = stage_data.open_sources(stage, config, dataset, workdir)[-1]
-    _, ensemble = networks.load_evaluated(config, workdir)
-    run = networks.make_sweep(stage, config, statistics)
-    for weights, part in zip(ensemble, stage_data.held_out(stage, config, source), strict=True):
-        for i, probs in zip(part.tolist(), run(weights, data.select(source, part)), strict=True):
+    source = data.open_sources(plan.final, plan)[-1]
+    for weights, part in zip(ensemble, data.held_out(plan.final, source), strict=True):
+        maps = final.using([weights]).maps(select(source, part))
+        for i, probs in zip(part.tolist(), maps, strict=True):
             found[i].append(probs)
     order = sorted(found)
     maps = [np.mean(found[i], axis=0) for i in order]
-    return thresholds.Unseen(data.select(source, np.array(order)), maps)
-
-
-def train_stage(
-    stage: str,
-    config: ConfigDict,
-    workdir: Path,
-    dataset: Path,
-    mesh: Any,
-    statistics: tuple[float, float],
-    mix: Mix | None = None,
-) -> dict | None:
-    """Trains a stage's networks to their end; returns the timing, None if asked to stop."""
-    section, ensemble, timings = config[tasks.section_of(stage)], tasks.members(config, stage), []
-    streams = stage_data.open_data(stage, config, dataset, workdir, mix)
-    for number, (member, (batches, held_out)) in enumerate(zip(ensemble, streams, strict=True), 1):
-        directory = workdir / stage / member.folder
-        done = directory / "done.json"
-        if member.folder and done.exists():
-            timings.append(json.loads(done.read_text()))
-            continue
-        if member.folder:
-            print(f"{stage}: network {number} of {len(ensemble)}", file=sys.stderr)
-        epoch = -(-batches.example_count // section.batch_size)
-        task = tasks.make(stage, config, statistics, epoch)
-        timing = loop.fit(
-            task,
-            section,
-            batches,
-            held_out,
-            directory=directory,
-            mesh=mesh,
-            seed=member.seed,
-            fresh=functools.partial(_start, task, stage, config, workdir, directory, member.seed),
-        )
-        if timing is None:
-            return None
-        timings.append(timing)
-        if member.folder:
-            write_json(done, timing)
-    if len(ensemble) == 1:
-        return timings[0]
-    return {"name": stage, **{key: sum(t[key] for t in timings) for key in ("seconds", "steps")}}
-
-
-def _start(
-    task: Task, stage: str, config: ConfigDict, workdir: Path, directory: Path, seed: int
-) -> TrainState:
-    """Fresh weights, or what an earlier stage or an imported file gives, listed in a report."""
-    trees = loop.init_variables(task, seed)
-    origin = next((o for o in ORIGINS.get(stage, ()) if o in config.stages), None)
-    if stage == "multi" and tasks.starts_from_prior(config):
-        origin = "prior"
-    if origin:
-        mode = config[tasks.section_of(stage)].transfer
-        folder = workdir / origin / (directory.name if origin == "prior" else "") / "checkpoints"
-        folder = semi.result_folder(config, workdir) if origin == "semi" else folder
-        learned = networks.load_weights(folder, "latest")
-    elif config.weights and (not stage.endswith("multi") or config.multi.net.kind == "unet_lite0"):
-        mode, origin = "matching", config.weights
-        learned, _ = convert.load_imported(config.weights)
-    else:
-        return task.start(trees)
-    try:
-        trees["net"], report = transfer(
-            trees["net"],
-            learned,
-            mode=mode,
-            is_output_layer=lambda name: is_output_layer(tuple(name.split("/"))),
-        )
-        if report.mismatched and origin == config.weights:
-            raise ValueError(f"shapes differ at {report.mismatched[0]}")
-    except ValueError as error:
-        raise ValueError(f"weights from {origin}: {error}") from error
-    listing = {"from": origin, "mode": mode, **report._asdict()}
-    write_json(directory / "transfer.json", listing)
-    n = len(report.loaded)
-    where = f"from {origin} ({mode}), see transfer.json"
-    print(f"{directory.name}: {n} arrays {where}", file=sys.stderr)
-    return task.start(trees)
+    return OutOfFold(select(source, np.array(order)), maps, final.classes)

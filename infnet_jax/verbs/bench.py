@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from infnet_jax import models
 from infnet_jax.models.coach import Coach
-from infnet_jax.models.infnet import InfNet
 from infnet_jax.tasks import inpaint, normalise, optim, segment
 from infnet_jax.tasks.state import Task, TrainState
 from infnet_jax.training import loop
@@ -64,11 +64,12 @@ def make_tasks(backbone: str, size: int) -> tuple[Task, Task]:
         size=size,
         augmentation=dict(flip_h=0.0, flip_v=0.0, quarter_turns=False),
     )
+    of_net: dict[str, Any] = dict(classes=1, channels=_CHANNELS, dtype="float32")
     schedule = optim.make_schedule(lr=1e-4, total_steps=1, schedule="constant")
     adam = optim.make_optimizer(schedule, name="adam", clip_value=0.5)
     sgd = optim.make_optimizer(schedule, name="sgd", weight_decay=5e-4)
     first = segment.make(
-        net=InfNet(backbone=backbone),
+        net=models.make("infnet", backbone, **of_net),
         scales=(1.0,),
         steps=1,
         loss={},
@@ -78,7 +79,7 @@ def make_tasks(backbone: str, size: int) -> tuple[Task, Task]:
         **common,
     )
     second = inpaint.make(
-        net=InfNet(backbone=backbone, inpaint_head="tanh_parallel", image_channels=_CHANNELS),
+        net=models.make("infnet", backbone, **of_net, inpaint_head="tanh_parallel"),
         coach=Coach(),
         rounds=[("coach", 1), ("net", 1)],
         n_random=0,
@@ -99,7 +100,7 @@ def run(backbone: str, batch: int, size: int, steps: int) -> Iterator[Row]:
     """Measures the three training steps in turn, each in memory alone.
 
     Args:
-      backbone: one of `infnet.BACKBONES`.
+      backbone: a key of `models.TRUNKS`.
       batch: examples in a batch.
       size: side of the square images, pixels; a multiple of the trunk's stride.
       steps: counted steps of each kind.

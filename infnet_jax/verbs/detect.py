@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from infnet_jax.clinic import imaging
-from infnet_jax.data import batches as data
+from infnet_jax.data.sources import Source, examples, label_names, open_split, select, text
 from infnet_jax.evaluation import statistics
 from infnet_jax.evaluation.predictor import Segmenter
 from infnet_jax.files import write_csv
@@ -45,7 +45,7 @@ def run(
       FileNotFoundError: nothing prepared in `dataset`, or no run in `checkpoint`.
       ValueError: labels that do not exist, or patients of one kind only.
     """
-    source, names = data.open_split(dataset, split), data.label_names(dataset)
+    source, names = open_split(dataset, split), label_names(dataset)
     infected, healthy = choose(names, positive, negative)
     finder, _ = find_lungs.choose(lung_way)
     rows = patients(
@@ -93,7 +93,7 @@ def choose(
 def patients(
     segmenter: Segmenter,
     finder: find_lungs.Finder,
-    source: data.Source,
+    source: Source,
     infected: Sequence[int],
     healthy: Sequence[int],
 ) -> list[dict]:
@@ -106,12 +106,12 @@ def patients(
     chosen = [i for i in range(len(source)) if int(source[i]["label"]) in (*infected, *healthy)]
 
     def pictures() -> Iterator[np.ndarray]:
-        return (example["image"][..., 0] for example in data.examples(data.select(source, chosen)))
+        return (example["image"][..., 0] for example in examples(select(source, chosen)))
 
     rows: dict[str, dict] = {}
     for i, picture, found in zip(chosen, pictures(), segmenter(pictures()), strict=True):
         example = source[i]
-        name = data.text(example["group"])
+        name = text(example["group"])
         row = rows.setdefault(
             name,
             {
@@ -124,7 +124,7 @@ def patients(
         )
         row["infected"] |= int(example["label"]) in infected
         row["slices"] += 1
-        scan = imaging.scan_of_picture(data.text(example["id"]), np.ascontiguousarray(picture))
+        scan = imaging.scan_of_picture(text(example["id"]), np.ascontiguousarray(picture))
         lung = finder(scan)[0] > 0
         if not lung.any():
             continue  # above or below the lungs: what is marked there is no infection of them

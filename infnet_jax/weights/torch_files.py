@@ -75,8 +75,8 @@ def load(path: Path | str) -> dict[str, np.ndarray]:
     A mapping that holds one under "state_dict" gives that one.
 
     Raises:
-        ValueError: no PyTorch file, a damaged one, one that holds no state dict, or one whose
-            pickle asks for anything but tensors.
+      ValueError: no PyTorch file, a damaged one, one that holds no state dict, or one whose
+        pickle asks for anything but tensors.
     """
     path = Path(path)
     try:
@@ -86,33 +86,23 @@ def load(path: Path | str) -> dict[str, np.ndarray]:
         raise ValueError(f"{path}: not a readable PyTorch weight file ({error})") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
-    if (
-        not isinstance(content, dict)
-        or not content
-        or not all(isinstance(value, _Tensor) for value in content.values())
-    ):
+    tensors = list(content.values()) if isinstance(content, dict) else []
+    if not tensors or not all(isinstance(tensor, _Tensor) for tensor in tensors):
         raise ValueError(f"{path}: holds no state dict (a mapping of names to tensors)")
-    return {str(name): _array(path, name, tensor, storages) for name, tensor in content.items()}
+    return {str(k): _array(path, k, v, storages[v.storage]) for k, v in content.items()}
 
 
-def _array(
-    path: Path, name: str, tensor: _Tensor, storages: Mapping[str, np.ndarray]
-) -> np.ndarray:
-    """The tensor's view of its storage, copied."""
-    storage = storages[tensor.storage]
-    steps = [(n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True)]
-    empty = 0 in tensor.shape
-    if not empty and (
-        min(tensor.offset, *tensor.shape, *tensor.strides, 0) < 0
-        or tensor.offset + sum(steps) >= len(storage)
-    ):
-        raise ValueError(f"{path}: tensor {name} reaches past its storage; the file is damaged")
-    if empty:
+def _array(path: Path, name: str, tensor: _Tensor, storage: np.ndarray) -> np.ndarray:
+    """The tensor's view of its storage (one axis), copied."""
+    if 0 in tensor.shape:
         return np.zeros(tensor.shape, storage.dtype)
-    view = np.lib.stride_tricks.as_strided(
-        storage[tensor.offset :], tensor.shape, [s * storage.itemsize for s in tensor.strides]
-    )
-    return view.copy()
+    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True))
+    negative = min(tensor.offset, *tensor.shape, *tensor.strides, 0) < 0
+    if negative or tensor.offset + last >= len(storage):
+        raise ValueError(f"{path}: tensor {name} reaches past its storage; the file is damaged")
+    strides = [s * storage.itemsize for s in tensor.strides]
+    start = storage[tensor.offset :]
+    return np.lib.stride_tricks.as_strided(start, tensor.shape, strides).copy()
 
 
 def _storages(

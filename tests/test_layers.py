@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infnet_jax.models import layers as ops
+from infnet_jax.models import layers
 
 
 def _array(*shape: int, seed: int = 0) -> np.ndarray:
@@ -14,7 +14,7 @@ def _array(*shape: int, seed: int = 0) -> np.ndarray:
 
 def test_batch_norm_uses_biased_batch_and_stores_unbiased_running_variance():
     x = 3.0 + _array(2, 2, 3, 5)
-    layer = ops.BatchNorm()
+    layer = layers.BatchNorm()
     variables = layer.init(jax.random.key(0), x, train=False)
     y, new = layer.apply(variables, x, train=True, mutable=["batch_stats"])
     flat = x.reshape(-1, 5).astype(np.float64)
@@ -29,13 +29,13 @@ def test_batch_norm_in_evaluation_uses_running_statistics_only():
     x = _array(2, 2, 2, 1)
     params = {"scale": jnp.array([2.0]), "bias": jnp.array([1.0])}
     stats = {"mean": jnp.array([0.5]), "var": jnp.array([4.0])}
-    y = ops.BatchNorm().apply({"params": params, "batch_stats": stats}, x, train=False)
+    y = layers.BatchNorm().apply({"params": params, "batch_stats": stats}, x, train=False)
     np.testing.assert_allclose(y, (x - 0.5) / np.sqrt(4.0 + 1e-5) * 2 + 1, rtol=1e-5, atol=1e-6)
 
 
 def test_batch_norm_gradient_equals_that_of_the_two_pass_formula():
     x, weight = 2.0 + _array(2, 3, 3, 4), _array(2, 3, 3, 4, seed=1)
-    layer = ops.BatchNorm()
+    layer = layers.BatchNorm()
     variables = layer.init(jax.random.key(0), x, train=False)
 
     def ours(x):
@@ -50,7 +50,7 @@ def test_batch_norm_gradient_equals_that_of_the_two_pass_formula():
 
 def test_batch_norm_stays_exact_far_from_zero_once_the_running_mean_has_followed():
     x = 1e4 + _array(4, 8, 8, 1)
-    layer = ops.BatchNorm()
+    layer = layers.BatchNorm()
     stats = {"mean": jnp.array([1e4]), "var": jnp.ones(1)}
     variables = {"params": {"scale": jnp.ones(1), "bias": jnp.zeros(1)}, "batch_stats": stats}
     y, _ = layer.apply(variables, x, train=True, mutable=["batch_stats"])
@@ -66,22 +66,14 @@ def test_max_pool_pads_with_minus_infinity():
             for i in range(3)
         ]
     ).transpose(2, 0, 1, 3)
-    np.testing.assert_array_equal(ops.max_pool(jnp.asarray(x), 3, 2, 1), naive)
+    np.testing.assert_array_equal(layers.max_pool(jnp.asarray(x), 3, 2, 1), naive)
 
 
-def test_avg_pool_counts_padding_only_when_asked():
-    x = jnp.ones((1, 4, 4, 1))
-    counted = ops.avg_pool(x, 3, 2, 1)[0, :, :, 0]
-    np.testing.assert_allclose(counted, [[4 / 9, 6 / 9], [6 / 9, 1.0]], rtol=1e-6)
-    np.testing.assert_allclose(ops.avg_pool(x, 3, 2, 1, count_padding=False), 1.0, rtol=1e-6)
-
-
-def test_avg_pool_ceil_keeps_the_partly_filled_last_window():
-    x = jnp.arange(5.0).reshape(1, 5, 1, 1)
-    ours = ops.avg_pool(x, 2, 2, ceil=True)[0, :, 0, 0]
-    np.testing.assert_allclose(ours, [0.5, 2.5, 4.0])
-    wide = jnp.tile(x, (1, 1, 2, 1))
-    np.testing.assert_allclose(ops.avg_pool(wide, 2, 2)[0, :, 0, 0], [0.5, 2.5])
+def test_avg_pool_counts_the_padding():
+    pooled = layers.avg_pool(jnp.ones((1, 4, 4, 1)), 3, 2, 1)[0, :, :, 0]
+    np.testing.assert_allclose(pooled, [[4 / 9, 6 / 9], [6 / 9, 1.0]], rtol=1e-6)
+    wide = jnp.tile(jnp.arange(5.0).reshape(1, 5, 1, 1), (1, 1, 2, 1))
+    np.testing.assert_allclose(layers.avg_pool(wide, 2, 2)[0, :, 0, 0], [0.5, 2.5])
 
 
 @pytest.mark.parametrize("size", [3, 31])
@@ -92,12 +84,12 @@ def test_box_filter_is_the_zero_padded_mean(size):
     for i in range(9):
         for j in range(12):
             naive[:, i, j] = padded[:, i : i + size, j : j + size].sum((1, 2)) / size**2
-    np.testing.assert_allclose(ops.box_filter(jnp.asarray(x), size), naive, atol=1e-5)
+    np.testing.assert_allclose(layers.box_filter(jnp.asarray(x), size), naive, atol=1e-5)
 
 
 def test_box_filter_refuses_an_even_size():
     with pytest.raises(ValueError, match="odd size, got 4"):
-        ops.box_filter(jnp.ones((1, 8, 8, 1)), 4)
+        layers.box_filter(jnp.ones((1, 8, 8, 1)), 4)
 
 
 def _naive_bilinear(x, size, align_corners):
@@ -121,14 +113,14 @@ def _naive_bilinear(x, size, align_corners):
 @pytest.mark.parametrize("size", [(16, 24), (4, 6), (2, 3), (8, 4), (11, 7), (8, 36)])
 def test_resize_bilinear_equals_interpolation_without_antialias(size, align_corners):
     x = _array(2, 8, 12, 3)
-    ours = ops.resize_bilinear(jnp.asarray(x), size, align_corners=align_corners)
+    ours = layers.resize_bilinear(jnp.asarray(x), size, align_corners=align_corners)
     np.testing.assert_allclose(ours, _naive_bilinear(x, size, align_corners), atol=1e-5)
 
 
 @pytest.mark.parametrize(("factor", "samples"), [(2, (0, 1)), (4, (1, 2)), (8, (3, 4))])
 def test_even_down_scaling_is_the_mean_of_two_samples(factor, samples):
     x = np.arange(16, dtype=np.float32) ** 2
-    ours = ops.resize_bilinear(jnp.asarray(x).reshape(1, 16, 1, 1), (16 // factor, 1))
+    ours = layers.resize_bilinear(jnp.asarray(x).reshape(1, 16, 1, 1), (16 // factor, 1))
     first, second = (x[s::factor] for s in samples)
     np.testing.assert_allclose(ours[0, :, 0, 0], (first + second) / 2)
 
@@ -138,10 +130,10 @@ def test_even_down_scaling_is_the_mean_of_two_samples(factor, samples):
 )
 def test_resize_nearest_takes_the_floor_pixel(n_out, source):
     x = jnp.asarray([10.0, 20.0, 30.0]).reshape(1, 3, 1, 1)
-    ours = ops.resize_nearest(x, (n_out, 1))[0, :, 0, 0]
+    ours = layers.resize_nearest(x, (n_out, 1))[0, :, 0, 0]
     np.testing.assert_array_equal(ours, np.asarray([10.0, 20.0, 30.0])[source])
 
 
 def test_check_divisible_names_size_and_multiple():
     with pytest.raises(ValueError, match="divisible by 32, got 64 x 48"):
-        ops.check_divisible(jnp.ones((1, 64, 48, 1)), 32, "net")
+        layers.check_divisible(jnp.ones((1, 64, 48, 1)), 32, "net")
