@@ -20,6 +20,31 @@ import pytest  # noqa: E402
 
 
 @pytest.fixture(scope="session")
+def phantom(tmp_path_factory) -> Path:
+    """The version folder of the prepared `phantom/tiny`; nobody may change it."""
+    import tfds_builders
+
+    return tfds_builders.prepare("phantom/tiny", data_dir=tmp_path_factory.mktemp("phantom"))
+
+
+@pytest.fixture(scope="session")
+def finished_run(phantom, tmp_path_factory) -> Path:
+    """The workdir of a finished run of `configs/supervised.py:tiny`; nobody may change it."""
+    from configs import supervised
+    from infnet_jax.training.run import run
+
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    run(
+        supervised.get_config("tiny"),
+        workdir=workdir,
+        dataset=phantom,
+        name="supervised:tiny",
+        command="python main.py --config=configs/supervised.py:tiny",
+    )
+    return workdir
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real data and reference outputs; skips where it is absent."""
     path = Path(os.environ.get("INFNET_SHARED", _ROOT.parent / "shared"))

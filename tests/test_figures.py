@@ -124,7 +124,7 @@ def test_augmentation_outlines_both_sides(tmp_path):
 
     def outline(name, left, right):
         path = tmp_path / name
-        figures.augmentation(slices, slices, path, original_masks=left, augmented_masks=right)
+        figures.augmentation((slices, left), (slices, right), path)
         return _pixels_of(path, figures.SKY)
 
     none = np.zeros_like(masks)

@@ -9,7 +9,7 @@ import pytest
 
 from configs import study as config_file, supervised
 from infnet_jax import cli
-from infnet_jax.evaluation import compare
+from infnet_jax.evaluation import statistics
 from infnet_jax.study import (
     cells as study_cells,
     figures as study_figures,
@@ -326,7 +326,7 @@ def test_p_values_are_corrected_over_all_comparisons_of_a_class(config, tmp_path
     results = study_results.collect(cells)
     lines = {line["row"]: line for line in study_tables.dice_lines(config, results)}
     base, *others = (r.dice["raw"]["infection"][0] for r in results)
-    right = compare.holm([compare.wilcoxon(other, base) for other in others])
+    right = statistics.holm([statistics.wilcoxon(other, base) for other in others])
     found = [lines[title]["raw_p"] for title in ("Self-super", "Self-super + aug")]
     assert found == pytest.approx(right)
 

@@ -78,6 +78,13 @@ def augmentation(plan: Plan) -> list[Picture]:
 
 def pseudo_labels(stage: Stage, plan: Plan) -> list[Picture]:
     """Unlabelled slices with the soft labels that the rounds of a stage gave them."""
+    path = plan.workdir / "figures" / "pseudo_labels.png"
+    caption = "Unlabelled slices, from the least marked to the most, and their soft pseudo-labels."
+    return [(figures.overlays(pseudo_label_cases(stage, plan), path), caption)]
+
+
+def pseudo_label_cases(stage: Stage, plan: Plan) -> list[figures.Case]:
+    """Four pseudo-labelled slices, from the least marked to the most; none has a truth."""
     assert stage.semi is not None
     maps = read_npz(stage.folder, "round*.npz")
     examples = _by_id(splits.open_training(stage.semi.split, plan.data, masks=False))
@@ -89,9 +96,7 @@ def pseudo_labels(stage: Stage, plan: Plan) -> list[Picture]:
         prob, marked = maps[name] / 255, maps[name] >= 128
         label = name if len(name) <= 30 else f"…{name[-29:]}"
         cases.append((f"{label}\n{marked.mean():.1%} marked", image, None, marked, prob))
-    path = figures.overlays(cases, plan.workdir / "figures" / "pseudo_labels.png")
-    caption = "Unlabelled slices, from the least marked to the most, and their soft pseudo-labels."
-    return [(path, caption)]
+    return cases
 
 
 def lungs(stage: Stage, plan: Plan, score: Mapping[str, Any]) -> list[Picture]:

@@ -253,11 +253,11 @@ def _evaluate(stage: Stage, plan: Plan) -> Page:
             "The thresholds of the masks are those with the best Dice on training slices that the "
             "network had not seen."
         )
-    return Page(pictures, [("Test split", table)], [*notes, *_evaluated(plan)])
+    return Page(pictures, [("Test split", table)], [*notes, *what_is_evaluated(plan)])
 
 
-def _evaluated(plan: Plan) -> list[str]:
-    """Which weights are evaluated."""
+def what_is_evaluated(plan: Plan) -> list[str]:
+    """Whose weights are evaluated: the notes on the final networks."""
     count, held_out = len(plan.final.networks), plan.final.section.get("validation", 0)
     if not plan.final.averages and held_out:
         return [
