@@ -9,17 +9,16 @@ import pytest
 from infnet_jax.evaluation import markdown, metrics
 
 
-def _write(workdir, **kwargs):
-    defaults = {"config_name": "selfsup", "command": "python main.py", "stages": []}
-    defaults |= {"tables": [], "figures": [], "notes": []}
-    return markdown.write_summary(workdir, **defaults | kwargs).read_text()
+def _write(workdir, page, timings=()):
+    written = {"name": "selfsup", "command": "python main.py", "timings": timings}
+    return markdown.write_summary(workdir, page, **written).read_text()
 
 
 def test_links_are_relative_and_lead_to_the_figures(tmp_path):
     figure = tmp_path / "segment" / "figures" / "my curves.png"
     figure.parent.mkdir(parents=True)
     figure.touch()
-    text = _write(tmp_path, figures=[(figure, "The loss falls.")])
+    text = _write(tmp_path, markdown.Page([(figure, "The loss falls.")]))
     (link,) = re.findall(r"\]\(<(.+)>\)", text)
     assert (tmp_path / link).samefile(figure) and not link.startswith("/")
     assert "*The loss falls.*" in text
@@ -27,7 +26,7 @@ def test_links_are_relative_and_lead_to_the_figures(tmp_path):
 
 def test_a_missing_figure_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="gone.png"):
-        _write(tmp_path, figures=[(tmp_path / "gone.png", "")])
+        _write(tmp_path, markdown.Page([(tmp_path / "gone.png", "")]))
 
 
 def test_stages_with_different_keys_share_one_table(tmp_path):
@@ -35,7 +34,7 @@ def test_stages_with_different_keys_share_one_table(tmp_path):
         {"name": "pretrain", "seconds": 83.2, "steps": 400, "images_per_second": 33.333},
         {"name": "evaluate", "seconds": 4000.0, "slices": 48},
     ]
-    text = _write(tmp_path, stages=stages, notes=["Dice is the toolbox reading."])
+    text = _write(tmp_path, markdown.Page(notes=["Dice is the toolbox reading."]), stages)
     assert "| stage | time | steps | images/s | slices |" in text
     assert "| pretrain | 1:23 | 400 | 33.3 |  |" in text
     assert "| evaluate | 1:06:40 |  |  | 48 |" in text

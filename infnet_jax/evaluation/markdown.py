@@ -3,12 +3,13 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from infnet_jax.evaluation.metrics import TABLE
 from infnet_jax.files import write_text
 from infnet_jax.runs.logs import clock
 
+Picture = tuple[Path, str]  # a file and its caption
 _COLUMNS = {  # key of a stage's timing -> heading; other keys are shown under their own names
     "seconds": "time",
     "steps": "steps",
@@ -18,45 +19,49 @@ _COLUMNS = {  # key of a stage's timing -> heading; other keys are shown under t
 }
 
 
+class Page(NamedTuple):
+    """What there is to show.
+
+    Attributes:
+      pictures: files below the workdir, with one sentence each on what it means.
+      tables: titles and Markdown.
+      notes: readings and choices the numbers rest on, one sentence or two each.
+    """
+
+    pictures: Sequence[Picture] = ()
+    tables: Sequence[tuple[str, str]] = ()
+    notes: Sequence[str] = ()
+
+
 def write_summary(
-    workdir: Path,
-    *,
-    config_name: str,
-    command: str,
-    stages: Sequence[Mapping[str, Any]],
-    tables: Sequence[tuple[str, str]],
-    figures: Sequence[tuple[Path, str]],
-    notes: Sequence[str],
+    workdir: Path, page: Page, *, name: str, command: str, timings: Sequence[Mapping[str, Any]]
 ) -> Path:
     """Writes `workdir/summary.md` and returns its path.
 
     Args:
       workdir: the run's folder; image links are relative to it, so it may be moved as a whole.
-      config_name: what ran, such as "selfsup:semiseg".
-      command: the line that repeats the run.
-      stages: a timing each, see `RunLog.timing`: `name`, and `seconds`, `steps` and others; a key
+      page: what to show.
+      name: what ran, such as "selfsup:semiseg"; command: the line that repeats it.
+      timings: one a stage, see `RunLog.timing`: `name`, and `seconds`, `steps` and others; a key
         that a stage lacks is an empty cell.
-      tables: (title, Markdown of the table).
-      figures: (file below `workdir`, one sentence on what it means).
-      notes: readings and choices the numbers rest on, one sentence each.
 
     Raises:
-      FileNotFoundError: if a figure does not exist.
+      FileNotFoundError: if a picture does not exist.
     """
-    parts = [f"# {config_name}", f"```\n{command}\n```"]
-    for title, table in tables:
+    parts = [f"# {name}", f"```\n{command}\n```"]
+    for title, table in page.tables:
         parts += [f"## {title}", table]
-    if figures:
+    if page.pictures:
         parts.append("## Figures")
-    for path, caption in figures:
+    for path, caption in page.pictures:
         if not path.is_file():
             raise FileNotFoundError(f"figure {path} of the summary does not exist")
         link = Path(os.path.relpath(path.resolve(), workdir.resolve())).as_posix()
         parts += [f"![{path.stem.replace('_', ' ')}](<{link}>)", f"*{caption}*"]
-    if stages:
-        parts += ["## Time", _time_table(stages)]
-    if notes:
-        parts += ["## How to read these numbers", "\n".join(f"- {note}" for note in notes)]
+    if timings:
+        parts += ["## Time", _time_table(timings)]
+    if page.notes:
+        parts += ["## How to read these numbers", "\n".join(f"- {note}" for note in page.notes)]
     parts.append("Research use only; not a medical device.")
     write_text(workdir / "summary.md", "\n\n".join(parts) + "\n")
     return workdir / "summary.md"

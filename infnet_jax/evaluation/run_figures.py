@@ -13,12 +13,11 @@ from infnet_jax.data import splits
 from infnet_jax.data.batches import resize
 from infnet_jax.data.sources import Source, decode, text
 from infnet_jax.evaluation import figures, lung_scores
+from infnet_jax.evaluation.markdown import Picture
 from infnet_jax.files import read_npz
 from infnet_jax.plan import Plan, Stage
 from infnet_jax.runs.logs import load_rows
 from infnet_jax.tasks import augment
-
-Picture = tuple[Path, str]  # a file and its caption
 
 
 def curves(

@@ -11,24 +11,17 @@ from typing import Any, NamedTuple
 import jax
 
 from infnet_jax.evaluation import figures, run_figures
-from infnet_jax.evaluation.markdown import lung_table, markdown_table, result_table, write_summary
-from infnet_jax.evaluation.run_figures import Picture
+from infnet_jax.evaluation.markdown import (
+    Page,
+    Picture,
+    lung_table,
+    markdown_table,
+    result_table,
+    write_summary,
+)
 from infnet_jax.plan import Plan, Stage
 from infnet_jax.runs.logs import load_rows
 from infnet_jax.runs.workdir import write_text
-
-
-class Page(NamedTuple):
-    """What a stage has to tell.
-
-    Attributes:
-      pictures: files and captions; tables: titles and Markdown.
-      notes: what its numbers rest on, one sentence or two each.
-    """
-
-    pictures: Sequence[Picture] = ()
-    tables: Sequence[tuple[str, str]] = ()
-    notes: Sequence[str] = ()
 
 
 class Kind(NamedTuple):
@@ -58,20 +51,15 @@ def write(plan: Plan, *, timings: Sequence[Mapping[str, Any]], name: str, comman
     if jax.process_index():
         return plan.workdir / "summary.md"
     pages = [page(stage, plan) for stage in plan.stages]
-    result_first = sorted(
-        zip(plan.stages, pages, strict=True), key=lambda p: p[0].runs != "evaluate"
-    )
+    single = [s for s in plan.stages if s.supervised and s.net.classes == 1]
     notes = [f"Input normalisation `{plan.final.norm}`, the same in every stage."]
-    notes += [note for one in pages for note in one.notes]
-    return write_summary(
-        plan.workdir,
-        config_name=name,
-        command=command,
-        stages=timings,
-        tables=[table for _, one in result_first for table in one.tables],
-        figures=[*run_figures.augmentation(plan), *(p for one in pages for p in one.pictures)],
-        notes=list(dict.fromkeys(notes)),  # two stages may rest on the same
+    notes += dict.fromkeys(f"Single-class loss `{s.section.loss.kind}`." for s in single)
+    whole = Page(
+        [*run_figures.augmentation(plan), *(picture for one in pages for picture in one.pictures)],
+        [table for one in pages[-1:] + pages[:-1] for table in one.tables],  # the result first
+        [*notes, *(note for one in pages for note in one.notes)],
     )
+    return write_summary(plan.workdir, whole, name=name, command=command, timings=timings)
 
 
 def page(stage: Stage, plan: Plan) -> Page:
@@ -128,10 +116,6 @@ def _rotation(stage: Stage, plan: Plan) -> Page:
     return Page(notes=["Pre-training: rotation prediction; the trunk alone is transferred."])
 
 
-def _single_class(stage: Stage, plan: Plan) -> Page:
-    return Page(notes=[f"Single-class loss `{stage.section.loss.kind}`."])
-
-
 _LEARNING_RATE = ("Learning rate", {"lr": "rate"})
 _SINGLE = Kind(
     "Fine-tuning.",
@@ -140,7 +124,6 @@ _SINGLE = Kind(
         ("Dice at 0.5, held-out slices", {"dice": "averaged weights"}),
         _LEARNING_RATE,
     ),
-    _single_class,
 )
 KINDS = {  # by what networks learn
     "infection": _SINGLE,
@@ -185,40 +168,38 @@ def _out_of_fold(stage: Stage, plan: Plan) -> Page:
     if stage == plan.prior and plan.prior_kind == "truth":
         return Page()
     score = json.loads((stage.folder / "cross_validation.json").read_text())
-    trained, notes = len(stage.networks), list(_single_class(stage, plan).notes)
+    trained = len(stage.networks)
     if stage.learns == "lung":
-        notes.append(
-            f"Cross-validation: each slice by one of {trained} networks that had not seen it."
-        )
+        note = f"Cross-validation: each slice by one of {trained} networks that had not seen it."
         tables = [("Cross-validation", lung_table(score))]
-        return Page(run_figures.lungs(stage, plan, score), tables, notes)
+        return Page(run_figures.lungs(stage, plan, score), tables, [note])
     repeats = trained // stage.folds
-    notes.append(
+    note = (
         f"The prior of each training slice comes from {'one' if repeats == 1 else repeats} of "
         f"{trained} networks that had not seen it (their cross-validated Dice at "
         f"{plan.evaluate.threshold:g} is {score['dice']:.3f}); that of any other slice is the mean "
         "of all of them."
     )
-    return Page(notes=notes)
+    return Page(notes=[note])
 
 
 def _pseudo_labels(stage: Stage, plan: Plan) -> Page:
     """What the unlabelled slices did."""
-    semi, notes = stage.semi, list(_single_class(stage, plan).notes)
+    semi = stage.semi
     assert semi is not None
     if semi.kind == "mean_teacher":
-        notes.append(
+        note = (
             f"Mean teacher: consistency weight {semi.consistency.weight:g}, ramped up in "
             f"{semi.consistency.ramp_steps} steps, on slices of `{semi.split}`."
         )
-        return Page(notes=notes)
+        return Page(notes=[note])
     found = json.loads((stage.folder / "pseudo.json").read_text())
-    notes.append(
+    note = (
         f"Pseudo-labels: {found['slices']} slices of `{semi.split}` in {found['rounds']} rounds; "
         f"they mark {found['marked']:.1%} of the pixels, the true masks of the labelled slices "
         f"{found['marked_in_masks']:.1%}."
     )
-    return Page(run_figures.pseudo_labels(stage, plan), notes=notes)
+    return Page(run_figures.pseudo_labels(stage, plan), notes=[note])
 
 
 def _evaluate(stage: Stage, plan: Plan) -> Page:
