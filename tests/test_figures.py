@@ -69,7 +69,7 @@ def test_learning_curves_draws_each_curve_in_its_own_colour(tmp_path):
 def test_inpainting_tints_what_is_erased_and_nothing_else(tmp_path):
     images = np.full((1, 40, 40), 255.0)
     images[0, 0, 0] = 0.0
-    tint = 0.4 * np.ones(3) + 0.6 * figures._ERASED  # over white
+    tint = 0.4 * np.ones(3) + 0.6 * figures.ERASED  # over white
     areas = []
     for name, visible in (("all", 1.0), ("half", 0.0)):
         mask = np.ones((1, 40, 40))

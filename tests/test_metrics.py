@@ -309,6 +309,18 @@ def test_each_score_of_the_table_is_in_a_summary():
     assert set(metrics.SCORES) == set(summary["mean"])
 
 
+def test_floors_by_hand():
+    left, both = np.zeros((4, 4), bool), np.ones((4, 4), bool)
+    left[:, :2] = True
+    train = [left] * 3 + [~left] + [left] * 2  # left in 5 of 6, right in 1 of 6, below 0.2
+    found = metrics.floors(train, [left, both])
+    # All positive: 2 * 8 / (16 + 8) and 1. Left half: 1 and 2/3 (all marked at threshold 0).
+    assert found["all_positive"]["toolbox"]["minmax"]["dice"] == pytest.approx((2 / 3 + 1) / 2)
+    assert found["mean_training_mask"]["toolbox"]["minmax"]["dice"] == pytest.approx(5 / 6)
+    with pytest.raises(ValueError, match="at least one"):
+        metrics.floors([], [left])
+
+
 @pytest.mark.parametrize(
     ("prob_map", "truth", "message"),
     [

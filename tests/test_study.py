@@ -41,7 +41,7 @@ class Fake:
 def leave(folder, dice, labelled=10, losses=(1.0, 2.0), classes=("infection",)):
     """What a finished run leaves, the three readings alike."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = [f"dice_{c}{end}" for c in classes for end, _ in study_results.DICE.values()]
+    names = [column.format(c) for c in classes for column, _ in study_results.DICE.values()]
     with (folder / "evaluation.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["id", *names])

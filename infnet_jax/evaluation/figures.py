@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, PINK, SKY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"
 COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY)
 _STYLE: dict[Any, Any] = {
-    "font.size": 10,
     "axes.titlesize": 11,
-    "axes.labelsize": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -29,7 +27,7 @@ _STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.8,
     "savefig.dpi": 130,
 }
-_ERASED = np.array([0.90, 0.62, 0.0])  # ORANGE, laid over what a mask hides
+ERASED = np.array([0.90, 0.62, 0.0])  # ORANGE, laid half opaque over what a mask hides
 
 Panel = tuple[str, Mapping[str, str]]
 Case = tuple[str, np.ndarray, np.ndarray | None, np.ndarray, np.ndarray | None]
@@ -82,9 +80,9 @@ def inpainting_panel(
             low, high = float(np.min(images)), float(np.max(images))
             for i in range(n):
                 grey = np.clip((np.asarray(images[i], float) - low) / max(high - low, 1e-12), 0, 1)
-                masked = _tint(grey, 1 - np.asarray(visible[i], float), _ERASED)
+                tint = 0.6 * (1 - np.asarray(visible[i], float))[..., None]
                 _picture(line[3 * i], images[i], low, high)
-                _picture(line[3 * i + 1], masked)
+                _picture(line[3 * i + 1], grey[..., None] * (1 - tint) + ERASED * tint)
                 _picture(line[3 * i + 2], reconstruction[i], low, high)
             line[0].set_ylabel(label)
         for i in range(n):
@@ -224,12 +222,6 @@ def _picture(
     ax.grid(False)
     ax.spines[:].set_visible(False)
     return ax.imshow(array, cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
-
-
-def _tint(grey: np.ndarray, amount: np.ndarray, colour: np.ndarray) -> np.ndarray:
-    """[H, W, 3] picture with `colour` laid half opaque over a [H, W] grey in 0..1."""
-    opacity = 0.6 * amount[..., None]
-    return grey[..., None] * (1 - opacity) + colour * opacity
 
 
 def _contour(ax: "Axes", mask: np.ndarray, colour: str) -> None:

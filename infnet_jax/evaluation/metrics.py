@@ -30,9 +30,7 @@ from infnet_jax.evaluation.soft_metrics import resize_map
 from infnet_jax.evaluation.statistics import bootstrap_interval, roc_from_histograms
 
 READINGS = ("toolbox", "empty_aware")
-LEVELS = 256
-THRESHOLDS = 1.0 - np.arange(LEVELS) / 255.0
-"""The 256 thresholds, falling from 1 to 0; the last one marks every pixel."""
+LEVELS = 256  # thresholds 1 - i / 255, falling from 1 to 0; the last one marks every pixel
 SLACK = 1e-12
 SINGLE_SLACK = 4e-7
 """Slack of float32 maps: stretched, they miss a threshold they equal by far more than 1e-12."""
@@ -127,7 +125,7 @@ def toolbox(prob_map: np.ndarray, truth: np.ndarray, threshold: float = 0.5) -> 
 
     Returns:
       The record of the slice: `positives` and `pixels` of the truth; `tp` and `fp`, int [256], of
-      the min-max normalised map at `THRESHOLDS`; `curves`, their scores [256] in the toolbox
+      the min-max normalised map at 256 thresholds; `curves`, their scores [256] in the toolbox
       reading; (tp, fp) pairs `adaptive` (threshold min(1, 2 mean), normalised map), `minmax` and
       `none` (fixed threshold, normalised map and raw probabilities); `blank`, whether the map is
       all zero; `MAP_SCORES` of the normalised map; `histograms` of the raw probability of lesion

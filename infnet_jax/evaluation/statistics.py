@@ -1,4 +1,9 @@
-"""Intervals, paired tests, ROC curves and agreement of scores; pure numpy and scipy."""
+"""Intervals, paired tests, ROC curves and agreement of scores; pure numpy and scipy.
+
+Scores of several seeds on the same slices are arrays [seeds, slices, classes], NaN where undefined.
+Pairs of true and predicted scores hold no NaN: what is not known has to be left out, and counted,
+before.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,11 +14,7 @@ from scipy import stats
 from infnet_jax.dice import defined_mean
 
 Values = Sequence[float] | np.ndarray
-DRAWS = 2000  # of a bootstrap
-MIDDLE = (0.025, 0.975)  # a 95 % interval
-
-
-# Scores of several seeds on the same slices: [seeds, slices, classes], NaN where undefined.
+DRAWS, LEVEL = 2000, 0.95  # of a bootstrap and its interval
 
 
 def mean(values: np.ndarray) -> float:
@@ -98,7 +99,7 @@ def _percentiles(means: np.ndarray) -> tuple[float, float]:
     means = means[~np.isnan(means)]
     if not means.size:
         return float("nan"), float("nan")
-    low, high = np.quantile(means, MIDDLE)
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
@@ -113,9 +114,6 @@ def _means(values: np.ndarray, of_seeds: np.ndarray, of_slices: np.ndarray) -> n
     total, count = weigh(np.where(defined, values, 0.0)), weigh(defined)
     with np.errstate(invalid="ignore", divide="ignore"):
         return (total / count).mean(-1)
-
-
-# Yes or no by a threshold.
 
 
 class Roc(NamedTuple):
@@ -182,9 +180,6 @@ def sensitivity_at(curve: Roc, specificity: float) -> tuple[float, float, float]
     best = int(np.flatnonzero(curve.specificity >= specificity)[-1])
     a, b, c = (v[best] for v in (curve.sensitivity, curve.specificity, curve.threshold))
     return float(a), float(b), float(c)
-
-
-# True and predicted scores in pairs; what is not known has to be left out, and counted, before.
 
 
 class Limits(NamedTuple):
