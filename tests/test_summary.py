@@ -6,7 +6,6 @@ import re
 import cv2
 import numpy as np
 import pytest
-from matplotlib.colors import to_rgb
 from PIL import Image
 
 from configs import lung, multi, multi_selfsup, selfsup, semisup, supervised
@@ -15,13 +14,7 @@ from infnet_jax.data.sources import decode, open_split, text
 from infnet_jax.evaluation import figures, lung_scores, metrics, run_figures, summary
 from infnet_jax.files import write_json, write_npz
 from infnet_jax.plan import resolve
-
-
-def pixels_of(path, colour) -> int:
-    """How many pixels of a PNG have nearly this colour."""
-    with Image.open(path) as picture:
-        rgb = np.asarray(picture.convert("RGB"), float)
-    return int((np.abs(rgb - 255 * np.array(to_rgb(colour))).max(-1) < 12).sum())
+from tests.drawn import pixels_of
 
 
 def log(folder, *rows):

@@ -50,7 +50,7 @@ def learning_curves(rows: Sequence[Mapping[str, Any]], path: Path, panels: Seque
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for ax, (title, curves) in zip(axes, panels, strict=True):
             for colour, (key, label) in zip(cycle(COLOURS), curves.items(), strict=False):
-                _curve(ax, *_series(rows, key), label=label, colour=colour)
+                curve(ax, *series(rows, key), label=label, colour=colour)
             ax.set(title=title, xlabel="step")
             if len(curves) > 1:
                 ax.legend()
@@ -187,7 +187,7 @@ def canvas(path: Path, *, width: float, height: float) -> Iterator["Figure"]:
         figure.savefig(path, facecolor="white")
 
 
-def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+def series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of a key, sorted by step."""
     points = {row["step"]: row[key] for row in rows if row.get(key) is not None}
     if not points:
@@ -197,7 +197,7 @@ def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np
     return np.array(steps), np.array([points[step] for step in steps], float)
 
 
-def _curve(ax: "Axes", steps: np.ndarray, values: np.ndarray, *, label: str, colour: str) -> None:
+def curve(ax: "Axes", steps: np.ndarray, values: np.ndarray, *, label: str, colour: str) -> None:
     """One curve; a long and restless one pale under its running mean."""
     window = len(values) // 20
     if window < 2 or np.abs(np.diff(values)).sum() < 3 * np.ptp(values):

@@ -10,13 +10,13 @@ EPS = np.finfo(np.float64).eps
 
 
 def minmax(values: np.ndarray) -> np.ndarray:
-    """Stretch a map to [0, 1]; a constant map is returned as it is (nothing to stretch)."""
+    """Stretches a map to [0, 1]; a constant map is returned as it is (nothing to stretch)."""
     low, high = float(values.min()), float(values.max())
     return values if high == low else (values - low) / (high - low)
 
 
 def resize_map(prob_map: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Resize a float64 map [h, w] bilinearly (half-pixel centres, no antialias) to `shape`."""
+    """Resizes a float64 map [h, w] bilinearly (half-pixel centres, no antialias) to `shape`."""
     if prob_map.shape == tuple(shape):
         return prob_map
     import cv2
