@@ -44,9 +44,9 @@ def dice(
     return dice_of_counts((marked & truth).sum(axis), total, empty)
 
 
-def defined_mean(values: ArrayLike) -> np.ndarray:
-    """Mean over the first axis without NaN; NaN where nothing is defined."""
+def defined_mean(values: ArrayLike, axis: int | tuple[int, ...] = 0) -> np.ndarray:
+    """Mean over axes without NaN; NaN where nothing is defined."""
     values = np.asarray(values, np.float64)
     defined = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
-        return np.where(defined, values, 0.0).sum(0) / defined.sum(0)
+        return np.where(defined, values, 0.0).sum(axis) / defined.sum(axis)

@@ -83,20 +83,6 @@ def test_multi_class_masks_agree_with_the_binary_ones(shared):
         np.testing.assert_array_equal(evaluate.read_truth(palette, "consolidation"), one_bit)
 
 
-def test_floors_by_hand():
-    left, both = np.zeros((4, 4), bool), np.ones((4, 4), bool)
-    left[:, :2] = True
-    train = [left] * 3 + [~left] + [left] * 2  # left in 5 of 6, right in 1 of 6
-    found = metrics.floors(train, [left, both], size=4)
-    # All positive: 2 * 8 / (16 + 8) and 1. Left half: 1 and 2/3 (all marked at threshold 0).
-    assert found["all_positive"]["toolbox"]["minmax"]["dice"] == pytest.approx((2 / 3 + 1) / 2)
-    assert found["mean_training_mask"]["toolbox"]["minmax"]["dice"] == pytest.approx(5 / 6)
-    lower = metrics.floors(train, [left], threshold=0.1, size=4)
-    assert lower["mean_training_mask"]["toolbox"]["minmax"]["dice"] == pytest.approx(2 / 3)
-    with pytest.raises(ValueError, match="at least one"):
-        metrics.floors([], [left])
-
-
 def test_class_masks_in_every_form(tmp_path):
     truth = classes()
     colours = np.array(PALETTE, np.uint8).reshape(3, 3)[truth]

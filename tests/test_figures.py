@@ -2,18 +2,11 @@
 
 import numpy as np
 import pytest
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
 from infnet_jax.evaluation import figures
-
-
-def _pixels_of(path, colour) -> int:
-    """How many pixels of a PNG have nearly this colour."""
-    with Image.open(path) as picture:
-        rgb = np.asarray(picture.convert("RGB"), float)
-    return int((np.abs(rgb - 255 * np.array(to_rgb(colour))).max(-1) < 12).sum())
+from tests.drawn import pixels_of
 
 
 def _square(size=40) -> np.ndarray:
@@ -29,7 +22,7 @@ def test_series_sorts_drops_none_and_keeps_the_last_of_a_step():
         {"step": 2, "loss": 2.0},
         {"step": 6, "loss": None},
     ]
-    steps, values = figures._series(rows, "loss")
+    steps, values = figures.series(rows, "loss")
     assert steps.tolist() == [2, 4] and values.tolist() == [2.0, 4.0]
 
 
@@ -43,8 +36,8 @@ def test_a_key_no_row_has_is_named(tmp_path):
 def test_the_running_mean_neither_lags_nor_sags_at_the_ends():
     ax = Figure().subplots()
     steps, unrest = np.arange(100), np.tile([40.0, -40, 0, 40, -40], 20)  # any five add up to 0
-    figures._curve(ax, steps, 3.0 * steps + unrest, label="ramp", colour="k")
-    figures._curve(ax, steps, 7.0 + unrest, label="flat", colour="k")
+    figures.curve(ax, steps, 3.0 * steps + unrest, label="ramp", colour="k")
+    figures.curve(ax, steps, 7.0 + unrest, label="flat", colour="k")
     ramp, flat = (line.get_ydata() for line in ax.lines if not line.get_label().startswith("_"))
     np.testing.assert_allclose(ramp[2:-2], 3.0 * steps[2:-2])
     np.testing.assert_allclose(flat[[0, *range(2, 98), 99]], 7.0)
@@ -53,7 +46,7 @@ def test_the_running_mean_neither_lags_nor_sags_at_the_ends():
 def test_a_curve_without_unrest_is_drawn_as_it_is():
     ax = Figure().subplots()
     rate = np.abs(np.arange(100) - 20.0)
-    figures._curve(ax, np.arange(100), rate, label="rate", colour="k")
+    figures.curve(ax, np.arange(100), rate, label="rate", colour="k")
     assert len(ax.lines) == 1
     np.testing.assert_array_equal(ax.lines[0].get_ydata(), rate)
 
@@ -63,13 +56,13 @@ def test_learning_curves_draws_each_curve_in_its_own_colour(tmp_path):
     path = figures.learning_curves(
         rows, tmp_path / "new" / "c.png", [("both", {"a": "A", "b": "B"})]
     )
-    assert _pixels_of(path, figures.BLUE) > 200 and _pixels_of(path, figures.ORANGE) > 200
+    assert pixels_of(path, figures.BLUE) > 200 and pixels_of(path, figures.ORANGE) > 200
 
 
 def test_inpainting_tints_what_is_erased_and_nothing_else(tmp_path):
     images = np.full((1, 40, 40), 255.0)
     images[0, 0, 0] = 0.0
-    tint = 0.4 * np.ones(3) + 0.6 * figures._ERASED  # over white
+    tint = 0.4 * np.ones(3) + 0.6 * figures.ERASED  # over white
     areas = []
     for name, visible in (("all", 1.0), ("half", 0.0)):
         mask = np.ones((1, 40, 40))
@@ -77,7 +70,7 @@ def test_inpainting_tints_what_is_erased_and_nothing_else(tmp_path):
         path = figures.inpainting_panel(
             [("epoch 1", images, mask, images)], tmp_path / f"{name}.png"
         )
-        areas.append(_pixels_of(path, tint))
+        areas.append(pixels_of(path, tint))
     assert areas[0] == 0
     with Image.open(path) as picture:
         panel = picture.height * 0.75  # a slice's side is most of the single row
@@ -90,7 +83,7 @@ def test_overlays_draws_truth_and_prediction_apart(tmp_path):
 
     def counts(truth, prob):
         path = figures.overlays([("case", image, truth, prob > 0.5, prob)], tmp_path / "o.png")
-        return np.array([_pixels_of(path, figures.SKY), _pixels_of(path, figures.ORANGE)])
+        return np.array([pixels_of(path, figures.SKY), pixels_of(path, figures.ORANGE)])
 
     legend = counts(empty.astype(bool), empty)  # both empty: only the legend has the colours
     assert np.all(counts(truth, empty) - legend > [200, -1])
@@ -100,7 +93,7 @@ def test_overlays_draws_truth_and_prediction_apart(tmp_path):
 
 def test_overlays_takes_slices_of_different_sizes(tmp_path):
     cases = [(str(n), np.eye(n), np.eye(n) > 0, np.eye(n) > 1, 0.5 * np.eye(n)) for n in (20, 33)]
-    assert _pixels_of(figures.overlays(cases, tmp_path / "o.png"), figures.SKY) > 0
+    assert pixels_of(figures.overlays(cases, tmp_path / "o.png"), figures.SKY) > 0
 
 
 def test_overlays_without_probabilities_have_two_columns(tmp_path):
@@ -116,7 +109,7 @@ def test_overlays_without_probabilities_have_two_columns(tmp_path):
 def test_overlays_without_truth_name_none(tmp_path):
     case = ("case", np.zeros((40, 40)), None, _square(), np.zeros((40, 40)))
     path = figures.overlays([case], tmp_path / "o.png")
-    assert _pixels_of(path, figures.SKY) == 0 < _pixels_of(path, figures.ORANGE)
+    assert pixels_of(path, figures.SKY) == 0 < pixels_of(path, figures.ORANGE)
 
 
 def test_augmentation_outlines_both_sides(tmp_path):
@@ -124,8 +117,8 @@ def test_augmentation_outlines_both_sides(tmp_path):
 
     def outline(name, left, right):
         path = tmp_path / name
-        figures.augmentation(slices, slices, path, original_masks=left, augmented_masks=right)
-        return _pixels_of(path, figures.SKY)
+        figures.augmentation((slices, left), (slices, right), path)
+        return pixels_of(path, figures.SKY)
 
     none = np.zeros_like(masks)
     left, right = outline("l.png", masks, none), outline("r.png", none, masks)
@@ -136,7 +129,7 @@ def test_augmentation_outlines_both_sides(tmp_path):
 def test_roc_draws_the_curve(tmp_path):
     q = np.linspace(0, 1, 11)
     path = figures.roc(q, np.sqrt(q), 2 / 3, tmp_path / "roc.png")
-    assert _pixels_of(path, figures.BLUE) > 300
+    assert pixels_of(path, figures.BLUE) > 300
 
 
 def test_nothing_to_draw_is_an_error(tmp_path):

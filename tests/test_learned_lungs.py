@@ -13,10 +13,10 @@ from configs import common, lung, supervised
 from infnet_jax import tasks
 from infnet_jax.clinic import imaging, lung_network, lungs
 from infnet_jax.data.batches import Batches
-from infnet_jax.data.sources import LungTarget, decode, examples, open_split, text
-from infnet_jax.evaluation import lung_scores, networks, run_figures, summary as present
+from infnet_jax.data.sources import LungTarget, decode, examples, open_split
+from infnet_jax.evaluation import networks
 from infnet_jax.evaluation.predictor import Predictor
-from infnet_jax.training import prior as crossfit, run as train
+from infnet_jax.training import run as train
 from infnet_jax.verbs import lungs as find_lungs
 from tests.scans import chest
 
@@ -79,109 +79,6 @@ def test_configs_of_lesions_are_as_they_were():
     assert networks.classes(config) == {"infection": None}
     with pytest.raises(ValueError, match="choose demo, folders, lite, tiny"):
         lung.get_config("semiseg")
-
-
-def test_cross_validation_tells_how_much_of_the_lesions_is_kept(dataset, tmp_path):
-    config = lung.get_config("folders")
-    source = open_split(dataset, "train", "lung")
-    known = {decode(source[i], "image").tobytes(): i for i in range(len(source))}
-    right = {}
-
-    def run(examples):
-        """Finds the left lung, and nothing in a crop, which is not to be asked for."""
-        maps = []
-        for e in examples:
-            i = known[e["image"].tobytes()]
-            found = decode(source[i], "lung")[..., 0] > 0
-            found[:, :32] = False  # the right lung is missed
-            lesion = decode(source[i], "lesion")[..., 0] > 0
-            if lesion.any():
-                right[text(source[i]["id"])] = (lesion & found).sum() / lesion.sum()
-            maps.append(found.astype(np.float32))
-        return maps
-
-    (tmp_path / "prior").mkdir()
-    whole = lung_network.ROOM
-    try:
-        lung_network.ROOM = 9.0  # so the second pass would see the whole picture, and is left out
-        rows = lung_scores.measure(source, run, 0.5, tmp_path / "prior" / "lungs")
-    finally:
-        lung_network.ROOM = whole
-    for k in range(2):
-        half = {name: row for i, (name, row) in enumerate(rows.items()) if i % 2 == k}
-        (tmp_path / "prior" / f"fold{k}.json").write_text(json.dumps(half))
-    crossfit._write_score(config, tmp_path, source)
-    score = json.loads((tmp_path / "prior" / "cross_validation.json").read_text())
-    assert len(score["slices"]) == len(source)
-    kept = {name: row["kept"] for name, row in score["slices"].items() if row["kept"] is not None}
-    assert kept == pytest.approx(right, abs=0.02) and 0.2 < np.mean(list(right.values())) < 0.8
-    assert 0.5 < score["parts"]["all"]["dice"] < 0.8
-    assert "| all |" in present._lung_table(score)
-    ((path, _),) = run_figures.lungs(tmp_path, config, dataset, score)
-    assert path.stat().st_size > 10_000
-    name = min(
-        (n for n in score["slices"] if score["slices"][n]["dice"]),
-        key=lambda n: score["slices"][n]["dice"],
-    )
-    picture = cv2.imread(str(lung_scores.picture_of(tmp_path / "prior" / "lungs", name)), -1)
-    assert picture.any() and not picture[:, :32].any()
-
-
-def volume(gas=False):
-    """Three slices of a volume: examples, and a map of lung at .6 with four lesion pixels at .4."""
-    lung = np.zeros((40, 40, 1), np.uint8)
-    lung[5:35, 2:15] = lung[5:35, 25:38] = 1
-    lesion = np.zeros_like(lung)
-    lesion[5:15, 5:15] = 1
-    made, maps = [], {}
-    for i in (10, 9, 11):
-        found = lung[..., 0].astype(np.float32) * 0.6
-        found[5:7, 5:7] = 0.4
-        if i == 11 and gas:
-            found[5:10, 18:22] = 0.9
-        image = np.full_like(lung, i)
-        maps[i] = found
-        made.append(
-            {
-                "id": f"set/z{i}".encode(),
-                "image": image,
-                "lung": lung,
-                "lesion": lesion,
-                "volume": b"v",
-            }
-        )
-
-    def run(examples):
-        assert len({e["image"].shape for e in examples}) == 1
-        if examples[0]["image"].shape == lung.shape:
-            return [maps[int(e["image"][0, 0, 0])] for e in examples]
-        return [maps[int(e["image"][0, 0, 0])][4:36, 1:39] for e in examples]
-
-    return made, run
-
-
-def test_lungs_of_a_volume_are_tidied_together(monkeypatch, tmp_path):
-    """Gas below the lungs hangs together with none of them, so it goes, in a volume only."""
-    monkeypatch.setattr(lung_network, "ROOM", 9.0)  # one pass
-    monkeypatch.setattr(lung_network, "CLOSING_EACH", 0.0)
-    made, run = volume(gas=True)
-    n = 780  # pixels of both lungs, of which four are missed: a corner
-    rows = lung_scores.measure(made, run, 0.5, tmp_path)
-    assert rows["set/z9"] == pytest.approx({"dice": 2 * (n - 4) / (2 * n - 4), "kept": 0.96})
-    assert rows["set/z11"]["dice"] == pytest.approx(2 * (n - 4) / (2 * n - 4))
-    part = lung_scores.summarise(rows)["parts"]["set"]
-    assert part["kept_slices"] == 0 and part["infected"] == part["slices"] == 3
-    for e in made:
-        del e["volume"]
-    alone = lung_scores.measure(made, run, 0.5, tmp_path)
-    assert alone["set/z11"]["dice"] == pytest.approx(2 * (n - 4) / (2 * n - 4 + 20))
-    assert lung_scores.summarise(lung_scores.measure(made, run, 0.3, tmp_path))["parts"]["set"] == {
-        "slices": 3,
-        "dice": pytest.approx((2 + 2 * n / (2 * n + 20)) / 3),
-        "infected": 3,
-        "kept": 1.0,
-        "kept_slices": 1.0,
-    }
 
 
 def test_a_part_under_no_lung_is_dropped_and_a_narrowing_lung_is_not():

@@ -8,6 +8,7 @@ import pytest
 from infnet_jax.evaluation import metrics, soft_metrics
 
 NAN = float("nan")
+RATIOS = ("dice", "iou", "sensitivity", "specificity", "precision")
 
 
 def block(rows: int, columns: int, size: int = 4) -> np.ndarray:
@@ -134,7 +135,7 @@ def test_hand_case():
 def test_no_true_positive_scores_zero_even_in_specificity():
     record = metrics.toolbox(block(1, 1), ~block(3, 4))
     toolbox = metrics.threshold_scores(record)
-    assert [toolbox[name] for name in metrics.RATIOS] == [0.0] * 5
+    assert [toolbox[name] for name in RATIOS] == [0.0] * 5
     aware = metrics.threshold_scores(record, reading="empty_aware")
     assert aware["specificity"] == pytest.approx(11 / 12)
     assert aware["dice"] == aware["sensitivity"] == aware["precision"] == 0.0
@@ -152,7 +153,7 @@ def test_no_true_positive_scores_zero_even_in_specificity():
 def test_empty_aware_reading_of_empty_and_full(marked, truth, expected):
     record = metrics.toolbox(marked, truth)
     aware = metrics.threshold_scores(record, "none", "empty_aware")
-    assert [aware[name] for name in metrics.RATIOS] == pytest.approx(list(expected), nan_ok=True)
+    assert [aware[name] for name in RATIOS] == pytest.approx(list(expected), nan_ok=True)
 
 
 def test_soft_measures_of_empty_and_full_truth():
@@ -173,7 +174,7 @@ def test_perfect_map_scores_one():
     record = metrics.toolbox(truth, truth)
     for kind in ("minmax", "none", "adaptive"):
         found = metrics.threshold_scores(record, kind)
-        assert [found[name] for name in metrics.RATIOS] == [1.0] * 5
+        assert [found[name] for name in RATIOS] == [1.0] * 5
     assert record["s_measure"] == pytest.approx(1.0)
     assert record["weighted_f"] == pytest.approx(1.0)
     assert record["mae"] == 0.0
@@ -182,7 +183,7 @@ def test_perfect_map_scores_one():
 def test_curves_equal_brute_force():
     for prob_map, truth in pairs(count=12):
         record = metrics.toolbox(prob_map, truth)
-        found = np.stack([record["curves"][name] for name in metrics.RATIOS])
+        found = np.stack([record["curves"][name] for name in RATIOS])
         np.testing.assert_allclose(found, brute_force(prob_map, truth), atol=1e-12)
 
 
@@ -278,37 +279,46 @@ def test_summary_counts_what_it_leaves_out():
     assert aware["none"]["specificity"] == pytest.approx((1 + 1 + 15 / 16) / 3)
 
 
-def test_roc_auc_exact_and_from_histograms():
-    values, truth = np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, True, False, True])
-    # Pairs (lesion, other): .4 > .1, .4 = .4, .8 > .1, .8 > .4 -> 3.5 of 4.
-    assert metrics.roc_auc(values, truth) == pytest.approx(3.5 / 4)
-    rng = np.random.default_rng(5)
-    truth = rng.random((20, 20)) < 0.3
-    prob_map = np.rint(255 * np.clip(0.3 * truth + 0.7 * rng.random((20, 20)), 0, 1)) / 255
-    summary = metrics.summarise([metrics.toolbox(prob_map, truth)])
-    assert summary["roc_auc"] == pytest.approx(metrics.roc_auc(prob_map, truth), abs=1e-12)
+def test_roc_auc_of_pooled_pixels():
+    truth = np.array([[False, True, False, True]])
+    levels = np.array([[26, 102, 102, 204]]) / 255  # 3.5 of 4 pairs of pixels are in order
+    one = metrics.toolbox(levels, truth)
+    summary = metrics.summarise([one])
+    assert summary["roc_auc"] == pytest.approx(3.5 / 4)
     fpr, tpr = summary["roc"]
     assert (fpr[0], tpr[0], fpr[-1], tpr[-1]) == (0, 0, 1, 1)
-    assert min(np.diff(fpr)) >= 0 and min(np.diff(tpr)) >= 0
-    assert math.isnan(metrics.roc_auc(values, np.zeros(4)))
+    second = metrics.toolbox(np.array([[128, 153, 179, 230]]) / 255, truth)
+    # Lesion 102 204 153 230, rest 26 102 128 179: 1.5 + 4 + 3 + 4 of 16 pairs.
+    assert metrics.summarise([one, second])["roc_auc"] == pytest.approx(12.5 / 16)
 
 
-def test_bootstrap_interval():
-    values = [NAN, *np.random.default_rng(1).random(30)]
-    interval = metrics.bootstrap_interval(values, seed=3)
-    assert interval == metrics.bootstrap_interval(values, seed=3)
-    assert interval != metrics.bootstrap_interval(values, seed=4)
-    assert interval == metrics.bootstrap_interval([v for v in values if v == v], seed=3)
-    assert interval[0] < np.nanmean(values) < interval[1]
-    narrow = metrics.bootstrap_interval(values, seed=3, level=0.5)
-    assert interval[0] < narrow[0] < narrow[1] < interval[1]
-    assert metrics.bootstrap_interval([0.3] * 5) == pytest.approx((0.3, 0.3))
-    # Normal theory for 400 values: mean +- 1.96 sd / sqrt(n).
-    many = np.random.default_rng(0).normal(size=400)
-    half = 1.96 * many.std() / 20
-    expected = (many.mean() - half, many.mean() + half)
-    assert metrics.bootstrap_interval(many) == pytest.approx(expected, abs=0.015)
-    assert all(math.isnan(end) for end in metrics.bootstrap_interval([NAN]))
+def test_columns_of_a_slice():
+    probs, mask = block(2, 2) * 0.4, block(2, 4).astype(np.float32)
+    records = metrics.toolbox(probs, block(2, 2)), metrics.toolbox(mask, block(2, 2))
+    assert metrics.slice_scores("ggo", *records) == {
+        "dice_ggo": pytest.approx(2 * 4 / (4 + 8)),  # of the mask
+        "dice_ggo_toolbox": 1.0,  # of the stretched map
+        "dice_ggo_mean": pytest.approx((255 * 1.0 + 8 / 20) / 256),
+    }
+
+
+def test_each_score_of_the_table_is_in_a_summary():
+    summary = metrics.summarise([metrics.toolbox(block(1, 4), block(2, 2))])
+    for score in metrics.TABLE:
+        assert score.key in (summary["mean"] if score.of == "threshold" else summary)
+    assert set(metrics.SCORES) == set(summary["mean"])
+
+
+def test_floors_by_hand():
+    left, both = np.zeros((4, 4), bool), np.ones((4, 4), bool)
+    left[:, :2] = True
+    train = [left] * 3 + [~left] + [left] * 2  # left in 5 of 6, right in 1 of 6, below 0.2
+    found = metrics.floors(train, [left, both])
+    # All positive: 2 * 8 / (16 + 8) and 1. Left half: 1 and 2/3 (all marked at threshold 0).
+    assert found["all_positive"]["toolbox"]["minmax"]["dice"] == pytest.approx((2 / 3 + 1) / 2)
+    assert found["mean_training_mask"]["toolbox"]["minmax"]["dice"] == pytest.approx(5 / 6)
+    with pytest.raises(ValueError, match="at least one"):
+        metrics.floors([], [left])
 
 
 @pytest.mark.parametrize(

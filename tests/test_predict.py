@@ -11,14 +11,10 @@ import pytest
 from configs import multi as multi_config, supervised
 from infnet_jax import tasks
 from infnet_jax.evaluation import (
-    metrics,
     networks,
-    run_figures,
-    summary as present,
     test_split as predict_stage,
     thresholds as thresholds_lib,
 )
-from infnet_jax.evaluation.metrics import floors
 from infnet_jax.tasks import normalise, segment
 from infnet_jax.tasks.supervised import average_views
 
@@ -76,65 +72,6 @@ def test_sizes_are_averaged_where_they_belong(tta):
     mean, spread = average_views(sides, ramp, tta, (0.5, 1.0, 1.5))
     np.testing.assert_allclose(mean, 64.0, rtol=1e-6)
     np.testing.assert_allclose(spread, np.std([32, 64, 96]), rtol=1e-5)
-
-
-def test_result_table_holds_the_model_in_both_readings_and_the_floors():
-    truth = np.zeros((4, 4), bool)
-    truth[:2] = True  # 8 of 16 pixels
-    prob = np.where(truth, 0.9, 0.1).astype(np.float32)
-    prob[3, 3] = 0.8  # one false positive: Dice at 0.5 is 16 / 17
-    records = [metrics.toolbox(prob, truth)]
-    result = {r: metrics.summarise(records, r) for r in ("toolbox", "empty_aware")}
-    masks = [metrics.toolbox((prob >= 0.85).astype(np.float32), truth)]
-    masks = {r: metrics.summarise(masks, r) for r in ("toolbox", "empty_aware")}
-    floor = floors([truth], [truth])
-    result = {"classes": {"infection": {**result, "masks": masks, "floors": floor}}}
-    lines = present.result_table(json.loads(json.dumps(result))).splitlines()
-    assert [line.split("|")[1].strip() for line in lines[2:]] == [
-        "model, toolbox reading",
-        "model, empty-aware reading",
-        "its masks, toolbox reading",
-        "its masks, empty-aware reading",
-        "floor: all positive",
-        "floor: mean training mask",
-    ]
-    assert lines[2].split("|")[3].strip() == f"{16 / 17:.3f}"
-    assert lines[4].split("|")[3].strip() == "1.000"  # the false positive is below .85
-    assert lines[6].split("|")[3].strip() == f"{2 * 8 / 24:.3f}"  # all positive: 2 * 8 / (8 + 16)
-    assert lines[7].split("|")[3].strip() == "1.000"  # the training mask is the truth here
-    two = {"classes": {n: result["classes"]["infection"] for n in ("ggo", "consolidation")}}
-    lines = present.result_table(json.loads(json.dumps(two))).splitlines()
-    assert [line.split("|")[1].strip() for line in lines[2::6]] == [
-        "ggo, model, toolbox reading",
-        "consolidation, model, toolbox reading",
-    ]
-
-
-def test_pretraining_table_compares_coach_and_random_masks(tmp_path):
-    stage = tmp_path / "pretrain"
-    (stage / "panels").mkdir(parents=True)
-    rows = [
-        {
-            "step": 4,
-            "rec_coach": 0.9,
-            "rec_random": 0.9,
-            "harder_share": 0.5,
-            "mask_difference": 0.0,
-        },
-        {
-            "step": 8,
-            "rec_coach": 0.3,
-            "rec_random": 0.2,
-            "harder_share": 0.75,
-            "mask_difference": 0.125,
-        },
-    ]
-    (stage / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    pictures, tables = run_figures.pretrain(tmp_path, "pretrain")
-    assert "| ratio | 1.50 |" in tables[0][1]  # of the last evaluation, not the first
-    assert "| 0.125 |" in tables[0][1] and "| 0.75 |" in tables[0][1]
-    assert [path.name for path, _ in pictures] == ["pretrain_curves.png"]
-    assert (tmp_path / "figures" / "pretrain_curves.png").stat().st_size > 5000
 
 
 def test_the_threshold_is_the_one_with_the_best_dice_on_held_out_slices(tmp_path):

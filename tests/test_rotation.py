@@ -1,7 +1,5 @@
 """The rotation pretext: what is turned is what is asked, and the trunk alone is kept."""
 
-import json
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,7 +9,6 @@ import pytest
 
 from configs import selfsup
 from infnet_jax import tasks
-from infnet_jax.evaluation import run_figures, summary as present
 from infnet_jax.runs.transfer import transfer
 from infnet_jax.tasks import normalise, rotation
 
@@ -110,13 +107,3 @@ def test_it_trains_for_the_networks_share_of_the_rounds():
     config.pretrain.pretext = "jigsaw"
     with pytest.raises(ValueError, match="pretrain.pretext='jigsaw': choose inpaint or rotation"):
         tasks.make("pretrain", config, (0.3, 0.2), 5)
-
-
-def test_the_summary_shows_its_accuracy(tmp_path):
-    stage = tmp_path / "pretrain"
-    stage.mkdir()
-    rows = [{"step": 0, "loss": 1.4, "train_accuracy": 0.2}, {"step": 4, "accuracy": 0.5}]
-    (stage / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    present.save_panel(None, {"told": np.ones((2, 4))}, 4)  # no map, no picture
-    pictures, tables = run_figures.pretrain(tmp_path, "pretrain")
-    assert [path.name for path, _ in pictures] == ["pretrain_curves.png"] and not tables

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from infnet_jax.clinic import severity
-from infnet_jax.evaluation import detection
 from tfds_builders.phantom.phantom_dataset_builder import make_patient
 
 SHAPE = (20, 100)  # row r is region r + 1
@@ -182,40 +181,3 @@ def test_ct_ss_of_a_phantom_is_its_known_truth(patient):
         sick = sum(int(((e["region"] == r) & (e["mask"] > 0)).sum()) for e in slices)
         truth += (sick > 0) + (sick / whole >= 0.5)
     assert severity.grade(tally).ct_ss == truth and (truth > 0) == (patient != 4)
-
-
-def test_roc_by_hand():
-    curve = detection.roc([0.1, 0.4, 0.35, 0.8], [False, False, True, True])
-    assert curve.auc == pytest.approx(0.75)
-    assert curve.threshold.tolist() == [np.inf, 0.8, 0.4, 0.35, 0.1]
-    assert curve.sensitivity.tolist() == [0, 0.5, 0.5, 1, 1]
-    assert curve.specificity.tolist() == [1, 1, 0.5, 0.5, 0]
-    assert detection.roc([0.2, 0.2], [True, False]).auc == pytest.approx(0.5)  # ties: half
-
-
-def test_sensitivity_at_a_specificity_by_hand():
-    curve = detection.roc([0.1, 0.2, 0.3, 0.4, 0.35, 0.8, 0.05], [False] * 4 + [True] * 3)
-    assert detection.sensitivity_at(curve, 0.95) == (pytest.approx(1 / 3), 1.0, 0.8)
-    assert detection.sensitivity_at(curve, 0.75) == (pytest.approx(2 / 3), 0.75, 0.35)
-    assert detection.sensitivity_at(curve, 0.0) == (1.0, 0.0, 0.05)
-    worst = detection.roc([0.9, 0.1], [False, True])
-    assert detection.sensitivity_at(worst, 0.95) == (0.0, 1.0, np.inf)
-
-
-def test_the_threshold_lies_between_training_patients():
-    t = detection.choose_threshold([0.0, 0.001, 0.02, 0.3], [False, False, True, True])
-    assert t == pytest.approx((0.001 + 0.02) / 2)
-    assert detection.detect([0.0, t, 0.5, np.nan], t).tolist() == [False, True, True, False]
-
-
-@pytest.mark.parametrize(
-    "shares, infected, words",
-    [
-        ([0.1], [True], "alike"),
-        ([np.nan, 1], [True, False], "patient 0"),
-        ([0.1, 0.2], [True], "one share each"),
-    ],
-)
-def test_a_roc_needs_both_kinds_and_a_share_each(shares, infected, words):
-    with pytest.raises(ValueError, match=words):
-        detection.roc(shares, infected)

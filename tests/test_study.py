@@ -10,11 +10,12 @@ import pytest
 
 from configs import study as config_file, supervised
 from infnet_jax import cli
-from infnet_jax.evaluation import compare
+from infnet_jax.evaluation import statistics
+from infnet_jax.evaluation.metrics import SLICE_SCORES
 from infnet_jax.plan import resolve
 from infnet_jax.study import run as study, tables
 from infnet_jax.study.cells import dependencies, make_cells
-from infnet_jax.study.results import DICE, collect, dice_lines
+from infnet_jax.study.results import collect, dice_lines
 
 
 class Fake:
@@ -39,7 +40,7 @@ class Fake:
 def leave(folder, dice, labelled=10, losses=(1.0, 2.0), classes=("infection",)):
     """What a finished run leaves, the three readings alike."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = [f"dice_{c}{end}" for c in classes for end, _ in DICE.values()]
+    names = [column.format(c) for c in classes for column, _ in SLICE_SCORES.values()]
     with (folder / "evaluation.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["id", *names])
@@ -347,7 +348,7 @@ def test_p_values_are_corrected_over_all_comparisons_of_a_class(config, tmp_path
     results = collect(cells)
     lines = {line["row"]: line for line in dice_lines(config, results)}
     base, *others = (r.columns["dice_infection"][0] for r in results)
-    right = compare.holm([compare.wilcoxon(other, base) for other in others])
+    right = statistics.holm([statistics.wilcoxon(other, base) for other in others])
     found = [lines[title]["raw_p"] for title in ("Self-super", "Self-super + aug")]
     assert found == pytest.approx(right)
 

@@ -15,10 +15,8 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette: told apart by colour-blind readers, and in print.
 BLUE, ORANGE, GREEN, PINK, SKY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"
 COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY)
-_STYLE = {
-    "font.size": 10,
+_STYLE: dict[Any, Any] = {
     "axes.titlesize": 11,
-    "axes.labelsize": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -29,9 +27,10 @@ _STYLE = {
     "lines.linewidth": 1.8,
     "savefig.dpi": 130,
 }
-_ERASED = np.array([0.90, 0.62, 0.0])  # ORANGE, laid over what a mask hides
+ERASED = np.array([0.90, 0.62, 0.0])  # ORANGE, laid half opaque over what a mask hides
 
 Panel = tuple[str, Mapping[str, str]]
+Case = tuple[str, np.ndarray, np.ndarray | None, np.ndarray, np.ndarray | None]
 
 
 def learning_curves(rows: Sequence[Mapping[str, Any]], path: Path, panels: Sequence[Panel]) -> Path:
@@ -51,7 +50,7 @@ def learning_curves(rows: Sequence[Mapping[str, Any]], path: Path, panels: Seque
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for ax, (title, curves) in zip(axes, panels, strict=True):
             for colour, (key, label) in zip(cycle(COLOURS), curves.items(), strict=False):
-                _curve(ax, *_series(rows, key), label=label, colour=colour)
+                curve(ax, *series(rows, key), label=label, colour=colour)
             ax.set(title=title, xlabel="step")
             if len(curves) > 1:
                 ax.legend()
@@ -81,23 +80,18 @@ def inpainting_panel(
             low, high = float(np.min(images)), float(np.max(images))
             for i in range(n):
                 grey = np.clip((np.asarray(images[i], float) - low) / max(high - low, 1e-12), 0, 1)
-                masked = _tint(grey, 1 - np.asarray(visible[i], float), _ERASED)
+                tint = 0.6 * (1 - np.asarray(visible[i], float))[..., None]
                 _picture(line[3 * i], images[i], low, high)
-                _picture(line[3 * i + 1], masked)
+                _picture(line[3 * i + 1], grey[..., None] * (1 - tint) + ERASED * tint)
                 _picture(line[3 * i + 2], reconstruction[i], low, high)
             line[0].set_ylabel(label)
         for i in range(n):
-            for ax, title in zip(
-                grid[0, 3 * i :], ("slice", "erased by the coach", "inpainting"), strict=False
-            ):
-                ax.set_title(title)
+            for k, title in enumerate(("slice", "erased by the coach", "inpainting")):
+                grid[0, 3 * i + k].set_title(title)
     return path
 
 
-def overlays(
-    cases: Sequence[tuple[str, np.ndarray, np.ndarray | None, np.ndarray, np.ndarray | None]],
-    path: Path,
-) -> Path:
+def overlays(cases: Sequence[Case], path: Path) -> Path:
     """Draws a row a case: the slice, truth and prediction as contours, and the probability map.
 
     Args:
@@ -120,8 +114,8 @@ def overlays(
             _picture(line[0], image)
             _picture(line[1], image)
             if truth is not None:
-                _contour(line[1], np.asarray(truth, float), 0.5, SKY)
-            _contour(line[1], np.asarray(found, float), 0.5, ORANGE)
+                _contour(line[1], truth, SKY)
+            _contour(line[1], found, ORANGE)
             if prob is not None:
                 shown = _picture(line[2], prob, 0, 1, cmap="magma")
                 figure.colorbar(shown, ax=line[2], fraction=0.046, pad=0.03, ticks=[0, 0.5, 1])
@@ -155,37 +149,26 @@ def roc(fpr: np.ndarray, tpr: np.ndarray, auc: float, path: Path) -> Path:
 
 
 def augmentation(
-    original: np.ndarray,
-    augmented: np.ndarray,
-    path: Path,
-    *,
-    original_masks: np.ndarray,
-    augmented_masks: np.ndarray,
-    labels: Sequence[str] = (),
+    before: tuple[np.ndarray, np.ndarray], after: tuple[np.ndarray, np.ndarray], path: Path
 ) -> Path:
     """Draws slices beside their augmented selves, with lesions outlined (paper, Fig. 5).
 
     Args:
-      original: [n, H, W] slices in any one grey scale.
-      augmented: [n, H', W'] the same after augmentation, in the same scale.
+      before: slices [n, H, W] in any one grey scale and masks [n, H, W], not 0 = lesion; outlined,
+        so that a mask which did not move with its slice shows.
+      after: the same after augmentation, in the same scale.
       path: the PNG to write.
-      original_masks: [n, H, W], not 0 = lesion; outlined, so that a mask which did not move with
-        its slice shows.
-      augmented_masks: [n, H', W'], the same after augmentation.
-      labels: what was done to each row; empty for none.
     """
-    n = len(original)
-    low, high = float(np.min(original)), float(np.max(original))
-    sides = ("original", original, original_masks), ("augmented", augmented, augmented_masks)
+    n, low, high = len(before[0]), float(np.min(before[0])), float(np.max(before[0]))
     with canvas(path, width=5.4, height=2.5 * n + 0.4) as figure:
         grid = figure.subplots(n, 2, squeeze=False)
-        for column, (title, pictures, masks) in zip(grid.T, sides, strict=True):
+        for column, title, side in zip(
+            grid.T, ("original", "augmented"), (before, after), strict=True
+        ):
             column[0].set_title(title)
-            for ax, picture, mask in zip(column, pictures, masks, strict=True):
+            for ax, picture, mask in zip(column, *side, strict=True):
                 _picture(ax, picture, low, high)
-                _contour(ax, (np.asarray(mask) != 0).astype(float), 0.5, SKY)
-        for ax, label in zip(grid[:, 0], labels, strict=False):
-            ax.set_ylabel(label)
+                _contour(ax, np.asarray(mask) != 0, SKY)
     return path
 
 
@@ -204,7 +187,7 @@ def canvas(path: Path, *, width: float, height: float) -> Iterator["Figure"]:
         figure.savefig(path, facecolor="white")
 
 
-def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+def series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of a key, sorted by step."""
     points = {row["step"]: row[key] for row in rows if row.get(key) is not None}
     if not points:
@@ -214,7 +197,7 @@ def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np
     return np.array(steps), np.array([points[step] for step in steps], float)
 
 
-def _curve(ax: "Axes", steps: np.ndarray, values: np.ndarray, *, label: str, colour: str) -> None:
+def curve(ax: "Axes", steps: np.ndarray, values: np.ndarray, *, label: str, colour: str) -> None:
     """One curve; a long and restless one pale under its running mean."""
     window = len(values) // 20
     if window < 2 or np.abs(np.diff(values)).sum() < 3 * np.ptp(values):
@@ -228,7 +211,11 @@ def _curve(ax: "Axes", steps: np.ndarray, values: np.ndarray, *, label: str, col
 
 
 def _picture(
-    ax: "Axes", array: np.ndarray, low: float | None = None, high: float | None = None, cmap="gray"
+    ax: "Axes",
+    array: np.ndarray,
+    low: float | None = None,
+    high: float | None = None,
+    cmap: str = "gray",
 ) -> Any:
     """An image without ticks or frame; the y label stays usable."""
     ax.set(xticks=[], yticks=[])
@@ -237,13 +224,7 @@ def _picture(
     return ax.imshow(array, cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
 
 
-def _tint(grey: np.ndarray, amount: np.ndarray, colour: np.ndarray) -> np.ndarray:
-    """[H, W, 3] picture with `colour` laid half opaque over a [H, W] grey in 0..1."""
-    opacity = 0.6 * amount[..., None]
-    return grey[..., None] * (1 - opacity) + colour * opacity
-
-
-def _contour(ax: "Axes", field: np.ndarray, level: float, colour: str) -> None:
-    """The level line of a field, if it has one."""
-    if field.min() < level <= field.max():
-        ax.contour(field, levels=[level], colors=[colour], linewidths=1.5)
+def _contour(ax: "Axes", mask: np.ndarray, colour: str) -> None:
+    """The outline of a mask, if it has one."""
+    if mask.any() and not mask.all():
+        ax.contour(np.asarray(mask, float), levels=[0.5], colors=[colour], linewidths=1.5)

@@ -1,13 +1,16 @@
-"""The page a run leaves behind: summary.md, with its tables, figures, times and reading choices."""
+"""Tables in Markdown, and the page that a run leaves behind."""
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from infnet_jax.evaluation.metrics import TABLE
+from infnet_jax.files import write_text
 from infnet_jax.runs.logs import clock
 
-_COLUMNS = {  # key of a stage -> heading; the rest of the keys are shown under their own names
+Picture = tuple[Path, str]  # a file and its caption
+_COLUMNS = {  # key of a stage's timing -> heading; other keys are shown under their own names
     "seconds": "time",
     "steps": "steps",
     "steps_per_second": "steps/s",
@@ -16,52 +19,52 @@ _COLUMNS = {  # key of a stage -> heading; the rest of the keys are shown under 
 }
 
 
+class Page(NamedTuple):
+    """What there is to show.
+
+    Attributes:
+      pictures: files below the workdir, with one sentence each on what it means.
+      tables: titles and Markdown.
+      notes: readings and choices the numbers rest on, one sentence or two each.
+    """
+
+    pictures: Sequence[Picture] = ()
+    tables: Sequence[tuple[str, str]] = ()
+    notes: Sequence[str] = ()
+
+
 def write_summary(
-    workdir: Path,
-    *,
-    config_name: str,
-    command: str,
-    stages: Sequence[Mapping[str, Any]],
-    tables: Sequence[tuple[str, str]],
-    figures: Sequence[tuple[Path, str]],
-    notes: Sequence[str],
+    workdir: Path, page: Page, *, name: str, command: str, timings: Sequence[Mapping[str, Any]]
 ) -> Path:
     """Writes `workdir/summary.md` and returns its path.
 
     Args:
       workdir: the run's folder; image links are relative to it, so it may be moved as a whole.
-      config_name: what ran, such as "selfsup:semiseg".
-      command: the line that repeats the run.
-      stages: one dict a stage: `name`, `seconds` (wall clock), and optionally `steps`,
-        `steps_per_second`, `images_per_second`, `compile_seconds` and others. A key that a stage
-        lacks is an empty cell. `RunLog.timing()` returns such a dict.
-      tables: (title, Markdown of the table); `markdown_table` makes one.
-      figures: (file below `workdir`, one sentence on what it means).
-      notes: readings and choices the numbers rest on, one sentence each.
+      page: what to show.
+      name: what ran, such as "selfsup:semiseg"; command: the line that repeats it.
+      timings: one a stage, see `RunLog.timing`: `name`, and `seconds`, `steps` and others; a key
+        that a stage lacks is an empty cell.
 
     Raises:
-      FileNotFoundError: if a figure does not exist.
+      FileNotFoundError: if a picture does not exist.
     """
-    workdir = Path(workdir)
-    parts = [f"# {config_name}", f"```\n{command}\n```"]
-    for title, table in tables:
-        parts += [f"## {title}", table.strip()]
-    if figures:
+    parts = [f"# {name}", f"```\n{command}\n```"]
+    for title, table in page.tables:
+        parts += [f"## {title}", table]
+    if page.pictures:
         parts.append("## Figures")
-    for path, caption in figures:
-        path = Path(path)
+    for path, caption in page.pictures:
         if not path.is_file():
             raise FileNotFoundError(f"figure {path} of the summary does not exist")
         link = Path(os.path.relpath(path.resolve(), workdir.resolve())).as_posix()
         parts += [f"![{path.stem.replace('_', ' ')}](<{link}>)", f"*{caption}*"]
-    if stages:
-        parts += ["## Time", _stage_table(stages)]
-    if notes:
-        parts += ["## How to read these numbers", "\n".join(f"- {note}" for note in notes)]
+    if timings:
+        parts += ["## Time", _time_table(timings)]
+    if page.notes:
+        parts += ["## How to read these numbers", "\n".join(f"- {note}" for note in page.notes)]
     parts.append("Research use only; not a medical device.")
-    out = workdir / "summary.md"
-    out.write_text("\n\n".join(parts) + "\n")
-    return out
+    write_text(workdir / "summary.md", "\n\n".join(parts) + "\n")
+    return workdir / "summary.md"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -90,22 +93,68 @@ def _cell(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value).replace("|", "\\|")
 
 
-def _stage_table(stages: Sequence[Mapping[str, Any]]) -> str:
-    """The table of times; columns appear in the order of `_COLUMNS`, then as first met."""
-    keys = [key for key in _COLUMNS if any(key in stage for stage in stages)]
-    keys += [k for k in dict.fromkeys(k for s in stages for k in s) if k not in {*keys, "name"}]
+def result_table(result: Mapping[str, Any]) -> str:
+    """The test table in Markdown: per class maps and masks in both readings, and the floors.
+
+    Args:
+      result: what `evaluation.json` holds.
+    """
+    threshold = next(iter(result["classes"].values()))["toolbox"]["threshold"]
+    header = [""]
+    for score in TABLE:
+        header += [title for title in (score.mean, score.fixed.format(threshold)) if title]
+    rows = []
+    for name, found in result["classes"].items():
+        of = "" if len(result["classes"]) == 1 else f"{name}, "
+        answers = [(f"{of}model", found, "minmax"), (f"{of}masks", found["masks"], "none")]
+        if "cut" in found:
+            cut = found["cut"]
+            answers.append((f"{of}map cut at {cut['threshold']:g}", cut, "none"))
+        for label, both, at in answers:
+            rows.append(_row(f"{label}, toolbox reading", both["toolbox"], at))
+            rows.append(_row(f"{label}, empty-aware reading", both["empty_aware"], "none"))
+        for floor, both in found["floors"].items():
+            rows.append(_row(f"{of}floor: {floor.replace('_', ' ')}", both["toolbox"], "minmax"))
+    return markdown_table(header, rows)
+
+
+def _row(label: str, summary: Mapping[str, Any], at: str) -> list[Any]:
+    """One line of the test table; `at` says which map the scores at a threshold are of."""
+    row: list[Any] = [label]
+    for score in TABLE:
+        if score.mean:
+            row.append((summary["mean"] if score.of == "threshold" else summary)[score.key])
+        if score.fixed:
+            row.append(summary[at][score.key])
+    return row
+
+
+def lung_table(score: Mapping[str, Any]) -> str:
+    """What `lung_scores.summarise` returns, a row a part of the dataset."""
+    columns = {
+        "slices": "slices",
+        "dice": "Dice, mean over slices",
+        "infected": "infected slices",
+        "kept": "infected pixels inside, mean",
+        "kept_slices": "slices with 97 % inside",
+    }
     rows = [
-        [stage["name"], *(_stage_cell(key, stage.get(key, "")) for key in keys)] for stage in stages
+        [part, *("" if row[key] is None else row[key] for key in columns)]
+        for part, row in score["parts"].items()
     ]
-    return markdown_table(
-        ["stage", *(_COLUMNS.get(key, key.replace("_", " ")) for key in keys)], rows
-    )
+    return markdown_table(["lungs", *columns.values()], rows)
 
 
-def _stage_cell(key: str, value: Any) -> Any:
-    """Seconds as a clock, speeds with three digits."""
-    if value == "":
-        return ""
-    if key.endswith("seconds"):
-        return clock(value)
-    return f"{value:.3g}" if key.endswith("_per_second") else value
+def _time_table(stages: Sequence[Mapping[str, Any]]) -> str:
+    """Seconds as a clock, speeds with three digits; columns as in `_COLUMNS`, then as met."""
+    known = dict.fromkeys([*_COLUMNS, *(key for stage in stages for key in stage)])
+    keys = [key for key in known if key != "name" and any(key in stage for stage in stages)]
+
+    def cell(key: str, value: Any) -> Any:
+        if value == "" or not key.endswith(("seconds", "_per_second")):
+            return value
+        return clock(value) if key.endswith("seconds") else f"{value:.3g}"
+
+    rows = [[stage["name"], *(cell(key, stage.get(key, "")) for key in keys)] for stage in stages]
+    headings = [_COLUMNS.get(key, key.replace("_", " ")) for key in keys]
+    return markdown_table(["stage", *headings], rows)

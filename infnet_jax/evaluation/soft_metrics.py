@@ -1,4 +1,4 @@
-"""Map preparation, S-measure, E-measure and weighted F: the parts ``metrics`` is built from.
+"""Map preparation, S-measure, E-measure and weighted F: the parts `metrics` is built from.
 
 The formulas are those of the toolbox with which Inf-Net's tables were made.
 """
@@ -10,13 +10,13 @@ EPS = np.finfo(np.float64).eps
 
 
 def minmax(values: np.ndarray) -> np.ndarray:
-    """Stretch a map to [0, 1]; a constant map is returned as it is (nothing to stretch)."""
+    """Stretches a map to [0, 1]; a constant map is returned as it is (nothing to stretch)."""
     low, high = float(values.min()), float(values.max())
     return values if high == low else (values - low) / (high - low)
 
 
 def resize_map(prob_map: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Resize a float64 map [h, w] bilinearly (half-pixel centres, no antialias) to ``shape``."""
+    """Resizes a float64 map [h, w] bilinearly (half-pixel centres, no antialias) to `shape`."""
     if prob_map.shape == tuple(shape):
         return prob_map
     import cv2
@@ -24,8 +24,10 @@ def resize_map(prob_map: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return cv2.resize(prob_map, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR)
 
 
-def e_measure_of_counts(tp, fp, fn, tn) -> np.ndarray:
-    """E-measure from counts: a binary pair of maps only has four alignment values."""
+def e_measure_of_counts(
+    tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, tn: np.ndarray
+) -> np.ndarray:
+    """E-measure from counts of any one shape: two masks only have four alignment values."""
     total, truth, marked = tp + fp + fn + tn, tp + fn, tp + fp
     mark_mean, truth_mean = marked / total, truth / total
 

@@ -117,10 +117,8 @@ def _score(
         cut = measure([(p >= np.float32(alone[0])).astype(np.float32) for p in slices.probs])
         scores["cut"] = {"threshold": alone[0], "cross_validated": alone[1], **_readings(cut)}
     dice = [metrics.threshold_scores(r, "none", "empty_aware")["dice"] for r in of_masks]
-    for row, record, value in zip(rows, of_maps, dice, strict=True):
-        row[f"dice_{name}"] = value
-        row[f"dice_{name}_toolbox"] = metrics.threshold_scores(record)["dice"]
-        row[f"dice_{name}_mean"] = float(record["curves"]["dice"].mean())
+    for row, of_map, of_mask in zip(rows, of_maps, of_masks, strict=True):
+        row |= metrics.slice_scores(name, of_map, of_mask)
     return scores, dice
 
 

@@ -10,15 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from infnet_jax.evaluation.compare import holm, interval, mean, per_slice, wilcoxon
+from infnet_jax.evaluation.metrics import SLICE_SCORES as DICE
+from infnet_jax.evaluation.statistics import holm, interval, mean, per_slice, wilcoxon
 from infnet_jax.study.cells import Cell
 
-# Reading of Dice -> (end of its column in evaluation.csv, heading).
-DICE = {
-    "mean": ("_mean", "Dice, mean of 256"),
-    "stretched": ("_toolbox", "Dice, stretched"),
-    "raw": ("", "Dice, raw"),
-}
 Line = dict[str, Any]  # column of a CSV -> value
 
 
@@ -53,7 +48,7 @@ class Results(NamedTuple):
     def dice(self, kind: str, classes: Sequence[str], without: Sequence[str] = ()) -> np.ndarray:
         """[seeds, slices, classes] of one reading, some slices left out."""
         kept = [i for i, name in enumerate(self.ids) if name not in without]
-        columns = [self.columns[f"dice_{name}{DICE[kind][0]}"] for name in classes]
+        columns = [self.columns[DICE[kind][0].format(name)] for name in classes]
         return np.stack([values[:, kept] for values in columns], -1)
 
 

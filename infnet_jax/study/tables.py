@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from infnet_jax.evaluation.compare import interval, mean, per_slice
 from infnet_jax.evaluation.figures import BLUE, COLOURS, canvas
 from infnet_jax.evaluation.markdown import markdown_table
+from infnet_jax.evaluation.metrics import SLICE_SCORES as DICE
+from infnet_jax.evaluation.statistics import interval, mean, per_slice
 from infnet_jax.files import write_csv
 from infnet_jax.runs.workdir import write_text
 from infnet_jax.study.cells import Cell
-from infnet_jax.study.results import DICE, Line, Results, collect, dice_lines, loss_lines
+from infnet_jax.study.results import Line, Results, collect, dice_lines, loss_lines
 
 LOSSES = {
     "total": "training loss in all",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infnet_jax.data import sources
-from infnet_jax.evaluation import detection
+from infnet_jax.evaluation import statistics
 from infnet_jax.files import write_csv
 from infnet_jax.verbs import cohort, lungs
 from infnet_jax.verbs.arguments import add_checkpoint, add_lungs, existing
@@ -134,8 +134,8 @@ def report(
       ValueError: patients of one kind only.
     """
     scored = [row for row in rows if row["lung_pixels"]]
-    curve = detection.roc([r["share"] for r in scored], [r["infected"] for r in scored])
-    sensitivity, specificity, threshold = detection.sensitivity_at(curve, 0.95)
+    curve = statistics.roc([r["share"] for r in scored], [r["infected"] for r in scored])
+    sensitivity, specificity, threshold = statistics.sensitivity_at(curve, 0.95)
     n_infected = sum(row["infected"] for row in scored)
     return (
         f"{split}: {sum(row['slices'] for row in scored)} slices of {len(scored)} patients, "

@@ -179,7 +179,7 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
     for kind, name in (("adaptive", "adaptive"), ("minmax", "minmax"), ("none", "raw")):
         found = metrics.threshold_scores(record, kind)
         row |= {f"{name}_{score}": value for score, value in found.items()}
-    return row | {name: record[name] for name in ("s_measure", "weighted_f", "mae")}
+    return row | {name: record[name] for name in metrics.MAP_SCORES}
 
 
 def format_table(summary: dict[str, Any]) -> str:
@@ -189,7 +189,7 @@ def format_table(summary: dict[str, Any]) -> str:
         f"{summary['label']}: {toolbox['images']} slices, "
         f"{toolbox['empty_truths']} of them with an empty truth"
     ]
-    heads = ("Dice", "IoU", "Sens", "Spec", "Prec", "E")
+    heads = [score.title for score in metrics.TABLE if score.of == "threshold"]
     for reading in metrics.READINGS:
         found = summary[reading]
         lines += ["", f"{reading:<18}" + "".join(f"{head:>7}" for head in heads)]
@@ -198,10 +198,8 @@ def format_table(summary: dict[str, Any]) -> str:
             left_out = found["undefined"].get(block, found["undefined"]["curves"])["dice"]
             note = f"  ({left_out} undefined)" if left_out else ""
             lines.append(f"  {title.format(found['threshold']):<16}{cells}{note}")
-        lines.append(
-            f"  S {found['s_measure']:.3f}  weighted F {found['weighted_f']:.3f}"
-            f"  MAE {found['mae']:.3f}  ROC-AUC {found['roc_auc']:.3f} (pooled pixels, raw)"
-        )
+        rest = [f"{s.title} {found[s.key]:.3f}" for s in metrics.TABLE if s.of != "threshold"]
+        lines.append(f"  {'  '.join(rest)} (pooled pixels, raw)")
     spans = {kind: "{:.3f}..{:.3f}".format(*span) for kind, span in summary["interval"].items()}
     lines += ["", f"95 % intervals of the toolbox Dice over slices: mean of 256 {spans['mean']}, "]
     return "\n".join(lines) + f"at {toolbox['threshold']:g}, min-max {spans['minmax']}"

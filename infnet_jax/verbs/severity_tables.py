@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from infnet_jax.evaluation import agreement, detection, figures as house
+from infnet_jax.evaluation import figures as house, statistics
 from infnet_jax.evaluation.markdown import markdown_table
 from infnet_jax.verbs.cohort import EXPERT_SCORES, GRADES, patient_number
 
@@ -82,10 +82,10 @@ def compare(rows: Sequence[Row]) -> Row:
     found: Row = {"dataset": rows[0]["dataset"], "level": rows[0]["level"], "n": len(rows)}
     for key, (factor, _) in SCORES.items():
         t, p = both_sides(rows, key, factor)
-        error, ranks = agreement.mean_absolute_error(t, p), agreement.spearman(t, p)
-        values = (float(t.mean()), float(p.mean()), error, *agreement.limits(t, p), ranks)
+        error, ranks = statistics.mean_absolute_error(t, p), statistics.spearman(t, p)
+        values = (float(t.mean()), float(p.mean()), error, *statistics.limits(t, p), ranks)
         found |= {f"{key}_{name}": v for name, v in zip(STATISTICS, values, strict=True)}
-    grades = agreement.classes(*([row[f"{side}_grade"] for row in rows] for side in SIDES))
+    grades = statistics.classes(*([row[f"{side}_grade"] for row in rows] for side in SIDES))
     return found | {f"grade_{k}": getattr(grades, k) for k in ("kappa", "accuracy", "majority")}
 
 
@@ -107,7 +107,7 @@ def experts(rows: Iterable[Row]) -> list[Row]:
         scores, shares = np.array(pairs, float).T
         table: Row = {"dataset": dataset, "score": name, "n": len(pairs)}
         table |= {"mean_score": scores.mean(), "mean_share": shares.mean()}
-        tables.append(table | {"spearman": agreement.spearman(scores, shares)})
+        tables.append(table | {"spearman": statistics.spearman(scores, shares)})
     return tables
 
 
@@ -154,11 +154,11 @@ def compare_classes(joined: Joined) -> dict[str, float]:
     if not joined.rows:
         raise ValueError("no scored patient has a class in the clinical table")
     column = {key: [row[key] for row in joined.rows] for key in joined.rows[0]}
-    found = agreement.classes(column["class"], column["grade"])._asdict()
+    found = statistics.classes(column["class"], column["grade"])._asdict()
     severe = [number > 0 for number in column["class"]]
     mixed = any(severe) and not all(severe)
     for key in ("share", "ct_ss"):
-        found[f"auc_{key}"] = detection.roc(column[key], severe).auc if mixed else float("nan")
+        found[f"auc_{key}"] = statistics.roc(column[key], severe).auc if mixed else float("nan")
     return found
 
 
@@ -188,7 +188,7 @@ def _draw(path: Path, levels: Mapping[str, Sequence[Row]]) -> None:
         for axes, (level, rows) in zip(grid, levels.items(), strict=True):
             for ax, (key, (factor, title)) in zip(axes, SCORES.items(), strict=True):
                 t, p = both_sides(rows, key, factor)
-                found = agreement.limits(t, p)
+                found = statistics.limits(t, p)
                 ax.scatter((t + p) / 2, p - t, s=14, color=house.BLUE, alpha=0.6, linewidths=0)
                 for value, style in zip(found, ("-", "--", "--"), strict=True):
                     if np.isfinite(value):

@@ -1,0 +1,270 @@
+"""Intervals, paired tests, ROC curves and agreement of scores; pure numpy and scipy.
+
+Scores of several seeds on the same slices are arrays [seeds, slices, classes], NaN where undefined.
+Pairs of true and predicted scores hold no NaN: what is not known has to be left out, and counted,
+before.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from infnet_jax.dice import defined_mean
+
+Values = Sequence[float] | np.ndarray
+DRAWS, LEVEL = 2000, 0.95  # of a bootstrap and its interval
+
+
+def mean(values: np.ndarray) -> float:
+    """Mean over seeds and slices of each class, then over classes; undefined values left out.
+
+    Args:
+      values: [seeds, slices, classes].
+
+    Returns:
+      NaN where a class has no defined value.
+    """
+    seeds, slices, _ = values.shape
+    return float(_means(values, np.ones((1, seeds)), np.ones((1, slices)))[0])
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % bootstrap interval of `mean`: seeds and slices are drawn again, independently.
+
+    With one seed it is the interval over slices alone. The same values give the same interval.
+
+    Args:
+      values: [seeds, slices, classes].
+    """
+    rng, (seeds, slices, _) = np.random.default_rng(0), values.shape
+    weights = [rng.multinomial(n, np.full(n, 1 / n), size=DRAWS) for n in (seeds, slices)]
+    return _percentiles(_means(values, *weights))
+
+
+def bootstrap_interval(values: Values) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean of per-slice values [slices]; NaN values are left out.
+
+    Only defined slices are drawn, so their number is the same in each draw.
+    """
+    defined = np.asarray(values, np.float64)
+    defined = defined[~np.isnan(defined)]
+    if not defined.size:
+        return float("nan"), float("nan")
+    picks = np.random.default_rng(0).integers(0, defined.size, (DRAWS, defined.size))
+    return _percentiles(defined[picks].mean(1))
+
+
+def per_slice(values: np.ndarray) -> np.ndarray:
+    """Mean over seeds and classes of each slice: [seeds, slices, classes] -> [slices]."""
+    return defined_mean(values, axis=(0, 2))
+
+
+def wilcoxon(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Two-sided p of the paired signed-rank test over slices.
+
+    A slice is one pair, its seeds averaged: seeds see the same slices, so counting each seed as a
+    pair of its own would pretend to more patients than there are.
+
+    Args:
+      ours, theirs: [slices] each; pairs with an undefined value are left out.
+
+    Returns:
+      1 where no pair differs, NaN where there is no pair.
+    """
+    difference = ours - theirs
+    difference = difference[~np.isnan(difference)]
+    if not difference.size:
+        return float("nan")
+    return float(stats.wilcoxon(difference).pvalue) if difference.any() else 1.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction of a family of tests; NaN stays and does not count.
+
+    The k-th smallest of m becomes max over the j <= k of min(1, (m - j + 1) p_j).
+    """
+    p = np.asarray(p_values, float)
+    order = [i for i in np.argsort(p) if not np.isnan(p[i])]
+    out, highest = np.full(len(p), np.nan), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - rank) * p[i]))
+        out[i] = highest
+    return out.tolist()
+
+
+def _percentiles(means: np.ndarray) -> tuple[float, float]:
+    """The middle 95 % of bootstrapped means [draws]; NaN where none is defined."""
+    means = means[~np.isnan(means)]
+    if not means.size:
+        return float("nan"), float("nan")
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _means(values: np.ndarray, of_seeds: np.ndarray, of_slices: np.ndarray) -> np.ndarray:
+    """`mean` under each row of weights, [draws, seeds] and [draws, slices] -> [draws]."""
+    defined = ~np.isnan(values)
+
+    def weigh(cells: np.ndarray) -> np.ndarray:
+        per_draw = np.tensordot(of_seeds, cells.astype(float), axes=1)
+        return (per_draw * of_slices[..., None]).sum(1)
+
+    total, count = weigh(np.where(defined, values, 0.0)), weigh(defined)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (total / count).mean(-1)
+
+
+class Roc(NamedTuple):
+    """Operating points, from the strictest threshold to the loosest.
+
+    Attributes:
+      threshold: float64 [n + 1]; a score at or above it means yes. The first is infinite (never).
+      sensitivity, specificity: float64 [n + 1], 0..1.
+      auc: area under the curve, 0..1, ties counted half.
+    """
+
+    threshold: np.ndarray
+    sensitivity: np.ndarray
+    specificity: np.ndarray
+    auc: float
+
+
+def roc_from_histograms(
+    positive: np.ndarray, negative: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """ROC curve and area from score histograms [n], bins in rising order of the score.
+
+    Returns:
+      False and true positive rates [n + 1], from (0, 0) to (1, 1), and the area: exact when all
+      scores of a bin are equal, NaN when a class is missing.
+    """
+    rates = []
+    for histogram in (negative, positive):
+        falling = np.concatenate([[0.0], np.cumsum(np.asarray(histogram, np.float64)[::-1])])
+        rates.append(falling / falling[-1] if falling[-1] > 0 else np.full_like(falling, np.nan))
+    return rates[0], rates[1], float(np.trapezoid(rates[1], rates[0]))
+
+
+def roc(shares: Values, infected: Sequence[bool]) -> Roc:
+    """The ROC of the infected share.
+
+    Args:
+      shares: float [N], infected share of each patient's lung, 0..1.
+      infected: bool [N], whether the patient is.
+
+    Raises:
+      ValueError: lengths that differ, a NaN, or patients of one kind only.
+    """
+    x, y = np.asarray(shares, float), np.asarray(infected, bool)
+    if x.shape != y.shape or x.ndim != 1:
+        raise ValueError(f"{x.shape} shares for {y.shape} patients: give one share each")
+    if np.isnan(x).any():
+        raise ValueError(f"patient {int(np.flatnonzero(np.isnan(x))[0])} has no share (NaN)")
+    if y.all() or not y.any():
+        raise ValueError(f"all {y.size} patients are alike: a ROC needs infected and healthy ones")
+    levels, level = np.unique(x, return_inverse=True)
+    histograms = (np.bincount(level[of], minlength=levels.size) for of in (y, ~y))
+    false_alarm, sensitivity, auc = roc_from_histograms(*histograms)
+    return Roc(np.r_[np.inf, levels[::-1]], sensitivity, 1 - false_alarm, auc)
+
+
+def sensitivity_at(curve: Roc, specificity: float) -> tuple[float, float, float]:
+    """The greatest sensitivity of an operating point whose specificity is at least this, 0..1.
+
+    Returns:
+      Its sensitivity, specificity and threshold; 0, 1 and infinity where only calling nobody
+      infected is as specific.
+    """
+    best = int(np.flatnonzero(curve.specificity >= specificity)[-1])
+    a, b, c = (v[best] for v in (curve.sensitivity, curve.specificity, curve.threshold))
+    return float(a), float(b), float(c)
+
+
+class Limits(NamedTuple):
+    """Bland and Altman's limits of agreement, in the unit of the scores.
+
+    Attributes:
+      bias: mean of predicted - true.
+      low, high: bias -+ 1.96 standard deviations (n - 1) of the differences; NaN for one pair.
+    """
+
+    bias: float
+    low: float
+    high: float
+
+
+class Classes(NamedTuple):
+    """Agreement of classes.
+
+    Attributes:
+      accuracy: 0..1.
+      majority: accuracy of always answering the most frequent true class, 0..1.
+      macro_f1: mean F1 over the classes that are true or predicted at least once, 0..1.
+      kappa: quadratically weighted (Cohen 1968), -1..1; NaN where both sides are one same class.
+    """
+
+    accuracy: float
+    majority: float
+    macro_f1: float
+    kappa: float
+
+
+def mean_absolute_error(true: Values, predicted: Values) -> float:
+    """Mean |predicted - true|. Errors as in `limits`."""
+    t, p = _pair(true, predicted)
+    return float(np.abs(p - t).mean())
+
+
+def limits(true: Values, predicted: Values) -> Limits:
+    """Limits of agreement (Bland and Altman 1986).
+
+    Raises:
+      ValueError: lengths that differ, no pairs, or a NaN.
+    """
+    t, p = _pair(true, predicted)
+    bias, n = (p - t).mean(), t.size
+    spread = 1.96 * (p - t).std(ddof=1) if n > 1 else np.nan
+    return Limits(float(bias), float(bias - spread), float(bias + spread))
+
+
+def spearman(true: Values, predicted: Values) -> float:
+    """Rank correlation, -1..1, ties at their mean rank; NaN where a side is constant.
+
+    Errors as in `limits`.
+    """
+    a, b = (stats.rankdata(v) - (len(v) + 1) / 2 for v in _pair(true, predicted))
+    scale = np.sqrt((a @ a) * (b @ b))
+    return float(a @ b / scale) if scale else float("nan")
+
+
+def classes(true: Sequence[int], predicted: Sequence[int]) -> Classes:
+    """Agreement of ordered classes 0, 1, 2, ...; the distance of two is squared for kappa.
+
+    Raises:
+      ValueError: lengths that differ, no pairs, or something that is no class.
+    """
+    t, p = _pair(true, predicted)
+    if (t % 1).any() or (p % 1).any() or min(t.min(), p.min()) < 0:
+        raise ValueError("classes are whole numbers from 0")
+    n = int(max(t.max(), p.max())) + 1
+    table = np.zeros((n, n))  # rows: true
+    np.add.at(table, (t.astype(int), p.astype(int)), 1)
+    rows, columns, hits = table.sum(1), table.sum(0), np.diag(table)
+    seen = rows + columns > 0
+    f1 = 2 * hits[seen] / (rows + columns)[seen]
+    weight = (np.arange(n)[:, None] - np.arange(n)) ** 2
+    chance = (weight * np.outer(rows, columns)).sum() / t.size
+    kappa = 1 - (weight * table).sum() / chance if chance else np.nan
+    accuracy, majority = hits.sum() / t.size, rows.max() / t.size
+    return Classes(float(accuracy), float(majority), float(f1.mean()), float(kappa))
+
+
+def _pair(true: Values, predicted: Values) -> tuple[np.ndarray, np.ndarray]:
+    t, p = np.asarray(true, float), np.asarray(predicted, float)
+    if t.ndim != 1 or t.shape != p.shape or not t.size:
+        raise ValueError(f"{t.shape} true and {p.shape} predicted values: give pairs")
+    if np.isnan(t).any() or np.isnan(p).any():
+        raise ValueError(f"pair {int(np.flatnonzero(np.isnan(t) | np.isnan(p))[0])} holds a NaN")
+    return t, p
