@@ -38,32 +38,13 @@ def test_a_step_carries_its_state_on():
     net = {"params": {"w": np.zeros(1, np.float32)}, "batch_stats": {}}
     start = lambda trees: make_state(make_player(trees["net"], tx, False), None, "max")  # noqa: E731
     task = Task(lambda key: {"net": net}, start, {"add": add}, *[None] * 7)
-    step = bench.Step(task, "add", batch=3, size=8)
-    assert step.compile_seconds > 0 and step() > 0 and step() > 0
-    assert int(step.state.step) == 2
-
-
-def test_the_rate_is_steps_over_their_time(monkeypatch):
-    class FakeStep:
-        compile_seconds = 7.0
-
-        def __init__(self, task, phase, batch, size):
-            self.state, self.calls = type("State", (), {"step": np.int32(9)}), 0
-
-        def __call__(self):
-            self.calls += 1
-            return 100.0 if self.calls == 1 else 0.5  # the first one must not count
-
-    monkeypatch.setattr(bench, "Step", FakeStep)
-    rows = list(bench.run("resnet18", 1, 64, 4))
-    assert rows[0] == ("segment", 2.0, 7.0, 9)
-    assert [row.name for row in rows[1:]] == ["pretrain coach", "pretrain net"]
+    step, state, compile_seconds = bench.compile_step(task, "add", batch=3, size=8)
+    assert compile_seconds > 0 and int(step(step(state)).step) == 2
 
 
 def test_the_verb_prints_a_line_a_step(monkeypatch, capsys):
-    row = bench.Row("segment", 2.0, 7.0, 9)
-    seen = []
-    monkeypatch.setattr(bench, "run", lambda *words: seen.append(words) or iter([row]))
+    row, seen = ("segment", 2.0, 7.0), []
+    monkeypatch.setattr(bench, "measure", lambda *words: seen.append(words) or iter([row]))
     assert cli.main(["bench", "--backbone", "resnet18", "--batch", "3", "--size", "64"]) == 0
     assert seen == [("resnet18", 3, 64, 5)]
     said = capsys.readouterr().out.splitlines()

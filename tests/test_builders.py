@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 import tfds_builders
+from tests.builders import build, read
 from tfds_builders import __main__ as command, base
 from tfds_builders.covid_semiseg import covid_semiseg_dataset_builder as semiseg, dummy_data
 
@@ -27,16 +28,6 @@ PSEUDO = "TrainingSet/LungInfection-Train/Pseudo-label"
 @pytest.fixture
 def source(tmp_path):
     return dummy_data.make(tmp_path / "COVID-SemiSeg")
-
-
-def build(name, source, tmp_path):
-    return tfds_builders.prepare(name, data_dir=tmp_path / "data", manual_dir=source)
-
-
-def read(folder, split):
-    """Reads a split with plain TFDS as {id: example}."""
-    examples = tfds.builder_from_directory(folder).as_data_source(split=split)
-    return {e["id"].decode(): e for e in examples}
 
 
 def assert_nothing_final(tmp_path):

@@ -1,14 +1,13 @@
 """The cc_ccii builder and the resumable shards below it, on made-up archives."""
 
 import io
-import json
-import os
 import signal
 import subprocess
 import sys
 import time
 import zipfile
 import zlib
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -17,7 +16,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-import tfds_builders
+from tests import builders
+from tests.builders import add, encoded as png, read, report, skipped
 from tfds_builders import RESUMABLE, shard_writers, shards
 from tfds_builders.cc_ccii import cc_ccii_dataset_builder as cc_ccii, dummy_data, layout
 from tfds_builders.report import Report
@@ -47,34 +47,7 @@ def archive(tmp_path):
     return path
 
 
-def png(array):
-    buffer = io.BytesIO()
-    Image.fromarray(np.asarray(array, np.uint8)).save(buffer, "png")
-    return buffer.getvalue()
-
-
-def add(path, name, data, **kwargs):
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr(name, data, **kwargs)
-
-
-def build(source, tmp_path, config="slices", **kwargs):
-    name = f"cc_ccii/{config}"
-    return tfds_builders.prepare(name, data_dir=tmp_path / "data", manual_dir=source, **kwargs)
-
-
-def read(folder):
-    """All examples of all splits with plain TFDS: {id: example with its split}."""
-    builder = tfds.builder_from_directory(folder)
-    return {
-        e["id"].decode(): {**e, "split": split}
-        for split in builder.info.splits
-        for e in builder.as_data_source(split=split)
-    }
-
-
-def skipped(folder):
-    return json.loads((folder / "report.json").read_text())["skipped"]
+build = partial(builders.build, "cc_ccii/slices")
 
 
 def assert_equal_bytes(first, second):
@@ -240,9 +213,8 @@ def test_shards_and_splits_without_anything_readable(source, tmp_path, monkeypat
     (split,) = tfds.builder_from_directory(folder).info.splits.values()
     assert split.shard_lengths == [2, 0, 2]
     assert len(list(folder.glob("*array_record*"))) == 3
-    report = json.loads((folder / "report.json").read_text())
-    assert any("nothing in it was readable" in note for note in report["notes"])
-    assert report["skipped_count"] == 8
+    assert any("nothing in it was readable" in note for note in report(folder)["notes"])
+    assert report(folder)["skipped_count"] == 8
 
 
 @pytest.mark.parametrize(
@@ -271,7 +243,7 @@ def test_sources_come_in_order_of_their_numbers(tmp_path):
 def test_a_scan_with_other_counts_than_listed_is_noted(archive, tmp_path):
     table = archive.parent / "unzip_filenames.csv"
     table.write_text("zip_file,label,patient_id,scan_id,n_slice\nNCP-1.zip,NCP,7,70,5\n")
-    notes = json.loads((build(archive.parent, tmp_path) / "report.json").read_text())["notes"]
+    notes = report(build(archive.parent, tmp_path))["notes"]
     assert any("7/70: 3 of 5" in note for note in notes)
 
 
@@ -423,7 +395,7 @@ def test_killed_after_the_last_shard(source, tmp_path, monkeypatch):
 
 
 def test_lesions_have_masks_and_lungs(source, tmp_path):
-    folder = build(source, tmp_path, "lesions")
+    folder = builders.build("cc_ccii/lesions", source, tmp_path)
     found = read(folder)
     assert len(found) == 6
     with zipfile.ZipFile(source / "ct_lesion_seg.zip") as archive:
@@ -432,7 +404,7 @@ def test_lesions_have_masks_and_lungs(source, tmp_path):
     np.testing.assert_array_equal(example["mask"][..., 0], np.array([0, 0, 1, 2])[truth])
     np.testing.assert_array_equal(example["lung"][..., 0], truth > 0)
     assert example["group"] == b"1" and example["patient"] == b""
-    expected = json.loads((folder / "report.json").read_text())["expected"]
+    expected = report(folder)["expected"]
     assert expected["slices with masks"] == {"expected": 750, "found": 6}
     assert len((folder / "manifest.sha256").read_text().splitlines()) == 12
 
@@ -451,7 +423,7 @@ def test_unpaired_lesion_slices_are_skipped(member, data, words, source, tmp_pat
     copy.parent.mkdir()
     copy.write_bytes((source / copy.name).read_bytes())
     add(copy, member, data)
-    folder = build(copy.parent, tmp_path, "lesions")
+    folder = builders.build("cc_ccii/lesions", copy.parent, tmp_path)
     ((file, reason),) = skipped(folder).items()
     assert file == member and words in reason and len(read(folder)) == 6
 
@@ -467,7 +439,7 @@ def test_a_lesion_mask_out_of_step_takes_its_image_along(mask, words, tmp_path):
         add(path, f"image/5/{name}.jpg", png(np.full((16, 16), 50)))
         data = png(np.ones((16, 16)) if name == "0" or mask is None else mask)
         add(path, f"mask/5/{name if mask is not None or name == '0' else '2'}.png", data)
-    folder = build(path.parent, tmp_path, "lesions")
+    folder = builders.build("cc_ccii/lesions", path.parent, tmp_path)
     assert words in "".join(skipped(folder).values()) and list(read(folder)) == ["5/0"]
 
 
@@ -479,24 +451,4 @@ def test_beam_gives_the_same_bytes(source, tmp_path):
 
 def test_beam_is_for_shards_only(source, tmp_path):
     with pytest.raises(ValueError, match="cc_ccii/lesions is not built in shards"):
-        build(source, tmp_path, "lesions", beam_options=["--runner=DirectRunner"])
-
-
-def test_plain_tfds_reads_the_default_config(source, tmp_path):
-    build(source, tmp_path)
-    code = f"""
-import sys
-import tensorflow_datasets as tfds
-found = tfds.data_source("cc_ccii", split="test", data_dir={str(tmp_path / "data")!r})
-assert not {{"tensorflow", "tfds_builders"}} & set(sys.modules)
-print(len(found), found[0]["image"].shape)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("(16, 16, 1)\n")
+        builders.build("cc_ccii/lesions", source, tmp_path, beam_options=["--runner=DirectRunner"])

@@ -1,6 +1,5 @@
-"""Wrong calls get one clear line and exit 2; right ones reach their function."""
+"""Wrong calls get one clear line and exit 2; right ones reach their verb."""
 
-import inspect
 import os
 import subprocess
 import sys
@@ -13,9 +12,12 @@ from PIL import Image
 
 import infnet_jax
 from infnet_jax import cli
+from infnet_jax.weights import convert
+
+FOLDERS = ["--predictions", ".", "--truth", "."]
 
 
-def _one_line(capsys) -> str:
+def one_line(capsys) -> str:
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and err.endswith("\n"), err
     return err
@@ -31,108 +33,104 @@ def _one_line(capsys) -> str:
         (["parity", "no/such/folder"], "no/such/folder does not exist"),
         (["import-torch", "no.pth", "out"], "no.pth does not exist"),
         (["evaluate", "--predictions", ".", "--truth", "gone"], "gone does not exist"),
-        (["evaluate", "--predictions", ".", "--truth", ".", "--label", "cyst"], "consolidation"),
-        (["evaluate", "--predictions", ".", "--truth", ".", "--cvs", "x"], "--cvs"),
+        (["evaluate", *FOLDERS, "--label", "cyst"], "consolidation"),
+        (["evaluate", *FOLDERS, "--cvs", "x"], "--cvs"),
+        (["evaluate", *FOLDERS, "--config.a=1"], "--config.a=1"),
+        (["study", "--config=a.py", "--confg.a=1"], "--confg.a=1"),
     ],
 )
 def test_a_wrong_call_is_one_line_and_exit_2(words, named, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(words)
     assert caught.value.code == 2
-    assert named in _one_line(capsys)
+    assert named in one_line(capsys)
 
 
-def test_version_and_help_exit_0(capsys):
-    for words in (["--version"], ["--help"], ["evaluate", "--help"]):
-        with pytest.raises(SystemExit) as caught:
-            cli.main(words)
-        assert caught.value.code == 0
-    assert infnet_jax.__version__ in capsys.readouterr().out
+@pytest.mark.parametrize("words", [["--version"], ["--help"], *([v, "--help"] for v in cli.VERBS)])
+def test_version_and_help_exit_0(words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(words)
+    said = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert (infnet_jax.__version__ if words == ["--version"] else "usage: infnet-jax") in said
+
+
+def test_a_study_takes_values_of_its_config():
+    options = cli.parse(["study", "--config=a.py:b", "--config.x=1", "--workdir", "w"])
+    assert (options.verb, options.config, options.workdir) == ("study", "a.py:b", Path("w"))
+    assert options.overrides == ["--config.x=1"]
 
 
 @pytest.fixture
-def calls(monkeypatch):
-    """Replaces the functions behind the verbs by ones that note their arguments."""
-    seen = []
+def verb(monkeypatch):
+    """Adds a verb `act` that runs a function; what a new verb needs is this file and this line."""
 
-    def note(result):
-        def call(*args, **kwargs):
-            seen.append((args, kwargs))
-            return result
+    def add(run):
+        module = SimpleNamespace(run=run, add_arguments=lambda parser: parser.add_argument("word"))
+        monkeypatch.setitem(sys.modules, "infnet_jax.verbs.act", module)
+        monkeypatch.setitem(cli.VERBS, "act", "do something")
 
-        return call
-
-    report = {"network": "coach", "matched": {"a": "b"}, "unused": {"fc.bias": "no classifier"}}
-    for module, function, result in (
-        ("evaluation", "run", 0),
-        ("parity", "report", 1),
-        ("convert", "import_torch", report),
-    ):
-        fake = SimpleNamespace(**{function: note(result)})
-        monkeypatch.setattr(infnet_jax, module, fake, raising=False)
-    return seen
+    return add
 
 
-def test_verbs_reach_their_functions(calls, tmp_path, capsys):
-    d, file = str(tmp_path), tmp_path / "a.pth"
-    file.touch()
-    assert cli.main(["evaluate", "--predictions", d, "--truth", d, "--csv", "o.csv"]) == 0
-    assert cli.main(["evaluate", "--predictions", d, "--truth", d, "--label", "ggo"]) == 0
-    assert cli.main(["parity", d]) == 1  # what the verb returns
-    assert cli.main(["import-torch", str(file), "out"]) == 0
-    assert calls == [
-        ((tmp_path, tmp_path), {"csv": Path("o.csv"), "label": None}),
-        ((tmp_path, tmp_path), {"csv": None, "label": "ggo"}),
-        ((tmp_path,), {}),
-        ((file, Path("out")), {}),
-    ]
-    said = capsys.readouterr().out
-    assert "coach, 1 tensors converted" in said and "fc.bias (no classifier)" in said
+def fail(error):
+    def run(options):
+        raise error
+
+    return run
 
 
-def test_the_functions_behind_the_verbs_take_these_arguments():
-    from infnet_jax.verbs import evaluate as evaluation, parity
-    from infnet_jax.weights import convert
-
-    inspect.signature(evaluation.run).bind("p", "t", csv=None, label=None)
-    inspect.signature(parity.report).bind("d")
-    inspect.signature(convert.import_torch).bind("f", "o")
+def test_the_exit_code_is_the_verb_s(verb):
+    verb(lambda options: len(options.word))
+    assert cli.main(["act", "seven77"]) == 7
 
 
 @pytest.mark.parametrize("error", [ValueError("mask 7.png:\n  2 x 2"), FileNotFoundError("7.png")])
-def test_a_failing_verb_is_one_line_and_exit_1(error, monkeypatch, tmp_path, capsys):
-    def fail(directory):
-        raise error
-
-    monkeypatch.setattr(infnet_jax, "parity", SimpleNamespace(report=fail), raising=False)
-    assert cli.main(["parity", str(tmp_path)]) == 1
-    line = _one_line(capsys)
-    assert line.startswith("infnet-jax parity: ") and "7.png" in line
+def test_a_failing_verb_is_one_line_and_exit_1(error, verb, capsys):
+    verb(fail(error))
+    assert cli.main(["act", "x"]) == 1
+    line = one_line(capsys)
+    assert line.startswith("infnet-jax act: ") and "7.png" in line
 
 
-def test_a_bug_in_a_verb_keeps_its_traceback(monkeypatch, tmp_path):
-    def fail(directory):
-        raise TypeError("a bug")
-
-    monkeypatch.setattr(infnet_jax, "parity", SimpleNamespace(report=fail), raising=False)
+def test_a_bug_in_a_verb_keeps_its_traceback(verb):
+    verb(fail(TypeError("a bug")))
     with pytest.raises(TypeError):
-        cli.main(["parity", str(tmp_path)])
+        cli.main(["act", "x"])
+
+
+def test_import_torch_tells_what_was_not_used(monkeypatch, tmp_path, capsys):
+    report = {"network": "coach", "matched": {"a": "b"}, "unused": {"fc.bias": "no classifier"}}
+    monkeypatch.setattr(convert, "import_torch", lambda file, out: report)
+    (tmp_path / "a.pth").touch()
+    assert cli.main(["import-torch", str(tmp_path / "a.pth"), "out"]) == 0
+    said = capsys.readouterr().out
+    assert "out: coach, 1 tensors converted" in said and "fc.bias (no classifier)" in said
+
+
+def test_the_device_is_set_before_jax_is_imported(tmp_path):
+    folder = str(tmp_path)
+    words = ["predict", folder, "--checkpoint", folder, "--out", "o", "--device", "gpu"]
+    code = f"""if True:
+        import os, sys
+        from infnet_jax import cli
+        cli.parse({words})
+        print("jax" in sys.modules, cli.main({words}), os.environ["JAX_PLATFORMS"])
+    """
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.split() == ["False", "1", "cuda"], run.stderr
+    assert "no picture, NIfTI or DICOM file in it" in run.stderr
 
 
 def test_a_reader_that_has_gone_is_no_error(tmp_path):
+    words = ["evaluate"]
     for name in ("predictions", "truth"):
         (tmp_path / name).mkdir()
-        picture = np.full((8, 8), 255, np.uint8)
-        Image.fromarray(picture).save(tmp_path / name / "a.png")
+        Image.fromarray(np.full((8, 8), 255, np.uint8)).save(tmp_path / name / "a.png")
+        words += [f"--{name}", str(tmp_path / name)]
     read, write = os.pipe()
     os.close(read)
-    call = f"sys.exit(cli.main(['evaluate', '--predictions', {str(tmp_path / 'predictions')!r}, "
-    call += f"'--truth', {str(tmp_path / 'truth')!r}]))"
-    run = subprocess.run(
-        [sys.executable, "-c", f"import sys; from infnet_jax import cli; {call}"],
-        stdout=write,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    code = f"import sys; from infnet_jax import cli; sys.exit(cli.main({words}))"
+    run = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=-1, text=True)
     os.close(write)
     assert (run.returncode, run.stderr) == (1, "")

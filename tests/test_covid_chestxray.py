@@ -1,15 +1,14 @@
 """The covid_chestxray builder on made-up files."""
 
 import gzip
-import json
 
 import nibabel
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 from PIL import Image
 
-import tfds_builders
+from tests import builders
+from tests.builders import read, skipped
 from tfds_builders.covid_chestxray import dummy_data, metadata, volumes
 
 
@@ -18,23 +17,8 @@ def source(tmp_path):
     return dummy_data.make(tmp_path / "covid-chestxray-dataset")
 
 
-def build(source, tmp_path, config="xray", **kwargs):
-    return tfds_builders.prepare(
-        f"covid_chestxray/{config}", data_dir=tmp_path / "data", manual_dir=source, **kwargs
-    )
-
-
-def read(folder):
-    builder = tfds.builder_from_directory(folder)
-    return {
-        e["id"].decode(): {**e, "split": split}
-        for split in builder.info.splits
-        for e in builder.as_data_source(split=split)
-    }
-
-
-def skipped(folder):
-    return json.loads((folder / "report.json").read_text())["skipped"]
+def build(source, tmp_path, config="xray"):
+    return builders.build(f"covid_chestxray/{config}", source, tmp_path)
 
 
 def test_xrays_with_labels_scores_and_metadata(source, tmp_path):

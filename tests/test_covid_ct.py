@@ -1,15 +1,15 @@
 """The covid_ct builder on made-up files."""
 
-import json
 import zipfile
+from functools import partial
 
 import cv2
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 from PIL import Image
 
-import tfds_builders
+from tests import builders
+from tests.builders import read, report, skipped
 from tfds_builders.covid_ct import covid_ct_dataset_builder as covid_ct, dummy_data
 
 PICTURES = "Images-processed"
@@ -25,19 +25,7 @@ def unpacked(tmp_path):
     return dummy_data.make(tmp_path / "unpacked", zipped=False)
 
 
-def build(source, tmp_path, **kwargs):
-    return tfds_builders.prepare(
-        "covid_ct", data_dir=tmp_path / "data", manual_dir=source, **kwargs
-    )
-
-
-def read(folder, split):
-    examples = tfds.builder_from_directory(folder).as_data_source(split=split)
-    return {e["id"].decode(): e for e in examples}
-
-
-def skipped(folder):
-    return json.loads((folder / "report.json").read_text())["skipped"]
+build = partial(builders.build, "covid_ct")
 
 
 def test_official_splits_labels_and_pixels(source, unpacked, tmp_path):
@@ -202,6 +190,6 @@ def test_another_folder_is_told_apart(tmp_path):
 
 
 def test_the_official_counts_are_expected(source, tmp_path):
-    expected = json.loads((build(source, tmp_path) / "report.json").read_text())["expected"]
+    expected = report(build(source, tmp_path))["expected"]
     assert [c["expected"] for c in expected.values()] == [425, 118, 203]
     assert [c["found"] for c in expected.values()] == [4, 2, 2]

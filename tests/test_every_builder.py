@@ -1,7 +1,6 @@
 """Dummy data of every builder: prepared, read without our code, trained on, and mixed."""
 
 import hashlib
-import importlib
 import importlib.metadata
 import json
 import shutil
@@ -14,30 +13,16 @@ import numpy as np
 import pytest
 from packaging.requirements import Requirement
 
-import main
-import tfds_builders
 from configs import selfsup
 from infnet_jax import tasks
+from infnet_jax.config import prepare
 from infnet_jax.data.batches import Batches
 from infnet_jax.data.sources import examples, open_split
-from infnet_jax.training import data as stage_data
+from infnet_jax.plan import resolve
+from infnet_jax.training.data import open_data, open_sources
+from tests.builders import build, configs, dummy
 
-NAMES = [
-    "phantom/tiny",
-    "covid_semiseg/binary",
-    "covid_semiseg/multiclass",
-    "medseg/slices",
-    "medseg/volumes",
-    "ictcf/patients",
-    "ictcf/slices",
-    "covid_ct/official",
-    "covid_chestxray/xray",
-    "covid_chestxray/ct_picture",
-    "covid_chestxray/ct_volume",
-    "cc_ccii/slices",
-    "cc_ccii/lesions",
-    "folders/default",
-]
+NAMES = [name for name in configs() if name != "phantom/default"]  # like tiny, but slower
 SEMISEG_TEST = "TestingSet/LungInfection-Test/Imgs/6.jpg"
 PSEUDO = "TrainingSet/LungInfection-Train/Pseudo-label/Imgs"
 COPY = "Data-1_radiopaedia_org_covid-19-pneumonia-10_85902_1-dcm_9"  # turned as the test split is
@@ -45,38 +30,15 @@ STATISTICS, SIZE = (0.4, 0.25), 32
 
 
 @pytest.fixture(scope="module")
-def manual(tmp_path_factory):
-    """The dummy source files, a folder a builder; one test slice of covid_semiseg is unlabelled."""
-    root = tmp_path_factory.mktemp("manual")
-    for name in tfds_builders.NAMES:
-        if name != "phantom":
-            importlib.import_module(f"tfds_builders.{name}.dummy_data").make(root / name)
-    semiseg = root / "covid_semiseg"
-    shutil.copy(semiseg / SEMISEG_TEST, semiseg / PSEUDO / f"{COPY}.jpg")
-    shutil.move(root / "ictcf/patients", root / "both")
-    shutil.move(root / "ictcf/slices", root / "both/slices")
-    shutil.rmtree(root / "ictcf")
-    shutil.move(root / "both", root / "ictcf")
-    return root
-
-
-@pytest.fixture(scope="module")
-def prepared(manual, tmp_path_factory):
-    """{name: folder}, each made from its own folder below manual_dir."""
-    config = selfsup.get_config("tiny")
-    config.data.manual_dir = str(manual)
-    config.data.data_dir = str(tmp_path_factory.mktemp("data"))
-    return {name: main._build(name, config) for name in NAMES}
-
-
-def test_no_builder_is_left_out(prepared):
-    assert {name.split("/")[0] for name in NAMES} == set(tfds_builders.NAMES)
-    configs = {
-        f"{name}/{c.name}"
-        for name in tfds_builders.NAMES
-        for c in tfds_builders.find(name)[0].BUILDER_CONFIGS
-    }
-    assert configs - set(NAMES) == {"phantom/default"}  # like tiny, but slower
+def prepared(tmp_path_factory):
+    """{name: folder}, of dummy files; one test slice of covid_semiseg is unlabelled too."""
+    root, found = tmp_path_factory.mktemp("all"), {}
+    for name in NAMES:
+        source = dummy(name, root / name) if name in configs(manual=True) else None
+        if name.startswith("covid_semiseg"):
+            shutil.copy(source / SEMISEG_TEST, source / PSEUDO / f"{COPY}.jpg")
+        found[name] = build(name, source, root)
+    return found
 
 
 STRANGER = """
@@ -175,7 +137,8 @@ def splits(folder):
 @pytest.fixture(scope="module")
 def learn():
     """learn(batches) pre-trains a tiny network for 20 steps; all share one compilation."""
-    task = tasks.make("pretrain", tiny(), STATISTICS, 4)
+    stage = resolve(tiny(), Path()).stages[0]
+    task = tasks.make(stage, tasks.make_norm(stage, STATISTICS), 4)
     steps = {name: jax.jit(step) for name, step in task.steps.items()}
     trees = jax.jit(task.variables)(jax.random.key(0, impl="rbg"))
 
@@ -196,9 +159,12 @@ def learn():
     return run
 
 
-def tiny():
-    """Twenty steps at 32 x 32."""
+def tiny(mix="", prepared=None):
+    """Twenty steps at 32 x 32, of a mix of prepared datasets if one is named."""
     config = selfsup.get_config("tiny")
+    config.data.pretrain = mix
+    if prepared:
+        config.data.data_dir = str(prepared["phantom/tiny"].parents[2])
     config.pretrain.update(size=SIZE, batch_size=4, eval_every=10)
     config.pretrain.rounds.update(epochs=4, net_steps=5, use_coach=False)  # one compilation
     return config
@@ -215,22 +181,18 @@ def test_twenty_steps(name, prepared, learn):
 
 
 @pytest.mark.slow
-def test_twenty_steps_of_a_mix(manual, prepared, learn, tmp_path, capsys):
+def test_twenty_steps_of_a_mix(prepared, learn, tmp_path, capsys):
     """Whole runs of a mix, killed and resumed, are in test_main."""
-    config = tiny()
+    config = tiny("covid_semiseg/binary:unlabeled + 2 * cc_ccii + ictcf", prepared)
     config.pretrain.validation = 3
-    config.data.update(
-        name="covid_semiseg/binary",
-        manual_dir=str(manual),
-        data_dir=str(prepared["phantom/tiny"].parents[2]),
-        pretrain="covid_semiseg/binary:unlabeled + 2 * cc_ccii + ictcf",
-    )
-    dataset, mix = main._prepare(config)
+    config.data.name = "covid_semiseg/binary"
+    dataset, mix = prepare(config)
     assert dataset == prepared["covid_semiseg/binary"]
     assert [part.folder for part in mix.parts] == [
         prepared[name] for name in ("covid_semiseg/binary", "cc_ccii/slices", "ictcf/patients")
     ]
-    ((batches, held_out),) = stage_data.open_data("pretrain", config, dataset, tmp_path, mix)
+    plan = resolve(config, tmp_path, dataset)
+    ((batches, held_out),) = open_data(plan.stages[0], plan, mix)
     listing = json.loads((tmp_path / "pretrain/mix.json").read_text())
     assert [part["dropped"] for part in listing] == [[COPY], [], []]
     assert "1 of 5 slices dropped" in capsys.readouterr().err
@@ -246,39 +208,9 @@ def test_twenty_steps_of_a_mix(manual, prepared, learn, tmp_path, capsys):
     learn(batches)
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "words"),
-    [
-        (
-            "pretrain",
-            "phantom/tiny + icctf",
-            "data.pretrain: unknown dataset 'icctf'; there are: cc_",
-        ),
-        (
-            "pretrain",
-            "ictcf/slicez",
-            "data.pretrain: unknown config 'ictcf/slicez'; ictcf has: pat",
-        ),
-        ("pretrain", "2 * ", "data.pretrain: '2 *' in '2 * ' is no part of a mix"),
-        ("stages", ("segment",), "data.pretrain = 'ictcf', but no stage is `pretrain`"),
-    ],
-)
-def test_a_mix_that_cannot_be_is_told_before_anything_is_built(key, value, words, tmp_path):
-    config = tiny()
-    config.data.update(pretrain="ictcf", data_dir=str(tmp_path / "data"))
-    (config if key == "stages" else config.data).update({key: value})
-    with pytest.raises(ValueError) as caught:
-        main._prepare(config)
-    assert words in str(caught.value) and not (tmp_path / "data").exists()
-
-
 def test_a_split_that_a_part_lacks(prepared, tmp_path):
-    config = tiny()
-    config.data.update(
-        name="phantom/tiny",
-        pretrain="phantom/tiny:dev",
-        data_dir=str(Path(prepared["phantom/tiny"]).parents[2]),
-    )
-    _, mix = main._prepare(config)
+    config = tiny("phantom/tiny:dev", prepared)
+    dataset, mix = prepare(config)
+    plan = resolve(config, tmp_path, dataset)
     with pytest.raises(ValueError, match="no split 'dev'; it has test, train, unlabeled"):
-        stage_data._open_mix(mix, tmp_path)
+        open_sources(plan.stages[0], plan, mix)

@@ -3,9 +3,8 @@
 import cv2
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 
-import tfds_builders
+from tests.builders import build, read
 
 LABELS = np.array([[0, 1, 2, 3]] * 4, np.uint8)
 
@@ -25,10 +24,8 @@ def make(folder, stems, label=LABELS, lung=None, index=None):
     return folder
 
 
-def build(folder, tmp_path):
-    found = tfds_builders.prepare("folders", data_dir=tmp_path / "data", manual_dir=folder)
-    source = tfds.builder_from_directory(found).as_data_source(split="train")
-    return {e["id"].decode(): e for e in source}
+def built(folder, tmp_path):
+    return read(build("folders", folder, tmp_path))
 
 
 def test_two_folders_with_what_each_knows(tmp_path):
@@ -46,7 +43,7 @@ def test_two_folders_with_what_each_knows(tmp_path):
         index="id,volume,group\ns1,7,joint\n",
     )
     (root / "c" / "img").mkdir(parents=True)  # no masks: not one of them
-    found = build(root, tmp_path)
+    found = built(root, tmp_path)
     assert sorted(found) == ["a/s1", "a/s2", "b/s1"]
     one, other, binary = (found[k] for k in sorted(found))
     np.testing.assert_array_equal(one["image"][..., 0], np.arange(16).reshape(4, 4))
@@ -61,7 +58,7 @@ def test_two_folders_with_what_each_knows(tmp_path):
 
 
 def test_one_folder_with_lungs_alone(tmp_path):
-    found = build(
+    found = built(
         make(tmp_path / "own", ["x"], label=None, lung=np.ones((4, 4), np.uint8)), tmp_path
     )
     assert not found["x"]["labelled"] and found["x"]["lung"].all() and not found["x"]["mask"].any()
@@ -85,10 +82,10 @@ def test_what_does_not_fit_is_named(change, words, tmp_path):
     folder = make(tmp_path / "own", ["s1", "s2"])
     change(folder)
     with pytest.raises(ValueError, match=words):
-        build(folder, tmp_path)
+        built(folder, tmp_path)
 
 
 def test_no_such_layout(tmp_path):
     (tmp_path / "own" / "img").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="no img/ with label/ or lung/"):
-        build(tmp_path / "own", tmp_path)
+        built(tmp_path / "own", tmp_path)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from infnet_jax import cli
+
 ROOT = Path(__file__).parents[1]
 
 # A room of infnet_jax -> the rooms it may import, from the bottom up. A new room needs a row.
@@ -33,14 +35,16 @@ ARROWS: dict[str, set[str]] = {
         "files",
         "models",
         "runs",
+        "study",
         "tasks",
         "training",
         "weights",
     },
     "study": {"data", "evaluation", "files", "runs", "training", "weights"},
-    "cli": {"__init__", "study", "verbs", "weights"},
+    "cli": {"__init__"},  # and the verbs of its table, by name
 }
-ENTRY_POINTS = {"infnet_jax.cli"}  # nobody in the package imports these
+VERBS = {f"infnet_jax.verbs.{verb.replace('-', '_')}" for verb in cli.VERBS}
+ENTRY_POINTS = {"infnet_jax.cli", *VERBS}  # no import statement of the package names these
 COMPILES = {"loop", "networks", "predictor", "test_split", "parity", "bench"}
 
 
@@ -136,7 +140,7 @@ def test_no_long_file_and_no_long_function():
         text = path.read_text()
         assert text.count("\n") <= 300, path
         for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef) and "parser" not in node.name:
+            if isinstance(node, ast.FunctionDef):
                 lines = node.end_lineno - node.lineno + 1
                 assert lines <= 60, f"{path}:{node.name} has {lines} lines"
 

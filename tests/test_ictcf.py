@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-import tfds_builders
+from tests.builders import build_and_read
 from tfds_builders.ictcf import clinical, dummy_data
 from tfds_builders.ictcf.ictcf_dataset_builder import Picture
 
@@ -21,19 +21,14 @@ def source(tmp_path):
     return dummy_data.make(tmp_path / "ictcf")
 
 
-def build(config, source, tmp_path, **kwargs):
-    """Prepares a config; returns {split: {id: example}}, the report, and the label names."""
-    folder = tfds_builders.prepare(
-        f"ictcf/{config}", data_dir=tmp_path / "data", manual_dir=source, **kwargs
-    )
-    builder = tfds.builder_from_directory(folder)
-    read = builder.as_data_source()
-    by_id = {split: {e["id"].decode(): e for e in read[split]} for split in read}
-    return by_id, tfds_builders.report_of(folder), builder.info.features
+def word(example, name, tmp_path, config="patients"):
+    """The text of one of its classes."""
+    info = tfds.builder_from_directory(tmp_path / f"data/ictcf/{config}/1.0.0").info
+    return info.features[name].int2str(int(example[name]))
 
 
 def test_patients_packed_and_unpacked(source, tmp_path):
-    found, report, features = build("patients", source, tmp_path)
+    found, report = build_and_read("ictcf/patients", source, tmp_path)
     everything = found["train"] | found["test"]
     assert len(everything) == 36 and not report["skipped"]
     patients = {s: {e["patient"] for e in found[s].values()} for s in found}
@@ -41,9 +36,9 @@ def test_patients_packed_and_unpacked(source, tmp_path):
     example = everything["patient0006/CT/IMG-0001-00002"]
     decoded = np.asarray(Image.open(io.BytesIO(dummy_data.picture(6001))))
     np.testing.assert_array_equal(example["image"][..., 0], decoded)
-    assert features["severity"].int2str(int(example["severity"])) == "critically ill"
-    assert features["outcome"].int2str(int(example["outcome"])) == "deceased"
-    assert features["ct"].int2str(int(example["ct"])) == "unknown"
+    assert word(example, "severity", tmp_path) == "critically ill"
+    assert word(example, "outcome", tmp_path) == "deceased"
+    assert word(example, "ct", tmp_path) == "unknown"
     assert (example["age"], example["group"], example["slice"]) == (
         45,
         b"patient0006",
@@ -56,17 +51,17 @@ def test_patients_packed_and_unpacked(source, tmp_path):
 
 def test_the_same_slice_packed_and_unpacked_is_read_once(source, tmp_path):
     dummy_data.write_patient(source, 3, packed=False)
-    found, report, _ = build("patients", source, tmp_path)
+    found, report = build_and_read("ictcf/patients", source, tmp_path)
     assert len(found["train"] | found["test"]) == 36
     assert len(report["skipped"]) == 2
     assert all("in its place" in reason for reason in report["skipped"].values())
 
 
 def test_a_partial_download_is_split_like_the_whole(source, tmp_path):
-    whole, _, _ = build("patients", source, tmp_path)
+    whole, _ = build_and_read("ictcf/patients", source, tmp_path)
     for number in (1, 5, 7, 9):
         (source / f"Patient {number}.zip").unlink()
-    part, _, _ = build("patients", source, tmp_path / "again")
+    part, _ = build_and_read("ictcf/patients", source, tmp_path / "again")
     assert all(set(part[split]) <= set(whole[split]) for split in part)
     assert len(part["train"]) + len(part["test"]) == 28
 
@@ -105,7 +100,7 @@ def test_messy_files_are_read_or_skipped_with_the_reason(source, tmp_path):
     spoiled = bytearray((source / "Patient 9.zip").read_bytes())
     spoiled[200] ^= 255  # inside the first picture: its checksum fails
     (source / "Patient 9.zip").write_bytes(spoiled)
-    found, report, _ = build("patients", source, tmp_path)
+    found, report = build_and_read("ictcf/patients", source, tmp_path)
     everything = found["train"] | found["test"]
     for name in good:
         assert f"patient0002/CT/{name.rsplit('.', 1)[0]}" in everything
@@ -122,7 +117,7 @@ def test_messy_files_are_read_or_skipped_with_the_reason(source, tmp_path):
     assert "download it again" in skipped["Patient 5.zip"]
     assert "no patient of Patients.xlsx" in skipped["Patient 99/a.jpg"]
     with pytest.raises(ValueError, match="--strict"):
-        build("patients", source, tmp_path / "strict", strict=True)
+        build_and_read("ictcf/patients", source, tmp_path / "strict", strict=True)
     assert not list((tmp_path / "strict/data").rglob("1.0.0"))
 
 
@@ -132,25 +127,25 @@ def test_bad_rows_are_skipped_and_a_bad_table_is_refused(source, tmp_path):
     rows[3] = rows[2]
     rows[5] = (rows[5][0], None, *rows[5][2:])
     dummy_data.write_table(source / "Patients.xlsx", rows)
-    found, report, _ = build("patients", source, tmp_path)
+    found, report = build_and_read("ictcf/patients", source, tmp_path)
     assert "morbidity 'Dreadful'" in report["skipped"]["Patients.xlsx row 3"]
     assert "has a row already" in report["skipped"]["Patients.xlsx row 5"]
     assert "Patients.xlsx row 7" in report["skipped"]
     assert len(found["train"] | found["test"]) == 30  # those three have no row now
     (source / "Patients.xlsx").write_bytes(b"PK\3\4 no table")
     with pytest.raises(ValueError, match="Patients.xlsx: not a readable xlsx"):
-        build("patients", source, tmp_path / "b")
+        build_and_read("ictcf/patients", source, tmp_path / "b")
     (source / "Patients.xlsx").unlink()
     with pytest.raises(FileNotFoundError, match="no Patients.xlsx"):
-        build("patients", source, tmp_path / "c")
+        build_and_read("ictcf/patients", source, tmp_path / "c")
 
 
 def test_slices_without_patients_are_one_group(source, tmp_path):
-    found, report, features = build("slices", source.parent / "slices", tmp_path)
+    found, report = build_and_read("ictcf/slices", source.parent / "slices", tmp_path)
     assert set(found) == {"train"} and len(found["train"]) == 6
     assert {e["group"] for e in found["train"].values()} == {b"unknown"}
     example = found["train"]["positive/IMG-00001"]
-    assert features["label"].int2str(int(example["label"])) == "positive"
+    assert word(example, "label", tmp_path, "slices") == "positive"
     assert report["values"]["label"] == {"negative": 2, "non_informative": 2, "positive": 2}
 
 
@@ -160,7 +155,7 @@ def test_slices_with_patients_are_split_by_them(tmp_path):
     for number in range(1, 21):
         for i in range(2):
             (below / f"Patient {number} ({i}).jpg").write_bytes(dummy_data.picture(number + i))
-    found, _, _ = build("slices", tmp_path / "s", tmp_path)
+    found, _ = build_and_read("ictcf/slices", tmp_path / "s", tmp_path)
     patients = {s: {e["patient"] for e in found[s].values()} for s in found}
     assert set(found) == {"train", "test"} and not patients["train"] & patients["test"]
 
@@ -212,8 +207,8 @@ def test_the_real_table(shared, tmp_path):
     for number in (1, 300, 1000, 1521, 77, 900):
         dummy_data.write_patient(source, number, packed=number % 2 == 1)
     (source / "Patients.xlsx").write_bytes(table.read_bytes())
-    found, report, features = build("patients", source, tmp_path, strict=True)
+    found, report = build_and_read("ictcf/patients", source, tmp_path, strict=True)
     for example in [e for split in found.values() for e in split.values()]:
         row = rows[int(example["patient"][-4:])]
-        assert features["severity"].int2str(int(example["severity"])) == row.severity
+        assert word(example, "severity", tmp_path) == row.severity
         assert example["age"] == row.age

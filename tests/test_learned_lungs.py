@@ -15,10 +15,10 @@ from infnet_jax.clinic import imaging, lung_network, lungs
 from infnet_jax.data.batches import Batches
 from infnet_jax.data.sources import LungTarget, decode, examples, open_split
 from infnet_jax.evaluation import networks
-from infnet_jax.evaluation.predictor import Found, Segmenter
+from infnet_jax.evaluation.predictor import Predictor
 from infnet_jax.training import run as train
-from infnet_jax.verbs import find_lungs, predict as scan_files
-from tests.test_scan_files import Rule, chest
+from infnet_jax.verbs import lungs as find_lungs
+from tests.scans import chest
 
 
 @pytest.fixture(scope="module")
@@ -154,52 +154,6 @@ def test_tidy_drops_specks_fills_holes_and_drops_islands():
     assert not lung_network.tidy(np.zeros((2, 8, 8), bool)).any()
 
 
-class LungNetwork:
-    """Knows the grey level of lung in the drawn chests."""
-
-    classes, thresholds, identity = ("lung",), {"lung": 0.5}, {"run": "lungs", "weights": "1234"}
-
-    def __init__(self, path, *, lungs=False, **kwargs):
-        assert lungs
-
-    def __call__(self, slices):
-        for picture in slices:
-            yield Found(np.uint8(picture == 30), np.float32(picture == 30), None)
-
-
-def test_predict_takes_lungs_in_three_ways(monkeypatch, tmp_path):
-    scans, own, run = (tmp_path / name for name in ("scans", "own", "run"))
-    for folder in (scans, own, run):
-        folder.mkdir()
-    (run / "config.json").write_text("{}")
-    left = np.zeros((96, 96), np.uint8)
-    left[30:66, 60:80] = 1
-    for name in "ab":
-        cv2.imwrite(str(scans / f"{name}.png"), chest())
-        cv2.imwrite(str(own / f"{name}.png"), left)
-    monkeypatch.setattr(scan_files, "Segmenter", lambda *a, **k: Rule())
-    monkeypatch.setattr(find_lungs, "Segmenter", LungNetwork)
-    sizes = {}
-    for way in ("morphology", str(run), str(own)):
-        out = tmp_path / "out"
-        assert scan_files.run([scans], checkpoint=tmp_path, out=out, lung_way=way) == 0
-        document = json.loads((out / "severity.json").read_text())
-        share = document["patients"][0]["scores"]["infected_share"]
-        sizes[document["model"]["lungs"]] = share
-    names = ["morphology", "network, run lungs, weights 1234", "given masks"]
-    assert list(sizes) == names
-    lesion = (chest() > 90) & (chest() < 150)
-    assert sizes["given masks"] == 0  # the lesion lies in the other lung, and is dropped
-    near = lesion.sum() / ((chest() == 30) | lesion).sum()
-    assert sizes[names[0]] == pytest.approx(near, rel=0.1)
-    assert sizes[names[1]] == pytest.approx(near, rel=0.1)
-    assert scan_files.run([scans], checkpoint=tmp_path, out=out, go_on=True) == 1  # other lungs
-    (own / "b.png").unlink()
-    assert scan_files.run([scans], checkpoint=tmp_path, out=out, lung_way=str(own)) == 1
-    with pytest.raises(ValueError, match="--lungs nowhere: give morphology"):
-        find_lungs.choose("nowhere")
-
-
 class Small(nn.Module):
     """One convolution in place of Inf-Net, which takes a minute to compile."""
 
@@ -223,7 +177,7 @@ def test_a_run_of_lungs_and_what_it_is_good_for(dataset, monkeypatch, tmp_path):
     area = [(e["lung"] > 0).mean() for e in examples(open_split(dataset, "test"))]
     assert floor == pytest.approx(np.mean([2 * a / (1 + a) for a in area]), abs=0.01)
     with pytest.raises(ValueError, match="finds lung; it is for --lungs"):
-        Segmenter(tmp_path / "run")
+        Predictor(tmp_path / "run")
     finder, name = find_lungs.choose(str(tmp_path / "run"))
     assert name.startswith("network, run run, weights ")
     cv2.imwrite(str(tmp_path / "a.png"), chest())

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tests.toy import Crash, crash_at, make_toy
 
 from configs import supervised
 from infnet_jax.data.batches import Batches
@@ -16,6 +15,7 @@ from infnet_jax.runs import mesh as meshes
 from infnet_jax.runs.checkpoint import load_parameters
 from infnet_jax.runs.logs import load_rows
 from infnet_jax.training import loop
+from tests.toy import Crash, crash_at, make_toy
 
 TOTAL = 12
 

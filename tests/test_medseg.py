@@ -7,9 +7,8 @@ import cv2
 import nibabel as nib
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 
-import tfds_builders
+from tests.builders import build_and_read
 from tfds_builders import archives, nifti
 from tfds_builders.medseg import (
     dummy_data,
@@ -26,22 +25,12 @@ def source(tmp_path):
     return dummy_data.make(tmp_path / "medseg")
 
 
-def build(config, source, tmp_path, **kwargs):
-    """Prepares a config; returns {split: {id: example}} and the report."""
-    folder = tfds_builders.prepare(
-        f"medseg/{config}", data_dir=tmp_path / "data", manual_dir=source, **kwargs
-    )
-    read = tfds.builder_from_directory(folder).as_data_source()
-    by_id = {split: {e["id"].decode(): e for e in read[split]} for split in read}
-    return by_id, tfds_builders.report_of(folder)
-
-
 def window(hu):
     return np.clip((hu.astype(float) + 1250) / 1500 * 255, 0, 255)
 
 
 def test_slices_are_upright_windowed_and_split_like_covid_semiseg(source, tmp_path):
-    found, report = build("slices", source, tmp_path)
+    found, report = build_and_read("medseg/slices", source, tmp_path)
     assert set(found["test"]) == {f"slice{k:03d}" for k in (6, 7, 8, 9)}
     assert len(found["train"]) == 8 and len(found["unlabeled"]) == 2
     made = dummy_data.chest(12)
@@ -59,7 +48,7 @@ def test_slices_are_upright_windowed_and_split_like_covid_semiseg(source, tmp_pa
 
 
 def test_volumes_are_split_by_patient(source, tmp_path):
-    found, report = build("volumes", source, tmp_path)
+    found, report = build_and_read("medseg/volumes", source, tmp_path)
     patients = {s: {e["patient"].decode() for e in found[s].values()} for s in found}
     assert len(patients["train"]) == 6 and len(patients["test"]) == 2
     assert not patients["train"] & patients["test"]
@@ -75,10 +64,10 @@ def test_volumes_are_split_by_patient(source, tmp_path):
 
 
 def test_a_partial_download_is_split_like_the_whole(source, tmp_path):
-    whole, _ = build("volumes", source, tmp_path)
+    whole, _ = build_and_read("medseg/volumes", source, tmp_path)
     for number in (1, 4, 7):
         (source / f"rp_im/{number}.nii.gz").unlink()
-    part, report = build("volumes", source, tmp_path / "again")
+    part, report = build_and_read("medseg/volumes", source, tmp_path / "again")
     for split in part:
         assert set(part[split]) < set(whole[split]) or set(part[split]) == set(whole[split])
     assert "expected rp_im/4.nii.gz" in report["skipped"]["rp_msk/4.nii.gz"]
@@ -87,7 +76,7 @@ def test_a_partial_download_is_split_like_the_whole(source, tmp_path):
 @pytest.mark.parametrize("config", ["slices", "volumes"])
 def test_npy_equals_nifti(config, source, tmp_path):
     npy = dummy_data.make_npy(tmp_path / "npy")
-    found, report = build(config, npy, tmp_path / "b")
+    found, report = build_and_read(f"medseg/{config}", npy, tmp_path / "b")
     made = dummy_data.chest(12)
     examples = found["train"] | found.get("test", {})
     assert len(examples) == 12
@@ -120,7 +109,9 @@ def test_a_wrong_header_is_noticed_in_the_picture(source, tmp_path):
     made = dummy_data.chest(12)
     for name, part in (("tr_im", "image"), ("tr_mask", "labels"), ("tr_lungmasks", "lung")):
         dummy_data.save_nifti(made[part], source / f"{name}.nii.gz", np.diag([1.0, 1, 5, 1]))
-    found, report = build("slices", source, tmp_path)  # the header says feet-up pictures
+    found, report = build_and_read(
+        "medseg/slices", source, tmp_path
+    )  # the header says feet-up pictures
     example = found["test"]["slice007"]
     np.testing.assert_array_equal(example["mask"][..., 0], made["labels"][7])
     assert any("turned by 180 degrees" in note for note in report["notes"])
@@ -130,7 +121,7 @@ def test_masks_with_a_foreign_header_follow_their_image(source, tmp_path):
     made = dummy_data.chest(12)
     for name, part in (("tr_mask", "labels"), ("tr_lungmasks", "lung")):
         dummy_data.save_nifti(made[part], source / f"{name}.nii.gz", np.diag([0.7, -0.7, 5, 1]))
-    found, report = build("slices", source, tmp_path)
+    found, report = build_and_read("medseg/slices", source, tmp_path)
     np.testing.assert_array_equal(found["test"]["slice007"]["mask"][..., 0], made["labels"][7])
     assert any("not by their own" in note for note in report["notes"])
 
@@ -142,12 +133,12 @@ def test_masks_beside_the_picture_are_refused(source, tmp_path):
     assert made["lung"][low > 0].all()
     dummy_data.save_nifti(low[:, ::-1], source / "rp_msk/3.nii.gz")
     dummy_data.save_nifti(made["labels"][:, :-1], source / "rp_msk/5.nii.gz")
-    found, report = build("volumes", source, tmp_path)
+    found, report = build_and_read("medseg/volumes", source, tmp_path)
     assert set(report["skipped"]) == {"rp_im/3.nii.gz", "rp_im/5.nii.gz"}
     assert all("out of step with rp_msk" in reason for reason in report["skipped"].values())
     assert report["expected"]["volumes"]["found"] == 7
     with pytest.raises(ValueError, match=r"rp_im/.\.nii\.gz: out of step.*--strict"):
-        build("volumes", source, tmp_path / "strict", strict=True)
+        build_and_read("medseg/volumes", source, tmp_path / "strict", strict=True)
     assert not list((tmp_path / "strict/data").rglob("1.0.0"))
 
 
@@ -163,7 +154,7 @@ def test_damaged_and_odd_files_are_skipped_with_the_reason(source, tmp_path):
     labels = dummy_data.chest(3)["labels"]
     labels[1, 0, 0] = 7
     dummy_data.save_nifti(labels, source / "rp_msk/5.nii.gz")
-    found, report = build("volumes", source, tmp_path)
+    found, report = build_and_read("medseg/volumes", source, tmp_path)
     skipped = report["skipped"]
     assert all("\n" not in reason for reason in skipped.values())
     assert set(skipped) == {f"rp_im/{n}.nii.gz" for n in (1, 2, 3, 4)} | {"rp_msk/5.nii.gz[1]"}
@@ -225,10 +216,10 @@ def test_mutated_files_are_read_in_step_or_refused(tmp_path):
 def test_missing_files_say_what_is_expected(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="medseg/slices is empty. Download set 1"):
-        build("slices", tmp_path / "empty", tmp_path)
+        build_and_read("medseg/slices", tmp_path / "empty", tmp_path)
     (tmp_path / "empty/readme.txt").touch()
     with pytest.raises(FileNotFoundError, match="tr_im.nii.gz and tr_mask.nii.gz"):
-        build("slices", tmp_path / "empty", tmp_path)
+        build_and_read("medseg/slices", tmp_path / "empty", tmp_path)
 
 
 def test_scaled_numbers_are_unscaled():
@@ -290,7 +281,7 @@ def test_real_volumes_in_both_forms(shared, tmp_path):
             dummy_data.save_nifti(stored, source / part / f"{number}.nii", affine)
             assert pose.quarter_turns(made[number][0]) == 0
             assert pose.quarter_turns(np.rot90(made[number][0], 1, (1, 2))) == 3
-    found, report = build("volumes", source, tmp_path)
+    found, report = build_and_read("medseg/volumes", source, tmp_path)
     assert not report["skipped"] and not report["notes"]
     examples = {k: e for split in found.values() for k, e in split.items()}
     assert len(examples) == sum(len(image) for image, _, _ in made.values())
@@ -307,7 +298,7 @@ def test_real_volumes_in_both_forms(shared, tmp_path):
         npy / "images_radiopedia.npy",
         npy / "masks_radiopedia.npy",
     )
-    examples = build("volumes", npy, tmp_path / "npy")[0]["train"]
+    examples = build_and_read("medseg/volumes", npy, tmp_path / "npy")[0]["train"]
     for z, (want, picture) in enumerate(zip(label, image, strict=True)):
         example = examples[f"volumes_{z:03d}"]
         np.testing.assert_array_equal(example["mask"][..., 0], want)
@@ -331,7 +322,9 @@ def test_real_slices_as_one_hundred(shared, tmp_path):
     ):
         nib.save(nib.Nifti1Image(array, dummy_data.LPS), tmp_path / f"s/{name}.nii")
     dummy_data.save_nifti(dummy_data.chest(10)["image"], tmp_path / "s/val_im.nii")
-    found, report = build("slices", tmp_path / "s", tmp_path, strict=True)  # all counts are whole
+    found, report = build_and_read(
+        "medseg/slices", tmp_path / "s", tmp_path, strict=True
+    )  # all counts are whole
     assert {s: len(e) for s, e in found.items()} == {"train": 52, "test": 48, "unlabeled": 10}
     assert (
         {int(k[5:]) for k in found["test"]}

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from infnet_jax import cli
 from infnet_jax.verbs import parity
 
 EXPECTED_ROWS = {
@@ -19,8 +20,8 @@ EXPECTED_ROWS = {
 
 
 @pytest.mark.slow
-def test_all_stored_outputs_agree(shared):
-    rows = parity.run(shared / "reference")
+def test_all_stored_outputs_agree(shared, capsys):
+    rows = parity.compare(shared / "reference")
     compared = [row for row in rows if row.error is not None]
     for pair, count in EXPECTED_ROWS.items():
         assert sum(row.pair == pair for row in compared) == count
@@ -43,7 +44,7 @@ def _rewrite(path, **changes):
 
 
 def test_agreement_exits_with_zero(losses_pair, capsys):
-    assert parity.report(losses_pair) == 0
+    assert cli.main(["parity", str(losses_pair)]) == 0
     assert "all compared outputs agree" in capsys.readouterr().out
 
 
@@ -51,14 +52,14 @@ def test_a_difference_fails_and_is_shown(losses_pair, capsys):
     with np.load(losses_pair / "losses.npz") as stored:
         spoilt = stored["structure_weighted"] + [0, 3e-4, 0]
     _rewrite(losses_pair / "losses.npz", structure_weighted=spoilt)
-    assert parity.report(losses_pair) == 1
+    assert cli.main(["parity", str(losses_pair)]) == 1
     line = next(x for x in capsys.readouterr().out.splitlines() if "structure_weighted" in x)
     assert line.split()[2:] == ["3.00e-04", "above", "0.0001"]
 
 
 def test_a_stored_output_we_lack_or_shape_differently_fails(losses_pair, capsys):
     _rewrite(losses_pair / "losses.npz", other=np.ones(2), structure_as_run=np.ones(5))
-    assert parity.report(losses_pair) == 1
+    assert cli.main(["parity", str(losses_pair)]) == 1
     text = capsys.readouterr().out
     assert "missing: our network has no such output" in text
     assert "shape (3,), stored (5,)" in text
@@ -71,16 +72,16 @@ def test_not_a_number_fails():
 def test_unknown_pairs_are_listed_as_skipped(tmp_path):
     (tmp_path / "other.json").write_text(json.dumps({}))
     np.savez(tmp_path / "other.npz", a=np.ones(1))
-    (row,) = parity.run(tmp_path)
+    (row,) = parity.compare(tmp_path)
     assert row.ok and row.note.startswith("skipped")
 
 
 def test_an_incomplete_or_empty_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no reference pairs"):
-        parity.run(tmp_path)
+        parity.compare(tmp_path)
     (tmp_path / "coach.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match="no coach.npz beside it"):
-        parity.run(tmp_path)
+        parity.compare(tmp_path)
 
 
 def test_rule_tensors_follow_their_kind():

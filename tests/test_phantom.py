@@ -15,9 +15,8 @@ SPLITS = {"train": (5, 10), "unlabeled": (4, 8), "test": (3, 6)}  # tiny: patien
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    folder = tfds_builders.prepare("phantom/tiny", data_dir=tmp_path_factory.mktemp("data"))
-    source = tfds.builder_from_directory(folder).as_data_source()
+def tiny(phantom):
+    source = tfds.builder_from_directory(phantom).as_data_source()
     return {split: list(source[split]) for split in SPLITS}
 
 
@@ -66,14 +65,12 @@ def test_stored_examples_hold_what_was_made(tiny):
         np.testing.assert_array_equal(got["region_share"], want["region_share"])
 
 
-def test_equal_seeds_give_equal_bytes(tmp_path):
-    first, second = (
-        tfds_builders.prepare("phantom/tiny", data_dir=tmp_path / name) for name in "ab"
-    )
-    records = sorted(p.name for p in first.glob("*array_record*"))
+def test_equal_seeds_give_equal_bytes(phantom, tmp_path):
+    again = tfds_builders.prepare("phantom/tiny", data_dir=tmp_path)
+    records = sorted(p.name for p in phantom.glob("*array_record*"))
     assert len(records) == 3
     for name in records:
-        assert (first / name).read_bytes() == (second / name).read_bytes()
+        assert (phantom / name).read_bytes() == (again / name).read_bytes()
 
 
 def test_another_seed_or_patient_gives_another_picture():

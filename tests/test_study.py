@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,13 +11,10 @@ import pytest
 from configs import study as config_file, supervised
 from infnet_jax import cli
 from infnet_jax.evaluation import statistics
-from infnet_jax.study import (
-    cells as study_cells,
-    figures as study_figures,
-    results as study_results,
-    run as study,
-    tables as study_tables,
-)
+from infnet_jax.plan import resolve
+from infnet_jax.study import run as study, tables
+from infnet_jax.study.cells import dependencies, make_cells
+from infnet_jax.study.results import DICE, collect, dice_lines
 
 
 class Fake:
@@ -41,7 +39,7 @@ class Fake:
 def leave(folder, dice, labelled=10, losses=(1.0, 2.0), classes=("infection",)):
     """What a finished run leaves, the three readings alike."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = [column.format(c) for c in classes for column, _ in study_results.DICE.values()]
+    names = [column.format(c) for c in classes for column, _ in DICE.values()]
     with (folder / "evaluation.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["id", *names])
@@ -61,7 +59,7 @@ def config():
 def walk(config, tmp_path, monkeypatch):
     """walk(fake) runs the tiny study in one folder, figures left out; returns its exit code."""
     for name in ("label_curve", "scatter"):
-        monkeypatch.setattr(study_figures, name, lambda *_: None)
+        monkeypatch.setattr(tables, name, lambda *_: None)
 
     def run(fake):
         return study.run(
@@ -140,42 +138,52 @@ def test_results_of_another_config_are_not_taken(walk, config, tmp_path):
     assert page.count("belongs to another config: pretrain.batch_size = 8 (now 4)") == 3
 
 
+def alike(one, other, stage):
+    """Whether one cell may lend a stage to the other."""
+    plans = [resolve(cell.config, Path()) for cell in (one, other)]
+    number = [s.name for s in plans[0].stages].index(stage)
+    first, second = (dependencies(plan, number) for plan in plans)
+    return first == second
+
+
 def test_stages_are_lent_only_where_they_would_come_out_alike(config, tmp_path):
     config.rows.selfsup.seeds = (0, 1)
-    cells = {str(cell): cell for cell in study_cells.make_cells(config, tmp_path)}
-    configs = {name: json.loads(cell.config.to_json()) for name, cell in cells.items()}
-    one, few = configs[CELLS[2]], configs[CELLS[3]]
-    assert study_cells.deciding(one, "pretrain") == study_cells.deciding(few, "pretrain")
-    assert few["data"]["labels"] == [4] and one["data"]["labels"] == []
-    other = configs["selfsup, all labels, seed 1"]
-    assert study_cells.deciding(one, "pretrain") != study_cells.deciding(other, "pretrain")
+    cells = {str(cell): cell for cell in make_cells(config, tmp_path)}
+    one, few = cells[CELLS[2]], cells[CELLS[3]]
+    assert few.config.data.labels == (4,) and one.config.data.labels == ()
+    assert alike(one, few, "pretrain") and not alike(one, few, "segment")
+    assert not alike(one, cells["selfsup, all labels, seed 1"], "pretrain")
     for change in (dict(model=dict(width=16)), dict(coach=dict(width=4)), dict(data=dict(fold=1))):
-        key, value = next(iter(change.items()))
-        assert study_cells.deciding(one, "pretrain") != study_cells.deciding(
-            {**one, key: {**one[key], **value}}, "pretrain"
-        )
+        other = one._replace(config=one.config.copy_and_resolve_references())
+        assert alike(one, other, "pretrain")
+        other.config.update(change)
+        assert not alike(one, other, "pretrain")
 
 
 def test_priors_are_lent_between_rows_that_differ_in_the_last_network_alone(tmp_path):
     config = config_file.get_config("semiseg")
-    cells = study_cells.make_cells(config, tmp_path)
+    cells = make_cells(config, tmp_path)
     assert len(cells) == 5 * (5 + 3 * 3 + 1) + 3 * 7
-    of_row = {
-        cell.row: json.loads(cell.config.to_json())
-        for cell in cells
-        if cell.seed == 0 and not cell.labels
-    }
+    rows = {cell.row: cell for cell in cells if cell.seed == 0 and not cell.labels}
+    assert alike(rows["multi_sinfnet"], rows["multi_aug50"], "prior")
+    assert alike(rows["multi_selfsup"], rows["multi_selfsup_aug"], "pretrain_multi")
+    assert not alike(rows["multi_sinfnet"], rows["multi_scratch"], "prior")
+    assert not alike(rows["multi_sinfnet"], rows["multi_selfsup"], "prior")
+    assert alike(rows["selfsup"], rows["multi_ours"], "pretrain")
+    assert alike(rows["ours"], rows["selfsup"], "pretrain")
+    assert not alike(rows["selfsup"], rows["selfsup_random"], "pretrain")
 
-    def alike(one, other, stage):
-        one, other = (study_cells.deciding(of_row[row], stage) for row in (one, other))
-        return one == other
 
-    assert alike("multi_sinfnet", "multi_aug50", "prior")
-    assert alike("multi_selfsup", "multi_selfsup_aug", "pretrain_multi")
-    assert not alike("multi_sinfnet", "multi_scratch", "prior")
-    assert not alike("multi_sinfnet", "multi_selfsup", "prior")
-    assert alike("selfsup", "multi_ours", "pretrain") and alike("ours", "selfsup", "pretrain")
-    assert not alike("selfsup", "selfsup_random", "pretrain")
+def test_a_prior_depends_on_how_it_is_inferred(tmp_path):
+    config = config_file.get_config("semiseg")
+    [cell, *_] = [c for c in make_cells(config, tmp_path) if c.row == "multi_selfsup"]
+    for change in (dict(evaluate=dict(tta=True)), dict(prior=dict(kind="truth"))):
+        other = cell._replace(config=cell.config.copy_and_resolve_references())
+        other.config.update(change)
+        assert alike(cell, other, "pretrain") and not alike(cell, other, "prior")
+    other = cell._replace(config=cell.config.copy_and_resolve_references())
+    other.config.data.labels = (10,)
+    assert alike(cell, other, "pretrain") and not alike(cell, other, "pretrain_multi")
 
 
 def test_a_lender_that_is_gone_is_no_obstacle(walk, tmp_path):
@@ -205,11 +213,11 @@ def test_a_lender_that_is_gone_is_no_obstacle(walk, tmp_path):
 def test_a_wrong_row_is_refused_before_anything_runs(config, tmp_path, change, message):
     config.update(change)
     with pytest.raises(ValueError, match=message):
-        study_cells.make_cells(config, tmp_path)
+        make_cells(config, tmp_path)
 
 
 def test_the_rows_are_what_their_names_say(tmp_path):
-    cells = study_cells.make_cells(config_file.get_config("semiseg"), tmp_path)
+    cells = make_cells(config_file.get_config("semiseg"), tmp_path)
     rows = {cell.row: cell.config for cell in cells}
     assert rows["sinfnet"].segment.augmentation.flip_h == 0.0
     assert rows["aug40"].segment.augmentation.cutout == 0.4
@@ -230,33 +238,43 @@ def test_the_rows_are_what_their_names_say(tmp_path):
 def test_folds_are_put_together_again(config, tmp_path):
     config.folds, config.run = 2, ("sinfnet",)
     config.rows.sinfnet.labels = (0,)
-    cells = study_cells.make_cells(config, tmp_path)
+    cells = make_cells(config, tmp_path)
     assert [(c.config.data.fold, c.config.data.folds, c.config.data.test) for c in cells] == [
         (0, 2, "train"),
         (1, 2, "train"),
     ]
     leave(cells[0].folder, {"c": 0.1, "a": 0.2})
     leave(cells[1].folder, {"b": 0.4}, losses=(5.0,))
-    [result] = study_results.collect(cells)
+    [result] = collect(cells)
     assert result.ids == ("a", "b", "c")
-    assert result.dice["mean"]["infection"].tolist() == [[0.2, 0.4, 0.1]]
+    assert result.dice("mean", ["infection"]).tolist() == [[[0.2], [0.4], [0.1]]]
     assert result.losses["total"].tolist() == [[2.0, 5.0, 1.0]]
 
 
-def test_table_two_by_hand(config, tmp_path):
+@pytest.fixture
+def six_slices(config, tmp_path):
+    """The folder of a study of two rows, two seeds and six slices, written out."""
     config.rows.sinfnet.seeds = config.rows.selfsup.seeds = (0, 1)
     config.rows.sinfnet.labels = config.rows.selfsup.labels = (0,)
     config.run, config.leaking = ("sinfnet", "selfsup"), (("f",), ("nowhere",))
     theirs = dict(zip("abcdef", (0.1, 0.2, 0.3, 0.4, 0.5, 0.9), strict=True))
     gains = dict(zip("abcdef", (0.01, 0.02, 0.03, 0.04, 0.05, -0.06), strict=True))
-    cells = study_cells.make_cells(config, tmp_path)
+    cells = make_cells(config, tmp_path)
     for cell in cells:
         shift = 0.02 * (cell.seed - 0.5)
         gain = gains if cell.row == "selfsup" else dict.fromkeys(gains, 0.0)
         leave(cell.folder, {k: v + gain[k] + shift for k, v in theirs.items()}, losses=range(6))
-    page = study_tables.write(config, cells, workdir=tmp_path, failures={}, command="x")
-    with (tmp_path / "table2.csv").open() as file:
-        base, ours, base_without, ours_without = csv.DictReader(file)
+    tables.write(config, cells, workdir=tmp_path, failures={}, command="x")
+    return tmp_path
+
+
+def read_csv(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_table_two_by_hand(six_slices):
+    base, ours, base_without, ours_without = read_csv(six_slices / "table2.csv")
     assert (base["without"], ours_without["without"]) == ("", "f")
     assert float(base["mean"]) == pytest.approx(0.4)
     assert float(ours["mean"]) == pytest.approx(0.4 + 0.09 / 6)
@@ -267,22 +285,25 @@ def test_table_two_by_hand(config, tmp_path):
     assert float(base_without["mean"]) == pytest.approx(0.3) and base_without["slices"] == "5"
     assert float(ours_without["mean_p"]) == pytest.approx(2 / 32)
     assert float(ours["mean_low"]) < 0.415 < float(ours["mean_high"])
-    text = page.read_text()
-    tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
-    assert len(tables) == 3  # losses, all slices, without one
-    assert all(len({line.count("|") for line in table}) == 1 for table in tables)
+    first = read_csv(six_slices / "table1.csv")[0]
+    assert (first["loss"], first["mean"], first["paper"]) == ("distance", "2.5", "nan")
+
+
+def test_the_page_shows_both_tables(six_slices):
+    text = (six_slices / "study.md").read_text()
+    shown = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
+    assert len(shown) == 3  # losses, all slices, without one
+    assert all(len({line.count("|") for line in table}) == 1 for table in shown)
     assert "| SInfNet | all | 2 | 2.500 [" in text
     assert "| single class | labels | seeds | training loss" in text
     assert "Without slices f" in text and "nowhere" not in text
-    assert "+0.015 / +0.015 / +0.015" in text and (tmp_path / "figures" / "slices.png").exists()
-    with (tmp_path / "table1.csv").open() as file:
-        first = next(csv.DictReader(file))
-    assert (first["loss"], first["mean"], first["paper"]) == ("distance", "2.5", "nan")
+    assert "+0.015 / +0.015 / +0.015" in text
+    assert (six_slices / "figures" / "slices.png").exists()
 
 
 def test_two_classes_get_their_mean_and_budgets_a_curve(config, tmp_path):
     config.run = ("sinfnet",)
-    cells = study_cells.make_cells(config, tmp_path)
+    cells = make_cells(config, tmp_path)
     for cell in cells:
         leave(
             cell.folder,
@@ -290,25 +311,25 @@ def test_two_classes_get_their_mean_and_budgets_a_curve(config, tmp_path):
             classes=("ggo", "consolidation"),
             labelled=cell.labels or 9,
         )
-    results = study_results.collect(cells)
-    lines = study_tables.dice_lines(config, results)
+    results = collect(cells)
+    lines = dice_lines(config, results)
     assert [line["class"] for line in lines] == ["ggo", "consolidation", "mean of classes"] * 2
     assert all(line["mean"] == pytest.approx(0.3) for line in lines)
     assert [line["learnt_from"] for line in lines[::3]] == [9, 4]
-    study_tables.write(config, cells, workdir=tmp_path, failures={}, command="x")
+    tables.write(config, cells, workdir=tmp_path, failures={}, command="x")
     assert (tmp_path / "figures" / "label_efficiency.png").exists()
 
 
 def test_networks_with_other_parts_of_the_loss_share_a_table(config, tmp_path):
     for name in config.run:
         config.rows[name].labels = (0,)
-    cells = study_cells.make_cells(config, tmp_path)
+    cells = make_cells(config, tmp_path)
     for cell in cells:
         leave(cell.folder, {"a": 0.2, "b": 0.4})
         part = "region" if cell.row == "sinfnet" else "edge"
         losses = {"total": [1.0, 2.0], part: [0.5, 0.5]}
         (cell.folder / "losses.json").write_text(json.dumps(losses))
-    study_tables.write(config, cells, workdir=tmp_path, failures={}, command="x")
+    tables.write(config, cells, workdir=tmp_path, failures={}, command="x")
     page = (tmp_path / "table1.md").read_text()
     head, _, net, *others = [line.split(" | ") for line in page.splitlines() if line[:2] == "| "]
     edge, region = (next(i for i, h in enumerate(head) if text in h) for text in ("edge", "U-Net"))
@@ -319,40 +340,32 @@ def test_networks_with_other_parts_of_the_loss_share_a_table(config, tmp_path):
 def test_p_values_are_corrected_over_all_comparisons_of_a_class(config, tmp_path):
     for name in config.run:
         config.rows[name].labels = (0,)
-    cells = study_cells.make_cells(config, tmp_path)
+    cells = make_cells(config, tmp_path)
     rng = np.random.default_rng(0)
     for cell in cells:
         leave(cell.folder, {str(i): v for i, v in enumerate(rng.uniform(0, 1, 9))}, losses=range(9))
-    results = study_results.collect(cells)
-    lines = {line["row"]: line for line in study_tables.dice_lines(config, results)}
-    base, *others = (r.dice["raw"]["infection"][0] for r in results)
+    results = collect(cells)
+    lines = {line["row"]: line for line in dice_lines(config, results)}
+    base, *others = (r.columns["dice_infection"][0] for r in results)
     right = statistics.holm([statistics.wilcoxon(other, base) for other in others])
     found = [lines[title]["raw_p"] for title in ("Self-super", "Self-super + aug")]
     assert found == pytest.approx(right)
 
 
-def test_the_verb_reads_presets_and_overrides(monkeypatch, tmp_path, capsys):
+def test_the_verb_hands_on_config_workdir_and_command(monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr(study, "run", lambda config, **kw: seen.append((config, kw)) or 0)
-    words = [
-        "study",
-        "--config=configs/study.py:tiny",
-        "--config.bases.supervised.seed=3",
-        f"--workdir={tmp_path}",
-    ]
-    assert cli.main(words) == 0
+    words = ["study", "--config=configs/study.py:tiny", "--config.bases.supervised.seed=3"]
+    assert cli.main([*words, f"--workdir={tmp_path}"]) == 0
     config, kwargs = seen[0]
     assert config.bases.supervised.seed == 3 and kwargs["workdir"] == tmp_path
     assert kwargs["command"].split()[:3] == ["infnet-jax", *words[:2]]
-    assert cli.main([*words[:2], "--config.folds=3"]) == 0
-    assert seen[1][0].folds == 3 and str(seen[1][1]["workdir"]) == "runs/study-tiny"
-    for wrong, named in (
-        ("configs/stud.py", "stud.py: there is no such file"),
-        ("configs/study.py:big", "'big' is unknown: choose demo"),
-    ):
-        assert cli.main(["study", f"--config={wrong}"]) == 1
-        assert named in (said := capsys.readouterr().err) and said.count("\n") == 1
-    assert cli.main([*words[:2], "--config.fodls=3"]) == 1
-    assert "fodls" in capsys.readouterr().err
+    assert cli.main(words) == 0 and str(seen[1][1]["workdir"]) == "runs/study-tiny"
+
+
+def test_a_wrong_word_of_the_verb_is_one_line(capsys):
+    assert cli.main(["study", "--config=configs/stud.py"]) == 1
+    said = capsys.readouterr().err
+    assert "stud.py: there is no such file" in said and said.count("\n") == 1
     with pytest.raises(SystemExit):
-        cli.main([*words, "--fold=3"])
+        cli.main(["study", "--config=configs/study.py:tiny", "--fold=3"])

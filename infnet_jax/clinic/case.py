@@ -1,18 +1,22 @@
 """From masks to a patient's scores, tables and page: what `predict` and `severity` share."""
 
 import dataclasses
-import json
-from collections.abc import Sequence
+import functools
+import operator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
-from infnet_jax.clinic import imaging, lungs, regions as cuts, severity, sides as halves
-from infnet_jax.files import write_csv, write_text
+from infnet_jax.clinic import imaging, lungs, regions as cuts, severity, sides
+from infnet_jax.files import write_csv, write_json
 
 LESIONS = ("ggo", "consolidation")
 SCHEMA = 1  # of severity.json; see docs/severity.md
+USE = "research only, not a medical device"
+LISTS = ("ct_ss_regions", "region_shares", "lobe_shares")  # scores that get no column
 
 
 @dataclasses.dataclass
@@ -44,11 +48,69 @@ class Case:
 
 @dataclasses.dataclass
 class Patient:
-    """A patient's cases, and the scores of all of them pooled."""
+    """A patient's scores, of all scans pooled.
+
+    Attributes:
+      name: of the patient.
+      scans: their names.
+      scores: of the summed counts.
+      warnings: those of all scans, one line each.
+    """
 
     name: str
-    cases: list[Case]
+    scans: list[str]
     scores: severity.Severity
+    warnings: list[str]
+
+
+def infection(
+    labels: np.ndarray, file: str, *, one_class: bool = False
+) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
+    """Returns the infection of a label map.
+
+    Args:
+      labels: integer, any shape: 0 none, 1 ground glass, 2 consolidation, 3 effusion; or 0 and
+        255, infection of any kind.
+      file: its name, for messages.
+      one_class: label 1 is infection of any kind.
+
+    Returns:
+      The mask, uint8 of the same shape, 0, 1 and 2; what 1 and 2 are; and warnings.
+
+    Raises:
+      ValueError: other labels; names the file.
+    """
+    values = set(np.unique(labels).tolist())
+    if 255 in values and values <= {0, 255} or one_class and values <= {0, 1}:
+        return (labels > 0).astype(np.uint8), ("infection",), []
+    if one_class:
+        raise ValueError(f"{file}: labels {sorted(values)[:6]}; --one-class allows 0 and 1, or 255")
+    if not values <= {0, 1, 2, 3}:
+        raise ValueError(f"{file}: labels {sorted(values)[:6]}; 0 to 3, or 0 and 255, expected")
+    notes = [f"{file}: label 3 is taken as effusion and left out"] if 3 in values else []
+    return np.where(labels == 3, 0, labels).astype(np.uint8), LESIONS, notes
+
+
+def drop_detached(mask: np.ndarray, lung: np.ndarray) -> int:
+    """Clears, in place, connected components of a slice that touch no lung in it.
+
+    Such lie beside the body, or in the belly.
+
+    Args:
+      mask: uint8 [D, H, W]; lung: bool [D, H, W].
+
+    Returns:
+      The number of pixels cleared.
+    """
+    before = int(np.count_nonzero(mask))
+    for i in range(len(mask)):
+        if mask[i].any():
+            patches, n = ndimage.label(mask[i] > 0, np.ones((3, 3)))
+            near = ndimage.binary_dilation(lung[i], np.ones((3, 3)))
+            touching = np.zeros(n + 1, bool)
+            touching[np.unique(patches[near])] = True
+            mask[i][~touching[patches]] = 0
+    return before - int(np.count_nonzero(mask))
 
 
 def assess(
@@ -66,7 +128,7 @@ def assess(
     Args:
       scan: as read.
       mask: uint8 [D, H, W] on the scan's canonical grid, 0..2.
-      lung: bool or integer, same shape; None finds it by morphology.
+      lung: bool or integer, same shape; None takes the lobes, or finds it by morphology.
       lobes, regions: the user's own maps 1..5 (or TotalSegmentator's 10..14) and 1..20; without
         them 20 regions are cut by fixed rules.
       uncertainty: float, same shape, 0..1, only passed on.
@@ -77,41 +139,32 @@ def assess(
     """
     if mask.shape != scan.values.shape:
         raise ValueError(f"{scan.name}: mask of shape {mask.shape}, scan of {scan.values.shape}")
-    pictures, notes = scan.pictures(), list(scan.warnings)
-    if lung is None and lobes is not None:
-        lung = lobes
+    pictures, notes, zones = scan.pictures(), list(scan.warnings), None
     if lung is None:
-        lung = lungs.segment(pictures)
+        lung = lungs.segment(pictures) if lobes is None else lobes
     if lung.shape != mask.shape:
         raise ValueError(f"{scan.name}: lung of shape {lung.shape}, mask of {mask.shape}")
     if not np.any(lung):
         raise ValueError(f"{scan.name}: no lung found; give its mask")
-    known: dict[str, np.ndarray | None] = {"lobes": None, "zones": None}
     if lobes is not None:
-        known["lobes"] = halves.unite(cuts.standard_lobes(lobes), mask)
+        lobes = sides.unite(cuts.standard_lobes(lobes), mask)
     if regions is None:
-        regions, known["zones"] = _cut(scan, np.asarray(lung) > 0, mask, known["lobes"], notes)
+        regions, zones = _cut(scan, lung > 0, mask, lobes, notes)
     else:
-        regions = halves.unite(regions, mask)
+        regions = sides.unite(regions, mask)
     tally = severity.count(
         mask if len(classes) > 1 else mask > 0,
         lung,
         regions=regions,
+        lobes=lobes,
+        zones=zones,
         hu=scan.values if scan.is_hu else None,
         spacing=scan.spacing,
-        **known,
     )
-    return Case(
-        scan.name,
-        pictures,
-        mask.astype(np.uint8, copy=False),
-        (np.asarray(lung) > 0) | (mask > 0),
-        regions.astype(np.uint8, copy=False),
-        tally,
-        notes,
-        uncertainty,
-        tuple(classes),
-    )
+    mask, regions = (labels.astype(np.uint8, copy=False) for labels in (mask, regions))
+    inside = (lung > 0) | (mask > 0)
+    name, known = scan.name, tuple(classes)
+    return Case(name, pictures, mask, inside, regions, tally, notes, uncertainty, known)
 
 
 def pool(name: str, cases: Sequence[Case]) -> Patient:
@@ -122,43 +175,29 @@ def pool(name: str, cases: Sequence[Case]) -> Patient:
     """
     if not cases:
         raise ValueError(f"patient {name} has no scan")
-    total = cases[0].tally
-    for case in cases[1:]:
-        total = total + case.tally
-    return Patient(name, list(cases), severity.grade(total))
+    total = functools.reduce(operator.add, (case.tally for case in cases))
+    notes = [note for case in cases for note in case.warnings]
+    return Patient(name, [case.name for case in cases], severity.grade(total), notes)
 
 
-def write_tables(
-    folder: Path,
-    patients: Sequence[tuple[str, list[str], severity.Severity, list[str]]],
-    *,
-    model: dict[str, Any],
-) -> None:
+def write_tables(folder: Path, patients: Sequence[Patient], *, model: Mapping[str, Any]) -> None:
     """Writes `severity.csv` (a row a patient) and `severity.json` (regions too), each whole.
 
     Args:
-      folder: must exist.
-      patients: name, names of scans, scores and warnings of each.
+      folder: made if need be.
+      patients: as `pool` returns them.
       model: what identifies model and config; {} where masks came from elsewhere.
     """
     rows, records = [], []
-    for name, scans, scores, notes in patients:
-        values = scores.as_dict()
-        flat = {k: v for k, v in values.items() if not isinstance(v, list)}
-        lists = ("ct_ss_regions", "region_shares", "lobe_shares")
-        rows.append(
-            {"patient": name, "scans": len(scans)}
-            | {k: v for k, v in flat.items() if k not in lists}
-        )
-        records.append({"patient": name, "scans": scans, "scores": values, "warnings": notes})
+    for patient in patients:
+        scores, n = patient.scores.as_dict(), len(patient.scans)
+        flat = {name: value for name, value in scores.items() if name not in LISTS}
+        rows.append({"patient": patient.name, "scans": n} | flat)
+        record = {"patient": patient.name, "scans": patient.scans, "scores": scores}
+        records.append(record | {"warnings": patient.warnings})
     write_csv(folder / "severity.csv", rows)
-    document = {
-        "schema": SCHEMA,
-        "use": "research only, not a medical device",
-        "model": model,
-        "patients": records,
-    }
-    write_text(folder / "severity.json", json.dumps(document, indent=1, allow_nan=False) + "\n")
+    document = {"schema": SCHEMA, "use": USE, "model": model, "patients": records}
+    write_json(folder / "severity.json", document)
 
 
 def _cut(
@@ -170,18 +209,18 @@ def _cut(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """20 regions and, for a volume, six zones; the infection gets the nearest one."""
     if lobes is not None:
-        return cuts.lobe_regions(lobes), cuts.zones(halves.unite(_sides_of(lobes), mask))
+        return cuts.lobe_regions(lobes), cuts.zones(sides.unite(_sides_of(lobes), mask))
     if len(lung) > 1:
-        sides = halves.unite(halves.split(lung), mask)
-        return cuts.volume_regions(sides), cuts.zones(sides)
-    upright = scan.oriented or not halves.lies_on_side(lung[0])
+        halves = sides.unite(sides.split(lung), mask)
+        return cuts.volume_regions(halves), cuts.zones(halves)
+    upright = scan.oriented or not sides.lies_on_side(lung[0])
     if not upright:
         notes.append(f"{scan.name}: the lungs lie above each other; taken as transposed")
-    sides = halves.unite(halves.split(lung[0], upright=upright), mask[0])
-    turned = cuts.slice_regions(sides if upright else sides.T)
+    halves = sides.unite(sides.split(lung[0], upright=upright), mask[0])
+    turned = cuts.slice_regions(halves if upright else halves.T)
     return (turned if upright else turned.T)[None], None
 
 
 def _sides_of(lobes: np.ndarray) -> np.ndarray:
     left = (lobes == cuts.LEFT_UPPER) | (lobes == cuts.LEFT_LOWER)
-    return np.where(left, halves.LEFT, np.where(lobes > 0, halves.RIGHT, 0)).astype(np.uint8)
+    return np.where(left, sides.LEFT, np.where(lobes > 0, sides.RIGHT, 0)).astype(np.uint8)

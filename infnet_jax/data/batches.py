@@ -119,7 +119,7 @@ class Paired:
         self._streams = labelled, unlabelled
         self.fields, self.example_count = labelled.fields, labelled.example_count
 
-    def iterate(self, start_step: int = 0) -> Iterator[Batch]:
+    def iterate(self, start_step: int = 0) -> Generator[Batch]:
         """As `Batches.iterate`."""
         labelled, unlabelled = (stream.iterate(start_step) for stream in self._streams)
         with closing(labelled), closing(unlabelled):

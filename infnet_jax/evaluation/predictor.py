@@ -94,7 +94,8 @@ class Predictor:
         self.stage, self.classes = stage, stage.classes
         self.thresholds = dict(thresholds or dict.fromkeys(self.classes, 0.5))
         self.identity: dict[str, str] = {}
-        self._batch_size, self._prior, self._ensemble = batch_size, prior, []
+        self._batch_size, self._prior = batch_size, prior
+        self._ensemble: list[networks.Weights] = []
         self._mesh = meshes.make_mesh(devices)
         meshes.check_batch(batch_size, self._mesh, "evaluate.batch_size")
         net = models.make(**stage.net.arguments)

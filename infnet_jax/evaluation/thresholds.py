@@ -76,7 +76,7 @@ def choose_alone(slices: OutOfFold) -> dict[str, tuple[float, float]]:
         best = (-1.0, 0.0)
         maps = [probs[..., label - 1 - count] for probs in slices.maps]
         true = [_true(truth, label, count) for truth in truths]
-        totals = [[np.count_nonzero(each)] for each in true]
+        totals = [[int(np.count_nonzero(each))] for each in true]
         for value in CANDIDATES:
             dice = _dice([probs >= np.float32(value) for probs in maps], true, totals)
             worth = (round(float(np.nan_to_num(dice).mean()), 9), -abs(value - 0.5))
@@ -108,7 +108,7 @@ def _true(truth: np.ndarray, label: int, classes: int) -> np.ndarray:
 
 
 def _count(truth: np.ndarray, classes: int) -> list[int]:
-    return [np.count_nonzero(_true(truth, k + 1, classes)) for k in range(classes)]
+    return [int(np.count_nonzero(_true(truth, k + 1, classes))) for k in range(classes)]
 
 
 def _mean(dice: np.ndarray) -> np.ndarray:

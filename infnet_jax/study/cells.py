@@ -2,19 +2,13 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-# Stages that may be handed on -> the sections that decide what they make, beside those of the
-# stages before them.
-_DECIDES = {
-    "pretrain": ("pretrain", "coach", "model"),
-    "prior": ("segment", "prior", "evaluate", "model"),
-    "pretrain_multi": ("pretrain_multi", "coach"),
-}
+from infnet_jax.plan import Plan, resolve
 
 
 class Cell(NamedTuple):
@@ -39,23 +33,19 @@ class Cell(NamedTuple):
         words += [f"seed {self.seed}"] + ([] if self.fold is None else [f"fold {self.fold}"])
         return ", ".join(words)
 
+    @property
+    def finished(self) -> bool:
+        """Whether its run and its losses are complete."""
+        return (self.folder / "cell.json").exists()
+
 
 def make_cells(config: ConfigDict, workdir: Path) -> list[Cell]:
-    """The cells in the order in which they run: seed by seed, so that early tables are whole.
+    """Returns the cells in the order in which they run: seed by seed, for complete early tables.
 
     Raises:
       ValueError: a row with an unknown base or key, or with no seed or budget.
     """
-    if not config.run:
-        raise ValueError("run: name at least one of the rows")
-    for name in config.run:
-        if name not in config.rows:
-            raise ValueError(f"run: {name!r} is none of the rows {', '.join(config.rows)}")
-        row = config.rows[name]
-        if not row.seeds or not row.labels:
-            raise ValueError(f"rows.{name}: give at least one of seeds and of labels")
-        if row.against and row.against not in config.rows:
-            raise ValueError(f"rows.{name}.against={row.against!r} is none of the rows")
+    _check_rows(config)
     cells = []
     for seed in dict.fromkeys(s for name in config.run for s in config.rows[name].seeds):
         for name in config.run:
@@ -68,22 +58,36 @@ def make_cells(config: ConfigDict, workdir: Path) -> list[Cell]:
     return cells
 
 
+def _check_rows(config: ConfigDict) -> None:
+    """Raises ValueError for a row that cannot be run."""
+    if not config.run:
+        raise ValueError("run: name at least one of the rows")
+    for name in config.run:
+        if name not in config.rows:
+            raise ValueError(f"run: {name!r} is none of the rows {', '.join(config.rows)}")
+        row = config.rows[name]
+        if row.base not in config.bases:
+            known = ", ".join(config.bases)
+            raise ValueError(f"rows.{name}.base={row.base!r}: choose one of {known}")
+        if not row.seeds or not row.labels:
+            raise ValueError(f"rows.{name}: give at least one of seeds and of labels")
+        if row.against and row.against not in config.rows:
+            raise ValueError(f"rows.{name}.against={row.against!r} is none of the rows")
+
+
 def _make_cell(
     config: ConfigDict, name: str, seed: int, labels: int, fold: int | None, workdir: Path
 ) -> Cell:
     """Derives the config of a cell from the base of its row."""
     row = config.rows[name]
-    if row.base not in config.bases:
-        known = ", ".join(config.bases)
-        raise ValueError(f"rows.{name}.base={row.base!r}: choose one of {known}")
     derived = config.bases[row.base].copy_and_resolve_references().lock()
     ladder = tuple(sorted({n for n in row.labels if 0 < n <= labels}))
-    own = dict(seed=seed, data=dict(config.data, labels=ladder))
+    data = dict(config.data, labels=ladder)
     if fold is not None:
-        own["data"].update(folds=config.folds, fold=fold, test=derived.data.train)
+        data.update(folds=config.folds, fold=fold, test=derived.data.train)
     try:
         derived.update(row.set)
-        derived.update(own)
+        derived.update(seed=seed, data=data)
     except (KeyError, TypeError) as error:
         raise ValueError(f"rows.{name}.set: {str(error).strip(chr(34))}") from error
     place = f"labels{labels or '-all'}-seed{seed}" + ("" if fold is None else f"-fold{fold}")
@@ -92,30 +96,38 @@ def _make_cell(
 
 
 def borrow(cell: Cell, cells: Sequence[Cell]) -> None:
-    """Links the first stages of a cell to those of a finished one that was set alike."""
-    mine = json.loads(cell.config.to_json())
-    for stage in cell.config.stages:
-        if stage not in _DECIDES:
-            return
-        place = cell.folder / stage
+    """Links stages of a cell to equal ones that another cell has finished."""
+    plan = resolve(cell.config, Path())
+    for number, stage in enumerate(plan.stages):
+        place = cell.folder / stage.name
         if place.is_symlink() and not place.exists():
             place.unlink()  # the cell that lent it is gone
+        if stage.runs == "evaluate":  # it writes outside its folder
+            continue
+        needs = dependencies(plan, number)
         for other in cells:
-            lent = other.folder / stage
+            lent = other.folder / stage.name
             if place.exists() or other.folder == cell.folder or not (lent / "done.json").exists():
                 continue
-            theirs = json.loads((other.folder / "config.json").read_text())
-            if deciding(theirs, stage) == deciding(mine, stage):
+            if _is_current(other) and dependencies(resolve(other.config, Path()), number) == needs:
                 place.symlink_to(os.path.relpath(lent.resolve(), cell.folder.resolve()))
 
 
-def deciding(config: Mapping[str, Any], stage: str) -> dict[str, Any]:
-    """All that a stage's result hangs on, of a config as `config.json` holds it."""
-    stages = config["stages"][: config["stages"].index(stage) + 1]
-    keys = {"seed", "dtype", "weights", "data"}.union(*(_DECIDES[s] for s in stages))
-    found = {key: config[key] for key in sorted(keys)} | {"stages": stages}
-    if stages == ["pretrain"]:  # it looks at all images and at no mask
-        found["data"] = {k: v for k, v in config["data"].items() if k != "labels"}
-    if "pretrain_multi" in stages:
-        found["multi"] = [config["multi"].get(key) for key in ("net", "with_prior", "prior_use")]
-    return found
+def dependencies(plan: Plan, number: int) -> tuple[Any, ...]:
+    """Returns all that the result of a stage depends on: equal dependencies, equal results.
+
+    Args:
+      plan: of an empty workdir, so that its paths are relative; number: index of the stage.
+    """
+    stages, data = plan.stages[: number + 1], plan.data
+    if not any(stage.supervised for stage in stages):  # pretexts look at no mask
+        data = data._replace(labels=())
+    predicts = any(stage.runs != "train" for stage in stages)
+    inference = (plan.evaluate, plan.prior_kind, plan.prior_splits) if predicts else ()
+    return stages, data, plan.weights, plan.seed, inference
+
+
+def _is_current(cell: Cell) -> bool:
+    """Whether the folder of a cell was filled by its present config."""
+    path = cell.folder / "config.json"
+    return path.exists() and json.loads(path.read_text()) == json.loads(cell.config.to_json())

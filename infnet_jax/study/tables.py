@@ -2,17 +2,20 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
-from infnet_jax.evaluation import statistics
+from infnet_jax.evaluation.figures import BLUE, COLOURS, canvas
 from infnet_jax.evaluation.markdown import markdown_table
+from infnet_jax.evaluation.statistics import interval, mean, per_slice
 from infnet_jax.files import write_csv
 from infnet_jax.runs.workdir import write_text
-from infnet_jax.study import figures as study_figures
-from infnet_jax.study.results import DICE, Results, collect, select
+from infnet_jax.study.cells import Cell
+from infnet_jax.study.results import DICE, Line, Results, collect, dice_lines, loss_lines
 
 LOSSES = {
     "total": "training loss in all",
@@ -26,229 +29,6 @@ LOSSES = {
     "dice": "soft Dice loss",
     "distance": "abs(logit - truth)",
 }
-
-
-def dice_lines(
-    config: ConfigDict, results: Sequence[Results], without: Sequence[str] = ()
-) -> list[dict[str, Any]]:
-    """The lines of Table II: a row, budget and class each, and for two classes their mean.
-
-    Each line has for each reading its mean, `_low` and `_high` (95 % over slices and seeds),
-    `_gain` over the row it is compared with at the same budget and `_p`, the paired Wilcoxon p,
-    Holm-corrected over all lines of its class.
-
-    Args:
-      without: ids of slices to leave out.
-    """
-    lines, of_row = [], {(r.row, r.labels): r for r in results}
-    for result in results:
-        row = config.rows[result.row]
-        classes = list(result.dice["mean"])
-        groups = {name: [name] for name in classes}
-        if len(classes) > 1:
-            groups["mean of classes"] = classes
-        other = of_row.get((row.against, result.labels))
-        for name, group in groups.items():
-            values = {kind: select(result, kind, group, without) for kind in DICE}
-            line: dict[str, Any] = {
-                "row": row.title,
-                "labels": result.labels or "all",
-                "learnt_from": result.count,
-                "class": name,
-                "seeds": len(result.seeds),
-                "slices": values["mean"].shape[1],
-            }
-            for kind, ours in values.items():
-                line[kind] = statistics.mean(ours)
-                line[f"{kind}_low"], line[f"{kind}_high"] = statistics.interval(ours)
-            line["against"] = config.rows[row.against].title if other else ""
-            for kind, ours in values.items():
-                line[f"{kind}_gain"] = line[f"{kind}_p"] = math.nan
-                if other:
-                    theirs = select(other, kind, group, without)
-                    line[f"{kind}_gain"] = line[kind] - statistics.mean(theirs)
-                    line[f"{kind}_p"] = statistics.wilcoxon(
-                        *map(statistics.per_slice, (ours, theirs))
-                    )
-            shown = not result.labels and name in ("infection", "mean of classes")
-            line["paper"] = row.paper_dice if shown else math.nan
-            lines.append(line)
-    for name in {line["class"] for line in lines}:
-        family = [line for line in lines if line["class"] == name]
-        for kind in DICE:
-            corrected = statistics.holm([line[f"{kind}_p"] for line in family])
-            for line, p in zip(family, corrected, strict=True):
-                line[f"{kind}_p"] = p
-    return lines
-
-
-def loss_lines(config: ConfigDict, results: Sequence[Results]) -> list[dict[str, Any]]:
-    """The lines of Table I: a row, budget and definition of the loss each."""
-    lines = []
-    for result in results:
-        row = config.rows[result.row]
-        for name, values in result.losses.items():
-            low, high = statistics.interval(values[..., None])
-            lines.append(
-                {
-                    "row": row.title,
-                    "labels": result.labels or "all",
-                    "network": "multi" if "entropy" in result.losses else "single",
-                    "loss": name,
-                    "seeds": len(result.seeds),
-                    "mean": statistics.mean(values[..., None]),
-                    "low": low,
-                    "high": high,
-                    "paper": row.paper_loss if name == "total" and not result.labels else math.nan,
-                }
-            )
-    return lines
-
-
-def write(
-    config: ConfigDict,
-    cells: Sequence[Any],
-    *,
-    workdir: Path,
-    failures: Mapping[str, str],
-    command: str,
-) -> Path:
-    """Writes `table1.md`, `table2.md`, their CSV, the figures and `study.md`, and returns the last.
-
-    Args:
-      cells: the finished ones; failures: of the others, cell -> message.
-    """
-    parts = ["# Study", f"```\n{command}\n```"]
-    if failures:
-        listed = "\n".join(f"- {cell}: {message}" for cell, message in failures.items())
-        parts += [f"## {len(failures)} cells failed\n\nThe same command tries them again.", listed]
-    results = sorted(
-        collect(cells), key=lambda r: (config.run.index(r.row), -(r.labels or 1 << 30))
-    )
-    if results:
-        parts += _table1(config, results, workdir) + _table2(config, results, workdir)
-        parts += _figures(config, results, workdir)
-    parts.append("Research use only; not a medical device.")
-    write_text(workdir / "study.md", "\n\n".join(parts) + "\n")
-    return workdir / "study.md"
-
-
-def _table1(config: ConfigDict, results: Sequence[Results], workdir: Path) -> list[str]:
-    lines = loss_lines(config, results)
-    write_csv(workdir / "table1.csv", lines)
-    parts = ["## Table I: loss on the test slices", LOSS_NOTE]
-    for network in dict.fromkeys(line["network"] for line in lines):
-        own = [line for line in lines if line["network"] == network]
-        names = [name for name in LOSSES if any(line["loss"] == name for line in own)]
-        cells = {(line["row"], line["labels"], line["loss"]): line for line in own}
-        table = [
-            [
-                row,
-                labels,
-                cells[row, labels, names[0]]["seeds"],
-                *(_spread(cells.get((row, labels, name)), "mean", "low", "high") for name in names),
-                cells[row, labels, "total"]["paper"],
-            ]
-            for row, labels in dict.fromkeys((line["row"], line["labels"]) for line in own)
-        ]
-        head = [f"{network} class", "labels", "seeds", *(LOSSES[name] for name in names), "paper"]
-        parts.append(markdown_table(head, table))
-    write_text(workdir / "table1.md", "\n\n".join(parts) + "\n")
-    return parts
-
-
-def _table2(config: ConfigDict, results: Sequence[Results], workdir: Path) -> list[str]:
-    parts, rows = ["## Table II: Dice on the test slices", DICE_NOTE], []
-    known = set().union(*(result.ids for result in results))
-    for without in ((), *(ids for ids in config.leaking if known & {*ids})):
-        name = f"Without slices {', '.join(without)}" if without else "All slices"
-        lines = dice_lines(config, results, without)
-        rows += [{"without": " ".join(without), **line} for line in lines]
-        table = [
-            [
-                line["row"],
-                line["labels"],
-                line["class"],
-                line["seeds"],
-                *(_spread(line, kind, f"{kind}_low", f"{kind}_high") for kind in DICE),
-                line["against"],
-                *(
-                    " / ".join(_number(line[f"{kind}_{what}"], form) for kind in DICE)
-                    if line["against"]
-                    else ""
-                    for what, form in (("gain", "+.3f"), ("p", ".3g"))
-                ),
-                line["paper"],
-            ]
-            for line in lines
-        ]
-        head = [
-            "row",
-            "labels",
-            "class",
-            "seeds",
-            *(title for _, title in DICE.values()),
-            "against",
-            "gain",
-            "p (Holm)",
-            "paper",
-        ]
-        parts += [f"### {name}", markdown_table(head, table)]
-    write_csv(workdir / "table2.csv", rows)
-    write_text(workdir / "table2.md", "\n\n".join(parts) + "\n")
-    return parts
-
-
-def _figures(config: ConfigDict, results: Sequence[Results], workdir: Path) -> list[str]:
-    """The curve over label budgets where there are several, and the pairs slice by slice."""
-    parts, curves, pairs = [], {}, []
-    of_row = {(r.row, r.labels): r for r in results}
-    for result in results:
-        row, classes = config.rows[result.row], list(result.dice["mean"])
-        values = select(result, "mean", classes, ())
-        point = (result.count, statistics.mean(values), *statistics.interval(values))
-        curves.setdefault(row.title, []).append(point)
-        other = of_row.get((row.against, result.labels))
-        if other and not result.labels:
-            theirs = select(other, "mean", classes, ())
-            pairs.append(
-                (
-                    config.rows[row.against].title,
-                    row.title,
-                    statistics.per_slice(theirs),
-                    statistics.per_slice(values),
-                )
-            )
-    curves = {title: sorted(points) for title, points in curves.items() if len(points) > 1}
-    if curves:
-        study_figures.label_curve(curves, workdir / "figures" / "label_efficiency.png")
-        parts += [
-            "## Fewer labels",
-            "![label efficiency](<figures/label_efficiency.png>)",
-            "*Dice (mean of 256 thresholds) against the labelled slices, 95 % intervals.*",
-        ]
-    if pairs:
-        study_figures.scatter(pairs, workdir / "figures" / "slices.png")
-        parts += [
-            "## Slice by slice",
-            "![slices](<figures/slices.png>)",
-            "*Dice (mean of 256 thresholds) of each test slice, its seeds averaged.*",
-        ]
-    return parts
-
-
-def _spread(line: Mapping[str, Any] | None, *keys: str) -> str:
-    """`0.691 [0.648, 0.716]`, or a dash for what a network does not have."""
-    if line is None:
-        return "–"
-    value, low, high = (_number(line[key], ".3f") for key in keys)
-    return f"{value} [{low}, {high}]"
-
-
-def _number(value: float, form: str) -> str:
-    return "–" if math.isnan(value) else format(value, form)
-
-
 LOSS_NOTE = (
     "Mean [95 % interval] over slices and seeds, at the network's own size, without test-time "
     "averaging. Single class: the training loss is eq. 5 (four maps and the edge, each as eq. 4 "
@@ -268,3 +48,160 @@ DICE_NOTE = (
     "slices, each averaged over its seeds, Holm-corrected over all comparisons of its class. The "
     "paper's figures come from other data and an undefined Dice."
 )
+
+
+def write(
+    config: ConfigDict,
+    cells: Sequence[Cell],
+    *,
+    workdir: Path,
+    failures: Mapping[str, str],
+    command: str,
+) -> Path:
+    """Writes `table1.md`, `table2.md`, their CSV, the figures and `study.md`, and returns the last.
+
+    Args:
+      cells: the finished ones; failures: of the others, cell -> message.
+    """
+    parts = ["# Study", f"```\n{command}\n```"]
+    if failures:
+        listed = "\n".join(f"- {cell}: {message}" for cell, message in failures.items())
+        parts += [f"## {len(failures)} cells failed\n\nThe same command tries them again.", listed]
+    results = collect(cells)
+    results.sort(key=lambda r: (config.run.index(r.row), -(r.labels or 1 << 30)))
+    if results:
+        parts += _table1(config, results, workdir) + _table2(config, results, workdir)
+        parts += _figures(config, results, workdir)
+    parts.append("Research use only; not a medical device.")
+    write_text(workdir / "study.md", "\n\n".join(parts) + "\n")
+    return workdir / "study.md"
+
+
+def _table1(config: ConfigDict, results: Sequence[Results], workdir: Path) -> list[str]:
+    """A table a kind of network, a line a row and budget, a column a definition of the loss."""
+    lines = loss_lines(config, results)
+    write_csv(workdir / "table1.csv", lines)
+    parts = ["## Table I: loss on the test slices", LOSS_NOTE]
+    for network in dict.fromkeys(line["network"] for line in lines):
+        own = [line for line in lines if line["network"] == network]
+        names = [name for name in LOSSES if any(line["loss"] == name for line in own)]
+        table: dict[tuple, Line] = {}
+        for line in own:
+            head = {f"{network} class": line["row"], "labels": line["labels"]}
+            head |= {"seeds": line["seeds"], **{LOSSES[name]: "–" for name in names}}
+            row = table.setdefault((line["row"], line["labels"]), head | {"paper": math.nan})
+            row[LOSSES[line["loss"]]] = _spread(line, "mean", "low", "high")
+            if line["loss"] == "total":
+                row["paper"] = line["paper"]
+        parts.append(_markdown(list(table.values())))
+    write_text(workdir / "table1.md", "\n\n".join(parts) + "\n")
+    return parts
+
+
+def _table2(config: ConfigDict, results: Sequence[Results], workdir: Path) -> list[str]:
+    """A table of all slices, and one without each leaking set of which a slice was tested."""
+    parts, rows = ["## Table II: Dice on the test slices", DICE_NOTE], []
+    known = {name for result in results for name in result.ids}
+    for without in ((), *(ids for ids in config.leaking if known & {*ids})):
+        lines, table = dice_lines(config, results, without), []
+        rows += [{"without": " ".join(without), **line} for line in lines]
+        for line in lines:
+            row = {key: line[key] for key in ("row", "labels", "class", "seeds")}
+            for kind, (_, heading) in DICE.items():
+                row[heading] = _spread(line, kind, f"{kind}_low", f"{kind}_high")
+            row["against"] = line["against"]
+            for heading, what, form in (("gain", "gain", "+.3f"), ("p (Holm)", "p", ".3g")):
+                three = " / ".join(_number(line[f"{kind}_{what}"], form) for kind in DICE)
+                row[heading] = three if line["against"] else ""
+            table.append(row | {"paper": line["paper"]})
+        name = f"Without slices {', '.join(without)}" if without else "All slices"
+        parts += [f"### {name}", _markdown(table)]
+    write_csv(workdir / "table2.csv", rows)
+    write_text(workdir / "table2.md", "\n\n".join(parts) + "\n")
+    return parts
+
+
+def _markdown(rows: Sequence[Line]) -> str:
+    """A table of rows with the same headings."""
+    return markdown_table(list(rows[0]), [list(row.values()) for row in rows])
+
+
+def _spread(line: Line, *keys: str) -> str:
+    """`0.691 [0.648, 0.716]`."""
+    value, low, high = (_number(line[key], ".3f") for key in keys)
+    return f"{value} [{low}, {high}]"
+
+
+def _number(value: float, form: str) -> str:
+    return "–" if math.isnan(value) else format(value, form)
+
+
+def _figures(config: ConfigDict, results: Sequence[Results], workdir: Path) -> list[str]:
+    """The curve over label budgets where there are several, and the pairs slice by slice."""
+    parts: list[str] = []
+    curves: dict[str, list[tuple[float, ...]]] = {}
+    pairs: list[tuple[str, str, np.ndarray, np.ndarray]] = []
+    of_row = {r.row: r for r in results if not r.labels}
+    for result in results:
+        row, values = config.rows[result.row], result.dice("mean", result.classes)
+        point = (result.learnt_from, mean(values), *interval(values))
+        curves.setdefault(row.title, []).append(point)
+        other = of_row.get(row.against)
+        if other and not result.labels:
+            theirs = per_slice(other.dice("mean", result.classes))
+            pairs.append((config.rows[other.row].title, row.title, theirs, per_slice(values)))
+    curves = {title: sorted(points) for title, points in curves.items() if len(points) > 1}
+    if curves:
+        label_curve(curves, workdir / "figures" / "label_efficiency.png")
+        parts += ["## Fewer labels", "![label efficiency](<figures/label_efficiency.png>)"]
+        parts.append("*Dice (mean of 256 thresholds) against the labelled slices, 95 % intervals.*")
+    if pairs:
+        scatter(pairs, workdir / "figures" / "slices.png")
+        parts += ["## Slice by slice", "![slices](<figures/slices.png>)"]
+        parts.append("*Dice (mean of 256 thresholds) of each test slice, its seeds averaged.*")
+    return parts
+
+
+def label_curve(curves: Mapping[str, Sequence[tuple[float, ...]]], path: Path) -> None:
+    """Draws a line a row of the study, with bars from the low to the high end of its intervals.
+
+    Args:
+      curves: title -> (labelled slices, mean, low, high), rising in the first.
+      path: the PNG to write.
+    """
+    with canvas(path, width=6.4, height=4.2) as figure:
+        ax = figure.subplots()
+        for k, (colour, title) in enumerate(zip(cycle(COLOURS), curves, strict=False)):
+            x, y, low, high = np.array(curves[title], float).T
+            x = x * 1.015 ** (k - (len(curves) - 1) / 2)  # or the bars would hide each other
+            style: dict[str, Any] = dict(
+                color=colour, label=title, marker="o", markersize=5, capsize=3
+            )
+            ax.errorbar(x, y, [y - low, high - y], **style)
+        counts = sorted({round(point[0]) for points in curves.values() for point in points})
+        ax.set_xscale("log")
+        ax.set_xticks(counts, [str(n) for n in counts])
+        ax.minorticks_off()
+        ax.set(xlabel="labelled slices", ylabel="Dice, mean of 256 thresholds")
+        ax.legend()
+
+
+def scatter(pairs: Sequence[tuple[str, str, np.ndarray, np.ndarray]], path: Path) -> None:
+    """Draws a panel a comparison: each point is a slice, above the diagonal where the row gains.
+
+    Args:
+      pairs: (title of the reference, title of the row, Dice of each, [slices]).
+      path: the PNG to write.
+    """
+    columns = min(4, len(pairs))
+    lines = -(-len(pairs) // columns)
+    with canvas(path, width=3.1 * columns, height=3.2 * lines) as figure:
+        axes = figure.subplots(lines, columns, squeeze=False).ravel()
+        for ax in axes[len(pairs) :]:
+            ax.remove()
+        for ax, (reference, title, theirs, ours) in zip(axes, pairs, strict=False):
+            ax.plot([0, 1], [0, 1], color="#999999", linestyle="--", linewidth=1)
+            ax.scatter(theirs, ours, s=16, color=BLUE, alpha=0.6, linewidths=0)
+            better = int((ours > theirs).sum())
+            ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+            ax.set(xlabel=reference, ylabel=title, title=f"{better} of {len(ours)} better")

@@ -1,5 +1,6 @@
 """From a stage of the plan to its task: pure functions of state, batch and key."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -72,14 +73,27 @@ def make_target(stage: Stage, soft: bool = False) -> Target:
             probs=lambda outputs: losses_multi.class_probs(outputs["logits"], loss.head),
         )
 
+    return infection_target(stage.classes, loss, soft)
+
+
+def infection_target(
+    classes: tuple[str, ...], loss: Mapping[str, Any], soft: bool = False
+) -> Target:
+    """One class: any label of the mask, or a soft label, on all maps of a network.
+
+    Args:
+      classes: its name; loss: keyword arguments of `losses.make_infection_loss`; soft: as in
+        `make`.
+    """
+
     def truth(batch: supervised.Batch) -> jax.Array:
         if soft:
             return batch["prior"].astype(jnp.float32) / 255.0
         return (batch["mask"] > 0).astype(jnp.float32)
 
     return Target(
-        stage.classes,
-        stage.prior,
+        classes,
+        "none",
         truth=truth,
         loss=losses.make_infection_loss(**loss),
         probs=lambda outputs: jax.nn.sigmoid(models.final_map(outputs)),

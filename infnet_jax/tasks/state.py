@@ -11,8 +11,7 @@ from flax import struct
 Tree = Any  # a nested dict of arrays
 
 
-@struct.dataclass
-class Player:
+class Player(struct.PyTreeNode):
     """One network with its optimiser.
 
     `ema` holds exponentially averaged `params` and `batch_stats`, or is an empty dict when the
@@ -35,8 +34,7 @@ class Player:
         return self.ema or self.variables
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """`step` counts the updates made; `coach` is None outside pre-training.
 
     `best_metric` and `best_step` belong to early stopping and live here so that a resumed run

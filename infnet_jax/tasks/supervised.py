@@ -165,12 +165,8 @@ def make_update(
         state: TrainState, x: jax.Array, truth: Any
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         def loss(params: Any) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
-            outputs, new = net.apply(
-                {"params": params, "batch_stats": state.net.batch_stats},
-                x,
-                train=True,
-                mutable=["batch_stats"],
-            )
+            trees = {"params": params, "batch_stats": state.net.batch_stats}
+            outputs, new = net.apply(trees, x, train=True, mutable=["batch_stats"])
             total, parts = objective(outputs, truth)
             return total, (parts, new["batch_stats"])
 

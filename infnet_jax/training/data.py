@@ -80,8 +80,8 @@ def with_priors(source: Source, split: str, plan: Plan) -> Source:
                 where, _, name = key.partition("/")
                 if where == split:
                     sums.setdefault(name, []).append(z[key])
-    maps = {name: np.round(np.mean(found, axis=0)).astype(np.uint8) for name, found in sums.items()}
-    return WithPriors(source, maps)
+    means = {name: np.asarray(np.mean(found, axis=0)) for name, found in sums.items()}
+    return WithPriors(source, {name: np.round(m).astype(np.uint8) for name, m in means.items()})
 
 
 def held_out(stage: Stage, source: Source) -> list[np.ndarray]:
@@ -147,7 +147,8 @@ def _open_mix(mix: Mix, directory: Path) -> list[Source]:
     Raises:
       ValueError: a dataset has no such split, or nothing of a part is left.
     """
-    sources, listing = [open_split(part.folder, part.split) for part in mix.parts], []
+    sources: list[Source] = [open_split(part.folder or "", part.split) for part in mix.parts]
+    listing: list[dict] = []
     path = directory / "mix.json"
     kept = json.loads(path.read_text()) if path.exists() else None
     for i, (part, source) in enumerate(zip(mix.parts, sources, strict=True)):

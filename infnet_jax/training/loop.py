@@ -19,6 +19,7 @@ from infnet_jax.runs.workdir import write_npz, write_text
 from infnet_jax.tasks.state import Task, TrainState
 
 PANEL_SLICES = 3
+_Pending = tuple[int, str, dict[str, jax.Array]]  # step, phase and metrics of a step
 Rows = list[dict[str, np.ndarray]]  # of each evaluated batch, an array a name, a row an example
 
 
@@ -102,7 +103,8 @@ def _run(job: _Training, state: TrainState) -> bool:
         name: jax.jit(fn, donate_argnums=0, out_shardings=(whole, whole))
         for name, fn in task.steps.items()
     }
-    start, pending = int(state.step), None
+    start = int(state.step)
+    pending: _Pending | None = None
     stream = _stream(job, start)
     for step in range(start, task.total_steps + 1):
         last, metric = step == task.total_steps, None
@@ -110,12 +112,14 @@ def _run(job: _Training, state: TrainState) -> bool:
         # A resumed run evaluates its first state again: the log dropped that row, and whether
         # the stage has stalled must be known here too.
         if job.evaluate is not None and step and due:
-            pending = _fetch(log, pending)
+            _fetch(log, pending)
+            pending = None
             with log.paused():
                 metric, state = _judge(job, state, step)
         stalled = _stalled(state, step, section, metric)
         if due or stalled or saver.preempted:
-            pending = _fetch(log, pending)
+            _fetch(log, pending)
+            pending = None
             with log.paused():
                 saver.offer(step, state, metric=metric, force=last or stalled or saver.preempted)
         if last or stalled:
@@ -124,14 +128,15 @@ def _run(job: _Training, state: TrainState) -> bool:
             return False
         phase = task.phase(step)
         if phase not in log.phases:  # its compilation must not count as time of the step before
-            pending = _fetch(log, pending)
+            _fetch(log, pending)
+            pending = None
         state, out = steps[phase](state, next(stream), jax.random.fold_in(job.root, step))
         _fetch(log, pending)
         pending = (step, phase, out)
     return True
 
 
-def _fetch(log: RunLog, pending: tuple[int, str, dict[str, jax.Array]] | None) -> None:
+def _fetch(log: RunLog, pending: _Pending | None) -> None:
     """Writes the metrics of an earlier step; one step late, so that the device never waits.
 
     They are those of the state that has had `step` updates, as those of an evaluation are: what

@@ -1,83 +1,75 @@
 """`infnet-jax detect`: tells infected patients from others by the infected share of their lungs."""
 
-from collections.abc import Iterator, Sequence
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from infnet_jax.clinic import imaging
-from infnet_jax.data.sources import Source, examples, label_names, open_split, select, text
+from infnet_jax.data import sources
 from infnet_jax.evaluation import statistics
-from infnet_jax.evaluation.predictor import Segmenter
 from infnet_jax.files import write_csv
-from infnet_jax.verbs import find_lungs
-from infnet_jax.verbs.predict import drop_detached
+from infnet_jax.verbs import cohort, lungs
+from infnet_jax.verbs.arguments import add_checkpoint, add_lungs, existing
+
+if TYPE_CHECKING:
+    from infnet_jax.evaluation.predictor import Predictor
 
 INFECTED = ("covid", "NCP")  # as covid_ct, covid_chestxray and cc_ccii call their patients
 NOBODY = ("unknown",)
+DATASET = "the version folder of a prepared dataset with labels, such as covid_ct"
+POSITIVE = "labels that mean infected (default: covid or NCP)"
+NEGATIVE = "labels that mean not infected (default: all others but unknown)"
 
 
-def run(
-    checkpoint: Path,
-    dataset: Path,
-    split: str,
-    *,
-    positive: Sequence[str] = (),
-    negative: Sequence[str] = (),
-    csv: Path | None = None,
-    lung_way: str = find_lungs.MORPHOLOGY,
-) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    add = parser.add_argument
+    add_checkpoint(parser)
+    add("--dataset", type=existing, required=True, metavar="DIR", help=DATASET)
+    add("--split", default="test", help="default: %(default)s")
+    add("--positive", nargs="+", default=[], metavar="LABEL", help=POSITIVE)
+    add("--negative", nargs="+", default=[], metavar="LABEL", help=NEGATIVE)
+    add("--csv", type=Path, metavar="OUT", help="also write one row a patient")
+    add_lungs(parser, "as in predict (default: %(default)s)")
+
+
+def run(options: argparse.Namespace) -> int:
     """Prints ROC-AUC and the sensitivity at 95 % specificity, over patients; returns 0.
 
     A patient (a `group`) is infected if one of the slices is labelled so. The score is the
     infected share of the lung found in all of them together; patients without any are left out.
 
-    Args:
-      checkpoint: workdir of a finished run.
-      dataset: folder of a prepared dataset whose feature `label` has names.
-      split: of it, or a slice of one.
-      positive: names of labels that mean infected; none: those of `INFECTED` that there are.
-      negative: of those that mean not infected; none: all others but `unknown`.
-      csv: also writes a row a patient.
-      lung_way: as in `find_lungs.choose`.
-
     Raises:
-      FileNotFoundError: nothing prepared in `dataset`, or no run in `checkpoint`.
+      FileNotFoundError: nothing prepared in `--dataset`, or no run in `--checkpoint`.
       ValueError: labels that do not exist, or patients of one kind only.
     """
-    source, names = open_split(dataset, split), label_names(dataset)
-    infected, healthy = choose(names, positive, negative)
-    finder, _ = find_lungs.choose(lung_way)
-    rows = patients(
-        Segmenter(checkpoint),
-        finder,
-        source,
-        [names.index(n) for n in infected],
-        [names.index(n) for n in healthy],
-    )
-    scored = [row for row in rows if row["lung_pixels"]]
-    curve = statistics.roc([r["share"] for r in scored], [r["infected"] for r in scored])
-    sensitivity, specificity, threshold = statistics.sensitivity_at(curve, 0.95)
-    n_infected = sum(row["infected"] for row in scored)
-    print(
-        f"{split}: {sum(row['slices'] for row in scored)} slices of {len(scored)} patients, "
-        f"{n_infected} infected ({', '.join(infected)}), {len(scored) - n_infected} not "
-        f"({', '.join(healthy)}); {len(rows) - len(scored)} left out, as no lung was found"
-    )
-    print(f"ROC-AUC                          {curve.auc:.3f}")
-    print(
-        f"sensitivity at 95 % specificity  {sensitivity:.3f}  (share of {threshold:.4f} or more; "
-        f"specificity {specificity:.3f})"
-    )
-    if csv is not None:
-        write_csv(csv, rows)
+    from infnet_jax.evaluation.predictor import Predictor
+
+    source = sources.open_split(options.dataset, options.split)
+    names = sources.label_names(options.dataset)
+    infected, healthy = choose(names, options.positive, options.negative)
+    finder, _ = lungs.choose(options.lungs)
+    kinds = [[names.index(name) for name in group] for group in (infected, healthy)]
+    rows = patients(Predictor.load(options.checkpoint), finder, source, *kinds)
+    print(report(options.split, rows, infected, healthy))
+    if options.csv is not None:
+        write_csv(options.csv, rows)
     return 0
 
 
 def choose(
     names: Sequence[str], positive: Sequence[str], negative: Sequence[str]
 ) -> tuple[list[str], list[str]]:
-    """The labels that mean infected, and those that mean not; see `run`."""
+    """Returns the labels that mean infected, and those that mean not.
+
+    Args:
+      names: all labels of the dataset.
+      positive: those named as infected; none: those of `INFECTED` that there are.
+      negative: those named as not infected; none: all others but `unknown`.
+
+    Raises:
+      ValueError: unknown labels, or none on one side.
+    """
     infected = list(positive) or [name for name in names if name in INFECTED]
     healthy = list(negative) or [n for n in names if n not in (*infected, *NOBODY)]
     unknown = [name for name in (*infected, *healthy) if name not in names]
@@ -91,48 +83,65 @@ def choose(
 
 
 def patients(
-    segmenter: Segmenter,
-    finder: find_lungs.Finder,
-    source: Source,
+    network: "Predictor",
+    finder: lungs.Finder,
+    source: sources.Source,
     infected: Sequence[int],
     healthy: Sequence[int],
-) -> list[dict]:
-    """A row a patient, in the order of first appearance; slices of other labels are passed over.
+) -> list[dict[str, Any]]:
+    """Returns a row a patient, in the order of first appearance.
+
+    Args:
+      network: segments slices.
+      finder: of their lungs.
+      source: examples with `label`, `group`, `id` and `image`.
+      infected, healthy: numbers of labels; slices of other labels are passed over.
 
     Returns:
       Dicts of `patient` (the group), `infected` bool, `slices`, `lung_pixels`, `infected_pixels`
       and `share` 0..1, NaN without lung.
     """
-    chosen = [i for i in range(len(source)) if int(source[i]["label"]) in (*infected, *healthy)]
-
-    def pictures() -> Iterator[np.ndarray]:
-        return (example["image"][..., 0] for example in examples(select(source, chosen)))
-
-    rows: dict[str, dict] = {}
-    for i, picture, found in zip(chosen, pictures(), segmenter(pictures()), strict=True):
-        example = source[i]
-        name = text(example["group"])
-        row = rows.setdefault(
-            name,
-            {
-                "patient": name,
-                "infected": False,
-                "slices": 0,
-                "lung_pixels": 0,
-                "infected_pixels": 0,
-            },
-        )
-        row["infected"] |= int(example["label"]) in infected
+    labels = [int(source[i]["label"]) for i in range(len(source))]
+    chosen = [i for i, label in enumerate(labels) if label in (*infected, *healthy)]
+    examples = sources.examples(sources.select(source, chosen))
+    slices = (cohort.Slice(e["id"], e["group"], e["image"][..., 0]) for e in examples)
+    rows: dict[str, dict[str, Any]] = {}
+    counts = ("slices", "lung_pixels", "infected_pixels")
+    for i, (one, mask) in zip(chosen, cohort.predicted(slices, network), strict=True):
+        new = {"patient": one.unit, "infected": False, **dict.fromkeys(counts, 0)}
+        row = rows.setdefault(one.unit, new)
+        row["infected"] |= labels[i] in infected
         row["slices"] += 1
-        scan = imaging.scan_of_picture(text(example["id"]), np.ascontiguousarray(picture))
-        lung = finder(scan)[0] > 0
-        if not lung.any():
-            continue  # above or below the lungs: what is marked there is no infection of them
-        mask = found.mask[None]
-        drop_detached(mask, lung[None])
-        row["lung_pixels"] += int((lung | (mask[0] > 0)).sum())
-        row["infected_pixels"] += int((mask > 0).sum())
+        kept, lung = cohort.inside_lung(one, mask, finder)
+        if lung.any():  # not above or below the lungs, where nothing is an infection of them
+            row["lung_pixels"] += int((lung | kept).sum())
+            row["infected_pixels"] += int(kept.sum())
     for row in rows.values():
-        lung = row["lung_pixels"]
-        row["share"] = row["infected_pixels"] / lung if lung else float("nan")
+        whole = row["lung_pixels"]
+        row["share"] = row["infected_pixels"] / whole if whole else float("nan")
     return list(rows.values())
+
+
+def report(
+    split: str, rows: Sequence[dict[str, Any]], infected: Sequence[str], healthy: Sequence[str]
+) -> str:
+    """Returns three lines: who was looked at, ROC-AUC, and the sensitivity.
+
+    Args:
+      split: its name; rows: as `patients` returns them; infected, healthy: names of labels.
+
+    Raises:
+      ValueError: patients of one kind only.
+    """
+    scored = [row for row in rows if row["lung_pixels"]]
+    curve = statistics.roc([r["share"] for r in scored], [r["infected"] for r in scored])
+    sensitivity, specificity, threshold = statistics.sensitivity_at(curve, 0.95)
+    n_infected = sum(row["infected"] for row in scored)
+    return (
+        f"{split}: {sum(row['slices'] for row in scored)} slices of {len(scored)} patients, "
+        f"{n_infected} infected ({', '.join(infected)}), {len(scored) - n_infected} not "
+        f"({', '.join(healthy)}); {len(rows) - len(scored)} left out, as no lung was found\n"
+        f"ROC-AUC                          {curve.auc:.3f}\n"
+        f"sensitivity at 95 % specificity  {sensitivity:.3f}  (share of {threshold:.4f} or more; "
+        f"specificity {specificity:.3f})"
+    )

@@ -1,4 +1,4 @@
-"""Evaluate a folder of prediction maps against a folder of truth masks, paired by file stem.
+"""`infnet-jax evaluate`: a folder of predicted maps against true masks, paired by file stem.
 
 Truth masks may be grey pictures (lesion > 128), class masks (index PNGs with a palette, or grey
 pictures holding only the indices 0..3 or the greys 0, 38 and 75 of such palettes): 1 ground-glass
@@ -6,12 +6,16 @@ opacity (GGO), 2 consolidation, 3 pleural effusion, which is no lesion here. Pre
 maps of the probability (8 bit: value / 255, 16 bit: value / 65535) or class masks as above.
 """
 
+import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from infnet_jax.evaluation import metrics
 from infnet_jax.files import write_csv
+from infnet_jax.verbs.arguments import existing
 
 LABELS = {"ggo": 1, "consolidation": 2}
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -25,14 +29,31 @@ _BLOCKS = {
 }
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    add = parser.add_argument
+    add("--predictions", type=existing, required=True, metavar="DIR")
+    add("--truth", type=existing, required=True, metavar="DIR")
+    add("--csv", type=Path, metavar="OUT", help="also write one row a picture")
+    add("--label", choices=[*LABELS], help="score one class only")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints the table, writes the rows if asked, returns 0; raises as `evaluate_maps` does."""
+    rows, summary = evaluate_maps(options.predictions, options.truth, options.label)
+    print(format_table(summary))
+    if options.csv is not None:
+        write_csv(options.csv, rows)
+    return 0
+
+
 def list_pictures(folder: Path) -> dict[str, Path]:
-    """PNG and JPG files of a folder by stem.
+    """Returns the PNG and JPG files of a folder by stem.
 
     Raises:
       FileNotFoundError: the folder is missing or holds no picture.
       ValueError: two pictures share a stem.
     """
-    folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
     found: dict[str, Path] = {}
@@ -47,7 +68,7 @@ def list_pictures(folder: Path) -> dict[str, Path]:
 
 
 def _read(path: Path) -> tuple[np.ndarray, bool]:
-    """Read a picture as (float64 map in [0, 1], False) or (class indices 0..3, True)."""
+    """Reads a picture as (float64 map in [0, 1], False) or (class indices 0..3, True), [H, W]."""
     from PIL import Image
 
     try:
@@ -76,7 +97,7 @@ def _select(classes: np.ndarray, label: str | None) -> np.ndarray:
 
 
 def read_truth(path: Path, label: str | None = None) -> np.ndarray:
-    """Read a truth mask as bool [H, W]: GGO or consolidation (None), or one of them (``label``).
+    """Reads a truth mask as bool [H, W]: GGO or consolidation (None), or one of them (`label`).
 
     Raises:
       ValueError: not a readable picture, or a label asked of a mask that has no classes.
@@ -94,8 +115,8 @@ def read_truth(path: Path, label: str | None = None) -> np.ndarray:
     return values > 128 / 255
 
 
-def _read_predictions(paths: dict[str, Path], label: str | None) -> dict[str, np.ndarray]:
-    """Read all maps, refusing a folder of grey index masks, which would pass for blank maps."""
+def _read_predictions(paths: Mapping[str, Path], label: str | None) -> dict[str, np.ndarray]:
+    """Reads all maps, refusing a folder of grey index masks, which would pass for blank maps."""
     maps, highest = {}, 0.0
     for stem, path in paths.items():
         values, classes = _read(path)
@@ -111,36 +132,27 @@ def _read_predictions(paths: dict[str, Path], label: str | None) -> dict[str, np
 
 def evaluate_maps(
     predictions: Path, truth: Path, label: str | None = None
-) -> tuple[list[dict], dict]:
-    """Evaluate every map of a folder at its truth's own size.
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Evaluates every map of a folder at its truth's own size.
 
     Args:
       predictions: folder of maps; smaller or larger ones are resized to the truth bilinearly.
       truth: folder of masks with the same stems.
-      label: None (any lesion), ``ggo`` or ``consolidation``.
+      label: None (any lesion), `ggo` or `consolidation`.
 
     Returns:
-      One row per slice in stem order (``stem``, ``lesion_pixels``, toolbox scores ``mean_*``,
-      ``adaptive_*``, ``minmax_*``, ``raw_*``, then ``s_measure``, ``weighted_f`` (NaN for an empty
-      truth), ``mae``), and the summary: ``label``, ``toolbox`` and ``empty_aware`` (both what
-      ``metrics.summarise`` returns) and ``interval``, the 95 % bootstrap intervals of the toolbox
-      Dice, ``mean`` and ``minmax``.
+      One row per slice in stem order (`stem`, `lesion_pixels`, toolbox scores `mean_*`,
+      `adaptive_*`, `minmax_*`, `raw_*`, then `s_measure`, `weighted_f` (NaN for an empty truth),
+      `mae`), and the summary: `label`, and what `metrics.both_readings` returns.
 
     Raises:
       FileNotFoundError: a folder is missing or empty, or a slice lacks its map or truth.
-      ValueError: an unreadable or unsuitable picture, a map on its side against its truth, or an
-        unknown label.
+      ValueError: an unreadable or unsuitable picture, or a map on its side against its truth.
     """
-    if label is not None and label not in LABELS:
-        raise ValueError(f"label {label!r} is unknown: choose one of {', '.join(LABELS)} or none")
     maps, masks = list_pictures(predictions), list_pictures(truth)
-    sides = ((masks, maps, predictions, "prediction"), (maps, masks, truth, "truth"))
-    for here, there, folder, what in sides:
-        missing = [path.name for stem, path in here.items() if stem not in there]
-        if missing:
-            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-            raise FileNotFoundError(f"{folder}: no {what} for {missing[0]}{more}")
-    values, rows, records = _read_predictions(maps, label), [], []
+    _check_partners(masks, maps, f"{predictions}: no prediction")
+    _check_partners(maps, masks, f"{truth}: no truth")
+    values, records = _read_predictions(maps, label), {}
     for stem, path in masks.items():
         mask = read_truth(path, label)
         (height, width), (tall, wide) = mask.shape, values[stem].shape
@@ -149,13 +161,19 @@ def evaluate_maps(
                 f"{maps[stem]}: {tall} x {wide}, and its truth {height} x {width}: one of "
                 "the two lies on its side, turn it first (a builder's README says how it turned)"
             )
-        record = metrics.toolbox(values[stem], mask)
-        records.append(record)
-        rows.append({"stem": stem, **_row(record)})
-    return rows, {"label": label or "lesion", **metrics.both_readings(records)}
+        records[stem] = metrics.toolbox(values[stem], mask)
+    rows = [{"stem": stem} | _row(record) for stem, record in records.items()]
+    return rows, {"label": label or "lesion"} | metrics.both_readings(list(records.values()))
 
 
-def _row(record: dict) -> dict:
+def _check_partners(here: Mapping[str, Path], there: Mapping[str, Path], what: str) -> None:
+    missing = [path.name for stem, path in here.items() if stem not in there]
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise FileNotFoundError(f"{what} for {missing[0]}{more}")
+
+
+def _row(record: dict[str, Any]) -> dict[str, Any]:
     row = {"lesion_pixels": record["positives"]}
     row |= {f"mean_{name}": float(curve.mean()) for name, curve in record["curves"].items()}
     for kind, name in (("adaptive", "adaptive"), ("minmax", "minmax"), ("none", "raw")):
@@ -164,8 +182,8 @@ def _row(record: dict) -> dict:
     return row | {name: record[name] for name in metrics.MAP_SCORES}
 
 
-def format_table(summary: dict) -> str:
-    """Lay a summary out as text: both readings, all columns, number of empty truths."""
+def format_table(summary: dict[str, Any]) -> str:
+    """Returns a summary as text: both readings, all columns, number of empty truths."""
     toolbox = summary["toolbox"]
     lines = [
         f"{summary['label']}: {toolbox['images']} slices, "
@@ -185,12 +203,3 @@ def format_table(summary: dict) -> str:
     spans = {kind: "{:.3f}..{:.3f}".format(*span) for kind, span in summary["interval"].items()}
     lines += ["", f"95 % intervals of the toolbox Dice over slices: mean of 256 {spans['mean']}, "]
     return "\n".join(lines) + f"at {toolbox['threshold']:g}, min-max {spans['minmax']}"
-
-
-def run(predictions: Path, truth: Path, csv: Path | None = None, label: str | None = None) -> int:
-    """Print the table, write the rows if asked, return exit code 0; raises as ``evaluate_maps``."""
-    rows, summary = evaluate_maps(Path(predictions), Path(truth), label)
-    print(format_table(summary))
-    if csv is not None:
-        write_csv(Path(csv), rows)
-    return 0

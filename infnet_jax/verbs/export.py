@@ -1,25 +1,35 @@
-"""The `export` verb: a trained network as a small folder that `predict` takes in place of a run."""
+"""`infnet-jax export`: a trained network as a small folder, which `predict` takes like a run."""
 
+import argparse
 import shutil
 from pathlib import Path
 
 import numpy as np
-from flax.traverse_util import flatten_dict
-from safetensors.numpy import save
 
-from infnet_jax import tasks
-from infnet_jax.evaluation import networks
-from infnet_jax.runs.workdir import read_config
+from infnet_jax.verbs.arguments import RUN, existing
 
 BESIDE = ("config.json", "statistics.json", "thresholds.json")  # the last one only where chosen
 
 
-def export(workdir: Path | str, out: Path | str) -> Path:
-    """Writes the weights that a run is judged by, without optimiser and history.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    parser.add_argument("workdir", type=existing, metavar="WORKDIR", help=RUN)
+    parser.add_argument("out", type=Path, metavar="OUT", help="what predict --checkpoint takes too")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Exports a run, prints the size of the weights, and returns 0."""
+    path = export(options.workdir, options.out)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+def export(workdir: Path, out: Path) -> Path:
+    """Writes the weights used for evaluation, without optimiser and history.
 
     The folder gets `weights.safetensors` (arrays by `<stage>/<number>/<collection>/<path>`, those
     of a multi-class network's priors among them) and the run's `config.json`, `statistics.json`
-    and `thresholds.json`. `inference.Segmenter` reads it as it reads the run.
+    and `thresholds.json`. `predictor.Predictor` reads it as it reads the run.
 
     Returns:
       The path of the weights.
@@ -28,14 +38,19 @@ def export(workdir: Path | str, out: Path | str) -> Path:
       FileNotFoundError: no run there, or it has not trained its last network yet.
       ValueError: `out` is not empty, or the prior is the truth, which no new scan has.
     """
-    workdir, out = Path(workdir), Path(out)
+    from flax.traverse_util import flatten_dict
+    from safetensors.numpy import save
+
+    from infnet_jax.evaluation import networks
+    from infnet_jax.plan import resolve
+    from infnet_jax.runs.workdir import read_config
+
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not an empty folder; name a new one")
-    config = read_config(workdir)
-    found = {
-        tasks.last_trained(config): networks.load_evaluated(config, workdir)[1],
-        "prior": networks.load_priors(config, workdir),
-    }
+    plan = resolve(read_config(workdir), workdir)
+    found = {plan.final.name: networks.load_final(plan)[1]}
+    if plan.prior is not None:
+        found[plan.prior.name] = networks.load_priors(plan)
     flat = {
         f"{name}/{number}/{key}": np.ascontiguousarray(value)
         for name, several in found.items()

@@ -1,9 +1,10 @@
-"""Number-by-number comparison with stored outputs of the public PyTorch networks.
+"""`infnet-jax parity`: our outputs beside stored ones of the public PyTorch networks.
 
 A reference is a pair NAME.json + NAME.npz: tensor names and shapes of a state dict, a rule that
 fills them, a rule for the input, and the outputs in float64. No torch is needed.
 """
 
+import argparse
 import functools
 import json
 import zlib
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from infnet_jax.models.coach import Coach, visible_from_score
+from infnet_jax.verbs.arguments import existing
 from infnet_jax.weights.convert import convert, make_network
 
 TOLERANCE = 1e-4
@@ -44,8 +46,26 @@ class Row:
         return self.error <= TOLERANCE
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    parser.add_argument("directory", type=existing, metavar="DIR")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints the table of `compare` and returns an exit code: 1 if any row fails, else 0."""
+    rows = compare(options.directory)
+    print(f"{'pair':<22}{'output':<32}{'max |difference|':<18}")
+    for row in rows:
+        error = "-" if row.error is None else f"{row.error:.2e}"
+        mark = row.note or ("" if row.ok else f"above {TOLERANCE:g}")
+        print(f"{row.pair:<22}{row.output:<32}{error:<18}{mark}".rstrip())
+    failed = sum(not row.ok for row in rows)
+    print(f"{failed} of {len(rows)} rows failed" if failed else "all compared outputs agree")
+    return int(failed > 0)
+
+
 def rule_tensor(name: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
-    """Value of a state-dict tensor by the references' rule, float32.
+    """Returns the value of a state-dict tensor by the references' rule, float32.
 
     Raises:
       ValueError: for an unknown kind.
@@ -137,7 +157,7 @@ _PAIRS = {
 }
 
 
-def _compare(pair: str, name: str, stored: np.ndarray, ours: dict[str, jax.Array]) -> Row:
+def _row(pair: str, name: str, stored: np.ndarray, ours: dict[str, jax.Array]) -> Row:
     if name not in ours:
         return Row(pair, name, None, "missing: our network has no such output")
     value = np.asarray(ours[name], np.float64)
@@ -146,14 +166,14 @@ def _compare(pair: str, name: str, stored: np.ndarray, ours: dict[str, jax.Array
     return Row(pair, name, float(np.max(np.abs(value - stored))))
 
 
-def run(directory: Path | str) -> list[Row]:
+def compare(directory: Path) -> list[Row]:
     """Compares every pair in `directory`; one row per stored output, one per skipped pair.
 
     Raises:
       FileNotFoundError: if the folder holds no pair, or a .json without its .npz.
       ValueError: if a stored state dict does not convert.
     """
-    specs = sorted(Path(directory).glob("*.json"))
+    specs = sorted(directory.glob("*.json"))
     if not specs:
         raise FileNotFoundError(f"no reference pairs (*.json + *.npz) in {directory}")
     rows: list[Row] = []
@@ -166,18 +186,5 @@ def run(directory: Path | str) -> list[Row]:
             continue
         with np.load(arrays) as stored:
             ours = _PAIRS[pair](json.loads(path.read_text()), stored.files)
-            rows += [_compare(pair, name, stored[name], ours) for name in stored.files]
+            rows += [_row(pair, name, stored[name], ours) for name in stored.files]
     return rows
-
-
-def report(directory: Path | str) -> int:
-    """Prints the table of `run` and returns an exit code: 1 if any row fails, else 0."""
-    rows = run(directory)
-    print(f"{'pair':<22}{'output':<32}{'max |difference|':<18}")
-    for row in rows:
-        error = "-" if row.error is None else f"{row.error:.2e}"
-        mark = row.note or ("" if row.ok else f"above {TOLERANCE:g}")
-        print(f"{row.pair:<22}{row.output:<32}{error:<18}{mark}".rstrip())
-    failed = sum(not row.ok for row in rows)
-    print(f"{failed} of {len(rows)} rows failed" if failed else "all compared outputs agree")
-    return int(failed > 0)

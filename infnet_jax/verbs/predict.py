@@ -1,5 +1,6 @@
 """`infnet-jax predict`: scans in; masks, severity and a page out."""
 
+import argparse
 import json
 import os
 import shutil
@@ -7,107 +8,106 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import ndimage
 
 from infnet_jax import __version__
-from infnet_jax.clinic import case as scoring, imaging, page as report
-from infnet_jax.evaluation.predictor import Segmenter
+from infnet_jax.clinic import case, imaging
+from infnet_jax.files import write_json, write_npz
 from infnet_jax.runs.logs import clock
-from infnet_jax.verbs import find_lungs, severity as score_files
+from infnet_jax.verbs import lungs, scans
+from infnet_jax.verbs.arguments import add_checkpoint, add_lungs, add_tta, existing
+
+if TYPE_CHECKING:
+    from infnet_jax.evaluation.predictor import Predictor
+
+INPUT = "pictures, NIfTI volumes, DICOM folders or zips, or folders of them"
+TTA = "average eight views, with an uncertainty map (default: as the run did)"
+LUNGS = (
+    "morphology (the default), the --workdir of a run of configs/lung.py, or your own lung masks"
+)
+CONTINUE = "read back what this network has already written to --out"
+IDENTIFIERS = "let names, ids and dates pass from DICOM headers into DICOM-SEG"
 
 
-def run(
-    inputs: Sequence[Path],
-    *,
-    checkpoint: Path,
-    out: Path,
-    lung_way: str = find_lungs.MORPHOLOGY,
-    lobes: Path | None = None,
-    tta: bool | None = None,
-    batch_size: int = 0,
-    save_probabilities: bool = False,
-    go_on: bool = False,
-    one_patient: bool = False,
-    keep_identifiers: bool = False,
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    add = parser.add_argument
+    add("inputs", type=existing, nargs="+", metavar="INPUT", help=INPUT)
+    add_checkpoint(parser)
+    add("--out", type=Path, required=True, metavar="DIR")
+    add_tta(parser, TTA)
+    add("--batch", type=int, default=0, metavar="N", help="slices at once")
+    add("--device", choices=["cpu", "gpu", "tpu"], help="default: the fastest")
+    add_lungs(parser, LUNGS)
+    add("--lobes", type=existing, metavar="PATH", help="your own lobe maps 1..5")
+    add("--one-patient", action="store_true", help="all inputs are one patient's")
+    add("--continue", dest="go_on", action="store_true", help=CONTINUE)
+    add("--save-probabilities", action="store_true")
+    add("--keep-identifiers", action="store_true", help=IDENTIFIERS)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Loads the network and hands over to `predict`.
+
+    Raises:
+      FileNotFoundError, ValueError: no input at all, or no usable checkpoint.
+    """
+    if options.device:  # read by jax when it is first imported
+        os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(options.device, options.device)
+    from infnet_jax.evaluation.predictor import Predictor
+
+    sources = imaging.find(options.inputs)
+    network = Predictor.load(options.checkpoint, tta=options.tta, batch_size=options.batch)
+    finder, lung_name = lungs.choose(options.lungs, alone=len(sources) == 1)
+    return predict(options, sources, network, finder, lung_name)
+
+
+def predict(
+    options: argparse.Namespace,
+    sources: Sequence[imaging.Source],
+    network: "Predictor",
+    finder: lungs.Finder,
+    lung_name: str,
 ) -> int:
     """Segments and scores scans; one that fails is named and does not stop the others.
 
-    Writes `masks/`, `severity.csv`, `severity.json` and `report.html` into `out`, each file whole.
+    Writes `masks/`, `severity.csv`, `severity.json` and `report.html` into `--out`, each file
+    whole, and `probabilities/<name>.npz` if asked, float16 on the file's own grid.
 
     Args:
-      inputs: pictures, NIfTI volumes, DICOM folders or zips, or folders of them.
-      checkpoint: workdir of a finished run.
-      lung_way: as in `find_lungs.choose`; over lobes, only if it is not morphology.
-      lobes: folder (or file) with the user's own lobe maps, by the scans' names.
-      tta: average over eight views, with their spread as uncertainty; None as the run did.
-      batch_size: slices at once; 0 as the run did.
-      save_probabilities: also `probabilities/<name>.npz`, float16 on the file's own grid.
-      go_on: scans whose masks this network has written here before are read back, not run again.
-      one_patient: all inputs belong to one patient and are scored together.
-      keep_identifiers: lets names, ids and dates pass from DICOM headers into DICOM-SEG.
+      options: the verb's.
+      sources: the scans.
+      network: segments slices.
+      finder, lung_name: from `lungs.choose`; lobes go before morphology.
 
     Returns:
       0, or 1 if any input failed.
 
     Raises:
-      FileNotFoundError, ValueError: no input at all, or no usable checkpoint.
-      OSError: `out` cannot be written.
+      ValueError, OSError: lobes that are not there, or `--out` cannot be written.
     """
-    sources = imaging.find(inputs)
-    segmenter = Segmenter(checkpoint, tta=tta, batch_size=batch_size)
-    finder, lung_name = find_lungs.choose(lung_way, alone=len(sources) == 1)
-    lobe_maps = None if lobes is None else imaging.by_name(lobes)
-    if lobe_maps is not None and lung_way == find_lungs.MORPHOLOGY:
-        finder, lung_name = None, "given lobes"
-    identity = segmenter.identity | {"lungs": lung_name}
-    for name in ("masks", ".finished", *(["probabilities"] if save_probabilities else [])):
-        (out / name).mkdir(parents=True, exist_ok=True)
-    failed = 0
-    rows: list[score_files.Row] = []
-    together: list[scoring.Case] = []
-    with report.Page(out / "report.html", model=identity) as page:
-        for source in _progress(sources):
-            try:
-                scan = imaging.read(source)
-                own = (
-                    None
-                    if lobe_maps is None
-                    else imaging.read_labels(
-                        imaging.partner(
-                            source.name, lobe_maps, "lobes", alone=len(sources) == 1
-                        ).files[0],
-                        scan,
-                    )
-                )
-                lung = own if finder is None else finder(scan)
-                case = _predict(
-                    scan,
-                    segmenter,
-                    out,
-                    lung,
-                    own,
-                    identity=identity,
-                    go_on=go_on,
-                    save_probabilities=save_probabilities,
-                    keep_identifiers=keep_identifiers,
-                )
-            except (ValueError, OSError, ImportError) as error:
-                failed += 1
-                _say(f"infnet-jax predict: {' '.join(str(error).split())}")
-                continue
-            if one_patient:
-                together.append(case)
-            else:
-                rows.append(score_files.add(page, scoring.pool(source.name, [case])))
-        if together:
-            rows.append(score_files.add(page, scoring.pool(out.resolve().name, together)))
-    return score_files.conclude(out, rows, model=identity, failed=failed)
+    lobes_of = None
+    if options.lobes is not None:
+        lobes_of = lungs.given(options.lobes, "lobes", alone=len(sources) == 1)
+        if lung_name == lungs.MORPHOLOGY:
+            finder, lung_name = lobes_of, "given lobes"
+    model = network.identity | {"lungs": lung_name}
+    (options.out / "masks").mkdir(parents=True, exist_ok=True)
+
+    def read_case(source: imaging.Source) -> case.Case:
+        scan = imaging.read(source)
+        lobes = None if lobes_of is None else lobes_of(scan)
+        return _case(options, scan, network, finder(scan), lobes, model)
+
+    patient = options.out.resolve().name if options.one_patient else None
+    shown = _progress(sources)
+    return scans.score("predict", shown, read_case, options.out, model=model, patient=patient)
 
 
 def segment(
-    segmenter: Segmenter,
+    network: "Predictor",
     scan: imaging.Scan,
     lung: np.ndarray | None = None,
     *,
@@ -116,7 +116,8 @@ def segment(
     """Runs the network over the slices of a scan, from the first to the last that shows lung.
 
     Args:
-      segmenter: as loaded; scan: as read.
+      network: segments slices.
+      scan: as read.
       lung: bool [D, H, W]; None runs every slice.
       keep_probs: False spares their memory.
 
@@ -125,97 +126,63 @@ def segment(
       consolidation; uncertainty float16 [D, H, W] in 0..1 or None; probs float16 [D, H, W, C],
       one channel a class, or None.
     """
-    shape = scan.values.shape
+    shape, n_classes = scan.values.shape, len(network.classes)
     mask = np.zeros(shape, np.uint8)
-    probs = np.zeros((*shape, len(segmenter.classes)), np.float16) if keep_probs else None
+    probs = np.zeros((*shape, n_classes), np.float16) if keep_probs else None
     spread = None
     shown = np.arange(len(mask)) if lung is None else np.flatnonzero(lung.any((1, 2)))
     span = range(shown[0], shown[-1] + 1) if len(shown) else range(0)
-    for i, found in zip(span, segmenter(scan.picture(i) for i in span), strict=True):
+    for i, found in zip(span, network(scan.picture(i) for i in span), strict=True):
         mask[i] = found.mask
-        if probs is not None:
-            probs[i] = found.probs[..., None] if found.probs.ndim == 2 else found.probs[..., 1:]
+        if probs is not None:  # without the background's channel
+            probs[i] = found.probs.reshape(*shape[1:], -1)[..., -n_classes:]
         if found.spread is not None:
             spread = np.zeros(shape, np.float16) if spread is None else spread
             spread[i] = 2 * found.spread  # the standard deviation of values in 0..1 is at most 0.5
     return mask, spread, probs
 
 
-def drop_detached(mask: np.ndarray, lung: np.ndarray) -> int:
-    """Clears, in place, patches that touch no lung in their slice: beside the body, in the belly.
-
-    Args:
-      mask: uint8 [D, H, W]; lung: bool [D, H, W].
-
-    Returns:
-      The number of pixels cleared.
-    """
-    before = np.count_nonzero(mask)
-    for i in range(len(mask)):
-        if mask[i].any():
-            patches, n = ndimage.label(mask[i] > 0, np.ones((3, 3)))
-            near = ndimage.binary_dilation(lung[i], np.ones((3, 3)))
-            touching = np.zeros(n + 1, bool)
-            touching[np.unique(patches[near])] = True
-            mask[i][~touching[patches]] = 0
-    return before - np.count_nonzero(mask)
-
-
-def _predict(
+def _case(
+    options: argparse.Namespace,
     scan: imaging.Scan,
-    segmenter: Segmenter,
-    out: Path,
+    network: "Predictor",
     lung: np.ndarray,
     lobes: np.ndarray | None,
-    *,
-    identity: dict[str, str],
-    go_on: bool,
-    save_probabilities: bool,
-    keep_identifiers: bool,
-) -> scoring.Case:
+    model: dict[str, str],
+) -> case.Case:
     """One scan: its mask written, its case returned."""
+    out, classes = options.out, network.classes
     marker = out / ".finished" / f"{scan.name}.json"
-    mine = {"model": identity, "thresholds": segmenter.thresholds}
-    if go_on and marker.exists():
+    mine = {"model": model, "thresholds": network.thresholds}
+    if options.go_on and marker.exists():
         before = json.loads(marker.read_text())
         if {k: before[k] for k in mine} != mine:
             raise ValueError(
                 f"{scan.name}: {out} has a mask of another model or other lungs; use another --out"
             )
         mask = imaging.read_labels(out / "masks" / before["file"], scan)
-        return scoring.assess(scan, mask, lung, lobes=lobes, classes=segmenter.classes)
-    mask, uncertainty, probs = segment(
-        segmenter, scan, lung if len(lung) > 1 else None, keep_probs=save_probabilities
-    )
+        return case.assess(scan, mask, lung, lobes=lobes, classes=classes)
+    span = lung if len(lung) > 1 else None
+    mask, unsure, probs = segment(network, scan, span, keep_probs=options.save_probabilities)
     n_marked = np.count_nonzero(mask)
-    if dropped := drop_detached(mask, np.asarray(lung) > 0):
-        scan.warnings.append(
-            f"{scan.name}: {100 * dropped / n_marked:.0f} % of the marked pixels touched no lung "
-            "and were dropped"
-        )
-    case = scoring.assess(
-        scan, mask, lung, lobes=lobes, uncertainty=uncertainty, classes=segmenter.classes
-    )
+    if dropped := case.drop_detached(mask, lung > 0):
+        share = f"{100 * dropped / n_marked:.0f} % of the marked pixels"
+        scan.warnings.append(f"{scan.name}: {share} touched no lung and were dropped")
+    found = case.assess(scan, mask, lung, lobes=lobes, uncertainty=unsure, classes=classes)
     files, notes = imaging.write_mask(
         scan,
         mask,
         out / "masks",
-        classes=segmenter.classes,
-        keep_identifiers=keep_identifiers,
+        classes=classes,
+        keep_identifiers=options.keep_identifiers,
         version=__version__,
     )
-    case.warnings.extend(notes)
+    found.warnings.extend(notes)
     if probs is not None:
-        fresh = out / "probabilities" / f".part-{scan.name}.npz"
-        on_grid = {
-            name: scan.grid.source(probs[..., c]) for c, name in enumerate(segmenter.classes)
-        }
-        np.savez_compressed(fresh, **on_grid)
-        fresh.replace(out / "probabilities" / f"{scan.name}.npz")
-    fresh = marker.with_suffix(".tmp")
-    fresh.write_text(json.dumps({**mine, "file": files[0].name}))
-    os.replace(fresh, marker)
-    return case
+        on_grid = {name: scan.grid.source(probs[..., c]) for c, name in enumerate(classes)}
+        write_npz(out / "probabilities" / f"{scan.name}.npz", on_grid)
+    write_json(marker, mine | {"file": files[0].name})
+    return found
 
 
 def _progress(sources: Sequence[imaging.Source]) -> Iterator[imaging.Source]:
@@ -231,8 +198,3 @@ def _progress(sources: Sequence[imaging.Source]) -> Iterator[imaging.Source]:
         yield source
     if sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-
-def _say(line: str) -> None:
-    start = "\r\x1b[K" if sys.stderr.isatty() else ""
-    print(start + line, file=sys.stderr, flush=True)

@@ -5,52 +5,63 @@ scores are held against a clinical table (iCTCF) or the scores that experts gave
 (covid-chestxray).
 """
 
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
+import argparse
+import collections
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from infnet_jax.clinic import imaging
-from infnet_jax.evaluation.predictor import Segmenter
-from infnet_jax.files import write_csv
-from infnet_jax.verbs import (
-    clinical,
-    find_lungs,
-    severity as score_files,
-    severity_rows,
-    study_page,
-    truth,
-)
+from infnet_jax.clinic import case, severity
+from infnet_jax.files import write_csv, write_text
+from infnet_jax.verbs import cohort, lungs, severity_tables as tables
+from infnet_jax.verbs.arguments import add_lungs, add_tta, existing
+from infnet_jax.verbs.severity_tables import SIDES, Row
 
+if TYPE_CHECKING:
+    from infnet_jax.evaluation.predictor import Predictor
+
+TITLE = "# Severity: predicted against true"
 TRUE_LUNGS = "true"
+SOURCES = "prepared datasets, or folders with img/, label/ and lung/"
+LUNGS = "for the prediction: true, or as in predict (default: %(default)s)"
 
 
-def run(
-    sources: Sequence[Path],
-    *,
-    out: Path,
-    checkpoint: Path | None = None,
-    masks: Path | None = None,
-    lung_way: str = find_lungs.MORPHOLOGY,
-    split: str = "test",
-    tta: bool | None = None,
-    table: Path | None = None,
-) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    add = parser.add_argument
+    add("sources", type=existing, nargs="+", metavar="SOURCE", help=SOURCES)
+    add("--checkpoint", type=existing, metavar="DIR", help="a run that predicts; or")
+    add("--masks", type=existing, metavar="DIR", help="predicted masks")
+    add("--out", type=Path, required=True, metavar="DIR")
+    add_lungs(parser, LUNGS)
+    add("--split", default="test", help="of prepared datasets (default: %(default)s)")
+    add_tta(parser, "average eight views (default: as the run did)")
+    add("--clinical", type=existing, metavar="FILE", help="iCTCF's Patients.xlsx")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Loads the network, if masks are to be predicted, and hands over to `study`."""
+    if (options.checkpoint is None) == (options.masks is None):
+        raise ValueError("give either --checkpoint or --masks")
+    if options.checkpoint is None:
+        return study(options, None)
+    from infnet_jax.evaluation.predictor import Predictor
+
+    return study(options, Predictor.load(options.checkpoint, tta=options.tta))
+
+
+def study(options: argparse.Namespace, network: "Predictor | None") -> int:
     """Scores what is predicted and what is true, and writes how they agree.
 
-    Writes into `out`: `scores.csv` (a row a slice and a row a patient) and `summary.md`; where
+    Writes into `--out`: `scores.csv` (a row a slice and a row a patient) and `summary.md`; where
     truth is known `agreement.csv` and `bland_altman_<source>.png`; where experts gave scores
     `experts.csv`; with a clinical table `clinical.csv`.
 
     Args:
-      sources: see `truth.read`.
-      checkpoint: workdir whose network predicts; or
-      masks: folder of predicted masks by the slices' names, such as `predict` writes.
-      lung_way: lungs under the predicted masks: `true`, or as in `find_lungs.choose`.
-      split: of prepared datasets.
-      tta: average over eight views; None as the run did.
-      table: iCTCF's Patients.xlsx.
+      options: the verb's.
+      network: predicts masks; None reads those of `--masks`.
 
     Returns:
       0.
@@ -59,83 +70,115 @@ def run(
       ValueError, FileNotFoundError: a source, mask or table that cannot be used, or no slice with
         anything to compare.
     """
-    if (checkpoint is None) == (masks is None):
-        raise ValueError("give either --checkpoint or --masks")
-    known = clinical.read(table) if table is not None else None
-    finder, lung_name = (
-        (None, "true masks") if lung_way == TRUE_LUNGS else (find_lungs.choose(lung_way))
-    )
-    segmenter = None if checkpoint is None else Segmenter(checkpoint, tta=tta)
-    model = {"masks": str(masks)} if segmenter is None else segmenter.identity
-    out.mkdir(parents=True, exist_ok=True)
-    rows: list[severity_rows.Row] = []
+    out, morbidity = options.out, options.clinical and cohort.read_morbidity(options.clinical)
+    finder, lung_name = None, "true masks"
+    if options.lungs != TRUE_LUNGS:
+        finder, lung_name = lungs.choose(options.lungs)
+    rows: list[Row] = []
     left_out: list[str] = []
-    for name, source in _names(sources).items():
-        slices = truth.read(source, split)
-        pairs = _given(slices, masks) if segmenter is None else _predicted(slices, segmenter)
-        rows += severity_rows.score(name, pairs, finder, left_out)
-    tables = [
-        {"dataset": dataset, "level": level} | severity_rows.compare(group)
-        for (dataset, level), group in severity_rows.groups(rows)
-    ]
-    experts = severity_rows.experts(rows)
-    if not tables and not experts and known is None:
+    for name, source in _names(options.sources).items():
+        slices = cohort.read(source, options.split)
+        if network is None:
+            pairs = cohort.given(slices, options.masks)
+        else:
+            pairs = cohort.predicted(slices, network)
+        rows += score(name, pairs, finder, left_out)
+    groups, judged = tables.group(rows), tables.experts(rows)
+    if not groups and not judged and morbidity is None:
         raise ValueError(
             "no slice has a true mask and a true lung, or an expert's score, and "
             "there is no --clinical; " + "; ".join(left_out[:2])
         )
-    joined = None
-    if known is not None:
-        patients = {
-            f"{r['dataset']}/{r['unit']}": clinical.Scores(
-                r["predicted_share"], r["predicted_grade"], r["predicted_ct_ss"]
-            )
-            for r in rows
-            if r["level"] == "patient" and r["predicted_share"] is not None
-        }
-        joined = clinical.join(known, patients)
-        write_csv(
-            out / "clinical.csv",
-            [
-                {"patient": n, "morbidity": word, "class": c, **s._asdict()}
-                for n, word, c, s in zip(*joined[:4], strict=True)
-            ],
-        )
     write_csv(out / "scores.csv", rows)
-    for name, table in (("agreement.csv", tables), ("experts.csv", experts)):
-        if table:
-            write_csv(out / name, table)
-    drawn = [
-        (name, study_page.draw(out, name, levels))
-        for name, levels in severity_rows.by_dataset(rows)
-    ]
-    page = study_page.write(
-        out,
-        model=model | {"lungs of predicted masks": lung_name},
-        tables=tables,
-        experts=experts,
-        joined=joined,
-        figures=drawn,
-        left_out=left_out,
-    )
-    print(page.read_text(), end="")
+    model = {"masks": str(options.masks)} if network is None else network.identity
+    model = model | {"lungs of predicted masks": lung_name}
+    parts = [TITLE, "\n".join(f"- {name}: {value}" for name, value in model.items())]
+    if groups:
+        agreed = [tables.compare(found) for found in groups.values()]
+        write_csv(out / "agreement.csv", agreed)
+        parts += tables.agreement_section(agreed, tables.draw(out, groups))
+    if judged:
+        write_csv(out / "experts.csv", judged)
+        parts += tables.experts_section(judged)
+    if morbidity is not None:
+        joined = tables.join(morbidity, rows)
+        write_csv(out / "clinical.csv", joined.rows)
+        parts += tables.clinical_section(joined)
+    if left_out:
+        parts += tables.left_out_section(left_out)
+    text = "\n\n".join(parts) + "\n"
+    write_text(out / "summary.md", text)
+    print(text, end="")
     return 0
 
 
-def _predicted(
-    slices: Iterable[truth.Slice], segmenter: Segmenter
-) -> Iterator[tuple[truth.Slice, np.ndarray]]:
-    ahead, behind = itertools.tee(slices)
-    for one, found in zip(behind, segmenter(s.image for s in ahead), strict=True):
-        yield one, found.mask > 0
+def score(
+    dataset: str,
+    pairs: Iterable[tuple[cohort.Slice, np.ndarray]],
+    finder: lungs.Finder | None,
+    left_out: list[str],
+) -> list[Row]:
+    """Scores slices, and patients by their pooled counts.
+
+    Args:
+      dataset: its name.
+      pairs: slices with their predicted mask, bool [H, W].
+      finder: of the lungs under predicted masks; None takes the true ones.
+      left_out: gets a line for each side of a slice that cannot be scored. A patient's other
+        slices still count.
+
+    Returns:
+      Rows with `dataset`, `level` (slice, patient), `unit`, `name`, `slices`; share, ct_ss and
+      grade, each `true_` and `predicted_`; and `cohort.EXPERT_SCORES`, of slices only; None where
+      not known. Patient rows come last, and only if some patient has several slices, or there is
+      no truth.
+    """
+    rows: list[Row] = []
+    pooled: dict[str, dict[str, severity.Tally]] = {}
+    counts: collections.Counter[str] = collections.Counter()
+    for one, mask in pairs:
+        found = {}
+        try:
+            if one.mask is not None and one.lung is not None:
+                found["true"] = _tally(one, one.mask, one.lung, one.regions)
+        except ValueError as error:
+            left_out.append(f"{dataset}, truth: {error}")
+        try:
+            found["predicted"] = _tally(one, *cohort.inside_lung(one, mask, finder))
+        except ValueError as error:
+            left_out.append(f"{dataset}, predicted: {error}")
+        counts[one.unit] += 1
+        sums = pooled.setdefault(one.unit, {})
+        for side, tally in found.items():
+            # True and predicted are compared on the same slices, where truth is known at all.
+            key = side if "true" in found else "alone"
+            sums[key] = sums[key] + tally if key in sums else tally
+        rows.append(_row(dataset, "slice", one.unit, one.name, 1, found) | one.experts)
+    truthless = not any("true" in sums for sums in pooled.values())
+    if truthless or any(n > 1 for n in counts.values()):
+        for unit, sums in pooled.items():
+            sides = sums if "true" in sums or not sums else {"predicted": sums["alone"]}
+            rows.append(_row(dataset, "patient", unit, unit, counts[unit], sides))
+    return rows
 
 
-def _given(slices: Iterable[truth.Slice], folder: Path) -> Iterator[tuple[truth.Slice, np.ndarray]]:
-    masks = imaging.by_name(folder)
-    for one in slices:
-        path = imaging.partner(one.name, masks, "masks", alone=False).files[0]
-        labels = imaging.read_labels(path, imaging.scan_of_picture(one.name, one.image))
-        yield one, score_files.infection(labels, path.name)[0][0] > 0
+def _tally(
+    one: cohort.Slice, mask: np.ndarray, lung: np.ndarray, regions: np.ndarray | None = None
+) -> severity.Tally:
+    known = None if regions is None else regions[None]
+    single = ("infection",)
+    return case.assess(one.scan, mask[None], lung[None], regions=known, classes=single).tally
+
+
+def _row(
+    dataset: str, level: str, unit: str, name: str, n: int, sides: Mapping[str, severity.Tally]
+) -> Row:
+    row: Row = {"dataset": dataset, "level": level, "unit": unit, "name": name, "slices": n}
+    for side in SIDES:
+        graded: Any = severity.grade(sides[side]) if side in sides else None
+        for key, field in (("share", "infected_share"), ("ct_ss", "ct_ss"), ("grade", "grade")):
+            row[f"{side}_{key}"] = getattr(graded, field, None)
+    return row | dict.fromkeys(cohort.EXPERT_SCORES)
 
 
 def _names(sources: Sequence[Path]) -> dict[str, Path]:
@@ -143,9 +186,7 @@ def _names(sources: Sequence[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in sources:
         whole = path.resolve()
-        if (whole / "dataset_info.json").is_file():
-            name = "_".join(whole.parts[-3:-1])
-        else:
-            name = whole.name
+        prepared = (whole / "dataset_info.json").is_file()
+        name = "_".join(whole.parts[-3:-1]) if prepared else whole.name
         found[name if name not in found else f"{name}_{len(found) + 1}"] = path
     return found

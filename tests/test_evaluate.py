@@ -1,23 +1,19 @@
 """Folders of maps: published rows reproduced, mask formats read rightly, faults named."""
 
 import csv
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from infnet_jax import cli
 from infnet_jax.evaluation import metrics
-from infnet_jax.verbs import evaluate as evaluation
+from infnet_jax.verbs import evaluate
 
-SHARED = Path(os.environ.get("INFNET_SHARED", Path(__file__).parents[2] / "shared"))
-TESTING = SHARED / "data/COVID-SemiSeg/TestingSet"
-TRAINING = SHARED / "data/COVID-SemiSeg/TrainingSet"
-MAPS = SHARED / "data/reference_maps"
-needs_shared = pytest.mark.skipif(
-    not (MAPS.is_dir() and TESTING.is_dir()), reason="published maps and masks are not at hand"
-)
+DATA = "data/COVID-SemiSeg"
+TESTING, TRAINING = f"{DATA}/TestingSet", f"{DATA}/TrainingSet"
+BINARY, MULTI = "LungInfection-Test/GT", "MultiClassInfection-Test/GT"
 PALETTE = [0, 0, 0, 128, 0, 0, 0, 128, 0]
 
 
@@ -36,33 +32,19 @@ def classes() -> np.ndarray:
     return out
 
 
-@needs_shared
 @pytest.mark.parametrize(
     ("maps", "truth", "label", "row"),
     [
-        (
-            "binary/Inf-Net",
-            "LungInfection-Test/GT",
-            None,
-            (0.682, 0.692, 0.943, 0.781, 0.838, 0.082),
-        ),
-        ("binary/U-Net", "LungInfection-Test/GT", None, (0.439, 0.534, 0.858, 0.622, 0.625, 0.186)),
-        (
-            "ggo/FCN8s",
-            "MultiClassInfection-Test/GT",
-            "ggo",
-            (0.471, 0.537, 0.905, 0.582, 0.774, 0.101),
-        ),
-        (
-            "consolidation/FCN8s",
-            "MultiClassInfection-Test/GT",
-            "consolidation",
-            (0.221, 0.212, 0.567, 0.652, 0.651, 0.039),
-        ),
+        ("binary/Inf-Net", BINARY, None, (0.682, 0.692, 0.943, 0.781, 0.838, 0.082)),
+        ("binary/U-Net", BINARY, None, (0.439, 0.534, 0.858, 0.622, 0.625, 0.186)),
+        ("ggo/FCN8s", MULTI, "ggo", (0.471, 0.537, 0.905, 0.582, 0.774, 0.101)),
+        ("consolidation/FCN8s", MULTI, "consolidation", (0.221, 0.212, 0.567, 0.652, 0.651, 0.039)),
     ],
 )
-def test_published_rows(maps, truth, label, row):
-    rows, summary = evaluation.evaluate_maps(MAPS / maps, TESTING / truth, label)
+def test_published_rows(shared, maps, truth, label, row):
+    rows, summary = evaluate.evaluate_maps(
+        shared / "data/reference_maps" / maps, shared / TESTING / truth, label
+    )
     toolbox, aware = summary["toolbox"], summary["empty_aware"]
     mean = toolbox["mean"]
     found = (mean["dice"], mean["sensitivity"], mean["specificity"], toolbox["s_measure"])
@@ -81,26 +63,24 @@ def test_published_rows(maps, truth, label, row):
     assert aware["undefined"]["none"]["sensitivity"] == empty
 
 
-@needs_shared
-def test_floors_of_the_real_set():
-    folder = TRAINING / "LungInfection-Train/Doctor-label/GT"
+def test_floors_of_the_real_set(shared):
+    folder = shared / TRAINING / "LungInfection-Train/Doctor-label/GT"
     train, test = (
-        [evaluation.read_truth(path) for path in evaluation.list_pictures(where).values()]
-        for where in (folder, TESTING / "LungInfection-Test/GT")
+        [evaluate.read_truth(path) for path in evaluate.list_pictures(where).values()]
+        for where in (folder, shared / TESTING / BINARY)
     )
     found = metrics.floors(train, test)
     assert found["all_positive"]["toolbox"]["mean"]["dice"] == pytest.approx(0.258, abs=1e-3)
     assert found["mean_training_mask"]["toolbox"]["mean"]["dice"] == pytest.approx(0.416, abs=1e-3)
 
 
-@needs_shared
-def test_multi_class_masks_agree_with_the_binary_ones():
+def test_multi_class_masks_agree_with_the_binary_ones(shared):
     for stem in ("18", "77", "99"):
-        palette = TESTING / f"MultiClassInfection-Test/GT/{stem}.png"
-        binary = evaluation.read_truth(TESTING / f"LungInfection-Test/GT/{stem}.png")
-        np.testing.assert_array_equal(evaluation.read_truth(palette), binary)
-        one_bit = evaluation.read_truth(TESTING / f"MultiClassInfection-Test/GT-2/{stem}.png")
-        np.testing.assert_array_equal(evaluation.read_truth(palette, "consolidation"), one_bit)
+        palette = shared / TESTING / MULTI / f"{stem}.png"
+        binary = evaluate.read_truth(shared / TESTING / BINARY / f"{stem}.png")
+        np.testing.assert_array_equal(evaluate.read_truth(palette), binary)
+        one_bit = evaluate.read_truth(shared / TESTING / f"{MULTI}-2" / f"{stem}.png")
+        np.testing.assert_array_equal(evaluate.read_truth(palette, "consolidation"), one_bit)
 
 
 def test_class_masks_in_every_form(tmp_path):
@@ -115,9 +95,9 @@ def test_class_masks_in_every_form(tmp_path):
     deep = tmp_path / "deep.png"
     Image.fromarray(truth.astype(np.uint16)).save(deep)
     for path in (*forms.values(), deep):
-        np.testing.assert_array_equal(evaluation.read_truth(path), truth > 0, err_msg=path.name)
-        np.testing.assert_array_equal(evaluation.read_truth(path, "ggo"), truth == 1)
-        np.testing.assert_array_equal(evaluation.read_truth(path, "consolidation"), truth == 2)
+        np.testing.assert_array_equal(evaluate.read_truth(path), truth > 0, err_msg=path.name)
+        np.testing.assert_array_equal(evaluate.read_truth(path, "ggo"), truth == 1)
+        np.testing.assert_array_equal(evaluate.read_truth(path, "consolidation"), truth == 2)
 
 
 def test_binary_masks_in_every_form(tmp_path):
@@ -131,9 +111,9 @@ def test_binary_masks_in_every_form(tmp_path):
         save(tmp_path / "above.png", np.where(lesion, 129, 128)),
         save(tmp_path / "effusion.png", np.where(lesion, 1, 3)),
     ):
-        np.testing.assert_array_equal(evaluation.read_truth(path), lesion, err_msg=path.name)
+        np.testing.assert_array_equal(evaluate.read_truth(path), lesion, err_msg=path.name)
     with pytest.raises(ValueError, match=r"grey\.png.*'ggo'"):
-        evaluation.read_truth(tmp_path / "grey.png", "ggo")
+        evaluate.read_truth(tmp_path / "grey.png", "ggo")
 
 
 def folders(tmp_path: Path) -> tuple[Path, Path]:
@@ -147,7 +127,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_both_readings_of_a_small_folder(tmp_path):
-    rows, summary = evaluation.evaluate_maps(*folders(tmp_path))
+    rows, summary = evaluate.evaluate_maps(*folders(tmp_path))
     # Slice a: 16 of 24 lesion pixels found, none false: Dice 32 / 40.
     assert [row["stem"] for row in rows] == ["a", "b"]
     assert [row["minmax_dice"] for row in rows] == pytest.approx([0.8, 0.0])
@@ -156,7 +136,7 @@ def test_both_readings_of_a_small_folder(tmp_path):
     assert summary["empty_aware"]["minmax"]["dice"] == pytest.approx(0.8)
     low, high = summary["interval"]["minmax"]
     assert (low, high) == pytest.approx((0.0, 0.8))
-    table = evaluation.format_table(summary)
+    table = evaluate.format_table(summary)
     assert "2 slices, 1 of them with an empty truth" in table
     assert "(1 undefined)" in table and "0.800" in table and "0.400" in table
 
@@ -166,17 +146,19 @@ def test_maps_may_differ_in_size_depth_and_kind(tmp_path):
     save(tmp_path / "truth/a.png", truth, palette=True)
     save(tmp_path / "maps/a.png", truth, palette=True)
     for label in (None, "ggo", "consolidation"):
-        rows, _ = evaluation.evaluate_maps(tmp_path / "maps", tmp_path / "truth", label)
+        rows, _ = evaluate.evaluate_maps(tmp_path / "maps", tmp_path / "truth", label)
         assert rows[0]["raw_dice"] == 1.0
     big = np.kron((truth > 0).astype(np.uint16) * 65535, np.ones((3, 3), np.uint16))
     Image.fromarray(big).save(tmp_path / "maps/a.png")
-    rows, _ = evaluation.evaluate_maps(tmp_path / "maps", tmp_path / "truth")
+    rows, _ = evaluate.evaluate_maps(tmp_path / "maps", tmp_path / "truth")
     assert rows[0]["raw_dice"] == 1.0 and rows[0]["lesion_pixels"] == 24
 
 
 def test_run_prints_and_writes(tmp_path, capsys):
     target = tmp_path / "new/rows.csv"
-    assert evaluation.run(*folders(tmp_path), csv=target) == 0
+    maps, truth = map(str, folders(tmp_path))
+    words = ["evaluate", "--predictions", maps, "--truth", truth, "--csv", str(target)]
+    assert cli.main(words) == 0
     printed = capsys.readouterr().out
     for word in ("toolbox", "empty_aware", "adaptive", "weighted F", "ROC-AUC", "max of 256"):
         assert word in printed
@@ -186,71 +168,46 @@ def test_run_prints_and_writes(tmp_path, capsys):
     assert float(rows[0]["minmax_dice"]) == pytest.approx(0.8)
 
 
-def break_missing_map(maps, truth):
-    (maps / "b.png").unlink()
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:40])
 
 
-def break_missing_truth(maps, truth):
-    (truth / "a.png").unlink()
-
-
-def break_unreadable(maps, truth):
-    (maps / "a.png").write_bytes(b"no picture")
-
-
-def break_cut_short(maps, truth):
-    whole = (truth / "a.png").read_bytes()
-    (truth / "a.png").write_bytes(whole[: len(whole) // 2])
-
-
-def break_empty(maps, truth):
-    for path in maps.iterdir():
-        path.unlink()
-
-
-def break_absent(maps, truth):
-    truth.rename(truth.with_name("elsewhere"))
-
-
-def break_twice(maps, truth):
-    save(maps / "a.jpg", classes())
-
-
-def break_indices(maps, truth):
-    save(maps / "a.png", classes())
-
-
-def break_colour(maps, truth):
-    save(maps / "a.png", np.stack([classes() * 90] + [classes() * 0] * 2, -1))
-
-
-def break_side(maps, truth):
+def on_its_side(maps, truth):
     save(truth / "a.png", classes()[:3])
-    save(maps / "a.png", np.full(classes()[:3].T.shape, 90))
+    save(maps / "a.png", np.full((8, 3), 90))
+
+
+FAULTS = {
+    "side": on_its_side,
+    "missing map": lambda maps, truth: (maps / "b.png").unlink(),
+    "missing truth": lambda maps, truth: (truth / "a.png").unlink(),
+    "unreadable": lambda maps, truth: (maps / "a.png").write_bytes(b"no picture"),
+    "cut short": lambda maps, truth: cut_short(truth / "a.png"),
+    "empty": lambda maps, truth: [path.unlink() for path in maps.iterdir()],
+    "absent": lambda maps, truth: truth.rename(truth.with_name("elsewhere")),
+    "twice": lambda maps, truth: save(maps / "a.jpg", classes()),
+    "indices": lambda maps, truth: save(maps / "a.png", classes()),
+    "colour": lambda maps, truth: save(maps / "a.png", classes()[..., None] * [90, 0, 0]),
+}
 
 
 @pytest.mark.parametrize(
     ("fault", "error", "message"),
     [
-        (break_side, ValueError, r"a\.png: 8 x 3, and its truth 3 x 8: one of the two lies"),
-        (break_missing_map, FileNotFoundError, r"maps: no prediction for b\.png"),
-        (break_missing_truth, FileNotFoundError, r"truth: no truth for a\.png"),
-        (break_unreadable, ValueError, r"maps/a\.png: not a readable picture"),
-        (break_cut_short, ValueError, r"truth/a\.png: not a readable picture"),
-        (break_empty, FileNotFoundError, "maps: holds no PNG"),
-        (break_absent, FileNotFoundError, "truth: no such folder"),
-        (break_twice, ValueError, r"a\.png: a\.jpg has the same stem"),
-        (break_indices, ValueError, "maps: no map exceeds the value 3"),
-        (break_colour, ValueError, r"maps/a\.png: a colour picture"),
+        ("side", ValueError, r"a\.png: 8 x 3, and its truth 3 x 8: one of the two lies"),
+        ("missing map", FileNotFoundError, r"maps: no prediction for b\.png"),
+        ("missing truth", FileNotFoundError, r"truth: no truth for a\.png"),
+        ("unreadable", ValueError, r"maps/a\.png: not a readable picture"),
+        ("cut short", ValueError, r"truth/a\.png: not a readable picture"),
+        ("empty", FileNotFoundError, "maps: holds no PNG"),
+        ("absent", FileNotFoundError, "truth: no such folder"),
+        ("twice", ValueError, r"a\.png: a\.jpg has the same stem"),
+        ("indices", ValueError, "maps: no map exceeds the value 3"),
+        ("colour", ValueError, r"maps/a\.png: a colour picture"),
     ],
 )
 def test_faults_are_named(tmp_path, fault, error, message):
     maps, truth = folders(tmp_path)
-    fault(maps, truth)
+    FAULTS[fault](maps, truth)
     with pytest.raises(error, match=message):
-        evaluation.evaluate_maps(maps, truth)
-
-
-def test_unknown_label(tmp_path):
-    with pytest.raises(ValueError, match="label 'lung' is unknown"):
-        evaluation.evaluate_maps(*folders(tmp_path), "lung")
+        evaluate.evaluate_maps(maps, truth)

@@ -1,0 +1,235 @@
+"""How predicted severity meets what is known: true masks, experts, a clinical table.
+
+Each comparison of `severity-study`, and its section of the page in Markdown.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from infnet_jax.evaluation import figures as house, statistics
+from infnet_jax.evaluation.markdown import markdown_table
+from infnet_jax.verbs.cohort import EXPERT_SCORES, GRADES, patient_number
+
+SCORES = {"share": (100, "infected share of the lung, %"), "ct_ss": (1, "CT-SS, 0 to 40")}
+SIDES = ("true", "predicted")
+STATISTICS = {  # of a score, column of agreement.csv -> heading
+    "true": "mean true",
+    "predicted": "mean predicted",
+    "mae": "mean absolute error",
+    "bias": "bias",
+    "low": "lower limit",
+    "high": "upper limit",
+    "spearman": "Spearman",
+}
+AGREEMENT = """Lines: the mean of the differences and 1.96 standard deviations to either side. \
+Neighbouring slices are near copies, so limits per slice look surer than they are."""
+GRADED = "Grades 0, 1, 2 of the infected share (bounds 1 % and 50 %):"
+EXPERTS = """Geographic extent 0 to 8 and opacity 0 to 6, mean of three readers of X-rays \
+(covid-chestxray). A network of CT slices has seen no X-ray: read this as a test of how far it \
+carries, unless it was trained on some."""
+CLINICAL = """Classes: 0 control, mild and regular, 1 severe, 2 critically ill; predicted is the \
+grade of the infected share (bounds 1 % and 50 %). AUC: severe or worse. Left out: {} suspected, \
+{} not in the table."""
+
+Row = dict[str, Any]
+
+
+class Joined(NamedTuple):
+    """Patients with both a clinical class and predicted scores, in the order of their numbers.
+
+    Attributes:
+      rows: of each patient `patient` (number), `morbidity`, `class`: 0 (regular and below), 1
+        (severe), 2 (critically ill), and predicted `share` 0..1, `grade` 0..2, `ct_ss` 0..40.
+      suspected: number of patients left out, since nobody says whether they are ill.
+      unknown: names left out: no patient number in them, or none of the table.
+    """
+
+    rows: list[dict[str, Any]]
+    suspected: int
+    unknown: list[str]
+
+
+def both_sides(
+    rows: Sequence[Mapping[str, Any]], key: str, factor: float = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the true and the predicted values of a score, times `factor`, float64 [N] each."""
+    t, p = (factor * np.array([r[f"{side}_{key}"] for r in rows], float) for side in SIDES)
+    return t, p
+
+
+def group(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
+    """Returns the rows with both sides known, by dataset and level."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row["true_share"] is not None and row["predicted_share"] is not None:
+            found.setdefault((row["dataset"], row["level"]), []).append(row)
+    return found
+
+
+def compare(rows: Sequence[Row]) -> Row:
+    """Returns how predicted scores meet true ones.
+
+    Args:
+      rows: of one dataset and level, with both sides known.
+
+    Returns:
+      `dataset`, `level`, `n`; for each of `SCORES` its `STATISTICS`; and `grade_kappa`,
+      `grade_accuracy`, `grade_majority`.
+    """
+    found: Row = {"dataset": rows[0]["dataset"], "level": rows[0]["level"], "n": len(rows)}
+    for key, (factor, _) in SCORES.items():
+        t, p = both_sides(rows, key, factor)
+        error, ranks = statistics.mean_absolute_error(t, p), statistics.spearman(t, p)
+        values = (float(t.mean()), float(p.mean()), error, *statistics.limits(t, p), ranks)
+        found |= {f"{key}_{name}": v for name, v in zip(STATISTICS, values, strict=True)}
+    grades = statistics.classes(*([row[f"{side}_grade"] for row in rows] for side in SIDES))
+    return found | {f"grade_{k}": getattr(grades, k) for k in ("kappa", "accuracy", "majority")}
+
+
+def experts(rows: Iterable[Row]) -> list[Row]:
+    """Returns how the predicted share ranks beside the scores that experts gave.
+
+    Returns:
+      Of each dataset and score with such slices: `dataset`, `score`, `n`, `mean_score`,
+      `mean_share` (percent) and `spearman` of the two.
+    """
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for row in rows:
+        for name in EXPERT_SCORES:
+            if row[name] is not None and row["predicted_share"] is not None:
+                pairs = found.setdefault((row["dataset"], name), [])
+                pairs.append((row[name], 100 * row["predicted_share"]))
+    tables = []
+    for (dataset, name), pairs in found.items():
+        scores, shares = np.array(pairs, float).T
+        table: Row = {"dataset": dataset, "score": name, "n": len(pairs)}
+        table |= {"mean_score": scores.mean(), "mean_share": shares.mean()}
+        tables.append(table | {"spearman": statistics.spearman(scores, shares)})
+    return tables
+
+
+def join(table: Mapping[int, str], rows: Iterable[Mapping[str, Any]]) -> Joined:
+    """Brings the table and predicted scores together.
+
+    Args:
+      table: as `cohort.read_morbidity` returns it.
+      rows: of `severity_study.score`; those of slices, or without a prediction, are passed over.
+
+    Raises:
+      ValueError: two rows of one patient.
+    """
+    named: dict[int, tuple[str, Mapping[str, Any]]] = {}
+    unknown = []
+    for row in rows:
+        if row["level"] != "patient" or row["predicted_share"] is None:
+            continue
+        name = f"{row['dataset']}/{row['unit']}"
+        n = patient_number(name)
+        if n is None or n not in table:
+            unknown.append(name)
+        elif n in named:
+            raise ValueError(f"{named[n][0]} and {name} are both patient {n}: score them together")
+        else:
+            named[n] = name, row
+    found = [
+        {"patient": n, "morbidity": table[n], "class": GRADES[table[n]]}
+        | {key: row[f"predicted_{key}"] for key in ("share", "grade", "ct_ss")}
+        for n, (_, row) in sorted(named.items())
+        if table[n] in GRADES
+    ]
+    return Joined(found, len(named) - len(found), unknown)
+
+
+def compare_classes(joined: Joined) -> dict[str, float]:
+    """Returns accuracy, majority, macro-F1 and kappa of the grade against the clinical class.
+
+    And the AUC of infected share and CT-SS for severe or worse (NaN where all are alike).
+
+    Raises:
+      ValueError: no patient is left.
+    """
+    if not joined.rows:
+        raise ValueError("no scored patient has a class in the clinical table")
+    column = {key: [row[key] for row in joined.rows] for key in joined.rows[0]}
+    found = statistics.classes(column["class"], column["grade"])._asdict()
+    severe = [number > 0 for number in column["class"]]
+    mixed = any(severe) and not all(severe)
+    for key in ("share", "ct_ss"):
+        found[f"auc_{key}"] = statistics.roc(column[key], severe).auc if mixed else float("nan")
+    return found
+
+
+def draw(folder: Path, groups: Mapping[tuple[str, str], Sequence[Row]]) -> dict[str, Path]:
+    """Draws predicted - true against their mean, a figure a dataset, with limits of agreement.
+
+    Args:
+      folder: of the figures.
+      groups: (dataset, level) to rows with both sides known, as in `severity_study.score`.
+
+    Returns:
+      Each dataset's figure.
+    """
+    datasets: dict[str, dict[str, Sequence[Row]]] = {}
+    for (dataset, level), rows in groups.items():
+        datasets.setdefault(dataset, {})[level] = rows
+    paths = {dataset: folder / f"bland_altman_{dataset}.png" for dataset in datasets}
+    for dataset, path in paths.items():
+        _draw(path, datasets[dataset])
+    return paths
+
+
+def _draw(path: Path, levels: Mapping[str, Sequence[Row]]) -> None:
+    """One figure with a row of axes a level."""
+    with house.canvas(path, width=8.4, height=3.1 * len(levels) + 0.2) as figure:
+        grid = figure.subplots(len(levels), len(SCORES), squeeze=False)
+        for axes, (level, rows) in zip(grid, levels.items(), strict=True):
+            for ax, (key, (factor, title)) in zip(axes, SCORES.items(), strict=True):
+                t, p = both_sides(rows, key, factor)
+                found = statistics.limits(t, p)
+                ax.scatter((t + p) / 2, p - t, s=14, color=house.BLUE, alpha=0.6, linewidths=0)
+                for value, style in zip(found, ("-", "--", "--"), strict=True):
+                    if np.isfinite(value):
+                        ax.axhline(value, color=house.ORANGE, linestyle=style)
+                ax.set_title(f"{title} (per {level}, n = {len(rows)})")
+                ax.set(xlabel="mean of predicted and true", ylabel="predicted - true")
+
+
+def agreement_section(tables: Sequence[Row], figures: Mapping[str, Path]) -> list[str]:
+    """Returns Markdown of the rows of `agreement.csv`, with each dataset's figure."""
+    rows, grades = [], []
+    for found in tables:
+        where = [found["dataset"], found["level"], found["n"]]
+        for key, (_, title) in SCORES.items():
+            rows.append([*where, title, *(found[f"{key}_{name}"] for name in STATISTICS)])
+        grades.append([*where, *(found[f"grade_{n}"] for n in ("kappa", "accuracy", "majority"))])
+    head = ["dataset", "per", "n"]
+    scores = markdown_table([*head, "score", *STATISTICS.values()], rows)
+    graded = markdown_table([*head, "quadratic kappa", "accuracy", "always the majority"], grades)
+    shown = [f"![{name}]({path.name})" for name, path in figures.items()]
+    return ["## Agreement", scores, GRADED, graded, *shown, AGREEMENT]
+
+
+def experts_section(tables: Sequence[Row]) -> list[str]:
+    """Returns Markdown of the rows of `experts.csv`."""
+    head = ["dataset", "score", "slices", "mean score", "mean predicted share, %", "Spearman"]
+    table = markdown_table(head, [list(row.values()) for row in tables])
+    return ["## Beside the scores of experts", table, EXPERTS]
+
+
+def clinical_section(joined: Joined) -> list[str]:
+    """Returns Markdown of the grades beside the clinical classes."""
+    head = ["patients", "accuracy", "always the majority", "macro-F1", "quadratic kappa"]
+    head += ["AUC of the share", "AUC of CT-SS"]
+    table = markdown_table(head, [[len(joined.rows), *compare_classes(joined).values()]])
+    said = CLINICAL.format(joined.suspected, len(joined.unknown))
+    return ["## Beside the clinical table", table, said]
+
+
+def left_out_section(lines: Sequence[str]) -> list[str]:
+    """Returns Markdown of what could not be scored, a line each, the first 20."""
+    more = [f"and {len(lines) - 20} more"] if len(lines) > 20 else []
+    items = "\n".join(f"- {line}" for line in [*lines[:20], *more])
+    return [f"## Left out ({len(lines)})", items]
