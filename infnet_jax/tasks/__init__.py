@@ -1,200 +1,103 @@
-"""From a config to the task of one stage."""
+"""From a stage of a plan to its task: pure steps, and how they are scored."""
 
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
-from ml_collections import ConfigDict
+import jax
+import jax.numpy as jnp
 
-from infnet_jax.models.coach import Coach
-from infnet_jax.models.fcn8s import FCN8s
-from infnet_jax.models.infnet import InfNet
-from infnet_jax.models.unet import UNet
-from infnet_jax.tasks import game, inpaint, mean_teacher, multi, normalise, optim, rotation, segment
-from infnet_jax.tasks.state import Task
+from infnet_jax import models
+from infnet_jax.models import final_map
+from infnet_jax.plan.records import Stage
+from infnet_jax.tasks import inpaint, losses, mean_teacher, normalise, optim, rotation, supervised
+from infnet_jax.tasks.state import Batch, Task
 
-_UNETS = {"unet": "plain", "unet_lite0": "efficientnet_lite0"}  # kind -> backbone
+PRETEXTS = {"inpaint": inpaint, "rotation": rotation}
 
 
-def make_net(config: ConfigDict) -> InfNet | UNet:
-    """The single-class network; its inpainting heads exist only where pre-training runs."""
-    arguments, channels = dict(config.model), config.data.channels
-    kind = arguments.pop("kind", "infnet")  # runs of before have none
-    if kind not in ("infnet", *_UNETS):
-        raise ValueError(f"model.kind={kind!r}: choose infnet, unet or unet_lite0")
-    if kind == "infnet":
-        return InfNet(image_channels=channels, dtype=config.dtype, **arguments)
-    shared = {name: arguments[name] for name in ("width", "inpaint_head")}
-    return UNet(
-        classes=1, backbone=_UNETS[kind], image_channels=channels, dtype=config.dtype, **shared
+def make_norm(stage: Stage, statistics: tuple[float, float]) -> normalise.Norm:
+    """Input and target scale; `statistics` are mean and sd of the training images in 0..1."""
+    return normalise.make_norm(stage.norm, stage.channels, statistics)
+
+
+def make_target(stage: Stage, soft: bool = False) -> supervised.Target:
+    """What the networks of a supervised stage learn to find.
+
+    Args:
+      stage: it learns one class or `lesions`.
+      soft: of a single class: the truth is the batch's `prior`, an 8-bit probability, in place of
+        its `mask`, where any class but 0 is marked.
+    """
+    options = dict(stage.section.loss)
+    if stage.learns == "lesions":
+        head = options.get("head", "softmax")
+        return supervised.Target(
+            classes=stage.classes,
+            channels=1 + len(stage.classes),
+            prior=stage.prior,
+            truth=lambda batch: batch["mask"],
+            loss=losses.make_lesion_loss(**options),
+            probs=lambda outputs: losses.class_probs(outputs["logits"], head),
+        )
+    return supervised.Target(
+        classes=stage.classes,
+        channels=1,
+        prior=stage.prior,
+        truth=partial(_marked, soft=soft),
+        loss=losses.make_infection_loss(**options),
+        probs=lambda outputs: jax.nn.sigmoid(final_map(outputs)),
     )
 
 
-def make_multi_net(config: ConfigDict) -> UNet | FCN8s:
-    """The multi-class network, fed the slice and, if `prior_use` is `input`, the prior."""
-    arguments = dict(config.multi.net)
-    kind = arguments.pop("kind")
-    if kind not in (*_UNETS, "fcn8s"):
-        raise ValueError(f"multi.net.kind={kind!r}: choose unet, unet_lite0 or fcn8s")
-    if kind in _UNETS:
-        channels = config.data.channels * (2 if prior_use(config) == "input" else 1)
-        return UNet(backbone=_UNETS[kind], image_channels=channels, dtype=config.dtype, **arguments)
-    return FCN8s(dtype=config.dtype, width=arguments["width"])
+def _marked(batch: Batch, soft: bool) -> jax.Array:
+    """The probability that a pixel is marked, float32 [B, S, S, 1] in 0..1."""
+    if soft:
+        return batch["prior"].astype(jnp.float32) / 255.0
+    return (batch["mask"] > 0).astype(jnp.float32)
 
 
-def last_trained(config: ConfigDict) -> str:
-    """The stage whose network is evaluated: `multi` where it is one of the stages."""
-    return "multi" if "multi" in config.stages else "segment"
+def make(stage: Stage, norm: normalise.Norm, steps_per_epoch: int, soft: bool = False) -> Task:
+    """The task of a stage.
 
-
-def section_of(stage: str) -> str:
-    """The section of the config by which a stage trains; single-class networks share theirs."""
-    return "segment" if stage in ("prior", "semi") else stage
-
-
-class Member(NamedTuple):
-    """One network of a stage: its folder in the stage's, its seed, and the fold it leaves out."""
-
-    folder: str
-    seed: int
-    fold: int | None
-
-
-def members(config: ConfigDict, stage: str) -> list[Member]:
-    """The networks of a stage; of several the mean counts.
-
-    With `folds` one a fold, else one of all slices; with `repeats` as many again by the next seed,
-    which deals the slices anew. So those of repeat r are the networks of a run with `seed + r`.
-    """
-    section = config[stage] if stage in ("prior", "segment", "multi") else {}
-    folds, repeats = section.get("folds", 0), section.get("repeats", 1)  # none in runs of before
-    if not folds and repeats == 1:
-        return [Member("", config.seed, None)]
-    numbers = range(repeats * max(folds, 1))
-    if not folds:
-        return [Member(f"seed{k}", config.seed + k, None) for k in numbers]
-    return [Member(f"fold{k}", config.seed + k // folds, k % folds) for k in numbers]
-
-
-def prior_use(config: ConfigDict) -> str:
-    """What the single-class prior is to the multi-class network: `none`, or see `multi.views`.
+    Args:
+      stage: below `stage.section` each section is the keyword arguments of one function, so that
+        a key that nobody reads is an error.
+      norm: of `make_norm`.
+      steps_per_epoch: batches in one pass over the stage's data.
+      soft: as `make_target` takes it.
 
     Raises:
-      ValueError: an unknown `multi.prior_use`.
+      ValueError: an unknown pretext or option, or a key that a pretext does not read.
     """
-    use = config.multi.get("prior_use", "input")  # runs of before have none
-    if use not in ("input", "average"):
-        raise ValueError(f"multi.prior_use={use!r}: choose input or average")
-    return use if config.multi.with_prior else "none"
-
-
-def starts_from_prior(config: ConfigDict) -> bool:
-    """Whether each network of `multi` starts from the one of `prior` that left out its fold."""
-    return "multi" in config.stages and config.multi.get("from_prior", False)
-
-
-def target(config: ConfigDict) -> str:
-    """What the single-class network finds: `mask` (infection), or `lung` in configs/lung.py."""
-    return config.data.get("target", "mask")
-
-
-def make_norm(config: ConfigDict, statistics: tuple[float, float]) -> normalise.Norm:
-    """Input and target scale; `statistics` are those of the training split."""
-    return normalise.make_norm(config.data.norm, config.data.channels, statistics)
-
-
-def views_of(config: ConfigDict) -> dict[str, Any]:
-    """Over which views of a slice maps are averaged: arguments of `average_views`."""
-    scales = tuple(config.evaluate.get("scales", (1.0,)))  # none in runs of before
-    return dict(tta=config.evaluate.tta, scales=scales)
-
-
-def has_mean_teacher(config: ConfigDict) -> bool:
-    """Whether `segment` learns from unlabelled slices too."""
-    return "semi" in config.stages and config.semi.kind == "mean_teacher"
-
-
-def make_segment(
-    config: ConfigDict, section: ConfigDict, statistics: tuple[float, float], soft: bool = False
-) -> Task:
-    """The single-class task by a section like `config.segment`; `soft` as `segment.make` says."""
-    norm = make_norm(config, statistics)
-    return segment.make(net=make_net(config), soft=soft, **_supervised(section, norm))
-
-
-def _supervised(section: ConfigDict, norm: normalise.Norm) -> dict[str, Any]:
-    """What the supervised tasks take alike."""
+    n, section = stage.net, stage.section
+    net = models.make(
+        n.decoder, n.trunk, classes=n.classes, channels=n.channels, dtype=n.dtype, **n.options
+    )
+    if "pretext" in section:
+        return _make_pretext(stage, net, norm, steps_per_epoch)
     schedule = optim.make_schedule(total_steps=section.steps, **section.schedule)
-    return dict(
-        norm=norm,
+    settings = dict(
         size=section.size,
         scales=tuple(section.scales),
         steps=section.steps,
-        loss=section.loss,
         augmentation=section.augmentation,
-        schedule=schedule,
         tx=optim.make_optimizer(schedule, **section.optim),
+        schedule=schedule,
         ema_decay=section.ema_decay,
     )
+    target = make_target(stage, soft)
+    if stage.semi is not None and stage.runs == "train":
+        return mean_teacher.make(net, target, norm, **stage.semi.consistency, **settings)
+    return supervised.make(net, target, norm, **settings)
 
 
-def make(
-    stage: str, config: ConfigDict, statistics: tuple[float, float], steps_per_epoch: int
-) -> Task:
-    """The task of stage `pretrain`, `prior`, `segment`, `pretrain_multi` or `multi`.
-
-    Args:
-      stage: one of them.
-      config: the whole config; each section below that of the stage is the keyword arguments of
-        one function, so that a key nobody reads is an error.
-      statistics: mean and sd of the training images on the 0..1 scale.
-      steps_per_epoch: batches in one pass over the stage's data.
-    """
-    norm, section = make_norm(config, statistics), config[section_of(stage)]
-    if stage == "segment" and has_mean_teacher(config):
-        return mean_teacher.make(
-            net=make_net(config), **config.semi.consistency, **_supervised(section, norm)
-        )
-    if section_of(stage) == "segment":
-        return make_segment(config, section, statistics)
-    if stage == "multi":
-        net = make_multi_net(config)
-        return multi.make(net=net, prior_use=prior_use(config), **_supervised(section, norm))
-    net, head = make_net(config), config.model.inpaint_head
-    if stage == "pretrain_multi":
-        net, head = make_multi_net(config), config.multi.net.inpaint_head
-    if section.pretext not in ("inpaint", "rotation"):
-        raise ValueError(f"{stage}.pretext={section.pretext!r}: choose inpaint or rotation")
-    rounds, n_random = game.make_rounds(steps_per_epoch=steps_per_epoch, **section.rounds)
-    totals = {who: sum(n for phase, n in rounds if phase == who) for who in ("net", "coach")}
-    net_schedule = optim.make_schedule(total_steps=totals["net"], **section.net_schedule)
-    with_prior = stage == "pretrain_multi" and prior_use(config) == "input"
-    if section.pretext == "rotation":  # trained for the network's share of the rounds
-        return rotation.make(
-            net=net,
-            norm=norm,
-            size=section.size,
-            steps=totals["net"],
-            schedule=net_schedule,
-            tx=optim.make_optimizer(net_schedule, **section.net_optim),
-            augmentation=section.augmentation,
-            with_prior=with_prior,
-        )
-    coach_schedule = optim.make_schedule(total_steps=totals["coach"], **section.coach_schedule)
-    activation = "tanh" if head == "tanh_parallel" else "linear"
-    return inpaint.make(
-        net=net,
-        coach=Coach(dtype=config.dtype, **config.coach),
-        norm=norm,
-        size=section.size,
-        rounds=rounds,
-        n_random=n_random,
-        random_share=section.random_share,
-        sample_use=section.sample_use,
-        masks=section.masks,
-        loss=dict(section.loss, activation=activation),
-        augmentation=section.augmentation,
-        net_tx=optim.make_optimizer(net_schedule, **section.net_optim),
-        coach_tx=optim.make_optimizer(coach_schedule, **section.coach_optim),
-        kld_weight=section.kld_weight,
-        coach_grad=section.coach_grad,
-        with_prior=with_prior,
-    )
+def _make_pretext(stage: Stage, net: Any, norm: normalise.Norm, steps_per_epoch: int) -> Task:
+    """The task of a stage that pre-trains."""
+    if stage.learns not in PRETEXTS:
+        raise ValueError(f"{stage.name}.pretext={stage.learns!r}: choose {' or '.join(PRETEXTS)}")
+    pretext = PRETEXTS[stage.learns]
+    if unread := sorted(set(stage.section) - pretext.KEYS):
+        raise ValueError(f"{stage.name}.{unread[0]}: {stage.learns} does not read this key")
+    if missing := sorted(pretext.KEYS - set(stage.section)):
+        raise ValueError(f"{stage.name}.{missing[0]} is missing: {stage.learns} reads this key")
+    return pretext.from_stage(stage, net, norm, steps_per_epoch)

@@ -1,14 +1,46 @@
-"""What the supervised tasks share: the update, the sides of multi-scale training, the views."""
+"""The supervised task, for one class or several, and the maps of what it has trained."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from infnet_jax.tasks import augment
-from infnet_jax.tasks.state import update_player
+from infnet_jax.dice import defined_mean, dice
+from infnet_jax.tasks import augment, normalise, state as state_lib
+from infnet_jax.tasks.losses import Loss, Outputs
+from infnet_jax.tasks.state import Batch, Metrics, Rows, Step, Task, TrainState, Tree
+
+Objective = Callable[[Outputs, Any], tuple[jax.Array, Metrics]]
+Update = Callable[[TrainState, jax.Array, Any], tuple[TrainState, Metrics]]
+
+
+class Target(NamedTuple):
+    """What a network learns to find.
+
+    Attributes:
+      classes: names of labels 1, 2, ...
+      channels: K of its map: 1, or one more than `classes` with the background first.
+      prior: what a single-class map is to it: `none`, `input` (fed beside the slice, as in the
+        paper) or `average` (`average_prior` joins it with the answer to the slice alone).
+      truth: uint8 batch -> [B, S, S, 1], moved with the slice; what `loss` reads.
+      loss: (outputs of the network, truth) -> (scalar, parts).
+      probs: outputs of the network -> float32 [B, S, S, K] in 0..1.
+    """
+
+    classes: tuple[str, ...]
+    channels: int
+    prior: str
+    truth: Callable[[Batch], jax.Array]
+    loss: Loss
+    probs: Callable[[Outputs], jax.Array]
+
+    def labels(self, mask: jax.Array) -> jax.Array:
+        """Labels of a mask, uint8 like it; to a single class every marked pixel belongs."""
+        return (mask > 0).astype(jnp.uint8) if len(self.classes) == 1 else mask
 
 
 def training_sides(size: int, scales: Sequence[float]) -> list[int]:
@@ -18,49 +50,197 @@ def training_sides(size: int, scales: Sequence[float]) -> list[int]:
 
 def make_update(
     net: Any,
-    objective: Callable,
+    objective: Objective,
     tx: optax.GradientTransformation,
-    schedule: Callable,
+    schedule: optax.Schedule,
     ema_decay: float,
-) -> Callable:
+) -> Update:
     """The update of a network on a prepared batch.
 
     Args:
       net: a module with batch statistics.
-      objective: (outputs of `net`, target) -> (scalar loss, dict of its parts).
+      objective: (outputs of `net`, truth) -> (scalar loss, dict of its parts).
       tx: optimiser; schedule: update count -> learning rate, for the log.
       ema_decay: of the averaged weights; early on the average follows faster, with decay
         min(ema_decay, (1 + step) / (10 + step)).
 
     Returns:
-      `update(state, x, target) -> (state, metrics)`.
+      `update(state, x, truth) -> (state, metrics)`.
     """
 
-    def update(state, x, target):
-        def objective_of(params):
-            outputs, new = net.apply(
-                {"params": params, "batch_stats": state.net.batch_stats},
-                x,
-                train=True,
-                mutable=["batch_stats"],
-            )
-            total, parts = objective(outputs, target)
-            return total, (parts, new["batch_stats"])
+    def update(state: TrainState, x: jax.Array, truth: Any) -> tuple[TrainState, Metrics]:
+        def objective_of(params: Tree) -> tuple[jax.Array, tuple[Any, Tree]]:
+            outputs, stats = state_lib.apply_training(net, params, state.net, x)
+            total, parts = objective(outputs, truth)
+            return total, (parts, stats)
 
-        grad = jax.value_and_grad(objective_of, has_aux=True)
-        (total, (parts, stats)), grads = grad(state.net.params)
         count = state.step.astype(jnp.float32)
         decay = jnp.minimum(ema_decay, (1.0 + count) / (10.0 + count))
-        player = update_player(state.net, grads, stats, tx, decay)
-        metrics = {
-            "loss": total,
-            **{f"loss_{k}": v for k, v in parts.items()},
-            "grad": optax.tree.norm(grads),
-            "lr": jnp.asarray(schedule(state.step), jnp.float32),
-        }
+        player, total, parts, norm = state_lib.gradient_step(state.net, objective_of, tx, decay)
+        metrics = {"loss": total, **{f"loss_{k}": v for k, v in parts.items()}, "grad": norm}
+        metrics["lr"] = jnp.asarray(schedule(state.step), jnp.float32)
         return state.replace(step=state.step + 1, net=player), metrics
 
     return update
+
+
+def prepare(
+    batch: Batch,
+    key: jax.Array,
+    side: int,
+    target: Target,
+    norm: normalise.Norm,
+    augmentation: Mapping[str, Any],
+) -> tuple[jax.Array, jax.Array]:
+    """Augmented network input [B, side, side, C] and truth [B, side, side, 1].
+
+    Args:
+      batch: uint8 [B, S, S, 1] each: `image`, `mask` and, where the target needs it, `prior`. One
+        draw moves all of them; grey levels change in the image only.
+      augmentation: keyword arguments of `augment.augment`.
+    """
+    fields = {"image": batch["image"], "mask": target.truth(batch)}
+    if target.prior == "input":
+        fields["prior"] = batch["prior"]
+    fields = augment.prepare(key, fields, augmentation)
+    fields = augment.resize_batch(fields, side)
+    x = normalise.network_input(fields["image"], norm, fields.get("prior"))
+    return x, fields["mask"]
+
+
+def make(
+    net: Any,
+    target: Target,
+    norm: normalise.Norm,
+    *,
+    size: int,
+    scales: Sequence[float],
+    steps: int,
+    augmentation: Mapping[str, Any],
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    ema_decay: float,
+) -> Task:
+    """The supervised task.
+
+    Args:
+      net: a module whose outputs `target` reads; norm: input scale.
+      size: side of the square training images, pixels.
+      scales: each batch is used once per scale, one update each (multi-scale training); sides
+        are rounded to multiples of 32.
+      steps: updates in all.
+      augmentation: keyword arguments of `augment.augment`.
+      tx, schedule, ema_decay: as `make_update` takes them; ema_decay 0 keeps no average.
+    """
+    update = make_update(net, target.loss, tx, schedule, ema_decay)
+
+    def make_step(side: int) -> Step:
+        def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+            return update(state, *prepare(batch, key, side, target, norm, augmentation))
+
+        return step
+
+    def variables(key: jax.Array) -> dict[str, Tree]:
+        channels = len(norm.mean) * (2 if target.prior == "input" else 1)
+        return {"net": net.init(key, jnp.zeros((1, size, size, channels)), train=False)}
+
+    def start(trees: dict[str, Tree]) -> TrainState:
+        player = state_lib.make_player(trees["net"], tx, ema_decay > 0)
+        return state_lib.make_state(player, None, "max")
+
+    def evaluate(state: TrainState, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+        probs, _ = views(net, target, state.net.averaged, batch, norm)
+        return {"probs": probs, "mask": target.labels(batch["mask"])[..., 0]}
+
+    sides = training_sides(size, scales)
+    names = [f"size{side}" for side in sides]
+    return Task(
+        variables=variables,
+        start=start,
+        steps={name: make_step(side) for name, side in zip(names, sides, strict=True)},
+        phase=lambda step: names[step % len(names)],
+        batch_index=lambda step: step // len(names),
+        evaluate=evaluate,
+        total_steps=steps,
+        metric="dice",
+        metric_mode="max",
+        summarise=partial(summarise, target.classes),
+        panel=panel,
+    )
+
+
+def summarise(classes: Sequence[str], rows: Sequence[Rows]) -> dict[str, float]:
+    """Mean Dice at 0.5 over slices: of each class where there are several, and `dice`, their mean.
+
+    Slices without the class in truth and prediction are left out of its mean; a class that no
+    slice defines counts 0.
+    """
+    joined = state_lib.join(rows)
+    marked = joined["probs"][..., -len(classes) :] >= 0.5
+    found = {}
+    for k, name in enumerate(classes):
+        each = dice(marked[..., k], joined["mask"] == k + 1, axis=(1, 2))
+        found[f"dice_{name}"] = float(np.nan_to_num(defined_mean(each)))
+    mean = {"dice": float(np.mean(list(found.values())))}
+    return mean if len(classes) == 1 else {**mean, **found}
+
+
+def panel(rows: Rows) -> np.ndarray:
+    """True labels beside maps, the last class white."""
+    count = max(rows["probs"].shape[-1] - 1, 1)
+    maps = rows["probs"][..., -count:] @ (np.arange(1, count + 1) / count)
+    return state_lib.grid(rows["mask"] / count, maps)
+
+
+def views(
+    net: Any,
+    target: Target,
+    variables: Mapping[str, Tree],
+    batch: Batch,
+    norm: normalise.Norm,
+    *,
+    tta: bool = False,
+    scales: Sequence[float] = (1.0,),
+) -> tuple[jax.Array, jax.Array | None]:
+    """The map of a network, and how far the views disagree.
+
+    Args:
+      batch: uint8 [B, S, S, 1] each: `image` and, where the target needs it, `prior`.
+      tta, scales: as `average_views` takes them.
+
+    Returns:
+      [B, S, S, K] float32 in 0..1, and the views' standard deviation, None of a single one.
+    """
+    prior = batch["prior"] if target.prior == "input" else None
+    x = normalise.network_input(batch["image"].astype(jnp.float32) / 255.0, norm, prior)
+
+    def probs(view: jax.Array) -> jax.Array:
+        return target.probs(net.apply(variables, view, train=False))
+
+    mean, spread = average_views(probs, x, tta, scales)
+    if target.prior != "average":
+        return mean, spread
+    # The prior is the same for all views: of the background's spread half is left.
+    return average_prior(mean, batch["prior"]), None if spread is None else spread / 2
+
+
+def average_prior(probs: jax.Array, prior: jax.Array) -> jax.Array:
+    """Class probabilities from two opinions on where a lesion is and one on which.
+
+    Any lesion's probability is the mean of the prior and of the sum of the classes; the classes
+    share it as they share their sum.
+
+    Args:
+      probs: [..., 3], the background first; it does not count.
+      prior: [..., 1] uint8 probability of any lesion.
+
+    Returns:
+      float32 [..., 3] in 0..1, summing to 1.
+    """
+    lesions = probs[..., 1:]
+    total = lesions.sum(-1, keepdims=True)
+    infected = (jnp.minimum(total, 1.0) + prior.astype(jnp.float32) / 255.0) / 2
+    return jnp.concatenate([1 - infected, infected * lesions / jnp.maximum(total, 1e-12)], -1)
 
 
 def average_views(
@@ -89,8 +269,8 @@ def average_views(
         maps += [_resize(view, size) for view in found]
     if len(maps) == 1:
         return maps[0], None
-    views = jnp.stack(maps)
-    return views.mean(0), views.std(0)
+    stack = jnp.stack(maps)
+    return stack.mean(0), stack.std(0)
 
 
 def _resize(x: jax.Array, side: int) -> jax.Array:
@@ -101,8 +281,8 @@ def _resize(x: jax.Array, side: int) -> jax.Array:
 def _turned(probs: Callable[[jax.Array], jax.Array], x: jax.Array) -> list[jax.Array]:
     """What `probs` finds in each flip and quarter turn, turned back."""
     turns = [(flip, k) for flip in (False, True) for k in range(4)]
-    views = jnp.stack([jnp.rot90(x[:, :, ::-1] if f else x, k, axes=(1, 2)) for f, k in turns])
+    stack = jnp.stack([jnp.rot90(x[:, :, ::-1] if f else x, k, axes=(1, 2)) for f, k in turns])
     # One copy of the network in the program: eight would take minutes to compile.
-    found = jax.lax.map(probs, views)
+    found = jax.lax.map(probs, stack)
     back = [jnp.rot90(y, -k, axes=(1, 2)) for y, (_, k) in zip(found, turns, strict=True)]
     return [y[:, :, ::-1] if f else y for y, (f, _) in zip(back, turns, strict=True)]
