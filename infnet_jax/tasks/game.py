@@ -8,7 +8,7 @@ import jax
 from infnet_jax.models import coach as coach_lib
 
 Scores = Mapping[str, jax.Array]
-Size = tuple[int, int]
+Size = Sequence[int]
 
 
 def make_rounds(
@@ -86,7 +86,7 @@ def make_masks(
         visible = coach_lib.visible_from_score(
             score, keep_ratio=keep_ratio, alpha=alpha, hard=hard, inclusive=inclusive
         )
-        return coach_lib.upsample_mask(visible, size)
+        return coach_lib.upsample_mask(visible, (size[0], size[1]))
 
     def random(key: jax.Array, batch: int, size: Size) -> jax.Array:
         score = coach_lib.random_score(key, (batch, size[0] // 16, size[1] // 16, 1))

@@ -133,7 +133,7 @@ class Inpainting:
         x, target = self.prepare(batch, keys[0])
 
         def objective(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Tree]]:
-            out, stats = state_lib.apply_training(self.coach, params, state.coach, x, key=keys[1])
+            out, stats = state_lib.apply_training(self.coach, params, state.rival, x, key=keys[1])
             visible = self.masks.train(out, x.shape[1:3])
             outputs = self.fill(state.net.variables, x * visible)
             if self.coach_grad == "weights_only":
@@ -143,7 +143,7 @@ class Inpainting:
             value = inpaint_losses.coach_loss(rec, out["mu"], out["logvar"], self.kld_weight)
             return value, (rec, stats)
 
-        player, value, rec, norm = state_lib.gradient_step(state.coach, objective, self.coach_tx)
+        player, value, rec, norm = state_lib.gradient_step(state.rival, objective, self.coach_tx)
         metrics = {"coach_loss": value, "coach_rec": rec, "coach_grad": norm}
         return state.replace(step=state.step + 1, coach=player), metrics
 
@@ -154,7 +154,7 @@ class Inpainting:
         keys = jax.random.split(key, 3)
         x, target = self.prepare(batch, keys[0])
         drawn = self.masks.random(keys[1], x.shape[0], x.shape[1:3])
-        proposed = self.propose(state.coach.variables, x, keys[2])
+        proposed = self.propose(state.rival.variables, x, keys[2])
         chosen = jnp.arange(x.shape[0]) < self.random_share * x.shape[0]
         chosen = jnp.logical_or(chosen, state.step < self.n_random)
         visible = jnp.where(chosen[:, None, None, None], drawn, proposed)
@@ -182,7 +182,7 @@ class Inpainting:
         def measure(key: jax.Array) -> Metrics:
             keys, found = jax.random.split(key, 2), {}
             visible = {
-                "coach": self.propose(state.coach.averaged, x, keys[0]),
+                "coach": self.propose(state.rival.averaged, x, keys[0]),
                 "random": self.masks.random(keys[1], x.shape[0], x.shape[1:3]),
             }
             for name, mask in visible.items():

@@ -88,7 +88,7 @@ def reconstruction(
         total = (_pixel_error(outputs[name], target, kind, activation) * weight).sum() / channels
         # The inner where keeps the unused branch's gradient finite.
         parts[name] = jnp.where(count > 0.0, total / jnp.where(count > 0.0, count, 1.0), 0.0)
-    loss = sum(parts.values())
+    loss = sum(parts.values(), start=jnp.float32(0.0))
     return (loss / len(parts) if reduction == "mean" else loss), parts
 
 

@@ -13,13 +13,14 @@ import jax.numpy as jnp
 
 from infnet_jax.models import final_map, layers as ops
 
+Head = Literal["softmax", "sigmoid"]
+Weighting = Literal["boundary", "none"]
 MAPS = ("coarse", "s32", "s16", "s8")  # of Inf-Net, deeply supervised
 BOUNDARY_WINDOW = 31
 BOUNDARY_GAIN = 5.0
-WEIGHTINGS = {"structure": "boundary", "structure_as_run": "none"}
+WEIGHTINGS: dict[str, Weighting] = {"structure": "boundary", "structure_as_run": "none"}
 _OPTIONS = {"weighting": ("boundary", "none"), "head": ("softmax", "sigmoid")}
 
-Head = Literal["softmax", "sigmoid"]
 Outputs = Mapping[str, jax.Array]
 Loss = Callable[[Outputs, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
@@ -63,7 +64,7 @@ def structure_loss(
     logits: jax.Array,
     target: jax.Array,
     *,
-    weighting: Literal["boundary", "none"] = "boundary",
+    weighting: Weighting = "boundary",
     lambda_bce: float = 1.0,
 ) -> jax.Array:
     """Boundary-weighted IoU plus `lambda_bce` times binary cross-entropy (paper, equation 4).

@@ -17,7 +17,7 @@ from infnet_jax.tasks.state import Batch, Metrics, Step, Task, TrainState
 from infnet_jax.tasks.supervised import Target
 
 DISTURBANCES = ("cutout", "cutout_mode", "cutout_prob", "gamma", "contrast", "brightness", "noise")
-STILL = dict(flip_h=0.0, flip_v=0.0, quarter_turns=False)
+STILL: dict[str, Any] = dict(flip_h=0.0, flip_v=0.0, quarter_turns=False)
 
 
 def ramp(step: jax.Array, weight: float, ramp_steps: int) -> jax.Array:

@@ -132,7 +132,7 @@ class Rotation:
 
 def _pooled(module: nn.Module, x: jax.Array, train: bool) -> jax.Array:
     """The means of the trunk's deepest features, [B, C]."""
-    taps = module.trunk(x, train=train)  # type: ignore[attr-defined]  # InfNet's or UNet's
+    taps = module.trunk(x, train=train)
     return (taps["f32"] if isinstance(taps, Mapping) else taps[-1]).mean((1, 2))
 
 

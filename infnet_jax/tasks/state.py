@@ -15,8 +15,7 @@ Metrics = dict[str, jax.Array]
 Rows = Mapping[str, np.ndarray]  # of evaluated examples, one row each
 
 
-@struct.dataclass
-class Player:
+class Player(struct.PyTreeNode):
     """One network with its optimiser.
 
     `ema` holds exponentially averaged `params` and `batch_stats`, or is an empty dict when the
@@ -39,8 +38,7 @@ class Player:
         return self.ema or self.variables
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """`step` counts the updates made; `coach` is None outside pre-training.
 
     `best_metric` and `best_step` belong to early stopping and live here so that a resumed run
@@ -52,6 +50,12 @@ class TrainState:
     coach: Player | None
     best_metric: jax.Array
     best_step: jax.Array
+
+    @property
+    def rival(self) -> Player:
+        """The coach, where there is one."""
+        assert self.coach is not None, "pre-training alone has a coach"
+        return self.coach
 
 
 Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
