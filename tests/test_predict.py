@@ -19,63 +19,7 @@ from infnet_jax.evaluation import (
     thresholds as thresholds_lib,
 )
 from infnet_jax.evaluation.metrics import floors
-from infnet_jax.tasks import normalise, segment
-from infnet_jax.tasks.supervised import average_views
-
-
-class Ramp:
-    """A stand-in for a network that no flip or turn leaves alone: the input times a ramp."""
-
-    output = "s8"
-
-    def apply(self, variables, view, train):
-        side = view.shape[1]
-        ramp = jnp.arange(side * side, dtype=jnp.float32).reshape(1, side, side, 1) / side
-        return {"edge": view, self.output: variables["scale"] * view * ramp}
-
-
-NORM = normalise.Norm(mean=(0.0,), sd=(1.0,), input_sd=(1.0,))
-IMAGE = np.random.default_rng(0).integers(0, 255, (2, 6, 6, 1), np.uint8)
-
-
-def predict(image, tta):
-    return np.asarray(segment.predict(Ramp(), {"scale": 0.5}, jnp.asarray(image), NORM, tta=tta))
-
-
-def test_a_unet_is_read_by_its_one_map(monkeypatch):
-    expected = predict(IMAGE, True)
-    monkeypatch.setattr(Ramp, "output", "logits")
-    np.testing.assert_array_equal(predict(IMAGE, True), expected)
-
-
-def test_averaging_is_the_mean_over_the_eight_views_turned_back():
-    total = np.zeros((2, 6, 6, 1))
-    for flip in (1, -1):
-        for k in range(4):
-            view = np.rot90(IMAGE[:, :, ::flip], k, axes=(1, 2))
-            total += np.rot90(predict(view, False), -k, axes=(1, 2))[:, :, ::flip]
-    np.testing.assert_allclose(predict(IMAGE, True), total / 8, rtol=1e-5)
-
-
-def test_averaged_map_turns_with_its_slice_and_a_single_pass_does_not():
-    turned = np.rot90(IMAGE, 1, axes=(1, 2))
-    back = np.rot90(predict(turned, True), -1, axes=(1, 2))
-    np.testing.assert_allclose(back, predict(IMAGE, True), rtol=1e-5)
-    single = np.rot90(predict(turned, False), -1, axes=(1, 2))
-    assert np.abs(single - predict(IMAGE, False)).max() > 0.01
-
-
-@pytest.mark.parametrize("tta", [False, True])
-def test_sizes_are_averaged_where_they_belong(tta):
-    """A ramp comes back as itself from each size; what tells the side apart has mean and spread."""
-    ramp = jnp.linspace(0.0, 1.0, 64).reshape(1, 1, 64, 1) * jnp.ones((1, 64, 1, 1))
-    mean, spread = average_views(lambda view: view, ramp, tta, (0.5, 1.0, 1.5))
-    np.testing.assert_allclose(mean, ramp, atol=1e-5)
-    np.testing.assert_allclose(spread, 0.0, atol=1e-3)
-    sides = lambda view: jnp.full(view.shape, view.shape[1], jnp.float32)  # noqa: E731
-    mean, spread = average_views(sides, ramp, tta, (0.5, 1.0, 1.5))
-    np.testing.assert_allclose(mean, 64.0, rtol=1e-6)
-    np.testing.assert_allclose(spread, np.std([32, 64, 96]), rtol=1e-5)
+from infnet_jax.tasks import segment
 
 
 def test_result_table_holds_the_model_in_both_readings_and_the_floors():

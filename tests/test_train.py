@@ -20,7 +20,6 @@ from infnet_jax.runs import mesh as mesh_lib, workdir
 from infnet_jax.runs.checkpoint import Checkpoints
 from infnet_jax.runs.logs import load_rows
 from infnet_jax.runs.transfer import load_parameters
-from infnet_jax.tasks import game, inpaint, losses, normalise, segment
 from infnet_jax.tasks.state import Task, make_player, make_state
 from infnet_jax.training import data as stage_data, loop, run as train
 
@@ -256,45 +255,6 @@ def test_a_stage_that_the_config_does_not_have(tmp_path, stages, dataset):
         train.run(config, workdir=tmp_path / "w", dataset=dataset, name="x", command="x")
 
 
-ROUNDS = dict(
-    schedule="per_epoch",
-    epochs=3,
-    steps_per_epoch=7,
-    coach_steps=2,
-    net_steps=0,
-    blocks=(2, 1),
-    warmup_random_rounds=1,
-    use_coach=True,
-)
-
-
-@pytest.mark.parametrize(
-    ("changed", "rounds", "n_random"),
-    [
-        ({}, [("net", 7), ("coach", 2), ("net", 7), ("coach", 2), ("net", 7)], 7),
-        (
-            dict(warmup_random_rounds=0, coach_steps=0, net_steps=4, epochs=2),
-            [("coach", 7), ("net", 4), ("coach", 7), ("net", 4)],
-            0,
-        ),
-        (dict(schedule="blocks"), [("net", 14), ("coach", 7), ("net", 7)], 14),
-        (
-            dict(schedule="blocks", warmup_random_rounds=0),
-            [("coach", 14), ("net", 14), ("coach", 7), ("net", 7)],
-            0,
-        ),
-        (dict(use_coach=False), [("net", 7)] * 3, 21),
-    ],
-)
-def test_rounds_by_hand(changed, rounds, n_random):
-    assert game.make_rounds(**{**ROUNDS, **changed}) == (rounds, n_random)
-
-
-def test_an_unknown_order_of_play():
-    with pytest.raises(ValueError, match="schedule='spiral': choose per_epoch or blocks"):
-        game.make_rounds(**{**ROUNDS, "schedule": "spiral"})
-
-
 def small(preset="tiny"):
     """What these tests and those of main.py and of devices share, so that it compiles once."""
     c = selfsup.get_config(preset)
@@ -302,95 +262,6 @@ def small(preset="tiny"):
     c.pretrain.rounds.epochs, c.pretrain.eval_every = 5, 6
     c.segment.steps, c.segment.eval_every = 30, 6
     return c
-
-
-def test_phases_and_batches_by_hand():
-    c = small()
-    c.segment.scales, c.segment.size = (0.75, 1.0, 1.25), 352
-    task = tasks.make("segment", c, STATISTICS, 5)
-    assert [task.phase(i) for i in range(4)] == ["size256", "size352", "size448", "size256"]
-    assert [task.batch_index(i) for i in range(7)] == [0, 0, 0, 1, 1, 1, 2]
-    task = tasks.make("pretrain", small(), STATISTICS, 5)
-    names = ["net"] * 3 + (["coach"] * 2 + ["net"] * 3) * 4
-    assert task.total_steps == 23 and [task.phase(i) for i in range(23)] == names
-    assert task.phase(23) == "net" and task.batch_index(9) == 9
-
-
-def test_masks_keep_the_share_that_was_asked_for():
-    score = jnp.arange(2 * 16, dtype=jnp.float32).reshape(2, 4, 4, 1)
-    for inclusive, kept in ((True, 12), (False, 11)):
-        _, use, random = game.make_masks(keep_ratio=0.75, inclusive=inclusive)
-        for mask in (use({"score": score}, (64, 64)), random(jax.random.key(0), 2, (64, 64))):
-            assert mask.shape == (2, 64, 64, 1) and set(np.unique(mask)) == {0.0, 1.0}
-            assert np.asarray(mask).sum((1, 2, 3)).tolist() == [kept * 256] * 2
-        low = np.asarray(use({"score": score}, (64, 64)))[0, :16, :, 0]
-        assert not low.any()  # the four lowest scores are the first row of cells
-    soft, _, random = game.make_masks(alpha_train=1.0)
-    got = np.asarray(soft({"score": score}, (64, 64)))[0, 0, 0, 0]
-    assert got == pytest.approx(1 / (1 + np.exp(4.0)))  # eq. 3: score 0, threshold 4
-    one, two = (random(jax.random.key(k), 2, (64, 64)) for k in (0, 1))
-    assert (one != two).any() and (one[0] != one[1]).any()
-
-
-def test_summary_of_pretraining_by_hand():
-    masks = np.ones((3, 32, 32), np.float32)
-    masks[1, :16, :16] = 0  # one cell of four
-    masks[2] = 1 - masks[1]
-
-    def row(part):
-        n = len(range(*part.indices(3)))
-        coach, random = np.float32([[1.0, 2.0, 6.0], [2.0, 0.5, 2.0]])[:, part]
-        return {
-            "image": np.zeros((n, 32, 32)),
-            "visible_coach": masks[part],
-            "error_coach": coach,
-            "error_random": random,
-        }
-
-    got = inpaint.summarise([row(slice(0, 2)), row(slice(2, 3))])
-    assert got["rec_coach"] == 3.0 and got["rec_random"] == 1.5
-    assert got["harder_share"] == pytest.approx(2 / 3)
-    assert got["mask_difference"] == pytest.approx((1 / 4 + 3 / 4 + 1) / 3)
-    masks[:] = masks[1]
-    assert inpaint.summarise([row(slice(0, 3))])["mask_difference"] == 0.0
-    assert inpaint.summarise([row(slice(0, 1))])["mask_difference"] == 0.0
-
-
-def test_a_unet_has_the_region_loss_alone():
-    rng = np.random.default_rng(0)
-    logits, mask = rng.normal(size=(2, 8, 8, 1)), rng.random((2, 8, 8, 1)) > 0.5
-    logits, mask = jnp.asarray(logits, jnp.float32), jnp.asarray(mask, jnp.float32)
-    total, parts = segment.make_loss()({"logits": logits}, mask)
-    assert {*parts} == {"region"}
-    assert float(total) == pytest.approx(float(losses.structure_loss(logits, mask).mean()))
-    five = dict.fromkeys((*segment.MAPS, "edge"), logits)
-    total5, parts5 = segment.make_loss()(five, mask)
-    assert float(total5) == pytest.approx(4 * float(total) + float(parts5["edge"]), rel=1e-6)
-
-
-def test_soft_targets_are_the_prior_and_their_edge_is_at_one_half():
-    prior = np.zeros((1, 4, 4, 1), np.uint8)
-    prior[0, :2], prior[0, 2:] = 51, 204  # 0.2 above, 0.8 below
-    batch = {"image": prior, "mask": np.ones_like(prior), "prior": prior}
-    still = dict(flip_h=0.0, flip_v=0.0, quarter_turns=False)
-    norm = normalise.Norm((0.0,), (1.0,), (1.0,))
-    for soft, expected in ((True, prior / 255), (False, np.ones(prior.shape))):
-        _, mask = segment.prepare(batch, jax.random.key(0), 4, norm, still, soft)
-        np.testing.assert_allclose(mask, expected, rtol=1e-6)
-    outputs = dict.fromkeys((*segment.MAPS, "edge"), jnp.zeros((1, 4, 4, 1)))
-    outputs["edge"] = jnp.full((1, 4, 4, 1), -20.0).at[0, 1:3].set(20.0)
-    _, parts = segment.make_loss()(outputs, jnp.asarray(prior / 255, jnp.float32))
-    assert float(parts["edge"]) < 1e-6
-
-
-def test_summary_of_segmentation_by_hand():
-    probs, mask = np.zeros((3, 2, 2)), np.zeros((3, 2, 2))
-    probs[0] = [[0.5, 0.6], [0.49, 0.0]]
-    mask[0] = [[1, 0], [0, 0]]  # Dice 2 * 1 / (2 + 1)
-    mask[1, 0, 0] = 1  # missed: 0; the third is empty on both sides and does not count
-    rows = [{"probs": probs[:1], "mask": mask[:1]}, {"probs": probs[1:], "mask": mask[1:]}]
-    assert segment.summarise(rows)["dice"] == pytest.approx((2 / 3 + 0) / 2)
-    assert segment.summarise([{"probs": probs[2:], "mask": mask[2:]}])["dice"] == 0.0
 
 
 def statistics_of(dataset):
