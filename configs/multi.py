@@ -46,11 +46,8 @@ def get_config(preset: str = "demo") -> ConfigDict:
         dict(
             head="softmax",  # softmax | sigmoid (public code)
             gamma=0.0,  # 2: focal
-            class_weights=(),
             smoothing=0.0,
-            smoothed="all",
             dice_weight=1.0,  # the public code has no Dice term: 0
-            dice_over="batch",
         )
     )
     if preset == "demo":

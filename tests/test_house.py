@@ -21,7 +21,7 @@ ARROWS: dict[str, set[str]] = {
     "clinic": {"files"},
     "runs": {"files"},
     "weights": {"models"},
-    "tasks": {"models"},
+    "tasks": {"dice", "models", "plan"},
     "data": {"tasks"},
     "evaluation": {"clinic", "data", "files", "runs", "tasks"},
     "training": {"data", "evaluation", "files", "models", "runs", "tasks", "weights"},

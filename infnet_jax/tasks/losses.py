@@ -1,8 +1,8 @@
 """Segmentation losses of one class and of several, computed in float32.
 
-The losses return one value per example and raise ValueError on unequal shapes;
-`make_infection_loss` and `make_lesion_loss` add them up to the scalar that a network learns by. With
-several classes the channels are the classes in their order, the background first.
+The losses return one value per example and raise ValueError on unequal shapes; the two `make_`
+functions add them up to the scalar that a network learns by. With several classes the channels are
+the classes in their order, the background first.
 """
 
 from collections.abc import Callable, Mapping, Sequence

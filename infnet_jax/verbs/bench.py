@@ -5,11 +5,13 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from infnet_jax.models import final_map
 from infnet_jax.models.coach import Coach
 from infnet_jax.models.infnet import InfNet
-from infnet_jax.tasks import inpaint, normalise, optim, segment
+from infnet_jax.tasks import game, inpaint, losses, normalise, optim, supervised
 from infnet_jax.tasks.state import Task, TrainState
 from infnet_jax.training import loop
 
@@ -67,31 +69,39 @@ def make_tasks(backbone: str, size: int) -> tuple[Task, Task]:
     schedule = optim.make_schedule(lr=1e-4, total_steps=1, schedule="constant")
     adam = optim.make_optimizer(schedule, name="adam", clip_value=0.5)
     sgd = optim.make_optimizer(schedule, name="sgd", weight_decay=5e-4)
-    first = segment.make(
-        net=InfNet(backbone=backbone),
+    target = supervised.Target(
+        classes=("infection",),
+        channels=1,
+        prior="none",
+        truth=lambda batch: (batch["mask"] > 0).astype(jnp.float32),
+        loss=losses.make_infection_loss(),
+        probs=lambda outputs: jax.nn.sigmoid(final_map(outputs)),
+    )
+    first = supervised.make(
+        InfNet(backbone=backbone),
+        target,
         scales=(1.0,),
         steps=1,
-        loss={},
         tx=adam,
         schedule=schedule,
         ema_decay=0.0,
         **common,
     )
-    second = inpaint.make(
+    second = inpaint.Inpainting(
         net=InfNet(backbone=backbone, inpaint_head="tanh_parallel", image_channels=_CHANNELS),
         coach=Coach(),
         rounds=[("coach", 1), ("net", 1)],
         n_random=0,
         random_share=0.0,
         sample_use=True,
-        masks={},
+        masks=game.make_masks(),
         loss={},
         net_tx=sgd,
         coach_tx=adam,
         kld_weight=1e-6,
         coach_grad="through_net",
         **common,
-    )
+    ).task()
     return first, second
 
 
