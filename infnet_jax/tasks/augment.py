@@ -41,13 +41,11 @@ def augment(
     noise: float = 0.0,
     dense: float = 0.0,
 ) -> dict[str, jax.Array]:
-    """Augments every example of a batch by its own draw. All settings are static.
+    """Augments every example of a batch by its own draw of `key`. All settings are static.
 
-    Order: flips, quarter turn, affine, dense, gamma, contrast, brightness, noise, clip to 0..1,
-    cutout.
+    Order: flips, quarter turn, affine, dense, grey levels (clipped to 0..1), cutout.
 
     Args:
-      key: of this batch.
       fields: `image` float [B, H, W, C] grey in 0..1, and fields [B, H, W, ...] of any dtype.
       flip_h, flip_v: probability of a left-right and of a top-bottom mirror image.
       quarter_turns: turn by 0, 90, 180 or 270 degrees, equally likely; needs H = W.
@@ -58,13 +56,11 @@ def augment(
       cutout_mode: `area`: that share of the image (the paper's reading), relative sides within
         2:1; `max_side`: each side uniform in {0..int(min(H, W) * cutout)} (the public code's).
       cutout_prob: probability of a cutout.
-      gamma: grey ** exp(u), u uniform in +- this.
-      contrast: distance from the mean grey times 1 + u, u uniform in +- this.
-      brightness: grey + u, u uniform in +- this.
+      gamma, contrast, brightness: u uniform in +- this, in turn for grey ** exp(u), for the
+        distance from the mean grey times 1 + u, and for grey + u.
       noise: Gaussian noise per pixel, of standard deviation uniform in 0..this.
-      dense: probability of each of two ragged ellipses, on the rim of `mask` and inside it, that
-        become about as bright as the brightest tenth of the image: dense lesions at the wall of a
-        lung, which its mask is to hold all the same.
+      dense: probability of each of two ragged ellipses, inside `mask` on its rim, about as bright
+        as the brightest tenth of the image: dense lesions at the wall of a lung.
 
     Returns:
       The same fields, shapes and dtypes. The image is sampled bilinearly; other fields take the

@@ -1,8 +1,7 @@
 """Segmentation losses of one class and of several, computed in float32.
 
-The losses return one value per example and raise ValueError on unequal shapes; the two `make_`
-functions add them up to the scalar that a network learns by. With several classes the channels are
-the classes in their order, the background first.
+The losses return one value per example and raise ValueError on unequal shapes; the two factories
+add them up to one scalar. Of several classes the background is the first channel.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -217,7 +216,7 @@ def class_probs(logits: jax.Array, head: Head) -> jax.Array:
 def class_cross_entropy(
     logits: jax.Array, target: jax.Array, *, head: Head = "softmax", gamma: float = 0.0
 ) -> jax.Array:
-    """Cross-entropy, focal for gamma > 0.
+    """Cross-entropy, focal for gamma > 0; float32 [B].
 
     softmax: mean over pixels of the sum over classes of t_c (1 - p_c)^gamma (-log p_c).
     sigmoid: mean over pixels and classes of (1 - q_c)^gamma b_c, with b_c the binary cross-entropy
@@ -228,9 +227,6 @@ def class_cross_entropy(
       target: [B, H, W, C] in 0..1, as `class_targets` gives.
       head: what makes probabilities of the logits.
       gamma: 0 for plain cross-entropy, else at least 1.
-
-    Returns:
-      float32 [B].
     """
     check_options(_OPTIONS, {"head": head})
     _check_gamma(gamma)

@@ -71,7 +71,6 @@ class Rotation:
             metric="accuracy",
             metric_mode="max",
             summarise=summarise,
-            panel=None,
         )
 
     def variables(self, key: jax.Array) -> dict[str, Tree]:

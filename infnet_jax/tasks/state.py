@@ -75,7 +75,8 @@ class Task(NamedTuple):
     metric: str  # the scalar of `summarise` that tells better from worse
     metric_mode: str  # 'max' or 'min'
     summarise: Callable[[list[Rows]], dict[str, float]]  # evaluated batches -> scalars
-    panel: Callable[[Rows], np.ndarray] | None  # a few examples -> picture [H, W], grey in 0..1
+    # a few examples -> picture [H, W], grey in 0..1; None: there is none to see
+    panel: Callable[[Rows], np.ndarray] | None = None
 
 
 def make_player(variables: dict[str, Tree], tx: optax.GradientTransformation, ema: bool) -> Player:
