@@ -9,7 +9,7 @@ import pytest
 
 from infnet_jax.tasks import losses
 
-HEADS = ("coarse", "s32", "s16", "s8", "edge")
+MAP = jnp.zeros((1, 1, 2, 1))
 
 
 def _image(rows):
@@ -37,17 +37,6 @@ def test_structure_loss_equals_the_public_code(shared, weighting, name):
     logits = jnp.asarray(2.0 * draw(0), jnp.float32)
     got = losses.structure_loss(logits, jnp.asarray(target), weighting=weighting)
     np.testing.assert_allclose(got, values[name], atol=1e-5)
-
-
-def test_reconstruction_equals_the_public_code(shared):
-    values, draw = _reference(shared)
-    rec = jnp.asarray(draw(200, 3), jnp.float32)
-    target = jnp.asarray(np.clip(draw(300, 3), -1, 1), jnp.float32)
-    visible = jnp.asarray(draw(400) > -0.6, jnp.float32)
-    total, parts = losses.inpaint_loss({"edge": rec}, target, visible)
-    np.testing.assert_allclose(parts["rec"], values["inpaint_rec_clamped_sum3"], rtol=1e-5)
-    np.testing.assert_allclose(parts["context"], values["inpaint_context_clamped_sum3"], rtol=1e-5)
-    np.testing.assert_allclose(total, 0.99 * parts["rec"] + 0.01 * parts["context"], rtol=1e-6)
 
 
 def test_boundary_weights_equal_a_naive_window():
@@ -82,19 +71,6 @@ def test_structure_loss_by_hand():
         weighted = losses.structure_loss(logits, target, weighting=weighting)
         iou_only = losses.structure_loss(logits, target, weighting=weighting, lambda_bce=0.0)
         np.testing.assert_allclose(weighted - iou_only, [bce], rtol=1e-5)
-
-
-def test_as_run_leaves_padding_out_of_the_batch_mean():
-    rng = np.random.default_rng(1)
-    logits = jnp.asarray(rng.standard_normal((3, 8, 8, 1)), jnp.float32)
-    target = jnp.asarray(rng.random((3, 8, 8, 1)) > 0.5, jnp.float32)
-    valid = jnp.array([True, True, False])
-    padded = losses.structure_loss(logits, target, weighting="none", valid=valid)
-    alone = losses.structure_loss(logits[:2], target[:2], weighting="none")
-    np.testing.assert_allclose(padded[:2], alone, rtol=1e-6)
-    none_valid = losses.structure_loss(logits, target, weighting="none", valid=jnp.zeros(3, bool))
-    iou = losses.structure_loss(logits, target, weighting="none", lambda_bce=0.0)
-    np.testing.assert_allclose(none_valid, iou, rtol=1e-6)
 
 
 @pytest.mark.parametrize("weighting", ["boundary", "none"])
@@ -164,100 +140,6 @@ def test_edge_target_matches_the_stored_edges(shared):
     assert both / either > 0.99
 
 
-# Two pixels wide, two channels; left column erased. Errors by channel, squared: see each case.
-TARGET = jnp.array([[[[1.0, -1.0], [0.5, 0.0]]]])
-OUTPUT = jnp.array([[[[0.5, 0.9], [0.0, 0.2]]]])
-VISIBLE = jnp.array([[[[0.0], [1.0]]]])
-
-
-@pytest.mark.parametrize(
-    ("kind", "region", "per_head"),
-    [
-        ("mse_clamped", "erased", 0.25 + 2.0),  # 1.9 squared is cut at 2
-        ("mse_clamped", "visible", 0.25 + 0.04),
-        ("l1", "erased", 0.5 + 1.9),
-        ("ce", "erased", -np.log(0.75) - np.log(0.05)),
-        ("ce", "visible", np.log(2) - 0.5 * np.log(0.6) - 0.5 * np.log(0.4)),
-    ],
-)
-def test_reconstruction_by_hand(kind, region, per_head):
-    outputs = {name: OUTPUT for name in HEADS}
-    total, parts = losses.reconstruction(outputs, TARGET, VISIBLE, kind=kind, region=region)
-    np.testing.assert_allclose(total, 5 * per_head, rtol=1e-5)
-    assert set(parts) == set(HEADS)
-    mean, _ = losses.reconstruction(
-        outputs, TARGET, VISIBLE, kind=kind, region=region, reduction="mean"
-    )
-    np.testing.assert_allclose(mean, per_head / 2, rtol=1e-5)
-
-
-def test_reconstruction_weights_a_soft_mask():
-    visible = jnp.array([[[[0.25], [0.5]]]])
-    got, _ = losses.reconstruction({"edge": OUTPUT}, TARGET, visible)
-    np.testing.assert_allclose(got, (0.75 * 2.25 + 0.5 * 0.29) / 1.25, rtol=1e-6)
-
-
-def test_cross_entropy_of_tanh_and_linear_heads_agree():
-    logits = jnp.array([[[[0.3, -1.2], [2.0, 0.0]]]])
-    linear, _ = losses.reconstruction(
-        {"edge": 2 * logits}, TARGET, VISIBLE, kind="ce", activation="linear"
-    )
-    tanh, _ = losses.reconstruction(
-        {"edge": jnp.tanh(logits)}, TARGET, VISIBLE, kind="ce", activation="tanh"
-    )
-    np.testing.assert_allclose(linear, tanh, rtol=1e-5)
-    saturated = {"edge": jnp.sign(TARGET) * -1.0}
-    wrong, _ = losses.reconstruction(saturated, TARGET, VISIBLE, kind="ce")
-    np.testing.assert_allclose(wrong, -2 * np.log(1e-6), rtol=1e-2)
-
-
-def test_last_is_the_edge_head_whatever_the_order():
-    outputs = {name: jnp.full_like(TARGET, 0.1 * i) for i, name in enumerate(HEADS)}
-    got, parts = losses.reconstruction(outputs, TARGET, VISIBLE, region="visible", heads="last")
-    assert set(parts) == {"edge"}
-    np.testing.assert_allclose(got, 0.1**2 + 0.4**2, rtol=1e-5)
-    reordered = dict(reversed(outputs.items()))
-    again, _ = losses.reconstruction(reordered, TARGET, VISIBLE, region="visible", heads="last")
-    assert got == again
-
-
-@pytest.mark.parametrize(("region", "level"), [("erased", 1.0), ("visible", 0.0)])
-def test_no_pixel_of_the_region_costs_nothing(region, level):
-    def loss(output, visible):
-        return losses.reconstruction({"edge": output}, TARGET, visible, region=region)[0]
-
-    visible = jnp.full_like(VISIBLE, level)
-    assert loss(OUTPUT, visible) == 0.0
-    for grad in jax.grad(loss, argnums=(0, 1))(OUTPUT, visible):
-        np.testing.assert_array_equal(grad, np.zeros_like(grad))
-
-
-def test_inpaint_loss_parts_and_options():
-    outputs = {"s8": OUTPUT, "edge": TARGET}
-    total, parts = losses.inpaint_loss(
-        outputs, TARGET, VISIBLE, rec_weight=0.75, context_heads="all", reduction="mean", kind="l1"
-    )
-    np.testing.assert_allclose(parts["rec/s8"], 1.2, rtol=1e-6)
-    assert parts["rec/edge"] == 0.0
-    np.testing.assert_allclose([parts["rec"], parts["context"]], [0.6, 0.175], rtol=1e-6)
-    np.testing.assert_allclose(total, 0.75 * 0.6 + 0.25 * 0.175, rtol=1e-6)
-    _, last = losses.inpaint_loss(outputs, TARGET, VISIBLE)
-    assert last["context"] == 0.0  # the edge head alone, which is perfect
-
-
-def test_kl_and_coach_loss_by_hand():
-    # Cells average to mu = (1, 0) and logvar = (0, log 2).
-    mu = jnp.array([[[[0.0, 1.0], [2.0, -1.0]]]])
-    logvar = jnp.array([[[[-1.0, 0.0], [1.0, 2 * np.log(2.0)]]]])
-    one = -0.5 * ((1 + 0 - 1 - 1) + (1 + np.log(2) - 0 - 2))
-    np.testing.assert_allclose(losses.kl_divergence(mu, logvar), one, rtol=1e-5)
-    twice = losses.kl_divergence(jnp.tile(mu, (2, 1, 1, 1)), jnp.tile(logvar, (2, 1, 1, 1)))
-    np.testing.assert_allclose(twice, 2 * one, rtol=1e-5)
-    assert losses.kl_divergence(jnp.zeros_like(mu), jnp.zeros_like(mu)) == 0.0
-    got = losses.coach_loss(jnp.float32(0.3), mu, logvar, 0.5)
-    np.testing.assert_allclose(got, 0.7 + 0.5 * one, rtol=1e-5)
-
-
 def test_half_precision_inputs_are_computed_in_float32():
     logits = jnp.full((1, 64, 64, 1), 0.1, jnp.bfloat16)
     target = jnp.ones((1, 64, 64, 1), jnp.bfloat16)
@@ -270,15 +152,169 @@ def test_half_precision_inputs_are_computed_in_float32():
 @pytest.mark.parametrize(
     ("call", "named"),
     [
-        (lambda: losses.structure_loss(OUTPUT, OUTPUT, weighting="x"), "weighting is 'x'"),
-        (lambda: losses.edge_bce(OUTPUT, OUTPUT[..., 0]), r"\(1, 1, 2\)"),
-        (lambda: losses.focal_loss(OUTPUT, OUTPUT, gamma=0.5), "gamma is 0.5"),
-        (lambda: losses.reconstruction({}, TARGET, VISIBLE), "no head"),
-        (lambda: losses.reconstruction({"s8": OUTPUT}, TARGET, VISIBLE, heads="last"), "s8"),
-        (lambda: losses.reconstruction({"s8": OUTPUT}, TARGET, TARGET), "visible has shape"),
-        (lambda: losses.reconstruction({"s8": OUTPUT}, TARGET, VISIBLE, kind="l2"), "kind is 'l2'"),
+        (lambda: losses.structure_loss(MAP, MAP, weighting="x"), "weighting is 'x'"),
+        (lambda: losses.edge_bce(MAP, MAP[..., 0]), r"\(1, 1, 2\)"),
+        (lambda: losses.focal_loss(MAP, MAP, gamma=0.5), "gamma is 0.5"),
     ],
 )
 def test_errors_name_the_thing(call, named):
     with pytest.raises(ValueError, match=named):
         call()
+
+
+def test_a_unet_has_the_region_loss_alone():
+    rng = np.random.default_rng(0)
+    logits, mask = rng.normal(size=(2, 8, 8, 1)), rng.random((2, 8, 8, 1)) > 0.5
+    logits, mask = jnp.asarray(logits, jnp.float32), jnp.asarray(mask, jnp.float32)
+    total, parts = losses.make_infection_loss()({"logits": logits}, mask)
+    assert {*parts} == {"region"}
+    assert float(total) == pytest.approx(float(losses.structure_loss(logits, mask).mean()))
+    five = dict.fromkeys((*losses.MAPS, "edge"), logits)
+    total5, parts5 = losses.make_infection_loss()(five, mask)
+    assert float(total5) == pytest.approx(4 * float(total) + float(parts5["edge"]), rel=1e-6)
+
+
+@pytest.mark.parametrize("head", ["softmax", "sigmoid"])
+def test_the_loss_adds_smoothed_entropy_and_hard_dice(head):
+    rng = np.random.default_rng(1)
+    logits = jnp.asarray(rng.standard_normal((2, 4, 4, 3)), jnp.float32)
+    mask = jnp.asarray(rng.integers(0, 3, (2, 4, 4, 1)), jnp.uint8)
+    loss = losses.make_lesion_loss(head=head, gamma=2.0, smoothing=0.1, dice_weight=0.5)
+    total, parts = loss({"logits": logits}, mask)
+    soft = losses.class_targets(mask, smoothing=0.1)
+    entropy = losses.class_cross_entropy(logits, soft, head=head, gamma=2.0)
+    dice = losses.soft_dice(logits, losses.class_targets(mask), head=head)
+    np.testing.assert_allclose(total, entropy.mean() + 0.5 * dice.mean(), rtol=1e-6)
+    np.testing.assert_allclose(parts["entropy"], entropy.mean(), rtol=1e-6)
+    only, parts = losses.make_lesion_loss(head=head, dice_weight=0.0)({"logits": logits}, mask)
+    assert set(parts) == {"entropy"} and float(only) == float(parts["entropy"])
+
+
+LOG = np.log
+# Softmax of PIXELS: (1/2, 1/4, 1/4), (1/8, 3/4, 1/8); their classes: 1, 1.
+PIXELS = np.log([[2.0, 1.0, 1.0], [1.0, 6.0, 1.0]])
+
+
+def _logits(pixels):
+    """[N, 3] -> [1, 1, N, 3]."""
+    return jnp.asarray(pixels, jnp.float32)[None, None]
+
+
+def _mask(*classes):
+    return jnp.asarray(classes, jnp.uint8)[None, None, :, None]
+
+
+def _target(*classes, **options):
+    return losses.class_targets(_mask(*classes), **options)
+
+
+def test_targets_are_one_channel_a_class_and_unknown_classes_none():
+    expected = [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]
+    np.testing.assert_array_equal(_target(0, 1, 2, 3)[0, 0], expected)
+    assert _target(0, 1, classes=2).shape == (1, 1, 2, 2)
+
+
+def test_smoothing_of_the_background():
+    published = [[0.9, 0, 0], [0, 1, 0], [0, 0, 1]]
+    found = _target(0, 1, 2, smoothing=0.1)
+    np.testing.assert_allclose(found[0, 0], published, atol=1e-7)
+
+
+def test_softmax_cross_entropy_and_focus_by_hand():
+    logits, target = _logits(PIXELS), _target(1, 1)
+    terms = np.array([LOG(4), LOG(4 / 3)])
+    plain = losses.class_cross_entropy(logits, target)
+    np.testing.assert_allclose(plain, [terms.mean()], rtol=1e-6)
+    focal = losses.class_cross_entropy(logits, target, gamma=2.0)
+    miss = np.array([0.75, 0.25])
+    np.testing.assert_allclose(focal, [(miss**2 * terms).mean()], rtol=1e-5)
+
+
+def test_softmax_leaves_a_pixel_of_no_known_class_out():
+    both, alone = _target(1, 3), _target(1)
+    loss = losses.class_cross_entropy(_logits(PIXELS), both)
+    np.testing.assert_allclose(
+        loss, losses.class_cross_entropy(_logits(PIXELS[:1]), alone) / 2, rtol=1e-6
+    )
+
+
+def test_sigmoid_cross_entropy_and_focus_by_hand():
+    logits = _logits([[0.0, LOG(3), -LOG(3)]])  # probabilities 1/2, 3/4, 1/4
+    terms = np.array([LOG(2), LOG(4 / 3), LOG(4 / 3)])  # of class 1: misses 1/2, 1/4, 1/4
+    found = losses.class_cross_entropy(logits, _target(1), head="sigmoid")
+    np.testing.assert_allclose(found, [terms.mean()], rtol=1e-6)
+    found = losses.class_cross_entropy(logits, _target(1), gamma=3.0, head="sigmoid")
+    focused = terms * np.array([1 / 2, 1 / 4, 1 / 4]) ** 3
+    np.testing.assert_allclose(found, [focused.mean()], rtol=1e-5)
+
+
+def test_each_example_has_its_own_cross_entropy():
+    logits = jnp.concatenate([_logits(PIXELS[:1]), _logits(PIXELS[1:])])
+    target = jnp.concatenate([_target(1), _target(1)])
+    found = losses.class_cross_entropy(logits, target)
+    np.testing.assert_allclose(found, [LOG(4), LOG(4 / 3)], rtol=1e-6)
+
+
+def test_soft_dice_by_hand():
+    logits, target = _logits(PIXELS), _target(1, 2)
+    # GGO: sum p = 1, sum pt = 1/4; consolidation: sum p = 3/8, sum pt = 1/8.
+    ggo, consolidation = 1 - 1.5 / 3, 1 - 1.25 / (3 / 8 + 1 + 1)
+    np.testing.assert_allclose(
+        losses.soft_dice(logits, target), [(ggo + consolidation) / 2], rtol=1e-6
+    )
+    logits = _logits([[9.0, 0.0, -LOG(3)]])  # the background's probability plays no part
+    found = losses.soft_dice(logits, _target(2), head="sigmoid")
+    np.testing.assert_allclose(found, [((1 - 1 / 1.5) + (1 - 1.5 / 2.25)) / 2], rtol=1e-6)
+
+
+def test_soft_dice_over_the_batch_spares_a_slice_without_the_class():
+    logits = jnp.concatenate([_logits(PIXELS[:1])] * 2)
+    target = jnp.concatenate([_target(1), _target(0)])
+    # GGO over both: sum p 1/2, sum t 1, sum pt 1/4; consolidation: sum p 1/2, no truth.
+    expected = ((1 - 1.5 / 2.5) + (1 - 1 / 1.5)) / 2
+    found = losses.soft_dice(logits, target)
+    np.testing.assert_allclose(found, [expected] * 2, rtol=1e-6)
+
+
+def test_soft_dice_is_0_where_a_class_is_absent_and_not_marked():
+    logits = _logits([[60.0, 0.0, 0.0]])
+    np.testing.assert_allclose(losses.soft_dice(logits, _target(0)), [0.0], atol=1e-6)
+
+
+@pytest.mark.parametrize("head", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0])
+def test_gradients_survive_saturation_and_push_the_right_way(head, gamma):
+    logits, target = _logits([[90.0, -90.0, 0.0], [-90.0, 90.0, 0.0]]), _target(1, 1)
+
+    def loss(x):
+        return losses.class_cross_entropy(x, target, head=head, gamma=gamma).sum()
+
+    grad = np.asarray(jax.grad(loss)(logits))[0, 0]
+    assert np.isfinite(grad).all()
+    assert grad[0, 0] > 0.1 and grad[0, 1] < -0.1  # wrong and sure: towards class 1
+    np.testing.assert_allclose(grad[1, :2], 0.0, atol=1e-6)  # right and sure: nothing
+
+
+def test_probabilities_of_the_two_heads():
+    logits = _logits([[0.0, LOG(3), -LOG(3)]])
+    alone = losses.class_probs(logits.astype(jnp.bfloat16), "sigmoid")
+    np.testing.assert_allclose(alone[0, 0, 0], [0.5, 0.75, 0.25], atol=2e-3)
+    together = losses.class_probs(logits, "softmax")
+    np.testing.assert_allclose(together[0, 0, 0], np.array([3, 9, 1]) / 13, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x, t: losses.class_cross_entropy(x, t[..., :2]), "shapes .* differ"),
+        (lambda x, t: losses.soft_dice(x, t[:, :, :1]), "shapes .* differ"),
+        (lambda x, t: losses.class_cross_entropy(x, t, head="tanh"), "head is 'tanh'"),
+        (lambda x, t: losses.soft_dice(x, t, head="tanh"), "head is 'tanh'"),
+        (lambda x, t: losses.class_cross_entropy(x, t, gamma=0.5), "gamma is 0.5"),
+        (lambda x, t: losses.class_targets(t), "mask has shape"),
+        (lambda x, t: _target(1, smoothing=1.5), "smoothing is 1.5"),
+    ],
+)
+def test_what_cannot_be_computed_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(_logits(PIXELS), _target(1, 1))

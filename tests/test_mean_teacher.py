@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from infnet_jax.tasks import mean_teacher, normalise
+from infnet_jax.tasks import losses, mean_teacher, normalise, supervised
 
 NORM = normalise.Norm(mean=(0.0,), sd=(1.0,), input_sd=(1.0,))
 MOVES = dict(flip_h=0.0, flip_v=0.0, quarter_turns=False)
@@ -26,14 +26,22 @@ class Scale:
         return (outputs, {"batch_stats": {}}) if mutable else outputs
 
 
+def target(loss=None):
+    return supervised.Target(
+        classes=("infection",),
+        channels=1,
+        prior="none",
+        truth=lambda batch: batch["mask"].astype(jnp.float32),
+        loss=loss or losses.make_infection_loss(),
+        probs=lambda outputs: jax.nn.sigmoid(outputs["logits"]),
+    )
+
+
 def make(**changes):
     settings = dict(
-        net=Scale(),
-        norm=NORM,
         size=4,
         scales=(1.0,),
         steps=9,
-        loss={},
         augmentation=MOVES,
         tx=optax.sgd(0.5),
         schedule=lambda step: 0.5,
@@ -41,7 +49,7 @@ def make(**changes):
         weight=2.0,
         ramp_steps=10,
     )
-    return mean_teacher.make(**{**settings, **changes})
+    return mean_teacher.make(Scale(), target(), NORM, **{**settings, **changes})
 
 
 def test_the_ramp_by_hand():
@@ -56,7 +64,7 @@ def test_the_objective_by_hand():
 
     logits = jnp.asarray([3.0, 0.0, 0.0]).reshape(3, 1, 1, 1)  # one labelled, two unlabelled
     taught = jnp.asarray([0.9, 0.5]).reshape(2, 1, 1, 1)
-    objective = mean_teacher.make_objective(loss)
+    objective = mean_teacher.make_objective(target(loss))
     total, parts = objective({"logits": logits}, (jnp.ones((1, 1, 1, 1)), taught, 2.0))
     assert float(parts["consistency"]) == pytest.approx((0.4**2 + 0) / 2)
     assert float(total) == pytest.approx(3.0 + 2.0 * 0.08)

@@ -7,9 +7,6 @@ import numpy as np
 import optax
 import pytest
 
-from configs import selfsup
-from infnet_jax import tasks
-from infnet_jax.runs.transfer import transfer
 from infnet_jax.tasks import normalise, rotation
 
 NORM = normalise.Norm(mean=(0.0,), sd=(1.0,), input_sd=(1.0,))
@@ -44,9 +41,9 @@ def task_and_state():
     tx = optax.sgd(0.0)
     # An upside-down mirror image or a quarter turn before the turn would make the answers wrong.
     moves = dict(flip_h=0.0, flip_v=1.0, quarter_turns=True)
-    task = rotation.make(
+    task = rotation.Rotation(
         net=Net(), norm=NORM, size=8, steps=5, augmentation=moves, tx=tx, schedule=lambda _: 0.0
-    )
+    ).task()
     trees = task.variables(jax.random.key(0))
     assert set(trees["net"]["params"]) == {"trunk", "out_rotation"}
     trees["net"]["params"]["out_rotation"] = {"kernel": 50 * jnp.eye(4), "bias": jnp.zeros(4)}
@@ -80,30 +77,3 @@ def test_held_out_slices_are_asked_all_four_turns(task_and_state):
     rows = [task.evaluate(state, {"image": BRIGHT[:2]}, jax.random.key(0))]
     assert np.asarray(rows[0]["told"]).tolist() == [[1.0, 0.0, 0.0, 1.0]] * 2
     assert rotation.summarise(rows) == {"accuracy": 0.5}
-
-
-@pytest.mark.parametrize("kind", ["infnet", "unet"])
-def test_the_trunk_and_nothing_else_is_transferred(kind):
-    config = selfsup.get_config("tiny")
-    config.pretrain.pretext, config.model.kind = "rotation", kind
-    zeros = {}
-    for stage in ("pretrain", "segment"):
-        task = tasks.make(stage, config, (0.3, 0.2), 5)
-        shapes = jax.eval_shape(task.variables, jax.random.key(0))["net"]
-        zeros[stage] = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
-    _, report = transfer(zeros["segment"], zeros["pretrain"], mode="matching")
-    n = sum(len(jax.tree.leaves(tree["trunk"])) for tree in zeros["segment"].values())
-    assert len(report.loaded) == n and all(name.split("/")[1] == "trunk" for name in report.loaded)
-    unused = ["params/out_rotation/bias", "params/out_rotation/kernel"]
-    assert sorted(report.unused) == unused and not report.mismatched
-
-
-def test_it_trains_for_the_networks_share_of_the_rounds():
-    config = selfsup.get_config("tiny")
-    config.pretrain.pretext = "rotation"
-    task = tasks.make("pretrain", config, (0.3, 0.2), 5)
-    assert task.total_steps == 2 * 3 and task.phase(0) == "rotation" and task.batch_index(4) == 4
-    assert task.metric_mode == "max"
-    config.pretrain.pretext = "jigsaw"
-    with pytest.raises(ValueError, match="pretrain.pretext='jigsaw': choose inpaint or rotation"):
-        tasks.make("pretrain", config, (0.3, 0.2), 5)

@@ -1,100 +1,103 @@
-"""From a stage of the plan to its task: pure functions of state, batch and key."""
+"""From a stage of a plan to its task: pure steps, and how they are scored."""
 
-from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from infnet_jax import models
-from infnet_jax.plan import Stage
-from infnet_jax.tasks import (
-    inpaint,
-    losses,
-    losses_multi,
-    mean_teacher,
-    normalise,
-    optim,
-    rotation,
-    supervised,
-)
-from infnet_jax.tasks.normalise import Norm
-from infnet_jax.tasks.state import Task
-from infnet_jax.tasks.supervised import Target
+from infnet_jax.models import final_map
+from infnet_jax.plan.records import Stage
+from infnet_jax.tasks import inpaint, losses, mean_teacher, normalise, optim, rotation, supervised
+from infnet_jax.tasks.state import Batch, Task
 
-PRETEXTS = {"inpaint": inpaint.from_stage, "rotation": rotation.from_stage}
+PRETEXTS = {"inpaint": inpaint, "rotation": rotation}
 
 
-def make(stage: Stage, norm: Norm, steps_per_epoch: int, soft: bool = False) -> Task:
-    """The task of a stage that trains.
+def make_norm(stage: Stage, statistics: tuple[float, float]) -> normalise.Norm:
+    """Input and target scale; `statistics` are mean and sd of the training images in 0..1."""
+    return normalise.make_norm(stage.norm, stage.channels, statistics)
+
+
+def make_target(stage: Stage, soft: bool = False) -> supervised.Target:
+    """What the networks of a supervised stage learn to find.
 
     Args:
-      stage: each section of its keys is the keyword arguments of one function, so that a key
-        nobody reads is an error.
-      norm: input scale.
-      steps_per_epoch: batches in one pass over the stage's data.
-      soft: the truth is the batch's `prior`, a soft label, in place of its `mask`.
+      stage: it learns one class or `lesions`.
+      soft: of a single class: the truth is the batch's `prior`, an 8-bit probability, in place of
+        its `mask`, where any class but 0 is marked.
     """
-    if stage.learns in PRETEXTS:
-        return PRETEXTS[stage.learns](stage, norm, steps_per_epoch)
-    section = stage.section
+    options = dict(stage.section.loss)
+    if stage.learns == "lesions":
+        head = options.get("head", "softmax")
+        return supervised.Target(
+            classes=stage.classes,
+            channels=1 + len(stage.classes),
+            prior=stage.prior,
+            truth=lambda batch: batch["mask"],
+            loss=losses.make_lesion_loss(**options),
+            probs=lambda outputs: losses.class_probs(outputs["logits"], head),
+        )
+    return supervised.Target(
+        classes=stage.classes,
+        channels=1,
+        prior=stage.prior,
+        truth=partial(_marked, soft=soft),
+        loss=losses.make_infection_loss(**options),
+        probs=lambda outputs: jax.nn.sigmoid(final_map(outputs)),
+    )
+
+
+def _marked(batch: Batch, soft: bool) -> jax.Array:
+    """The probability that a pixel is marked, float32 [B, S, S, 1] in 0..1."""
+    if soft:
+        return batch["prior"].astype(jnp.float32) / 255.0
+    return (batch["mask"] > 0).astype(jnp.float32)
+
+
+def make(stage: Stage, norm: normalise.Norm, steps_per_epoch: int, soft: bool = False) -> Task:
+    """The task of a stage.
+
+    Args:
+      stage: below `stage.section` each section is the keyword arguments of one function, so that
+        a key that nobody reads is an error.
+      norm: of `make_norm`.
+      steps_per_epoch: batches in one pass over the stage's data.
+      soft: as `make_target` takes it.
+
+    Raises:
+      ValueError: an unknown pretext or option, or a key that a pretext does not read.
+    """
+    n, section = stage.net, stage.section
+    net = models.make(
+        n.decoder, n.trunk, classes=n.classes, channels=n.channels, dtype=n.dtype, **n.options
+    )
+    if "pretext" in section:
+        return _make_pretext(stage, net, norm, steps_per_epoch)
     schedule = optim.make_schedule(total_steps=section.steps, **section.schedule)
-    shared: dict[str, Any] = dict(
-        net=models.make(**stage.net.arguments),
-        target=make_target(stage, soft),
-        norm=norm,
+    settings = dict(
         size=section.size,
         scales=tuple(section.scales),
         steps=section.steps,
         augmentation=section.augmentation,
-        schedule=schedule,
         tx=optim.make_optimizer(schedule, **section.optim),
+        schedule=schedule,
         ema_decay=section.ema_decay,
     )
+    target = make_target(stage, soft)
     if stage.semi is not None and stage.runs == "train":
-        return mean_teacher.make(**stage.semi.consistency, **shared)
-    return supervised.make(**shared)
+        return mean_teacher.make(net, target, norm, **stage.semi.consistency, **settings)
+    return supervised.make(net, target, norm, **settings)
 
 
-def make_norm(stage: Stage, statistics: tuple[float, float]) -> Norm:
-    """Input and target scale; `statistics` are mean and sd of the training split, 0..1."""
-    return normalise.make_norm(stage.norm, stage.channels, statistics)
-
-
-def make_target(stage: Stage, soft: bool = False) -> Target:
-    """What a supervised stage learns; `soft` as in `make`."""
-    loss = stage.section.loss
-    if stage.learns == "lesions":
-        return Target(
-            stage.classes,
-            stage.prior,
-            truth=lambda batch: batch["mask"],
-            loss=losses_multi.make_lesion_loss(**loss),
-            probs=lambda outputs: losses_multi.class_probs(outputs["logits"], loss.head),
-        )
-
-    return infection_target(stage.classes, loss, soft)
-
-
-def infection_target(
-    classes: tuple[str, ...], loss: Mapping[str, Any], soft: bool = False
-) -> Target:
-    """One class: any label of the mask, or a soft label, on all maps of a network.
-
-    Args:
-      classes: its name; loss: keyword arguments of `losses.make_infection_loss`; soft: as in
-        `make`.
-    """
-
-    def truth(batch: supervised.Batch) -> jax.Array:
-        if soft:
-            return batch["prior"].astype(jnp.float32) / 255.0
-        return (batch["mask"] > 0).astype(jnp.float32)
-
-    return Target(
-        classes,
-        "none",
-        truth=truth,
-        loss=losses.make_infection_loss(**loss),
-        probs=lambda outputs: jax.nn.sigmoid(models.final_map(outputs)),
-    )
+def _make_pretext(stage: Stage, net: Any, norm: normalise.Norm, steps_per_epoch: int) -> Task:
+    """The task of a stage that pre-trains."""
+    if stage.learns not in PRETEXTS:
+        raise ValueError(f"{stage.name}.pretext={stage.learns!r}: choose {' or '.join(PRETEXTS)}")
+    pretext = PRETEXTS[stage.learns]
+    if unread := sorted(set(stage.section) - pretext.KEYS):
+        raise ValueError(f"{stage.name}.{unread[0]}: {stage.learns} does not read this key")
+    if missing := sorted(pretext.KEYS - set(stage.section)):
+        raise ValueError(f"{stage.name}.{missing[0]} is missing: {stage.learns} reads this key")
+    return pretext.from_stage(stage, net, norm, steps_per_epoch)

@@ -2,11 +2,11 @@
 
 Every field with four axes goes through its image's transform, so that masks, lungs and edges stay
 aligned; others (`valid`) pass through. Flips and quarter turns are done by indexing, exactly;
-crop, rotation, zoom and shift are composed into one affine map per example and sampled once.
+crop, rotation and zoom are composed into one affine map per example and sampled once.
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,6 @@ def augment(
     quarter_turns: bool = True,
     rotate_degrees: float = 0.0,
     scale: Pair = (1.0, 1.0),
-    shift: float = 0.0,
     crop: Pair | None = None,
     cutout: float = 0.0,
     cutout_mode: Literal["area", "max_side"] = "area",
@@ -41,38 +40,31 @@ def augment(
     brightness: float = 0.0,
     noise: float = 0.0,
     dense: float = 0.0,
-    fill: float = 0.0,
 ) -> dict[str, jax.Array]:
-    """Augments every example of a batch by its own draw. All settings are static.
+    """Augments every example of a batch by its own draw of `key`. All settings are static.
 
-    Order: flips, quarter turn, affine, dense, gamma, contrast, brightness, noise, clip to 0..1,
-    cutout.
+    Order: flips, quarter turn, affine, dense, grey levels (clipped to 0..1), cutout.
 
     Args:
-      key: of this batch.
       fields: `image` float [B, H, W, C] grey in 0..1, and fields [B, H, W, ...] of any dtype.
       flip_h, flip_v: probability of a left-right and of a top-bottom mirror image.
       quarter_turns: turn by 0, 90, 180 or 270 degrees, equally likely; needs H = W.
       rotate_degrees: rotation uniform in +- this, about the centre.
       scale: range of the zoom, log-uniform; above 1 enlarges.
-      shift: shift uniform in +- this fraction of each side.
       crop: (probability, fraction): a random square of fraction * min(H, W), resized back.
       cutout: size of a rectangle of one random grey level in the image, 0 for none.
       cutout_mode: `area`: that share of the image (the paper's reading), relative sides within
         2:1; `max_side`: each side uniform in {0..int(min(H, W) * cutout)} (the public code's).
       cutout_prob: probability of a cutout.
-      gamma: grey ** exp(u), u uniform in +- this.
-      contrast: distance from the mean grey times 1 + u, u uniform in +- this.
-      brightness: grey + u, u uniform in +- this.
+      gamma, contrast, brightness: u uniform in +- this, in turn for grey ** exp(u), for the
+        distance from the mean grey times 1 + u, and for grey + u.
       noise: Gaussian noise per pixel, of standard deviation uniform in 0..this.
-      dense: probability of each of two ragged ellipses, on the rim of `mask` and inside it, that
-        become about as bright as the brightest tenth of the image: dense lesions at the wall of a
-        lung, which its mask is to hold all the same.
-      fill: grey of what comes in from outside the image; the other fields get 0.
+      dense: probability of each of two ragged ellipses, inside `mask` on its rim, about as bright
+        as the brightest tenth of the image: dense lesions at the wall of a lung.
 
     Returns:
       The same fields, shapes and dtypes. The image is sampled bilinearly; other fields take the
-      nearest pixel and so hold no new value but the 0 from outside.
+      nearest pixel. Outside the image all of them are 0.
 
     Raises:
       ValueError: no image, an integer image, sizes that differ or a setting out of range.
@@ -80,9 +72,9 @@ def augment(
     _check(fields, quarter_turns, scale, crop, cutout, cutout_mode)
     k_exact, k_affine, k_grey, k_cutout = jax.random.split(key, 4)
     out = _flip_and_turn(k_exact, fields, flip_h, flip_v, quarter_turns)
-    if rotate_degrees or shift or crop is not None or tuple(scale) != (1.0, 1.0):
-        grid = _affine_grid(k_affine, fields[IMAGE].shape, rotate_degrees, scale, shift, crop)
-        out = {n: _sample(x, *grid, fill if n == IMAGE else None) for n, x in out.items()}
+    if rotate_degrees or crop is not None or tuple(scale) != (1.0, 1.0):
+        grid = _affine_grid(k_affine, fields[IMAGE].shape, rotate_degrees, scale, crop)
+        out = {n: _sample(x, *grid, smooth=n == IMAGE) for n, x in out.items()}
     image = out[IMAGE]
     for k_ellipse in jax.random.split(jax.random.fold_in(key, 4), 2) if dense else ():
         image = _paint_dense(k_ellipse, image, out["mask"], dense)
@@ -90,6 +82,19 @@ def augment(
     if cutout:
         image = _cut_out(k_cutout, image, cutout, cutout_mode, cutout_prob)
     return {**fields, **out, IMAGE: image.astype(fields[IMAGE].dtype)}
+
+
+def prepare(
+    key: jax.Array | None, fields: Fields, settings: Mapping[str, Any]
+) -> dict[str, jax.Array]:
+    """The fields of a batch, its uint8 image as grey in 0..1, augmented.
+
+    Args:
+      key: of this batch; None leaves everything in its place.
+      settings: keyword arguments of `augment`.
+    """
+    grey = {**fields, IMAGE: fields[IMAGE].astype(jnp.float32) / 255.0}
+    return grey if key is None else augment(key, grey, **settings)
 
 
 def resize_batch(fields: Fields, size: int | tuple[int, int]) -> dict[str, jax.Array]:
@@ -166,20 +171,13 @@ def _per_example(values: jax.Array) -> jax.Array:
 
 
 def _affine_grid(
-    key: jax.Array,
-    shape: tuple[int, ...],
-    degrees: float,
-    scale: Pair,
-    shift: float,
-    crop: Pair | None,
+    key: jax.Array, shape: tuple[int, ...], degrees: float, scale: Pair, crop: Pair | None
 ) -> tuple[jax.Array, jax.Array]:
     """Row and column, float32 [B, H, W] each, of the input under every output pixel."""
     batch, height, width = shape[:3]
-    keys = jax.random.split(key, 7)
+    keys = jax.random.split(key, 7)  # two are free: their number fixes the draws of the others
     angle = jnp.deg2rad(_draw(keys[0], batch, -degrees, degrees))
     zoom = jnp.exp(_draw(keys[1], batch, float(np.log(scale[0])), float(np.log(scale[1]))))
-    row_shift = height * _draw(keys[2], batch, -shift, shift)[:, None]
-    column_shift = width * _draw(keys[3], batch, -shift, shift)[:, None]
     # Pixel i covers i..i+1, so a crop of side s maps i to start + (i + .5) s / H - .5.
     rows = jnp.broadcast_to(jnp.arange(height, dtype=jnp.float32), (batch, height))
     columns = jnp.broadcast_to(jnp.arange(width, dtype=jnp.float32), (batch, width))
@@ -191,17 +189,17 @@ def _affine_grid(
         rows = jnp.where(cropped, top + (rows + 0.5) * (side / height) - 0.5, rows)
         columns = jnp.where(cropped, left + (columns + 0.5) * (side / width) - 0.5, columns)
     row, column = (height - 1) / 2, (width - 1) / 2
-    y = (rows - row - row_shift)[:, :, None]
-    x = (columns - column - column_shift)[:, None, :]
+    y = (rows - row)[:, :, None]
+    x = (columns - column)[:, None, :]
     cosine, sine = (f(angle)[:, None, None] / zoom[:, None, None] for f in (jnp.cos, jnp.sin))
     return row + cosine * y + sine * x, column - sine * y + cosine * x
 
 
-def _sample(x: jax.Array, rows: jax.Array, columns: jax.Array, fill: float | None) -> jax.Array:
-    """x at (rows, columns): bilinear with `fill` outside, or, for None, nearest with 0 outside."""
+def _sample(x: jax.Array, rows: jax.Array, columns: jax.Array, *, smooth: bool) -> jax.Array:
+    """x at (rows, columns), bilinear where `smooth`, else of the nearest pixel; 0 outside."""
     batch, height, width, channels = x.shape
-    # One pixel of fill all round: every clipped coordinate then has its neighbours in bounds.
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=fill or 0)
+    # One pixel of 0 all round: every clipped coordinate then has its neighbours in bounds.
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     pixels = padded.reshape(batch, -1, channels)
 
     def pick(row: jax.Array, column: jax.Array) -> jax.Array:
@@ -210,7 +208,7 @@ def _sample(x: jax.Array, rows: jax.Array, columns: jax.Array, fill: float | Non
         return jax.vmap(lambda p, i: p.at[i].get(mode="promise_in_bounds"))(pixels, at)
 
     rows, columns = jnp.clip(rows, -1, height), jnp.clip(columns, -1, width)
-    if fill is None:
+    if not smooth:
         return pick(jnp.floor(rows + 0.5), jnp.floor(columns + 0.5))
     row = jnp.clip(jnp.floor(rows), max=height - 1)
     column = jnp.clip(jnp.floor(columns), max=width - 1)
@@ -254,24 +252,18 @@ def _paint_dense(key: jax.Array, image: jax.Array, mask: jax.Array, odds: float)
     angle = _draw(keys[1], batch, 0.0, np.pi)[:, None, None]
     long = (height * _draw(keys[2], batch, *DENSE_RADIUS))[:, None, None]
     short = long * _draw(keys[3], batch, 0.4, 1.0)[:, None, None]
-    along, across = (
-        (jnp.cos(angle) * y + jnp.sin(angle) * x) / long,
-        (jnp.cos(angle) * x - jnp.sin(angle) * y) / short,
-    )
+    along = (jnp.cos(angle) * y + jnp.sin(angle) * x) / long
+    across = (jnp.cos(angle) * x - jnp.sin(angle) * y) / short
     ragged = jax.random.normal(keys[4], (batch, 12, 12, 1))
     ragged = 0.3 * ops.resize_bilinear(ragged, (height, width), align_corners=True)[..., 0]
     chosen = jax.random.bernoulli(keys[5], odds, (batch, 1, 1))
     painted = (along**2 + across**2 + ragged < 1) & chosen
     grey = jnp.quantile(image, 0.9, axis=(1, 2, 3), keepdims=True)
-    share, level = (
-        _per_example(v)
-        for v in jax.random.uniform(
-            keys[6], (2, batch), minval=jnp.array([[0.85], [0.8]]), maxval=1.0
-        )
-    )
-    return jnp.where(
-        painted[..., None] & (mask > 0), share * level * grey + (1 - share) * image, image
-    )
+    lowest = jnp.array([[0.85], [0.8]])
+    drawn = jax.random.uniform(keys[6], (2, batch), minval=lowest, maxval=1.0)
+    share, level = map(_per_example, drawn)
+    lesion = share * level * grey + (1 - share) * image
+    return jnp.where(painted[..., None] & (mask > 0), lesion, image)
 
 
 def _cut_out(key: jax.Array, image: jax.Array, size: float, mode: str, odds: float) -> jax.Array:

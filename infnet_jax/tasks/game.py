@@ -1,10 +1,14 @@
 """Algorithm 1's order of play, and the masks that it is played with (eq. 2-3)."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 
 from infnet_jax.models import coach as coach_lib
+
+Scores = Mapping[str, jax.Array]
+Size = Sequence[int]
 
 
 def make_rounds(
@@ -47,6 +51,20 @@ def make_rounds(
     return alone + [turn for pair in both for turn in pair], sum(n for _, n in alone)
 
 
+class Masks(NamedTuple):
+    """Mask makers, each to [B, H, W, 1] float32, 1 = visible (eq. 2-3); sizes are (H, W).
+
+    Attributes:
+      train: (output of the coach, size) -> masks through which it learns.
+      use: (output of the coach, size) -> masks that serve the network.
+      random: (key, batch size, size) -> masks without a coach.
+    """
+
+    train: Callable[[Scores, Size], jax.Array]
+    use: Callable[[Scores, Size], jax.Array]
+    random: Callable[[jax.Array, int, Size], jax.Array]
+
+
 def make_masks(
     *,
     keep_ratio: float = 0.75,
@@ -54,31 +72,28 @@ def make_masks(
     alpha_use: float = 100.0,
     hard_use: bool = True,
     inclusive: bool = True,
-) -> tuple[Callable, Callable, Callable]:
-    """Three mask makers, each to [B, H, W, 1] float32, 1 = visible (eq. 2-3).
+) -> Masks:
+    """The mask makers.
 
     Args:
       keep_ratio: share of cells left visible (the public `drop_ratio` *keeps* this share).
       alpha_train, alpha_use: steepness of eq. 3 while the coach learns, and while it serves.
       hard_use: threshold the mask when it serves the network.
       inclusive: keep the k-th cell itself (False: as coded, k - 1 cells are kept).
-
-    Returns:
-      `train(out, size)`, `use(out, size)` from a coach's output, `random(key, batch, size)`.
     """
-    kwargs = dict(keep_ratio=keep_ratio, inclusive=inclusive)
 
-    def train(out: Mapping[str, jax.Array], size: tuple[int, int]) -> jax.Array:
-        soft = coach_lib.visible_from_score(out["score"], alpha=alpha_train, hard=False, **kwargs)
-        return coach_lib.upsample_mask(soft, size)
+    def masks(score: jax.Array, size: Size, alpha: float, hard: bool) -> jax.Array:
+        visible = coach_lib.visible_from_score(
+            score, keep_ratio=keep_ratio, alpha=alpha, hard=hard, inclusive=inclusive
+        )
+        return coach_lib.upsample_mask(visible, (size[0], size[1]))
 
-    def use(out: Mapping[str, jax.Array], size: tuple[int, int]) -> jax.Array:
-        mask = coach_lib.visible_from_score(out["score"], alpha=alpha_use, hard=hard_use, **kwargs)
-        return coach_lib.upsample_mask(mask, size)
-
-    def random(key: jax.Array, batch: int, size: tuple[int, int]) -> jax.Array:
+    def random(key: jax.Array, batch: int, size: Size) -> jax.Array:
         score = coach_lib.random_score(key, (batch, size[0] // 16, size[1] // 16, 1))
-        mask = coach_lib.visible_from_score(score, alpha=alpha_use, hard=True, **kwargs)
-        return coach_lib.upsample_mask(mask, size)
+        return masks(score, size, alpha_use, True)
 
-    return train, use, random
+    return Masks(
+        train=lambda out, size: masks(out["score"], size, alpha_train, False),
+        use=lambda out, size: masks(out["score"], size, alpha_use, hard_use),
+        random=random,
+    )

@@ -1,11 +1,10 @@
-"""Losses of segmentation, inpainting and the coach, all computed in float32.
+"""Segmentation losses of one class and of several, computed in float32.
 
-Segmentation losses return one value per example, so that the caller can leave out the padding of
-a last batch. Inpainting losses divide by the erased (or visible) pixels of the *whole batch*, as
-the public code does, and return one scalar. All of them raise ValueError on unequal shapes.
+The losses return one value per example and raise ValueError on unequal shapes; the two factories
+add them up to one scalar. Of several classes the background is the first channel.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import jax
@@ -13,38 +12,41 @@ import jax.numpy as jnp
 
 from infnet_jax.models import final_map, layers as ops
 
+Head = Literal["softmax", "sigmoid"]
+Weighting = Literal["boundary", "none"]
+MAPS = ("coarse", "s32", "s16", "s8")  # of Inf-Net, deeply supervised
 BOUNDARY_WINDOW = 31
 BOUNDARY_GAIN = 5.0
-CLAMP = 2.0
-LAST_HEAD = "edge"
-MAPS = ("coarse", "s32", "s16", "s8")
-_PROBABILITY_FLOOR = 1e-6
-_OPTIONS = {
-    "weighting": ("boundary", "none"),
-    "kind": ("mse_clamped", "ce", "l1"),
-    "reduction": ("sum_heads", "mean"),
-    "region": ("erased", "visible"),
-    "heads": ("all", "last"),
-    "activation": ("tanh", "linear"),
-}
+WEIGHTINGS: dict[str, Weighting] = {"structure": "boundary", "structure_as_run": "none"}
+_OPTIONS = {"weighting": ("boundary", "none"), "head": ("softmax", "sigmoid")}
+
+Outputs = Mapping[str, jax.Array]
+Loss = Callable[[Outputs, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
 
-def _check_options(**options: str) -> None:
-    for name, value in options.items():
-        if value not in _OPTIONS[name]:
-            raise ValueError(f"{name} is {value!r}; choose one of {', '.join(_OPTIONS[name])}")
+def check_options(known: Mapping[str, Sequence[str]], given: Mapping[str, str]) -> None:
+    """Raises ValueError for an option whose value is none of those `known` for it."""
+    for name, value in given.items():
+        if value not in known[name]:
+            raise ValueError(f"{name} is {value!r}; choose one of {', '.join(known[name])}")
 
 
-def _float32_pair(prediction: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
-    # Broadcasting [B, H, W, 1] against [B, H, W] would give a wrong number and no error.
+def float32_pair(prediction: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Both arrays in float32; ValueError on unequal shapes, which would broadcast unnoticed."""
     if prediction.shape != target.shape:
         raise ValueError(f"shapes {prediction.shape} and {target.shape} differ; give equal shapes")
     return prediction.astype(jnp.float32), target.astype(jnp.float32)
 
 
-def _pixel_bce(logits: jax.Array, target: jax.Array) -> jax.Array:
-    logits, target = _float32_pair(logits, target)
+def pixel_bce(logits: jax.Array, target: jax.Array) -> jax.Array:
+    """Binary cross-entropy of each logit, float32, shaped like the two arrays."""
+    logits, target = float32_pair(logits, target)
     return jax.nn.softplus(logits) - logits * target
+
+
+def _check_gamma(gamma: float) -> None:
+    if gamma < 0.0 or 0.0 < gamma < 1.0:
+        raise ValueError(f"gamma is {gamma}; its gradient needs 0 or at least 1")
 
 
 def boundary_weights(target: jax.Array) -> jax.Array:
@@ -61,9 +63,8 @@ def structure_loss(
     logits: jax.Array,
     target: jax.Array,
     *,
-    weighting: Literal["boundary", "none"] = "boundary",
+    weighting: Weighting = "boundary",
     lambda_bce: float = 1.0,
-    valid: jax.Array | None = None,
 ) -> jax.Array:
     """Boundary-weighted IoU plus `lambda_bce` times binary cross-entropy (paper, equation 4).
 
@@ -76,22 +77,20 @@ def structure_loss(
       logits: [B, H, W, 1], any float type.
       target: [B, H, W, 1], 0 or 1 (soft pseudo-labels in 0..1 also work).
       weighting: reading of the cross-entropy term.
-      valid: bool [B], False for padding to keep out of the batch mean of `none`; all by default.
 
     Returns:
       float32 [B]. An empty target scores 1 - 1 / (sum of p + 1) in its IoU term, so predicting
       nothing on it costs (almost) nothing.
     """
-    _check_options(weighting=weighting)
-    logits, target = _float32_pair(logits, target)
+    check_options(_OPTIONS, {"weighting": weighting})
+    logits, target = float32_pair(logits, target)
     weights = boundary_weights(target)
     axes = (1, 2, 3)
-    bce = _pixel_bce(logits, target)
+    bce = pixel_bce(logits, target)
     if weighting == "boundary":
         bce = (weights * bce).sum(axes) / weights.sum(axes)
     else:
-        kept = jnp.ones(len(logits)) if valid is None else valid.astype(jnp.float32)
-        bce = (bce.mean(axes) * kept).sum() / jnp.maximum(kept.sum(), 1.0)
+        bce = bce.mean(axes).sum() / len(logits)
     probability = jax.nn.sigmoid(logits)
     intersection = (weights * probability * target).sum(axes)
     total = (weights * (probability + target)).sum(axes)
@@ -101,7 +100,7 @@ def structure_loss(
 
 def edge_bce(logits: jax.Array, target: jax.Array) -> jax.Array:
     """Mean binary cross-entropy of logits, also per class channel; [B, H, W, C] x2 -> [B]."""
-    return _pixel_bce(logits, target).mean((1, 2, 3))
+    return pixel_bce(logits, target).mean((1, 2, 3))
 
 
 def focal_loss(
@@ -112,9 +111,8 @@ def focal_loss(
     [B, H, W, C] twice -> float32 [B]. `alpha` multiplies both classes alike (the public code's
     reading, not a class balance); `gamma` is 0 (plain cross-entropy) or at least 1.
     """
-    if gamma < 0.0 or 0.0 < gamma < 1.0:
-        raise ValueError(f"gamma is {gamma}; its gradient needs 0 or at least 1")
-    bce = _pixel_bce(logits, target)
+    _check_gamma(gamma)
+    bce = pixel_bce(logits, target)
     return (alpha * (-jnp.expm1(-bce)) ** gamma * bce).mean((1, 2, 3))
 
 
@@ -137,120 +135,6 @@ def edge_target(mask: jax.Array) -> jax.Array:
     return high - low
 
 
-def _pixel_error(output: jax.Array, target: jax.Array, kind: str, activation: str) -> jax.Array:
-    output, target = _float32_pair(output, target)
-    if kind == "mse_clamped":
-        return jnp.minimum((output - target) ** 2, CLAMP)
-    if kind == "l1":
-        return jnp.abs(output - target)
-    level = (target + 1.0) / 2.0
-    if activation == "linear":
-        return _pixel_bce(output, level)
-    probability = jnp.clip((output + 1.0) / 2.0, _PROBABILITY_FLOOR, 1.0 - _PROBABILITY_FLOOR)
-    return -level * jnp.log(probability) - (1.0 - level) * jnp.log1p(-probability)
-
-
-def reconstruction(
-    outputs: Mapping[str, jax.Array],
-    target: jax.Array,
-    visible: jax.Array,
-    *,
-    kind: Literal["mse_clamped", "ce", "l1"] = "mse_clamped",
-    reduction: Literal["sum_heads", "mean"] = "sum_heads",
-    region: Literal["erased", "visible"] = "erased",
-    heads: Literal["all", "last"] = "all",
-    activation: Literal["tanh", "linear"] = "tanh",
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Reconstruction error over the erased (or visible) pixels of the batch.
-
-    Per head: sum of error * weight / sum of weight, weight being 1 - visible or visible.
-    `mse_clamped` is the public code's squared error cut at 2. `ce` is the paper's algorithm 1,
-    which leaves the distribution open; our reading is a binary cross-entropy against the grey
-    level (target + 1) / 2, of probability (output + 1) / 2 for tanh heads and sigmoid(output) for
-    linear ones. Its minimum is the entropy of the grey levels, not 0.
-
-    Args:
-      outputs: head name -> [B, H, W, C]; in -1..1 for tanh heads, unbounded for linear ones.
-      target: [B, H, W, C] in -1..1.
-      visible: [B, H, W, 1], 1 visible, 0 erased; soft masks of the coach allowed.
-      kind: error of one pixel and channel.
-      reduction: `sum_heads` sums over heads and channels as the public code does; `mean` divides
-        by both numbers.
-      region: pixels that count.
-      heads: `all`, or `last` for the `edge` head alone (the public code's context term).
-      activation: of the heads; matters for `ce` only.
-
-    Returns:
-      The loss, float32 [], and its value per head. Both are 0 with a zero gradient when the batch
-      holds no pixel of the region.
-    """
-    _check_options(
-        kind=kind, reduction=reduction, region=region, heads=heads, activation=activation
-    )
-    if visible.shape != (*target.shape[:-1], 1):
-        raise ValueError(f"visible has shape {visible.shape}; give {(*target.shape[:-1], 1)}")
-    names = sorted(outputs) if heads == "all" else [LAST_HEAD]
-    if not names or names[0] not in outputs:
-        raise ValueError(f"heads={heads!r} finds no head among the outputs {sorted(outputs)}")
-    weight = visible.astype(jnp.float32)
-    weight = weight if region == "visible" else 1.0 - weight
-    count = weight.sum()
-    channels = target.shape[-1] if reduction == "mean" else 1
-    parts = {}
-    for name in names:
-        total = (_pixel_error(outputs[name], target, kind, activation) * weight).sum() / channels
-        # The inner where keeps the unused branch's gradient finite.
-        parts[name] = jnp.where(count > 0.0, total / jnp.where(count > 0.0, count, 1.0), 0.0)
-    loss = sum(parts.values())
-    return (loss / len(parts) if reduction == "mean" else loss), parts
-
-
-def inpaint_loss(
-    outputs: Mapping[str, jax.Array],
-    target: jax.Array,
-    visible: jax.Array,
-    *,
-    rec_weight: float = 0.99,
-    context_heads: Literal["all", "last"] = "last",
-    **options: str,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Loss of the inpainting network: rec_weight L_rec + (1 - rec_weight) L_context.
-
-    L_rec is over the erased pixels and all heads, L_context over the visible pixels and
-    `context_heads`. The paper has no context term (`rec_weight=1`), the public code .99 with the
-    last head only. `options` are `kind`, `reduction`, `activation` as in `reconstruction`.
-
-    Returns:
-      The loss, float32 [], and {'rec', 'context', 'rec/<head>'...}, unweighted.
-    """
-    rec, rec_parts = reconstruction(outputs, target, visible, region="erased", **options)
-    context, _ = reconstruction(
-        outputs, target, visible, region="visible", heads=context_heads, **options
-    )
-    parts = {"rec": rec, "context": context, **{f"rec/{k}": v for k, v in rec_parts.items()}}
-    return rec_weight * rec + (1.0 - rec_weight) * context, parts
-
-
-def kl_divergence(mu: jax.Array, logvar: jax.Array) -> jax.Array:
-    """KL of N(mu, exp(logvar)) from N(0, 1), summed over batch and dimensions.
-
-    [B, h, w, D] twice, averaged over space first as in the public code -> float32 []; 0 when both
-    are 0. It grows with the batch.
-    """
-    mu, logvar = _float32_pair(mu, logvar)
-    mu, logvar = mu.mean((1, 2)), logvar.mean((1, 2))
-    return 0.5 * (jnp.expm1(logvar) - logvar + mu**2).sum()
-
-
-def coach_loss(rec: jax.Array, mu: jax.Array, logvar: jax.Array, kld_weight: float) -> jax.Array:
-    """Loss of the coach, 1 - L_rec + kld_weight KL: it erases what is hard to rebuild.
-
-    `rec` is the network's `reconstruction` loss under the coach's mask; `kld_weight` is 0 in the
-    paper's equation 1 and 1e-6 in the public code. Returns float32 [], unbounded below.
-    """
-    return 1.0 - rec + kld_weight * kl_divergence(mu, logvar)
-
-
 def make_infection_loss(
     *,
     kind: str = "structure",
@@ -258,7 +142,7 @@ def make_infection_loss(
     edge_weight: float = 1.0,
     alpha: float = 1.0,
     gamma: float = 2.0,
-) -> Callable:
+) -> Loss:
     """Eq. 5: the sum of the region loss on four maps and the edge loss.
 
     A U-Net has one map and no edge: its loss is the region loss alone.
@@ -277,23 +161,137 @@ def make_infection_loss(
     Raises:
       ValueError: unknown kind.
     """
-    weighting = {"structure": "boundary", "structure_as_run": "none"}
+    if kind not in (*WEIGHTINGS, "focal"):
+        raise ValueError(f"segment.loss.kind={kind!r}: choose structure, structure_as_run or focal")
 
     def region(logits: jax.Array, mask: jax.Array) -> jax.Array:
         if kind == "focal":
-            return focal_loss(logits, mask, alpha=alpha, gamma=gamma)
-        return structure_loss(logits, mask, weighting=weighting[kind], lambda_bce=lambda_bce)
+            return focal_loss(logits, mask, alpha=alpha, gamma=gamma).mean()
+        weighting = WEIGHTINGS[kind]
+        return structure_loss(logits, mask, weighting=weighting, lambda_bce=lambda_bce).mean()
 
-    if kind not in (*weighting, "focal"):
-        raise ValueError(f"segment.loss.kind={kind!r}: choose structure, structure_as_run or focal")
-
-    def loss(outputs: Mapping[str, jax.Array], mask: jax.Array):
+    def loss(outputs: Outputs, mask: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         if "edge" not in outputs:
-            total = region(final_map(outputs), mask).mean()
+            total = region(final_map(outputs), mask)
             return total, {"region": total}
-        parts = {name: region(outputs[name], mask).mean() for name in MAPS}
+        parts = {name: region(outputs[name], mask) for name in MAPS}
         edge = edge_target((mask > 0.5).astype(jnp.float32))
         parts["edge"] = edge_bce(outputs["edge"], edge).mean()
         return sum(parts[n] for n in MAPS) + edge_weight * parts["edge"], parts
 
+    return loss
+
+
+def class_targets(mask: jax.Array, classes: int = 3, smoothing: float = 0.0) -> jax.Array:
+    """One channel per class, the background optionally smoothed.
+
+    Args:
+      mask: [B, H, W, 1], class indices of any number type. A pixel of a class beyond `classes`
+        (pleural effusion in some sets) gets zeros: a softmax loss then leaves it out, and a
+        sigmoid loss reads "none of these".
+      classes: channels of the result.
+      smoothing: s in 0..1: the background channel is multiplied by 1 - s (the public code: .1).
+
+    Returns:
+      float32 [B, H, W, classes] in 0..1.
+
+    Raises:
+      ValueError: the mask has not one channel, or the smoothing is out of range.
+    """
+    if mask.ndim != 4 or mask.shape[-1] != 1:
+        raise ValueError(f"mask has shape {mask.shape}; give [B, H, W, 1]")
+    if not 0.0 <= smoothing <= 1.0:
+        raise ValueError(f"smoothing is {smoothing}; give a share in 0..1")
+    target = jax.nn.one_hot(mask[..., 0].astype(jnp.int32), classes, dtype=jnp.float32)
+    return target.at[..., 0].multiply(1.0 - smoothing) if smoothing else target
+
+
+def class_probs(logits: jax.Array, head: Head) -> jax.Array:
+    """Probabilities, float32 [B, H, W, C]: over the classes (softmax) or each alone (sigmoid)."""
+    check_options(_OPTIONS, {"head": head})
+    logits = logits.astype(jnp.float32)
+    return jax.nn.softmax(logits) if head == "softmax" else jax.nn.sigmoid(logits)
+
+
+def class_cross_entropy(
+    logits: jax.Array, target: jax.Array, *, head: Head = "softmax", gamma: float = 0.0
+) -> jax.Array:
+    """Cross-entropy, focal for gamma > 0; float32 [B].
+
+    softmax: mean over pixels of the sum over classes of t_c (1 - p_c)^gamma (-log p_c).
+    sigmoid: mean over pixels and classes of (1 - q_c)^gamma b_c, with b_c the binary cross-entropy
+    of a channel and q_c = exp(-b_c).
+
+    Args:
+      logits: [B, H, W, C], any float type.
+      target: [B, H, W, C] in 0..1, as `class_targets` gives.
+      head: what makes probabilities of the logits.
+      gamma: 0 for plain cross-entropy, else at least 1.
+    """
+    check_options(_OPTIONS, {"head": head})
+    _check_gamma(gamma)
+    logits, target = float32_pair(logits, target)
+    if head == "softmax":
+        log_p = jax.nn.log_softmax(logits)
+        loss = -target * log_p
+    else:
+        loss = pixel_bce(logits, target)
+        log_p = -loss
+    if gamma:
+        loss = (-jnp.expm1(log_p)) ** gamma * loss
+    loss = loss.sum(-1).mean((1, 2))
+    return loss if head == "softmax" else loss / logits.shape[-1]
+
+
+def soft_dice(logits: jax.Array, target: jax.Array, *, head: Head = "softmax") -> jax.Array:
+    """1 - (2 sum p t + 1) / (sum p + sum t + 1), averaged over the lesion classes (not background).
+
+    The sums are over the whole batch, which spares slices that lack a class: the loss of such a
+    slice alone would count every falsely marked pixel as a complete miss.
+
+    Args:
+      logits, target: [B, H, W, C]; give hard targets, since smoothed ones never reach 0.
+      head: what makes probabilities of the logits.
+
+    Returns:
+      float32 [B], the batch's value for each, in 0..1; 0 for a class absent and not predicted.
+    """
+    logits, target = float32_pair(logits, target)
+    probs, target = class_probs(logits, head)[..., 1:], target[..., 1:]
+    both, total = (probs * target).sum((0, 1, 2)), (probs + target).sum((0, 1, 2))
+    loss = (1.0 - (2.0 * both + 1.0) / (total + 1.0)).mean(-1)
+    return jnp.broadcast_to(loss, logits.shape[:1])
+
+
+def make_lesion_loss(
+    *, head: Head = "softmax", gamma: float = 0.0, smoothing: float = 0.0, dice_weight: float = 1.0
+) -> Loss:
+    """Cross-entropy of three classes plus `dice_weight` times the soft Dice loss of the lesions.
+
+    The public code is head `sigmoid`, dice_weight 0, gamma 0 or 2 (focal), smoothing .1.
+
+    Args:
+      head, gamma: of `class_cross_entropy`.
+      smoothing: of `class_targets`; the Dice term takes hard targets.
+      dice_weight: 0 leaves the Dice term out.
+
+    Returns:
+      `loss(outputs, mask) -> (scalar, parts)`; `outputs["logits"]` [B, H, W, 3], `mask`
+      [B, H, W, 1] class indices.
+
+    Raises:
+      ValueError: an unknown head or a number out of range.
+    """
+
+    def loss(outputs: Outputs, mask: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        logits = outputs["logits"]
+        target = class_targets(mask, smoothing=smoothing)
+        entropy = class_cross_entropy(logits, target, head=head, gamma=gamma).mean()
+        if not dice_weight:
+            return entropy, {"entropy": entropy}
+        dice = soft_dice(logits, class_targets(mask), head=head).mean()
+        return entropy + dice_weight * dice, {"entropy": entropy, "dice": dice}
+
+    # A wrong option shows here, before anything is compiled.
+    jax.eval_shape(loss, {"logits": jnp.zeros((1, 1, 1, 3))}, jnp.zeros((1, 1, 1, 1)))
     return loss

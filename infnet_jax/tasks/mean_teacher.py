@@ -4,19 +4,20 @@ The teacher is the exponential average that the player keeps anyway. It sees eac
 undisturbed; the student sees it in the same position with other grey levels, and must agree.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from infnet_jax.models import final_map
 from infnet_jax.tasks import augment, normalise, supervised
-from infnet_jax.tasks.state import Task
-from infnet_jax.tasks.supervised import make_update, training_sides
+from infnet_jax.tasks.losses import Outputs
+from infnet_jax.tasks.state import Batch, Metrics, Step, Task, TrainState
+from infnet_jax.tasks.supervised import Target
 
 DISTURBANCES = ("cutout", "cutout_mode", "cutout_prob", "gamma", "contrast", "brightness", "noise")
-STILL = dict(flip_h=0.0, flip_v=0.0, quarter_turns=False)
+STILL: dict[str, Any] = dict(flip_h=0.0, flip_v=0.0, quarter_turns=False)
 
 
 def ramp(step: jax.Array, weight: float, ramp_steps: int) -> jax.Array:
@@ -25,21 +26,18 @@ def ramp(step: jax.Array, weight: float, ramp_steps: int) -> jax.Array:
     return weight * jnp.exp(-5.0 * (1.0 - t) ** 2)
 
 
-def make_objective(loss: Callable) -> Callable:
+def make_objective(target: Target) -> Callable[[Outputs, tuple], tuple[jax.Array, Metrics]]:
     """The supervised loss plus a share of the squared difference from the teacher's map.
 
-    Args:
-      loss: of `segment.make_loss`.
-
     Returns:
-      `objective(outputs, (mask, taught, share)) -> (scalar, parts)`: the first rows of the outputs
-      belong to `mask` [L, H, W, 1], the rest to the teacher's probabilities `taught` [U, H, W, 1].
+      `objective(outputs, (truth, taught, share)) -> (scalar, parts)`: the first rows of the outputs
+      belong to `truth` [L, H, W, 1], the rest to the teacher's map `taught` [U, H, W, K].
     """
 
-    def objective(outputs: Mapping[str, jax.Array], target: tuple):
-        mask, taught, share = target
-        total, parts = loss({k: v[: len(mask)] for k, v in outputs.items()}, mask)
-        student = jax.nn.sigmoid(final_map(outputs)[len(mask) :])
+    def objective(outputs: Outputs, given: tuple) -> tuple[jax.Array, Metrics]:
+        truth, taught, share = given
+        total, parts = target.loss({k: v[: len(truth)] for k, v in outputs.items()}, truth)
+        student = target.probs({k: v[len(truth) :] for k, v in outputs.items()})
         consistency = ((student - taught) ** 2).mean()
         return total + share * consistency, {**parts, "consistency": consistency}
 
@@ -63,42 +61,64 @@ def views(
     keys = jax.random.split(key)
     moves = {k: v for k, v in augmentation.items() if k not in DISTURBANCES}
     disturbs = {k: v for k, v in augmentation.items() if k in DISTURBANCES}
-    fields = augment.augment(keys[0], {"image": image.astype(jnp.float32) / 255.0}, **moves)
+    fields = augment.prepare(keys[0], {"image": image}, moves)
     fields = augment.resize_batch(fields, side)
     return fields["image"], augment.augment(keys[1], fields, **STILL, **disturbs)["image"]
 
 
-def make(*, weight: float, ramp_steps: int, **arguments: Any) -> Task:
+def make(
+    net: Any,
+    target: Target,
+    norm: normalise.Norm,
+    *,
+    weight: float,
+    ramp_steps: int,
+    size: int,
+    scales: Sequence[float],
+    steps: int,
+    augmentation: Mapping[str, Any],
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    ema_decay: float,
+) -> Task:
     """The supervised task with the consistency term; its batches also hold `unlabelled` images.
 
     Args:
       weight, ramp_steps: of `ramp`.
-      arguments: what `supervised.make` takes.
+      net, target, norm, and all others: as `supervised.make` takes them.
 
     Raises:
       ValueError: no average is kept, so that there is no teacher.
     """
-    names = ("net", "target", "norm", "size", "scales", "augmentation", "ema_decay")
-    net, target, norm, size, scales, augmentation, ema_decay = (arguments[name] for name in names)
     if not ema_decay > 0:
         raise ValueError(
             f"segment.ema_decay={ema_decay}: the mean teacher is that average; choose 0.99 or so"
         )
-    update = make_update(
-        net, make_objective(target.loss), arguments["tx"], arguments["schedule"], ema_decay
-    )
+    update = supervised.make_update(net, make_objective(target), tx, schedule, ema_decay)
 
-    def make_step(side: int):
-        def step(state, batch, key):
+    def make_step(side: int) -> Step:
+        def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
             keys = jax.random.split(key)
-            x, mask = supervised.prepare(batch, keys[0], side, target, norm, augmentation)
+            x, truth = supervised.prepare(batch, keys[0], side, target, norm, augmentation)
             plain, disturbed = views(keys[1], batch["unlabelled"], side, augmentation)
             seen = normalise.network_input(plain, norm)
-            taught = jax.nn.sigmoid(final_map(net.apply(state.net.ema, seen, train=False)))
+            taught = target.probs(net.apply(state.net.ema, seen, train=False))
             x = jnp.concatenate([x, normalise.network_input(disturbed, norm)])
-            return update(state, x, (mask, taught, ramp(state.step, weight, ramp_steps)))
+            return update(state, x, (truth, taught, ramp(state.step, weight, ramp_steps)))
 
         return step
 
-    steps = {f"size{side}": make_step(side) for side in training_sides(size, scales)}
-    return supervised.make(**arguments)._replace(steps=steps)
+    task = supervised.make(
+        net,
+        target,
+        norm,
+        size=size,
+        scales=scales,
+        steps=steps,
+        augmentation=augmentation,
+        tx=tx,
+        schedule=schedule,
+        ema_decay=ema_decay,
+    )
+    sides = supervised.training_sides(size, scales)
+    return task._replace(steps={f"size{side}": make_step(side) for side in sides})

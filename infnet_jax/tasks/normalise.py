@@ -19,6 +19,17 @@ class Norm(NamedTuple):
     input_sd: tuple[float, ...]
 
 
+_SD = (0.229, 0.224, 0.225)
+RGB = {
+    "imagenet": Norm((0.485, 0.456, 0.406), _SD, _SD),
+    "aerial_bgr": Norm(
+        (85.5517787014 / 255, 92.6691667083 / 255, 86.8147645556 / 255),
+        (32.8860206505 / 255, 31.7342205253 / 255, 31.5361127226 / 255),
+        (1 / 255,) * 3,
+    ),
+}
+
+
 def make_norm(kind: str, channels: int, statistics: tuple[float, float]) -> Norm:
     """The named normalisation.
 
@@ -38,34 +49,28 @@ def make_norm(kind: str, channels: int, statistics: tuple[float, float]) -> Norm
         return Norm((mean,) * channels, (sd,) * channels, (sd,) * channels)
     if kind == "tf":
         return Norm((127 / 255,) * channels, *((128 / 255,) * channels,) * 2)
-    if kind not in ("imagenet", "aerial_bgr"):
+    if kind not in RGB:
         raise ValueError(f"data.norm={kind!r}: choose dataset, imagenet, aerial_bgr or tf")
     if channels != 3:
         raise ValueError(f"data.norm={kind!r} needs data.channels=3, not {channels}")
-    if kind == "imagenet":
-        sd = (0.229, 0.224, 0.225)
-        return Norm((0.485, 0.456, 0.406), sd, sd)
-    mean = (85.5517787014 / 255, 92.6691667083 / 255, 86.8147645556 / 255)
-    sd = (32.8860206505 / 255, 31.7342205253 / 255, 31.5361127226 / 255)
-    return Norm(mean, sd, (1 / 255,) * 3)
+    return RGB[kind]
 
 
 def network_input(image: jax.Array, norm: Norm, prior: jax.Array | None = None) -> jax.Array:
-    """Slice and prior, normalised alike as in the public code, concatenated over channels.
+    """What a network sees: the slice, or slice and prior, normalised alike as in the public code.
 
     Args:
       image: [B, H, W, 1], grey in 0..1.
       norm: of c channels.
-      prior: [B, H, W, 1] probability in 0..255, any number type; None for the slice alone.
+      prior: [B, H, W, 1], an 8-bit probability; None for the slice alone.
 
     Returns:
-      float32 [B, H, W, 2c]: c of the slice, then c of the prior; or [B, H, W, c].
+      float32 [B, H, W, c], or [B, H, W, 2c]: c channels of the slice, then c of the prior.
     """
-    mean, sd = jnp.asarray(norm.mean), jnp.asarray(norm.input_sd)
-    x = (image - mean) / sd
+    x = (image - jnp.asarray(norm.mean)) / jnp.asarray(norm.input_sd)
     if prior is None:
         return x
-    return jnp.concatenate([x, (prior.astype(jnp.float32) / 255.0 - mean) / sd], -1)
+    return jnp.concatenate([x, network_input(prior.astype(jnp.float32) / 255.0, norm)], -1)
 
 
 def inpainting_target(image: jax.Array, norm: Norm) -> jax.Array:

@@ -13,7 +13,7 @@ class LookaheadState(NamedTuple):
 
     inner: optax.OptState
     slow: optax.Params
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # as optax names it, which hides tuple.count
 
 
 def lookahead(
@@ -30,7 +30,9 @@ def lookahead(
         slow = jax.tree.map(jnp.copy, params)
         return LookaheadState(inner.init(params), slow, jnp.zeros((), jnp.int32))
 
-    def update(grads: optax.Updates, state: LookaheadState, params: optax.Params = None):
+    def update(
+        grads: optax.Updates, state: LookaheadState, params: optax.Params = None
+    ) -> tuple[optax.Updates, LookaheadState]:
         updates, inner_state = inner.update(grads, state.inner, params)
         count = state.count + 1
         sync = count % every == 0

@@ -4,7 +4,8 @@ The other pretext that the paper names beside inpainting. The state holds the tr
 head only, so that nothing but the trunk can be transferred.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -13,11 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from infnet_jax.tasks import augment, normalise
-from infnet_jax.tasks.normalise import network_input
-from infnet_jax.tasks.state import Task, make_player, make_state, update_player
+from infnet_jax.plan.records import Stage
+from infnet_jax.tasks import augment, normalise, optim, state as state_lib
+from infnet_jax.tasks.state import Batch, Metrics, Rows, Task, TrainState, Tree
 
 TURNS = 4
+HEAD = nn.Dense(TURNS)
+# The keys of a section that it reads, and those that the training loop reads.
+KEYS = frozenset(
+    "pretext splits validation size batch_size eval_every steps augmentation net_optim "
+    "net_schedule".split()
+)
 
 
 def turn(x: jax.Array, turns: jax.Array) -> jax.Array:
@@ -29,128 +36,121 @@ def turn(x: jax.Array, turns: jax.Array) -> jax.Array:
     return every[turns, jnp.arange(len(x))]
 
 
-def make(
-    *,
-    net: Any,
-    norm: normalise.Norm,
-    size: int,
-    steps: int,
-    augmentation: Mapping[str, Any],
-    tx: optax.GradientTransformation,
-    schedule: Callable,
-    with_prior: bool = False,
-) -> Task:
+@dataclass(frozen=True)
+class Rotation:
     """The four-class task: cross-entropy of a linear head on the trunk's pooled deepest features.
 
-    Args:
-      net: an `InfNet` or a `UNet`, whose trunk is trained.
-      norm, size, with_prior: as `inpaint.make` takes them.
+    Attributes:
+      net: a module whose `trunk` is trained.
+      norm, size, with_prior: as `inpaint.Inpainting` has them.
       steps: updates in all.
       augmentation: keyword arguments of `augment.augment`; its upside-down mirror images and
         quarter turns are left out, since after them the right answer cannot be seen.
       tx: optimiser; schedule: update count -> learning rate, for the log.
     """
-    channels = len(norm.mean) * (2 if with_prior else 1)
-    upright = {**augmentation, "flip_v": 0.0, "quarter_turns": False}
-    head = nn.Dense(TURNS)
 
-    def trunk(module: nn.Module, x: jax.Array, train: bool):
-        return module.trunk(x, train=train)[-1].mean((1, 2))
+    net: Any
+    norm: normalise.Norm
+    size: int
+    steps: int
+    augmentation: Mapping[str, Any]
+    tx: optax.GradientTransformation
+    schedule: optax.Schedule
+    with_prior: bool = False
 
-    def logits(params: Mapping, stats: Mapping, x: jax.Array, train: bool):
-        mutable = ["batch_stats"] if train else []
-        pooled, new = net.apply(
-            {"params": {"trunk": params["trunk"]}, "batch_stats": stats},
-            x,
-            train,
-            method=trunk,
-            mutable=mutable,
+    def task(self) -> Task:
+        """The task that the training loop runs."""
+        return Task(
+            variables=self.variables,
+            start=self.start,
+            steps={"rotation": self.step},
+            phase=lambda step: "rotation",
+            batch_index=lambda step: step,
+            evaluate=self.evaluate,
+            total_steps=self.steps,
+            metric="accuracy",
+            metric_mode="max",
+            summarise=summarise,
         )
-        scores = head.apply({"params": params["out_rotation"]}, pooled.astype(jnp.float32))
+
+    def variables(self, key: jax.Array) -> dict[str, Tree]:
+        """Fresh weights of trunk and head."""
+        channels = len(self.norm.mean) * (2 if self.with_prior else 1)
+        keys, x = jax.random.split(key), jnp.zeros((1, self.size, self.size, channels))
+        pooled, of_trunk = self.net.init_with_output(keys[0], x, False, method=_pooled)
+        head = HEAD.init(keys[1], pooled)["params"]
+        return {"net": {**of_trunk, "params": {**of_trunk["params"], "out_rotation": head}}}
+
+    def start(self, trees: dict[str, Tree]) -> TrainState:
+        """The state at step 0."""
+        player = state_lib.make_player(trees["net"], self.tx, False)
+        return state_lib.make_state(player, None, "max")
+
+    def prepare(self, batch: Batch, key: jax.Array | None) -> jax.Array:
+        """Network input, [B, S, S, C]."""
+        upright = {**self.augmentation, "flip_v": 0.0, "quarter_turns": False}
+        names = ("image", "prior") if self.with_prior else ("image",)
+        fields = augment.prepare(key, {name: batch[name] for name in names}, upright)
+        return normalise.network_input(fields["image"], self.norm, fields.get("prior"))
+
+    def logits(self, params: Tree, stats: Tree, x: jax.Array, train: bool) -> tuple:
+        """Scores of the four turns, [B, 4], and the trunk's batch statistics."""
+        variables = {"params": {"trunk": params["trunk"]}, "batch_stats": stats}
+        mutable = ["batch_stats"] if train else []
+        pooled, new = self.net.apply(variables, x, train, method=_pooled, mutable=mutable)
+        scores = HEAD.apply({"params": params["out_rotation"]}, pooled.astype(jnp.float32))
         return scores, new.get("batch_stats", stats)
 
-    def variables(key: jax.Array):
-        keys, x = jax.random.split(key), jnp.zeros((1, size, size, channels))
-        pooled, of_trunk = net.init_with_output(keys[0], x, False, method=trunk)
-        params = {**of_trunk["params"], "out_rotation": head.init(keys[1], pooled)["params"]}
-        return {"net": {**of_trunk, "params": params}}
-
-    def start(trees: Mapping[str, Any]):
-        return make_state(make_player(trees["net"], tx, False), None, "max")
-
-    def prepare(batch: Mapping[str, jax.Array], key: jax.Array | None) -> jax.Array:
-        fields = {"image": batch["image"].astype(jnp.float32) / 255.0}
-        if with_prior:
-            fields["prior"] = batch["prior"].astype(jnp.float32)
-        if key is not None:
-            fields = augment.augment(key, fields, **upright)
-        return network_input(fields["image"], norm, fields.get("prior"))
-
-    def step(state, batch, key):
+    def step(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        """The trunk learns to tell a random turn of each slice."""
         keys = jax.random.split(key)
-        x = prepare(batch, keys[0])
+        x = self.prepare(batch, keys[0])
         turns = jax.random.randint(keys[1], (len(x),), 0, TURNS)
 
-        def objective_of(params):
-            scores, stats = logits(params, state.net.batch_stats, turn(x, turns), True)
+        def objective(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Tree]]:
+            scores, stats = self.logits(params, state.net.batch_stats, turn(x, turns), True)
             entropy = optax.softmax_cross_entropy_with_integer_labels(scores, turns).mean()
             return entropy, ((scores.argmax(-1) == turns).mean(), stats)
 
-        grad = jax.value_and_grad(objective_of, has_aux=True)
-        (loss, (right, stats)), grads = grad(state.net.params)
-        player = update_player(state.net, grads, stats, tx)
-        metrics = {
-            "loss": loss,
-            "train_accuracy": right.astype(jnp.float32),
-            "grad": optax.tree.norm(grads),
-            "lr": jnp.asarray(schedule(state.step), jnp.float32),
-        }
+        player, loss, right, norm = state_lib.gradient_step(state.net, objective, self.tx)
+        metrics = {"loss": loss, "train_accuracy": right.astype(jnp.float32), "grad": norm}
+        metrics["lr"] = jnp.asarray(self.schedule(state.step), jnp.float32)
         return state.replace(step=state.step + 1, net=player), metrics
 
-    def evaluate(state, batch, key):
+    def evaluate(self, state: TrainState, batch: Batch, key: jax.Array) -> Metrics:
         """Whether each slice's four turns are told, [B, 4]."""
-        x = prepare(batch, None)
+        x = self.prepare(batch, None)
 
         def told(k: jax.Array) -> jax.Array:
             turned = turn(x, jnp.full(len(x), k))
-            scores, _ = logits(state.net.params, state.net.batch_stats, turned, False)
+            scores, _ = self.logits(state.net.params, state.net.batch_stats, turned, False)
             return (scores.argmax(-1) == k).astype(jnp.float32)
 
         return {"told": jax.lax.map(told, jnp.arange(TURNS)).T}
 
-    return Task(
-        variables=variables,
-        start=start,
-        steps={"rotation": step},
-        phase=lambda step: "rotation",
-        batch_index=lambda step: step,
-        evaluate=evaluate,
-        total_steps=steps,
-        summarise=summarise,
-        metric="accuracy",
-        metric_mode="max",
-        panel=None,
-    )
+
+def _pooled(module: nn.Module, x: jax.Array, train: bool) -> jax.Array:
+    """The means of the trunk's deepest features, [B, C]."""
+    taps = module.trunk(x, train=train)
+    return (taps["f32"] if isinstance(taps, Mapping) else taps[-1]).mean((1, 2))
 
 
-def summarise(rows: list[Mapping[str, np.ndarray]]) -> dict[str, float]:
+def summarise(rows: Sequence[Rows]) -> dict[str, float]:
     """Share of the slices' turns that were told; chance is 0.25."""
     return {"accuracy": float(np.concatenate([row["told"] for row in rows]).mean())}
 
 
-def from_stage(stage, norm, steps_per_epoch):
-    from infnet_jax import models
-    from infnet_jax.tasks import optim
-
-    s = stage.section
-    schedule = optim.make_schedule(total_steps=s.steps, **s.net_schedule)
-    return make(
-        net=models.make(**stage.net.arguments),
+def from_stage(stage: Stage, net: Any, norm: normalise.Norm, steps_per_epoch: int) -> Task:
+    """The task of a stage; its length is in steps, whatever those of an epoch are."""
+    section = stage.section
+    schedule = optim.make_schedule(total_steps=section.steps, **section.net_schedule)
+    return Rotation(
+        net=net,
         norm=norm,
-        size=s.size,
-        steps=s.steps,
+        size=section.size,
+        steps=section.steps,
+        augmentation=section.augmentation,
+        tx=optim.make_optimizer(schedule, **section.net_optim),
         schedule=schedule,
-        tx=optim.make_optimizer(schedule, **s.net_optim),
-        augmentation=s.augmentation,
         with_prior=stage.prior == "input",
-    )
+    ).task()

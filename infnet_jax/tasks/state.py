@@ -1,14 +1,18 @@
 """What a run carries from step to step, and the record by which the loop knows a stage."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
 Tree = Any  # a nested dict of arrays
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+Rows = Mapping[str, np.ndarray]  # of evaluated examples, one row each
 
 
 class Player(struct.PyTreeNode):
@@ -47,21 +51,32 @@ class TrainState(struct.PyTreeNode):
     best_metric: jax.Array
     best_step: jax.Array
 
+    @property
+    def rival(self) -> Player:
+        """The coach, where there is one."""
+        assert self.coach is not None, "pre-training alone has a coach"
+        return self.coach
+
+
+Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
+Evaluate = Callable[[TrainState, Batch, jax.Array], dict[str, jax.Array]]
+
 
 class Task(NamedTuple):
-    """All that the loop knows of a stage; every function is pure."""
+    """All that the loop knows of a stage; every function but the last two is pure JAX."""
 
     variables: Callable[[jax.Array], dict[str, Tree]]  # key -> fresh weights per player
     start: Callable[[dict[str, Tree]], TrainState]  # weights per player -> state at step 0
-    steps: dict[str, Callable]  # name -> (state, batch, key) -> (state, metrics)
+    steps: dict[str, Step]  # name -> (state, batch, key) -> (state, metrics)
     phase: Callable[[int], str]  # step -> a name in `steps`
     batch_index: Callable[[int], int]  # step -> which batch of the stream it uses
-    evaluate: Callable  # (state, batch, key) -> dict of arrays with one row per example
+    evaluate: Evaluate  # (state, batch, key) -> dict of arrays with one row per example
     total_steps: int
-    summarise: Callable[[list], dict[str, float]]  # evaluated batches, as numpy -> scalars
     metric: str  # the scalar of `summarise` that tells better from worse
     metric_mode: str  # 'max' or 'min'
-    panel: Callable[[Mapping[str, Any]], Any] | None  # a few rows -> picture [H, W], grey 0..1
+    summarise: Callable[[list[Rows]], dict[str, float]]  # evaluated batches -> scalars
+    # a few examples -> picture [H, W], grey in 0..1; None: there is none to see
+    panel: Callable[[Rows], np.ndarray] | None = None
 
 
 def make_player(variables: dict[str, Tree], tx: optax.GradientTransformation, ema: bool) -> Player:
@@ -101,20 +116,45 @@ def update_player(
     return Player(params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema)
 
 
+def apply_training(
+    net: Any, params: Tree, player: Player, x: jax.Array, **options: Any
+) -> tuple[Any, Tree]:
+    """The outputs of a module in training, and its new batch statistics.
+
+    Args:
+      params: in place of those of `player`, whose batch statistics are updated.
+      options: further keyword arguments of the module.
+    """
+    variables = {"params": params, "batch_stats": player.batch_stats}
+    outputs, new = net.apply(variables, x, train=True, mutable=["batch_stats"], **options)
+    return outputs, new["batch_stats"]
+
+
 def gradient_step(
     player: Player,
-    loss: Callable[[Tree], tuple[jax.Array, tuple[Any, Tree]]],
+    objective: Callable[[Tree], tuple[jax.Array, tuple[Any, Tree]]],
     tx: optax.GradientTransformation,
     ema_decay: jax.Array | float = 0.0,
 ) -> tuple[Player, jax.Array, Any, jax.Array]:
-    """One update of a player by the gradient of its loss.
+    """One update of a player by the gradient of an objective.
 
     Args:
-      loss: params -> (scalar, (what to report, new batch statistics)).
+      objective: params -> (loss, (whatever else is wanted of it, new batch statistics)).
+      ema_decay: as `update_player` takes it.
 
     Returns:
-      The player after it, the loss, what was reported, and the gradient's norm.
+      The player after it, the loss, whatever else was wanted, and the norm of the gradient.
     """
-    grad = jax.value_and_grad(loss, has_aux=True)
-    (total, (parts, stats)), grads = grad(player.params)
-    return update_player(player, grads, stats, tx, ema_decay), total, parts, optax.tree.norm(grads)
+    grad = jax.value_and_grad(objective, has_aux=True)
+    (loss, (rest, stats)), grads = grad(player.params)
+    return update_player(player, grads, stats, tx, ema_decay), loss, rest, optax.tree.norm(grads)
+
+
+def join(rows: Sequence[Rows]) -> dict[str, np.ndarray]:
+    """Evaluated batches end to end."""
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
+def grid(*columns: np.ndarray) -> np.ndarray:
+    """A picture, one column of pictures [n, H, W] beside the other; float, cut to 0..1."""
+    return np.clip(np.concatenate([np.concatenate(list(c)) for c in columns], axis=1), 0, 1)

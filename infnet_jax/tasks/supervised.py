@@ -1,57 +1,118 @@
-"""Supervised segmentation: one task for one class, three classes, soft labels and lungs.
-
-What differs is a value: the `Target`.
-"""
+"""The supervised task, for one class or several, and the maps of what it has trained."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from infnet_jax.dice import defined_mean, dice
-from infnet_jax.tasks import augment
-from infnet_jax.tasks.normalise import Norm, network_input
-from infnet_jax.tasks.state import Task, TrainState, gradient_step, make_player, make_state
+from infnet_jax.tasks import augment, normalise, state as state_lib
+from infnet_jax.tasks.losses import Loss, Outputs
+from infnet_jax.tasks.state import Batch, Metrics, Rows, Step, Task, TrainState, Tree
 
-Loss = Callable[[Mapping[str, jax.Array], jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
-Batch = Mapping[str, jax.Array]
+Objective = Callable[[Outputs, Any], tuple[jax.Array, Metrics]]
+Update = Callable[[TrainState, jax.Array, Any], tuple[TrainState, Metrics]]
 
 
 class Target(NamedTuple):
-    """What a network learns, and how its outputs are read.
+    """What a network learns to find.
 
     Attributes:
-      classes: names of the labels 1, 2, ... in masks.
-      prior: what a single-class map is to the network: `none`, `input` (fed beside the slice) or
-        `average` (averaged with its answer).
-      truth: (batch of uint8 [B, S, S, 1]) -> [B, S, S, 1], what the augmentation moves and the
-        loss reads.
-      loss: (outputs, truth) -> scalar and its parts.
-      probs: outputs -> [B, S, S, K] float32 in 0..1: one channel of one class, else the background
-        first.
+      classes: names of labels 1, 2, ...
+      channels: K of its map: 1, or one more than `classes` with the background first.
+      prior: what a single-class map is to it: `none`, `input` (fed beside the slice, as in the
+        paper) or `average` (`average_prior` joins it with the answer to the slice alone).
+      truth: uint8 batch -> [B, S, S, 1], moved with the slice; what `loss` reads.
+      loss: (outputs of the network, truth) -> (scalar, parts).
+      probs: outputs of the network -> float32 [B, S, S, K] in 0..1.
     """
 
     classes: tuple[str, ...]
+    channels: int
     prior: str
     truth: Callable[[Batch], jax.Array]
     loss: Loss
-    probs: Callable[[Mapping[str, jax.Array]], jax.Array]
+    probs: Callable[[Outputs], jax.Array]
 
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """Pictures that the network is fed."""
-        return ("image", "prior") if self.prior == "input" else ("image",)
+    def labels(self, mask: jax.Array) -> jax.Array:
+        """Labels of a mask, uint8 like it; to a single class every marked pixel belongs."""
+        return (mask > 0).astype(jnp.uint8) if len(self.classes) == 1 else mask
+
+
+def training_sides(size: int, scales: Sequence[float]) -> list[int]:
+    """Side of the training images per scale, pixels; multiples of 32, `size` itself for scale 1."""
+    return [max(32, round(size * s / 32) * 32) if s != 1 else size for s in scales]
+
+
+def make_update(
+    net: Any,
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    ema_decay: float,
+) -> Update:
+    """The update of a network on a prepared batch.
+
+    Args:
+      net: a module with batch statistics.
+      objective: (outputs of `net`, truth) -> (scalar loss, dict of its parts).
+      tx: optimiser; schedule: update count -> learning rate, for the log.
+      ema_decay: of the averaged weights; early on the average follows faster, with decay
+        min(ema_decay, (1 + step) / (10 + step)).
+
+    Returns:
+      `update(state, x, truth) -> (state, metrics)`.
+    """
+
+    def update(state: TrainState, x: jax.Array, truth: Any) -> tuple[TrainState, Metrics]:
+        def objective_of(params: Tree) -> tuple[jax.Array, tuple[Any, Tree]]:
+            outputs, stats = state_lib.apply_training(net, params, state.net, x)
+            total, parts = objective(outputs, truth)
+            return total, (parts, stats)
+
+        count = state.step.astype(jnp.float32)
+        decay = jnp.minimum(ema_decay, (1.0 + count) / (10.0 + count))
+        player, total, parts, norm = state_lib.gradient_step(state.net, objective_of, tx, decay)
+        metrics = {"loss": total, **{f"loss_{k}": v for k, v in parts.items()}, "grad": norm}
+        metrics["lr"] = jnp.asarray(schedule(state.step), jnp.float32)
+        return state.replace(step=state.step + 1, net=player), metrics
+
+    return update
+
+
+def prepare(
+    batch: Batch,
+    key: jax.Array,
+    side: int,
+    target: Target,
+    norm: normalise.Norm,
+    augmentation: Mapping[str, Any],
+) -> tuple[jax.Array, jax.Array]:
+    """Augmented network input [B, side, side, C] and truth [B, side, side, 1].
+
+    Args:
+      batch: uint8 [B, S, S, 1] each: `image`, `mask` and, where the target needs it, `prior`. One
+        draw moves all of them; grey levels change in the image only.
+      augmentation: keyword arguments of `augment.augment`.
+    """
+    fields = {"image": batch["image"], "mask": target.truth(batch)}
+    if target.prior == "input":
+        fields["prior"] = batch["prior"]
+    fields = augment.prepare(key, fields, augmentation)
+    fields = augment.resize_batch(fields, side)
+    x = normalise.network_input(fields["image"], norm, fields.get("prior"))
+    return x, fields["mask"]
 
 
 def make(
-    *,
-    net: nn.Module,
+    net: Any,
     target: Target,
-    norm: Norm,
+    norm: normalise.Norm,
+    *,
     size: int,
     scales: Sequence[float],
     steps: int,
@@ -68,144 +129,90 @@ def make(
       scales: each batch is used once per scale, one update each (multi-scale training); sides
         are rounded to multiples of 32.
       steps: updates in all.
-      augmentation: keyword arguments of `augment.augment`; one draw moves slice, truth and prior.
-      tx: optimiser; schedule: update count -> learning rate, for the log.
-      ema_decay: of the averaged weights (see `make_update`); 0 keeps none.
+      augmentation: keyword arguments of `augment.augment`.
+      tx, schedule, ema_decay: as `make_update` takes them; ema_decay 0 keeps no average.
     """
-    sides = training_sides(size, scales)
     update = make_update(net, target.loss, tx, schedule, ema_decay)
 
-    def variables(key: jax.Array) -> dict[str, Any]:
-        channels = len(norm.mean) * len(target.fields)
-        return {"net": net.init(key, jnp.zeros((1, size, size, channels)), train=False)}
-
-    def start(trees: Mapping[str, Any]) -> TrainState:
-        return make_state(make_player(trees["net"], tx, ema_decay > 0), None, "max")
-
-    def make_step(side: int) -> Callable:
-        def step(
-            state: TrainState, batch: Batch, key: jax.Array
-        ) -> tuple[TrainState, dict[str, jax.Array]]:
+    def make_step(side: int) -> Step:
+        def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
             return update(state, *prepare(batch, key, side, target, norm, augmentation))
 
         return step
 
+    def variables(key: jax.Array) -> dict[str, Tree]:
+        channels = len(norm.mean) * (2 if target.prior == "input" else 1)
+        return {"net": net.init(key, jnp.zeros((1, size, size, channels)), train=False)}
+
+    def start(trees: dict[str, Tree]) -> TrainState:
+        player = state_lib.make_player(trees["net"], tx, ema_decay > 0)
+        return state_lib.make_state(player, None, "max")
+
     def evaluate(state: TrainState, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
         probs, _ = views(net, target, state.net.averaged, batch, norm)
-        mask = batch["mask"] if len(target.classes) > 1 else batch["mask"] > 0
-        return {"probs": probs, "mask": mask[..., 0].astype(jnp.float32)}
+        return {"probs": probs, "mask": target.labels(batch["mask"])[..., 0]}
 
-    def summarise(rows: list[dict[str, np.ndarray]]) -> dict[str, float]:
-        return mean_dice(rows, target.classes)
-
-    phases = [f"size{side}" for side in sides]
+    sides = training_sides(size, scales)
+    names = [f"size{side}" for side in sides]
     return Task(
         variables=variables,
         start=start,
-        steps={name: make_step(side) for name, side in zip(phases, sides, strict=True)},
-        phase=lambda step: phases[step % len(phases)],
-        batch_index=lambda step: step // len(phases),
+        steps={name: make_step(side) for name, side in zip(names, sides, strict=True)},
+        phase=lambda step: names[step % len(names)],
+        batch_index=lambda step: step // len(names),
         evaluate=evaluate,
         total_steps=steps,
-        summarise=summarise,
         metric="dice",
         metric_mode="max",
+        summarise=partial(summarise, target.classes),
         panel=panel,
     )
 
 
-def prepare(
-    batch: Batch,
-    key: jax.Array,
-    side: int,
-    target: Target,
-    norm: Norm,
-    augmentation: Mapping[str, Any],
-) -> tuple[jax.Array, jax.Array]:
-    """Augmented network input [B, side, side, C] and truth [B, side, side, 1].
+def summarise(classes: Sequence[str], rows: Sequence[Rows]) -> dict[str, float]:
+    """Mean Dice at 0.5 over slices: of each class where there are several, and `dice`, their mean.
 
-    Args:
-      batch: uint8 [B, S, S, 1] each: `image`, `mask` and what else `target` reads.
-      augmentation: keyword arguments of `augment.augment`.
+    Slices without the class in truth and prediction are left out of its mean; a class that no
+    slice defines counts 0.
     """
-    fields = {"image": batch["image"].astype(jnp.float32) / 255.0, "mask": target.truth(batch)}
-    if target.prior == "input":
-        fields["prior"] = batch["prior"]
-    fields = augment.augment(key, fields, **augmentation)
-    fields = augment.resize_batch(fields, side)
-    return network_input(fields["image"], norm, fields.get("prior")), fields["mask"]
+    joined = state_lib.join(rows)
+    marked = joined["probs"][..., -len(classes) :] >= 0.5
+    found = {}
+    for k, name in enumerate(classes):
+        each = dice(marked[..., k], joined["mask"] == k + 1, axis=(1, 2))
+        found[f"dice_{name}"] = float(np.nan_to_num(defined_mean(each)))
+    mean = {"dice": float(np.mean(list(found.values())))}
+    return mean if len(classes) == 1 else {**mean, **found}
 
 
-def training_sides(size: int, scales: Sequence[float]) -> list[int]:
-    """Side of the training images per scale, pixels; multiples of 32, `size` itself for scale 1."""
-    return [max(32, round(size * s / 32) * 32) if s != 1 else size for s in scales]
-
-
-def make_update(
-    net: nn.Module,
-    objective: Callable,
-    tx: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    ema_decay: float,
-) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """The update of a network on a prepared batch.
-
-    Args:
-      net: a module with batch statistics.
-      objective: (outputs of `net`, truth) -> (scalar loss, dict of its parts).
-      tx: optimiser; schedule: update count -> learning rate, for the log.
-      ema_decay: of the averaged weights; early on the average follows faster, with decay
-        min(ema_decay, (1 + step) / (10 + step)).
-
-    Returns:
-      `update(state, x, truth) -> (state, metrics)`.
-    """
-
-    def update(
-        state: TrainState, x: jax.Array, truth: Any
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
-        def loss(params: Any) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
-            trees = {"params": params, "batch_stats": state.net.batch_stats}
-            outputs, new = net.apply(trees, x, train=True, mutable=["batch_stats"])
-            total, parts = objective(outputs, truth)
-            return total, (parts, new["batch_stats"])
-
-        count = state.step.astype(jnp.float32)
-        decay = jnp.minimum(ema_decay, (1.0 + count) / (10.0 + count))
-        player, total, parts, norm = gradient_step(state.net, loss, tx, decay)
-        metrics = {
-            "loss": total,
-            **{f"loss_{k}": v for k, v in parts.items()},
-            "grad": norm,
-            "lr": jnp.asarray(schedule(state.step), jnp.float32),
-        }
-        return state.replace(step=state.step + 1, net=player), metrics
-
-    return update
+def panel(rows: Rows) -> np.ndarray:
+    """True labels beside maps, the last class white."""
+    count = max(rows["probs"].shape[-1] - 1, 1)
+    maps = rows["probs"][..., -count:] @ (np.arange(1, count + 1) / count)
+    return state_lib.grid(rows["mask"] / count, maps)
 
 
 def views(
-    net: nn.Module,
+    net: Any,
     target: Target,
-    variables: Mapping[str, Any],
+    variables: Mapping[str, Tree],
     batch: Batch,
-    norm: Norm,
+    norm: normalise.Norm,
     *,
     tta: bool = False,
     scales: Sequence[float] = (1.0,),
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Probabilities, and how far the views disagree.
+    """The map of a network, and how far the views disagree.
 
     Args:
-      batch: uint8 [B, S, S, 1] each: `image`, and `prior` where `target` has one.
-      tta: average over the eight flips and quarter turns of the square.
-      scales: average over these sizes of slice and prior, factors of S.
+      batch: uint8 [B, S, S, 1] each: `image` and, where the target needs it, `prior`.
+      tta, scales: as `average_views` takes them.
 
     Returns:
-      [B, S, S, K] float32 in 0..1, and the views' standard deviation, None of a single view.
+      [B, S, S, K] float32 in 0..1, and the views' standard deviation, None of a single one.
     """
     prior = batch["prior"] if target.prior == "input" else None
-    x = network_input(batch["image"].astype(jnp.float32) / 255.0, norm, prior)
+    x = normalise.network_input(batch["image"].astype(jnp.float32) / 255.0, norm, prior)
 
     def probs(view: jax.Array) -> jax.Array:
         return target.probs(net.apply(variables, view, train=False))
@@ -262,8 +269,8 @@ def average_views(
         maps += [_resize(view, size) for view in found]
     if len(maps) == 1:
         return maps[0], None
-    views = jnp.stack(maps)
-    return views.mean(0), views.std(0)
+    stack = jnp.stack(maps)
+    return stack.mean(0), stack.std(0)
 
 
 def _resize(x: jax.Array, side: int) -> jax.Array:
@@ -274,37 +281,8 @@ def _resize(x: jax.Array, side: int) -> jax.Array:
 def _turned(probs: Callable[[jax.Array], jax.Array], x: jax.Array) -> list[jax.Array]:
     """What `probs` finds in each flip and quarter turn, turned back."""
     turns = [(flip, k) for flip in (False, True) for k in range(4)]
-    views = jnp.stack([jnp.rot90(x[:, :, ::-1] if f else x, k, axes=(1, 2)) for f, k in turns])
+    stack = jnp.stack([jnp.rot90(x[:, :, ::-1] if f else x, k, axes=(1, 2)) for f, k in turns])
     # One copy of the network in the program: eight would take minutes to compile.
-    found = jax.lax.map(probs, views)
+    found = jax.lax.map(probs, stack)
     back = [jnp.rot90(y, -k, axes=(1, 2)) for y, (_, k) in zip(found, turns, strict=True)]
     return [y[:, :, ::-1] if f else y for y, (f, _) in zip(back, turns, strict=True)]
-
-
-def mean_dice(rows: list[dict[str, np.ndarray]], classes: Sequence[str]) -> dict[str, float]:
-    """Mean Dice at 0.5 over slices, empty-aware, of each class and of all, `dice`.
-
-    Args:
-      rows: `probs` [B, S, S, K] and `mask` [B, S, S], labels, of each batch.
-      classes: names of the labels 1, 2, ...
-
-    Returns:
-      `dice`, the mean over the classes, and of several classes `dice_<class>`; a class that no
-      slice defines counts 0.
-    """
-    probs = np.concatenate([r["probs"] for r in rows]) >= 0.5
-    mask = np.concatenate([r["mask"] for r in rows])
-    found = {}
-    for label, name in enumerate(classes, start=1):
-        each = dice(probs[..., label - 1 - len(classes)], mask == label, axis=(1, 2))
-        found[name] = float(np.nan_to_num(defined_mean(each)))
-    single = {} if len(classes) == 1 else {f"dice_{name}": d for name, d in found.items()}
-    return {"dice": float(np.mean(list(found.values()))), **single}
-
-
-def panel(rows: Mapping[str, np.ndarray]) -> np.ndarray:
-    """A few evaluated slices as a grey picture 0..1: masks on the left, maps on the right."""
-    probs, mask = rows["probs"], rows["mask"]
-    labels = probs.shape[-1] - 1 or 1  # of three classes consolidation white, ground glass grey
-    grey = probs @ np.linspace(0.0, 1.0, labels + 1) if labels > 1 else probs[..., 0]
-    return np.concatenate([np.concatenate(list(c)) for c in (mask / labels, grey)], axis=1)

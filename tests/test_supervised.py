@@ -1,4 +1,4 @@
-"""The multi-class task: what the network sees, what is learned, how it is scored."""
+"""The supervised task: what the network sees, what is learned, how it is scored."""
 
 import jax
 import jax.numpy as jnp
@@ -8,17 +8,15 @@ import pytest
 from flax import linen as nn
 
 from infnet_jax import models
+from infnet_jax.models import final_map
 from infnet_jax.models.conv import Conv
 from infnet_jax.models.layers import BatchNorm
-from infnet_jax.tasks import losses_multi, multi, normalise
+from infnet_jax.tasks import losses, normalise, supervised
 
+PLAIN = normalise.Norm(mean=(0.0,), sd=(1.0,), input_sd=(1.0,))
 NORM = normalise.make_norm("dataset", 1, (0.5, 0.25))
 STILL = dict(flip_h=0.0, flip_v=0.0, quarter_turns=False)
 LR = 0.05
-
-
-def net(decoder, trunk, width):
-    return models.make(decoder, trunk, classes=3, channels=2, dtype="float32", width=width)
 
 
 class Spy(nn.Module):
@@ -33,17 +31,35 @@ class Spy(nn.Module):
         return {"logits": jnp.pad(x, ((0, 0),) * 3 + ((0, 3 - x.shape[-1]),)) * scale}
 
 
-def _task(net, *, loss=None, size=16, augmentation=STILL, **kwargs):
-    given = dict(
-        norm=NORM,
-        scales=(1.0,),
-        steps=4,
-        tx=optax.sgd(LR),
-        schedule=lambda n: LR,
-        ema_decay=0.0,
-        loss=loss or {},
+def marked(batch):
+    return (batch["mask"] > 0).astype(jnp.float32)
+
+
+def infection(truth=marked):
+    def probs(outputs):
+        return jax.nn.sigmoid(final_map(outputs))
+
+    return supervised.Target(("infection",), 1, "none", truth, losses.make_infection_loss(), probs)
+
+
+def lesions(prior="input", head="softmax", **loss):
+    return supervised.Target(
+        classes=("ggo", "consolidation"),
+        channels=3,
+        prior=prior,
+        truth=lambda batch: batch["mask"],
+        loss=losses.make_lesion_loss(head=head, **loss),
+        probs=lambda outputs: losses.class_probs(outputs["logits"], head),
     )
-    return multi.make(net=net, size=size, augmentation=augmentation, **{**given, **kwargs})
+
+
+ONE, THREE = infection(), lesions()
+
+
+def _task(net, target=THREE, *, size=16, augmentation=STILL, **changed):
+    given = dict(scales=(1.0,), steps=4, tx=optax.sgd(LR), schedule=lambda n: LR, ema_decay=0.0)
+    given |= dict(size=size, augmentation=augmentation, **changed)
+    return supervised.make(net, target, NORM, **given)
 
 
 def _batch(size=16, batch=2):
@@ -70,7 +86,7 @@ def test_the_input_is_slice_then_prior_normalised_alike():
 def test_three_channels_repeat_the_slice_and_the_prior():
     norm = normalise.make_norm("imagenet", 3, (0.0, 1.0))
     image, prior = jnp.full((1, 2, 2, 1), 0.5), jnp.full((1, 2, 2, 1), 255, jnp.uint8)
-    x = multi.network_input(image, prior, norm)[0, 0, 0]
+    x = normalise.network_input(image, norm, prior)[0, 0, 0]
     mean, sd = np.array(norm.mean), np.array(norm.sd)
     np.testing.assert_allclose(x, [*(0.5 - mean) / sd, *(1.0 - mean) / sd], rtol=1e-5)
 
@@ -81,7 +97,7 @@ def test_one_draw_moves_slice_and_prior_by_any_angle():
         for k, v in _batch(size=4).items()
         if k != "valid"
     }
-    moves = dict(STILL, rotate_degrees=30.0, shift=0.2)
+    moves = dict(STILL, rotate_degrees=30.0, scale=(0.9, 1.3))
     still, _, _ = _seen(_task(Spy(), size=48), batch)
     x, _, _ = _seen(_task(Spy(), size=48, augmentation=moves), batch, key=3)
     assert np.abs(x - still).max() > 1.0
@@ -104,7 +120,7 @@ def test_flips_keep_slice_mask_and_prior_exactly_aligned():
 
 def test_without_prior_the_network_sees_the_slice_alone():
     batch = {k: v for k, v in _batch().items() if k != "prior"}
-    task = _task(Spy(), prior_use="none")
+    task = _task(Spy(), lesions("none"))
     x, state, _ = _seen(task, batch)
     assert x.shape == (2, 16, 16, 1)
     assert task.evaluate(state, batch, None)["probs"].shape == (2, 16, 16, 3)
@@ -114,20 +130,20 @@ def test_a_prior_averaged_with_what_a_network_says_of_the_slice_alone():
     """Classes of .1 and .3 and a prior of .8: infected .6, shared as 1 to 3."""
     probs = jnp.float32([[0.6, 0.1, 0.3], [1.0, 0.0, 0.0], [0.0, 0.9, 0.9]])
     prior = jnp.uint8([[204], [0], [255]])  # .8, 0, 1
-    found = multi.average_prior(probs, prior)
+    found = supervised.average_prior(probs, prior)
     np.testing.assert_allclose(
         found, [[0.4, 0.15, 0.45], [1.0, 0.0, 0.0], [0.0, 0.5, 0.5]], atol=1e-6
     )
 
     batch = _batch()
-    task = _task(Spy(), prior_use="average")
+    task = _task(Spy(), lesions("average"))
     x, state, _ = _seen(task, batch)
     assert x.shape == (2, 16, 16, 1)  # trained on the slice alone
     image, prior = jnp.asarray(batch["image"]), jnp.asarray(batch["prior"])
-    variables = {"params": state.net.params, "batch_stats": state.net.batch_stats}
-    alone = multi.predict(Spy(), variables, image, None, NORM)
+    given = {"image": image, "prior": prior}
+    alone, _ = supervised.views(Spy(), lesions("none"), state.net.variables, given, NORM)
     both = task.evaluate(state, batch, None)["probs"]
-    np.testing.assert_allclose(both, multi.average_prior(alone, prior), atol=1e-6)
+    np.testing.assert_allclose(both, supervised.average_prior(alone, prior), atol=1e-6)
     np.testing.assert_allclose(both.sum(-1), 1.0, atol=1e-6)
     infected = (1 - alone[..., 0] + prior[..., 0] / 255) / 2
     np.testing.assert_allclose(1 - both[..., 0], infected, atol=1e-6)
@@ -138,37 +154,11 @@ def test_a_prior_averaged_with_what_a_network_says_of_the_slice_alone():
             return {"logits": jnp.arange(16.0)[None, None, :, None] * x * jnp.float32([0, 1, 2])}
 
     spreads = [
-        multi.views(Uneven(), {}, image, fed, NORM, tta=True, prior_use=use)[1][..., 0]
-        for use, fed in (("average", prior), ("none", None))
+        supervised.views(Uneven(), lesions(use), {}, given, NORM, tta=True)[1][..., 0]
+        for use in ("average", "none")
     ]
     assert spreads[1].max() > 0.2
     np.testing.assert_allclose(spreads[0], spreads[1] / 2, atol=1e-6)
-
-
-@pytest.mark.parametrize("head", ["softmax", "sigmoid"])
-def test_the_loss_adds_smoothed_entropy_and_hard_dice(head):
-    rng = np.random.default_rng(1)
-    logits = jnp.asarray(rng.standard_normal((2, 4, 4, 3)), jnp.float32)
-    mask = jnp.asarray(rng.integers(0, 3, (2, 4, 4, 1)), jnp.uint8)
-    loss = multi.make_loss(
-        head=head,
-        gamma=2.0,
-        class_weights=(1.0, 2.0, 3.0),
-        smoothing=0.1,
-        smoothed="background",
-        dice_weight=0.5,
-        dice_over="example",
-    )
-    total, parts = loss({"logits": logits}, mask)
-    soft = losses_multi.class_targets(mask, smoothing=0.1, smoothed="background")
-    entropy = losses_multi.class_cross_entropy(
-        logits, soft, head=head, class_weights=(1, 2, 3), gamma=2.0
-    )
-    dice = losses_multi.soft_dice(logits, losses_multi.class_targets(mask), head=head)
-    np.testing.assert_allclose(total, entropy.mean() + 0.5 * dice.mean(), rtol=1e-6)
-    np.testing.assert_allclose(parts["entropy"], entropy.mean(), rtol=1e-6)
-    only, parts = multi.make_loss(head=head, dice_weight=0.0)({"logits": logits}, mask)
-    assert set(parts) == {"entropy"} and float(only) == float(parts["entropy"])
 
 
 @pytest.mark.parametrize(
@@ -176,13 +166,12 @@ def test_the_loss_adds_smoothed_entropy_and_hard_dice(head):
     [
         ({"head": "relu"}, "head is 'relu'"),
         ({"gamma": -1.0}, "gamma is -1"),
-        ({"class_weights": (1.0,)}, "class_weights"),
-        ({"dice_over": "slice"}, "over is 'slice'"),
+        ({"smoothing": 2.0}, "smoothing is 2"),
     ],
 )
-def test_a_wrong_option_shows_when_the_task_is_made(options, message):
+def test_a_wrong_option_shows_at_once(options, message):
     with pytest.raises(ValueError, match=message):
-        _task(Spy(), loss=options)
+        lesions(**options)
 
 
 def test_scales_take_turns_on_the_same_batch():
@@ -197,6 +186,10 @@ def test_scales_take_turns_on_the_same_batch():
         assert after.net.batch_stats["seen"].shape == (2, side, side, 2)
 
 
+def net(decoder, trunk, channels, width):
+    return models.make(decoder, trunk, classes=3, channels=channels, dtype="float32", width=width)
+
+
 class ByPixel(nn.Module):
     """Two layers that see one pixel: enough for what the prior and the slice tell."""
 
@@ -208,7 +201,7 @@ class ByPixel(nn.Module):
 
 @pytest.mark.parametrize(
     ("net", "updates"),
-    [(ByPixel(), 30), pytest.param(net("unet", "plain", 4), 12, marks=pytest.mark.slow)],
+    [(ByPixel(), 30), pytest.param(net("unet", "plain", 2, 4), 12, marks=pytest.mark.slow)],
 )
 def test_training_learns_what_the_prior_and_the_slice_tell(net, updates):
     """Class 2 where the prior is on and the slice bright, 1 where it is on and dark."""
@@ -219,9 +212,7 @@ def test_training_learns_what_the_prior_and_the_slice_tell(net, updates):
         "prior": (mask > 0) * np.uint8(255),
         "image": np.where(mask == 2, 200, 60).astype(np.uint8),
     }
-    task = _task(
-        net, size=32, tx=optax.adam(3e-2), ema_decay=0.5, loss=dict(class_weights=(1.0, 1.0, 2.0))
-    )
+    task = _task(net, size=32, tx=optax.adam(3e-2), ema_decay=0.5)
     state = task.start(jax.jit(task.variables)(jax.random.key(0, impl="rbg")))
     step = jax.jit(task.steps[task.phase(0)])
     losses = []
@@ -239,15 +230,15 @@ def test_training_learns_what_the_prior_and_the_slice_tell(net, updates):
 
 
 @pytest.mark.parametrize(
-    ("net", "prior_use"),
+    ("net", "prior"),
     [
-        (net("unet", "plain", 2), "input"),
-        (net("fcn8s", "vgg16", 2), "none"),
-        (net("fcn8s", "vgg16", 2), "average"),
+        (net("unet", "plain", 2, 2), "input"),
+        (net("fcn8s", "vgg16", 1, 2), "none"),
+        (net("fcn8s", "vgg16", 1, 2), "average"),
     ],
 )
-def test_both_networks_fit_the_task(net, prior_use):
-    task = _task(net, size=32, prior_use=prior_use)
+def test_both_networks_fit_the_task(net, prior):
+    task = _task(net, lesions(prior), size=32)
     state = jax.eval_shape(lambda key: task.start(task.variables(key)), jax.random.key(0))
     batch = _batch(size=32)
     after, _ = jax.eval_shape(task.steps[task.phase(0)], state, batch, jax.random.key(0))
@@ -257,26 +248,18 @@ def test_both_networks_fit_the_task(net, prior_use):
 
 
 def test_averaged_views_of_a_network_that_works_by_pixel_change_nothing():
-    batch = _batch(size=6)
+    batch = {k: jnp.asarray(v) for k, v in _batch(size=6).items()}
     variables = {
         "params": {"scale": jnp.asarray([1.0, 2.0, 0.5])},
         "batch_stats": {"seen": jnp.zeros((2, 6, 6, 2))},
     }
     for head in ("softmax", "sigmoid"):
         plain, views = (
-            multi.predict(
-                Spy(),
-                variables,
-                jnp.asarray(batch["image"]),
-                jnp.asarray(batch["prior"]),
-                NORM,
-                tta=tta,
-                head=head,
-            )
+            supervised.views(Spy(), lesions(head=head), variables, batch, NORM, tta=tta)[0]
             for tta in (False, True)
         )
         np.testing.assert_allclose(plain, views, atol=1e-6)
-    x = multi.network_input(batch["image"] / 255.0, jnp.asarray(batch["prior"]), NORM)
+    x = normalise.network_input(batch["image"] / 255.0, NORM, jnp.asarray(batch["prior"]))
     expected = jax.nn.sigmoid(x[..., 1] * 2.0)
     np.testing.assert_allclose(plain[..., 1], expected, atol=1e-6)
 
@@ -289,9 +272,99 @@ def test_the_metric_is_the_mean_over_classes_of_the_mean_over_defined_slices():
     probs[0, 1, 0, 2] = 0.7  # consolidation of slice 0: found: 1; slices 1 and 2 undefined
     probs[..., 0] = 0.99  # background plays no part
     rows = [{"probs": probs[:1], "mask": mask[:1]}, {"probs": probs[1:], "mask": mask[1:]}]
-    found = multi.summarise(rows)
+    found = supervised.summarise(THREE.classes, rows)
     assert found["dice_ggo"] == pytest.approx((2 / 3 + 0) / 2)
     assert found["dice_consolidation"] == 1.0
     assert found["dice"] == pytest.approx((1 / 3 + 1) / 2)
-    nothing = multi.summarise([{"probs": 0 * probs[2:], "mask": mask[2:]}])
+    nothing = supervised.summarise(THREE.classes, [{"probs": 0 * probs[2:], "mask": mask[2:]}])
     assert nothing == {"dice": 0.0, "dice_ggo": 0.0, "dice_consolidation": 0.0}
+
+
+def test_soft_targets_are_the_prior_and_their_edge_is_at_one_half():
+    prior = np.zeros((1, 4, 4, 1), np.uint8)
+    prior[0, :2], prior[0, 2:] = 51, 204  # 0.2 above, 0.8 below
+    batch = {"image": prior, "mask": np.ones_like(prior), "prior": prior}
+    soft = infection(lambda batch: batch["prior"] / 255.0)
+    for target, expected in ((soft, prior / 255), (ONE, np.ones(prior.shape))):
+        _, mask = supervised.prepare(batch, jax.random.key(0), 4, target, PLAIN, STILL)
+        np.testing.assert_allclose(mask, expected, rtol=1e-6)
+    outputs = dict.fromkeys((*losses.MAPS, "edge"), jnp.zeros((1, 4, 4, 1)))
+    outputs["edge"] = jnp.full((1, 4, 4, 1), -20.0).at[0, 1:3].set(20.0)
+    _, parts = losses.make_infection_loss()(outputs, jnp.asarray(prior / 255, jnp.float32))
+    assert float(parts["edge"]) < 1e-6
+
+
+def test_summary_of_segmentation_by_hand():
+    probs, mask = np.zeros((3, 2, 2, 1)), np.zeros((3, 2, 2))
+    probs[0, ..., 0] = [[0.5, 0.6], [0.49, 0.0]]
+    mask[0] = [[1, 0], [0, 0]]  # Dice 2 * 1 / (2 + 1)
+    mask[1, 0, 0] = 1  # missed: 0; the third is empty on both sides and does not count
+    rows = [{"probs": probs[:1], "mask": mask[:1]}, {"probs": probs[1:], "mask": mask[1:]}]
+    assert supervised.summarise(["infection"], rows)["dice"] == pytest.approx((2 / 3 + 0) / 2)
+    empty = [{"probs": probs[2:], "mask": mask[2:]}]
+    assert supervised.summarise(["infection"], empty) == {"dice": 0.0}
+
+
+def test_a_panel_is_truth_beside_map():
+    mask = np.uint8([[[0, 1]]])
+    one = supervised.panel({"mask": mask, "probs": np.float32([[[[0.2], [0.7]]]])})
+    np.testing.assert_allclose(one, [[0, 1, 0.2, 0.7]], rtol=1e-6)
+    probs = np.float32([[[[0.1, 0.6, 0.3], [0.0, 0.0, 1.0]]]])  # consolidation white
+    np.testing.assert_allclose(
+        supervised.panel({"mask": 2 * mask, "probs": probs}), [[0, 1, 0.6, 1]], rtol=1e-6
+    )
+
+
+class Ramp:
+    """A stand-in for a network that no flip or turn leaves alone: the input times a ramp."""
+
+    output = "s8"
+
+    def apply(self, variables, view, train):
+        side = view.shape[1]
+        ramp = jnp.arange(side * side, dtype=jnp.float32).reshape(1, side, side, 1) / side
+        return {"edge": view, self.output: variables["scale"] * view * ramp}
+
+
+IMAGE = np.random.default_rng(0).integers(0, 255, (2, 6, 6, 1), np.uint8)
+
+
+def predict(image, tta):
+    batch, weights = {"image": jnp.asarray(image)}, {"scale": 0.5}
+    return np.asarray(supervised.views(Ramp(), ONE, weights, batch, PLAIN, tta=tta)[0])
+
+
+def test_a_unet_is_read_by_its_one_map(monkeypatch):
+    expected = predict(IMAGE, True)
+    monkeypatch.setattr(Ramp, "output", "logits")
+    np.testing.assert_array_equal(predict(IMAGE, True), expected)
+
+
+def test_averaging_is_the_mean_over_the_eight_views_turned_back():
+    total = np.zeros((2, 6, 6, 1))
+    for flip in (1, -1):
+        for k in range(4):
+            view = np.rot90(IMAGE[:, :, ::flip], k, axes=(1, 2))
+            total += np.rot90(predict(view, False), -k, axes=(1, 2))[:, :, ::flip]
+    np.testing.assert_allclose(predict(IMAGE, True), total / 8, rtol=1e-5)
+
+
+def test_averaged_map_turns_with_its_slice_and_a_single_pass_does_not():
+    turned = np.rot90(IMAGE, 1, axes=(1, 2))
+    back = np.rot90(predict(turned, True), -1, axes=(1, 2))
+    np.testing.assert_allclose(back, predict(IMAGE, True), rtol=1e-5)
+    single = np.rot90(predict(turned, False), -1, axes=(1, 2))
+    assert np.abs(single - predict(IMAGE, False)).max() > 0.01
+
+
+@pytest.mark.parametrize("tta", [False, True])
+def test_sizes_are_averaged_where_they_belong(tta):
+    """A ramp comes back as itself from each size; what tells the side apart has mean and spread."""
+    ramp = jnp.linspace(0.0, 1.0, 64).reshape(1, 1, 64, 1) * jnp.ones((1, 64, 1, 1))
+    mean, spread = supervised.average_views(lambda view: view, ramp, tta, (0.5, 1.0, 1.5))
+    np.testing.assert_allclose(mean, ramp, atol=1e-5)
+    np.testing.assert_allclose(spread, 0.0, atol=1e-3)
+    sides = lambda view: jnp.full(view.shape, view.shape[1], jnp.float32)  # noqa: E731
+    mean, spread = supervised.average_views(sides, ramp, tta, (0.5, 1.0, 1.5))
+    np.testing.assert_allclose(mean, 64.0, rtol=1e-6)
+    np.testing.assert_allclose(spread, np.std([32, 64, 96]), rtol=1e-5)

@@ -1,0 +1,147 @@
+"""Losses of inpainting and of the coach, computed in float32.
+
+They divide by the erased (or visible) pixels of the *whole batch*, as the public code does, and
+return one scalar. All of them raise ValueError on unequal shapes.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from infnet_jax.tasks.losses import check_options, float32_pair, pixel_bce
+
+CLAMP = 2.0
+LAST_HEAD = "edge"
+_PROBABILITY_FLOOR = 1e-6
+_OPTIONS = {
+    "kind": ("mse_clamped", "ce", "l1"),
+    "reduction": ("sum_heads", "mean"),
+    "region": ("erased", "visible"),
+    "heads": ("all", "last"),
+    "activation": ("tanh", "linear"),
+}
+
+
+def _pixel_error(output: jax.Array, target: jax.Array, kind: str, activation: str) -> jax.Array:
+    output, target = float32_pair(output, target)
+    if kind == "mse_clamped":
+        return jnp.minimum((output - target) ** 2, CLAMP)
+    if kind == "l1":
+        return jnp.abs(output - target)
+    level = (target + 1.0) / 2.0
+    if activation == "linear":
+        return pixel_bce(output, level)
+    probability = jnp.clip((output + 1.0) / 2.0, _PROBABILITY_FLOOR, 1.0 - _PROBABILITY_FLOOR)
+    return -level * jnp.log(probability) - (1.0 - level) * jnp.log1p(-probability)
+
+
+def reconstruction(
+    outputs: Mapping[str, jax.Array],
+    target: jax.Array,
+    visible: jax.Array,
+    *,
+    kind: Literal["mse_clamped", "ce", "l1"] = "mse_clamped",
+    reduction: Literal["sum_heads", "mean"] = "sum_heads",
+    region: Literal["erased", "visible"] = "erased",
+    heads: Literal["all", "last"] = "all",
+    activation: Literal["tanh", "linear"] = "tanh",
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Reconstruction error over the erased (or visible) pixels of the batch.
+
+    Per head: sum of error * weight / sum of weight, weight being 1 - visible or visible.
+    `mse_clamped` is the public code's squared error cut at 2. `ce` is the paper's algorithm 1,
+    which leaves the distribution open; our reading is a binary cross-entropy against the grey
+    level (target + 1) / 2, of probability (output + 1) / 2 for tanh heads and sigmoid(output) for
+    linear ones. Its minimum is the entropy of the grey levels, not 0.
+
+    Args:
+      outputs: head name -> [B, H, W, C]; in -1..1 for tanh heads, unbounded for linear ones.
+      target: [B, H, W, C] in -1..1.
+      visible: [B, H, W, 1], 1 visible, 0 erased; soft masks of the coach allowed.
+      kind: error of one pixel and channel.
+      reduction: `sum_heads` sums over heads and channels as the public code does; `mean` divides
+        by both numbers.
+      region: pixels that count.
+      heads: `all`, or `last` for the `edge` head alone (the public code's context term).
+      activation: of the heads; matters for `ce` only.
+
+    Returns:
+      The loss, float32 [], and its value per head. Both are 0 with a zero gradient when the batch
+      holds no pixel of the region.
+    """
+    given = dict(kind=kind, reduction=reduction, region=region, heads=heads, activation=activation)
+    check_options(_OPTIONS, given)
+    if visible.shape != (*target.shape[:-1], 1):
+        raise ValueError(f"visible has shape {visible.shape}; give {(*target.shape[:-1], 1)}")
+    names = sorted(outputs) if heads == "all" else [LAST_HEAD]
+    if not names or names[0] not in outputs:
+        raise ValueError(f"heads={heads!r} finds no head among the outputs {sorted(outputs)}")
+    weight = visible.astype(jnp.float32)
+    weight = weight if region == "visible" else 1.0 - weight
+    count = weight.sum()
+    channels = target.shape[-1] if reduction == "mean" else 1
+    parts = {}
+    for name in names:
+        total = (_pixel_error(outputs[name], target, kind, activation) * weight).sum() / channels
+        # The inner where keeps the unused branch's gradient finite.
+        parts[name] = jnp.where(count > 0.0, total / jnp.where(count > 0.0, count, 1.0), 0.0)
+    loss = sum(parts.values(), start=jnp.float32(0.0))
+    return (loss / len(parts) if reduction == "mean" else loss), parts
+
+
+def inpaint_loss(
+    outputs: Mapping[str, jax.Array],
+    target: jax.Array,
+    visible: jax.Array,
+    *,
+    rec_weight: float = 0.99,
+    context_heads: Literal["all", "last"] = "last",
+    kind: Literal["mse_clamped", "ce", "l1"] = "mse_clamped",
+    reduction: Literal["sum_heads", "mean"] = "sum_heads",
+    activation: Literal["tanh", "linear"] = "tanh",
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Loss of the inpainting network: rec_weight L_rec + (1 - rec_weight) L_context.
+
+    L_rec is over the erased pixels and all heads, L_context over the visible pixels and
+    `context_heads`. The paper has no context term (`rec_weight=1`), the public code .99 with the
+    last head only. `kind`, `reduction`, `activation` are those of `reconstruction`.
+
+    Returns:
+      The loss, float32 [], and {'rec', 'context', 'rec/<head>'...}, unweighted.
+    """
+    error = partial(
+        reconstruction,
+        outputs,
+        target,
+        visible,
+        kind=kind,
+        reduction=reduction,
+        activation=activation,
+    )
+    rec, rec_parts = error(region="erased")
+    context, _ = error(region="visible", heads=context_heads)
+    parts = {"rec": rec, "context": context, **{f"rec/{k}": v for k, v in rec_parts.items()}}
+    return rec_weight * rec + (1.0 - rec_weight) * context, parts
+
+
+def kl_divergence(mu: jax.Array, logvar: jax.Array) -> jax.Array:
+    """KL of N(mu, exp(logvar)) from N(0, 1), summed over batch and dimensions.
+
+    [B, h, w, D] twice, averaged over space first as in the public code -> float32 []; 0 when both
+    are 0. It grows with the batch.
+    """
+    mu, logvar = float32_pair(mu, logvar)
+    mu, logvar = mu.mean((1, 2)), logvar.mean((1, 2))
+    return 0.5 * (jnp.expm1(logvar) - logvar + mu**2).sum()
+
+
+def coach_loss(rec: jax.Array, mu: jax.Array, logvar: jax.Array, kld_weight: float) -> jax.Array:
+    """Loss of the coach, 1 - L_rec + kld_weight KL: it erases what is hard to rebuild.
+
+    `rec` is the network's `reconstruction` loss under the coach's mask; `kld_weight` is 0 in the
+    paper's equation 1 and 1e-6 in the public code. Returns float32 [], unbounded below.
+    """
+    return 1.0 - rec + kld_weight * kl_divergence(mu, logvar)
