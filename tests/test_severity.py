@@ -23,10 +23,14 @@ def _infected(*per_row):
     return mask
 
 
+def _score(mask, lung, **known):
+    return severity.grade(severity.count(mask, lung, **known))
+
+
 def test_all_infected_is_the_greatest_and_none_the_least():
     lung = np.ones(SHAPE, bool)
-    most = severity.score(np.ones(SHAPE, np.uint8), lung, **_maps())
-    least = severity.score(np.zeros(SHAPE, np.uint8), lung, **_maps())
+    most = _score(np.ones(SHAPE, np.uint8), lung, **_maps())
+    least = _score(np.zeros(SHAPE, np.uint8), lung, **_maps())
     assert (most.ct_ss, most.lobar_25, most.tss, most.six_zone, most.grade) == (40, 25, 20, 24, 2)
     assert (most.infected_share, most.po_percent, most.severe) == (1.0, 100.0, True)
     assert (least.ct_ss, least.lobar_25, least.tss, least.six_zone, least.grade) == (0, 0, 0, 0, 0)
@@ -35,7 +39,7 @@ def test_all_infected_is_the_greatest_and_none_the_least():
 
 @pytest.mark.parametrize("percent, points", [(0, 0), (1, 1), (49, 1), (50, 2), (51, 2), (100, 2)])
 def test_region_points_at_their_bounds(percent, points):
-    s = severity.score(_infected(percent), np.ones(SHAPE), **_maps())
+    s = _score(_infected(percent), np.ones(SHAPE), **_maps())
     assert s.ct_ss_regions == [points] + [0] * 19 and s.ct_ss == points
     assert s.region_shares[0] == percent / 100
 
@@ -46,36 +50,26 @@ def test_region_points_at_their_bounds(percent, points):
 def test_grades_are_closed_at_exactly_1_50_and_100_percent(infected, grade):
     mask = np.zeros(2000, np.uint8)
     mask[:infected] = 1
-    assert severity.score(mask, np.ones(2000)).grade == grade
+    assert _score(mask, np.ones(2000)).grade == grade
 
 
-@pytest.mark.parametrize(
-    "percent, lobar, tss",
-    [
-        (0, 0, 0),
-        (1, 1, 1),
-        (5, 1, 1),
-        (6, 2, 1),
-        (25, 2, 1),
-        (26, 3, 2),
-        (50, 3, 2),
-        (51, 4, 3),
-        (75, 4, 3),
-        (76, 5, 4),
-        (100, 5, 4),
-    ],
-)
-def test_lobe_and_zone_points_at_their_bounds(percent, lobar, tss):
+LOBES = {0: (0, 0), 1: (1, 1), 5: (1, 1), 6: (2, 1), 25: (2, 1), 26: (3, 2)}
+LOBES |= {50: (3, 2), 51: (4, 3), 75: (4, 3), 76: (5, 4), 100: (5, 4)}
+
+
+@pytest.mark.parametrize("percent", LOBES)
+def test_lobe_and_zone_points_at_their_bounds(percent):
+    lobar, tss = LOBES[percent]
     mask, ones = np.zeros(100, np.uint8), np.ones(100, np.uint8)
     mask[:percent] = 2
-    s = severity.score(mask, ones, lobes=ones, zones=ones)
+    s = _score(mask, ones, lobes=ones, zones=ones)
     assert (s.lobar_25, s.tss, s.six_zone) == (lobar, tss, tss)
     assert s.lobe_shares[0] == percent / 100 and np.isnan(s.lobe_shares[1])
 
 
 def test_the_cut_off_lies_between_19_and_20_points():
-    at_19 = severity.score(_infected(*[100] * 9, 1), np.ones(SHAPE), **_maps())
-    at_20 = severity.score(_infected(*[100] * 10), np.ones(SHAPE), **_maps())
+    at_19 = _score(_infected(*[100] * 9, 1), np.ones(SHAPE), **_maps())
+    at_20 = _score(_infected(*[100] * 10), np.ones(SHAPE), **_maps())
     assert (at_19.ct_ss, at_19.severe, at_20.ct_ss, at_20.severe) == (19, False, 20, True)
 
 
@@ -85,7 +79,7 @@ def test_more_infection_never_lowers_a_score():
     mask, last = np.zeros(SHAPE, np.uint8), None
     for n in range(0, 2001, 50):
         mask.ravel()[order[:n]] = 1 + (order[:n] % 2)
-        s = severity.score(mask, np.ones(SHAPE), **_maps())
+        s = _score(mask, np.ones(SHAPE), **_maps())
         now = (s.infected_share, s.grade, s.ct_ss, s.lobar_25, s.tss, s.six_zone)
         assert last is None or all(b >= a for a, b in zip(last, now, strict=True))
         last = now
@@ -102,10 +96,10 @@ def test_slices_are_pooled_before_they_are_graded():
     assert s.ct_ss == 20  # one point of one used region, rescaled to 20 regions
 
 
-def test_small_regions_are_dropped_and_the_rest_is_rescaled():
+def test_regions_without_a_voxel_are_not_used_and_the_rest_is_rescaled():
     lung = np.ones(SHAPE, bool)
-    lung[:5, 30:] = False  # five regions of 30 pixels
-    s = severity.score(_infected(*[30] * 5, *[60] * 3), lung, min_region=31, **_maps())
+    lung[:5] = False
+    s = _score(_infected(*[0] * 5, *[60] * 3), lung, **_maps())
     assert s.regions_used == 15 and s.ct_ss_regions[:9] == [-1] * 5 + [2, 2, 2, 0]
     assert s.ct_ss == pytest.approx(6 * 20 / 15)
     assert np.isnan(s.region_shares[0]) and s.as_dict()["region_shares"][0] is None
@@ -113,23 +107,23 @@ def test_small_regions_are_dropped_and_the_rest_is_rescaled():
 
 def test_infection_outside_the_lung_widens_it():
     mask, lung = np.array([[1, 2, 0, 0]]), np.array([[0, 1, 1, 1]])
-    s = severity.score(mask, lung, regions=lung.astype(np.uint8))
+    s = _score(mask, lung, regions=lung.astype(np.uint8))
     assert s.infected_share == 0.5 and s.outside_regions == 1
 
 
 def test_classes_volumes_and_high_opacity():
     mask, lung = np.array([1, 1, 2, 2, 0, 0, 0, 0, 0, 0]), np.ones(10)
     hu = np.array([-500, -200, -199, 40, 100, -900, -900, -900, -900, -900])
-    s = severity.score(mask, lung, hu=hu, spacing=(10, 10, 10))
+    s = _score(mask, lung, hu=hu, spacing=(10, 10, 10))
     assert (s.ggo_share, s.consolidation_share) == (0.2, 0.2)
     assert (s.lung_ml, s.infected_ml) == (10.0, 4.0)
     assert (s.po_percent, s.pho_percent) == (40.0, 20.0)  # -200 is not above -200
-    bare = severity.score(mask, lung)
+    bare = _score(mask, lung)
     assert bare.pho_percent is bare.lung_ml is bare.ct_ss is bare.lobar_25 is bare.six_zone is None
 
 
 def test_no_lung_is_undefined_and_not_zero():
-    s = severity.score(np.zeros((2, 2), np.uint8), np.zeros((2, 2)), regions=np.zeros((2, 2), int))
+    s = _score(np.zeros((2, 2), np.uint8), np.zeros((2, 2)), regions=np.zeros((2, 2), int))
     assert np.isnan(s.infected_share) and s.grade is None
     assert np.isnan(s.ct_ss) and s.severe is None and s.regions_used == 0
     assert s.as_dict()["infected_share"] is None
@@ -147,23 +141,13 @@ def test_no_lung_is_undefined_and_not_zero():
 def test_wrong_maps_are_named(change, words):
     given = {"mask": _infected(1), "lung": np.ones(SHAPE)} | change
     with pytest.raises(ValueError, match=words):
-        severity.score(**given)
+        _score(**given)
 
 
 def test_slices_of_other_spacing_are_not_pooled():
     a, b = (severity.count(np.ones(1, int), np.ones(1), spacing=s) for s in ((1, 1, 1), (2, 1, 1)))
     with pytest.raises(ValueError, match="0.001 and 0.002 ml"):
         a + b
-
-
-def test_dice_is_equation_6():
-    r, s = np.array([1, 1, 1, 0]), np.array([0, 1, 1, 1])
-    assert severity.dice(r, s) == pytest.approx(4 / 6)
-    lung = np.ones(10)
-    assert severity.dice(np.arange(10) < 3, lung) == pytest.approx(2 * 0.3 / 1.3)
-    assert np.isnan(severity.dice(np.zeros(3), np.zeros(3)))
-    with pytest.raises(ValueError, match="shape"):
-        severity.dice(np.zeros(3), np.zeros(4))
 
 
 @pytest.mark.parametrize("patient", [0, 2, 4])  # number 4 is healthy

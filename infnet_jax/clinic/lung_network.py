@@ -7,9 +7,9 @@ import numpy as np
 
 from infnet_jax.clinic import lungs, sides
 
-ROOM = 0.05  # beside the lungs in a network's second pass, of their extent
-CLOSING_EACH = 0.2  # radius that closes a lung that a network found, of the root of its area
-MAX_ADDED = 0.025  # of that lung: larger notches stay
+ROOM = 0.05  # margin around the lungs in the second pass, as a fraction of their extent
+CLOSING_EACH = 0.2  # closing radius, as a fraction of sqrt(lung area)
+MAX_ADDED = 0.025  # of the lung's area: larger notches stay open
 
 
 def find(
@@ -31,34 +31,45 @@ def find(
     found = tidy(_marked(run(pictures), pictures[0].shape, len(pictures), threshold))
     if not found.any():
         return found
-    rows, columns = (np.flatnonzero(found.any(axes)) for axes in ((0, 2), (0, 1)))
+    spans = (np.flatnonzero(found.any(axes)) for axes in ((0, 2), (0, 1)))  # of rows, of columns
     crop = tuple(
         slice(max(0, int(at[0] - ROOM * np.ptp(at))), int(at[-1] + 1 + ROOM * np.ptp(at)))
-        for at in (rows, columns)
+        for at in spans
     )
     cropped = [np.ascontiguousarray(picture[crop]) for picture in pictures]
-    if cropped[0].size > 0.9 * pictures[0].size:
-        return np.stack([_close_each(marked) for marked in found])
-    again = np.zeros_like(found)
-    again[:, *crop] = _marked(run(cropped), cropped[0].shape, len(cropped), threshold)
-    return np.stack([_close_each(marked) for marked in tidy(again)])
+    if cropped[0].size <= 0.9 * pictures[0].size:
+        again = np.zeros_like(found)
+        again[:, *crop] = _marked(run(cropped), cropped[0].shape, len(cropped), threshold)
+        found = tidy(again)
+    return np.stack([close_each(marked) for marked in found])
 
 
 def tidy(found: np.ndarray) -> np.ndarray:
-    """What a network marks as lung, without specks, small holes and islands: bool [D, H, W]."""
+    """Drops specks and islands of what a network marks as lung, and fills small holes.
+
+    Args:
+      found: bool [D, H, W].
+
+    Returns:
+      bool [D, H, W].
+    """
     out = np.zeros(found.shape, bool)
     for i, marked in enumerate(found):
-        _, labels, stats, _ = cv2.connectedComponentsWithStats(marked.astype(np.uint8))
-        areas = stats[:, cv2.CC_STAT_AREA].copy()
-        areas[0] = 0
+        labels, areas = sides.components(marked)
         out[i] = lungs.fill_holes((areas >= max(lungs.MIN_PART * areas.max(), 1))[labels])
-    return lungs.without_islands(out) if len(out) > 1 and out.any() else out
+    return lungs.without_islands(out)
 
 
-def _close_each(lung: np.ndarray) -> np.ndarray:
+def close_each(lung: np.ndarray) -> np.ndarray:
     """Closes small notches of each of a slice's two lungs, so that what lies between stays out.
 
     Large ones are the heart and the domes of the diaphragm.
+
+    Args:
+      lung: bool [H, W].
+
+    Returns:
+      bool [H, W].
     """
     out, labels = lung.copy(), sides.two_lungs(lung)
     for side in np.unique(labels[labels > 0]):
@@ -67,10 +78,8 @@ def _close_each(lung: np.ndarray) -> np.ndarray:
         pad = int(radius) + 2
         grown = lungs.depth(~np.pad(own, pad)) <= radius  # by distances: a wide disk would be slow
         added = (lungs.depth(grown) > radius)[pad:-pad, pad:-pad] & ~lung
-        _, notches, stats, _ = cv2.connectedComponentsWithStats(added.astype(np.uint8))
-        small = stats[:, cv2.CC_STAT_AREA] <= MAX_ADDED * own.sum()
-        small[0] = False
-        out |= small[notches]
+        notches, areas = sides.components(added)
+        out |= ((areas > 0) & (areas <= MAX_ADDED * own.sum()))[notches]
     return out
 
 

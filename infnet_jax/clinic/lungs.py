@@ -11,6 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from infnet_jax.clinic import sides
+from infnet_jax.clinic.sides import components, disk
 
 SOFT_SHARE = 0.75  # the threshold's place between lung and soft tissue: ground glass is below it
 BACKGROUND_CONTACT = 0.35  # share of its outline on the picture's edge that makes air outside
@@ -48,57 +49,58 @@ def segment(grey: np.ndarray) -> np.ndarray:
     """
     if grey.dtype != np.uint8 or grey.ndim not in (2, 3):
         raise ValueError(f"grey {grey.dtype} {grey.shape}: uint8 [H, W] or [D, H, W] expected")
-    if grey.ndim == 2:
-        return _segment_slice(grey)
     out = np.zeros(grey.shape, bool)
-    for i, picture in enumerate(grey):
-        out[i] = _segment_slice(picture)
-    return without_islands(out) if len(out) > 1 and out.any() else out
+    for i in np.ndindex(grey.shape[:-2]):  # the one slice, or those of a volume
+        out[i] = _segment_slice(grey[i])
+    return without_islands(out) if out.ndim == 3 else out
 
 
 def without_islands(lung: np.ndarray) -> np.ndarray:
-    """Drops what hangs together with no lung in a volume, such as gas in the bowel."""
+    """Drops what hangs together with no lung in a volume, such as gas in the bowel.
+
+    Args:
+      lung: bool [D, H, W].
+
+    Returns:
+      bool [D, H, W]; a single slice as it is.
+    """
+    if len(lung) < 2 or not lung.any():
+        return lung
     height, width = lung.shape[1:]
     scale = min(1.0, 128 / max(height, width))  # touching or not is seen on a coarse grid too
-    coarse = np.stack(
-        [
-            cv2.resize(s.astype(np.float32), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-            > 0
-            for s in lung
-        ]
-    )
+    shrink = {"dsize": None, "fx": scale, "fy": scale, "interpolation": cv2.INTER_AREA}
+    coarse = np.stack([cv2.resize(s.astype(np.float32), **shrink) > 0 for s in lung])
     labels, _ = ndimage.label(coarse, np.ones((3, 3, 3)))
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     kept = ((sizes >= 0.1 * sizes.max())[labels] & coarse).astype(np.uint8)
     wide = [cv2.resize(k, (width, height), interpolation=cv2.INTER_NEAREST) for k in kept]
-    return _without_newcomers(lung & (np.stack(wide) > 0))
+    return without_newcomers(lung & (np.stack(wide) > 0))
 
 
-def _without_newcomers(lung: np.ndarray) -> np.ndarray:
+def without_newcomers(lung: np.ndarray) -> np.ndarray:
     """Drops parts of a slice that lie under no lung: gas in the bowel, once the lungs recede.
 
     From the slice with the largest lungs up and down, since they only narrow towards their ends.
+
+    Args:
+      lung: bool [D, H, W].
+
+    Returns:
+      bool [D, H, W].
     """
     out = lung.copy()
-    largest = int(np.argmax([_two_largest(marked) for marked in lung]))
+    # By the two largest parts of each slice, its lungs, whatever else is marked.
+    largest = int(np.argmax([np.sort(components(marked)[1])[-2:].sum() for marked in lung]))
     for indices in (range(largest + 1, len(out)), range(largest - 1, -1, -1)):
         before = out[largest]
         for i in indices:
-            n, labels = cv2.connectedComponents(out[i].astype(np.uint8))
-            areas = np.bincount(labels.ravel(), minlength=n)
-            common = np.bincount(labels[before], minlength=n)
-            kept = common >= UNDER_LUNG * areas
-            kept[0] = False
+            labels, areas = components(out[i])
+            common = np.bincount(labels[before], minlength=len(areas))
+            kept = (common >= UNDER_LUNG * areas) & (areas > 0)
             out[i] = kept[labels]
             before = out[i] if out[i].any() else before
     return out
-
-
-def _two_largest(marked: np.ndarray) -> int:
-    """Pixels of the two largest parts: of the lungs, whatever else is marked."""
-    stats = cv2.connectedComponentsWithStats(marked.astype(np.uint8))[2]
-    return int(np.sort(stats[1:, cv2.CC_STAT_AREA])[-2:].sum())
 
 
 def _segment_slice(grey: np.ndarray) -> np.ndarray:
@@ -122,7 +124,7 @@ def _segment_small(grey: np.ndarray) -> np.ndarray:
     air, soft = np.median(smooth[low]), np.median(smooth[high])
     dark = (smooth < air + SOFT_SHARE * (soft - air)).astype(np.uint8)
     outside = _outside_air(dark)
-    inner = cv2.morphologyEx(dark * ~outside, cv2.MORPH_OPEN, _disk(OPENING * n))
+    inner = cv2.morphologyEx(dark * ~outside, cv2.MORPH_OPEN, disk(OPENING * n))
     labels, parts = _parts(inner, smooth, _body(1 - dark))
     parts = _without_gas(parts, smooth, outside, float(soft), grey.size)
     lung = np.isin(labels, [part.label for part in parts])
@@ -130,7 +132,7 @@ def _segment_small(grey: np.ndarray) -> np.ndarray:
         return lung
     pad = int(_PAD * n) + 1
     lung = fill_holes(np.pad(lung, pad))
-    closed = cv2.morphologyEx(lung.astype(np.uint8), cv2.MORPH_CLOSE, _disk(CLOSING * n)) > 0
+    closed = cv2.morphologyEx(lung.astype(np.uint8), cv2.MORPH_CLOSE, disk(CLOSING * n)) > 0
     lung = _fill_notches(fill_holes(closed), n)
     return lung[pad:-pad, pad:-pad]
 
@@ -150,24 +152,20 @@ def _outside_air(dark: np.ndarray) -> np.ndarray:
 
 def _body(bright: np.ndarray) -> np.ndarray:
     """Bool: the large bright parts; the table and its like are thin and small."""
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(bright, connectivity=8)
-    sizes = stats[:, cv2.CC_STAT_AREA].copy()
-    sizes[0] = 0
-    return (sizes >= 0.05 * max(sizes.max(), 1))[labels]
+    labels, areas = components(bright)
+    return (areas >= 0.05 * max(areas.max(), 1))[labels]
 
 
 def _parts(
     inner: np.ndarray, smooth: np.ndarray, body: np.ndarray
 ) -> tuple[np.ndarray, list[_Part]]:
     """Labels int32 [H, W], and those that are large enough and surrounded by the body."""
-    n, labels, stats, _ = cv2.connectedComponentsWithStats(inner, connectivity=4)
-    areas = stats[:, cv2.CC_STAT_AREA].copy()
-    areas[0] = 0
+    labels, areas = components(inner, connectivity=4)
     least = max(MIN_PART * areas.max(), MIN_PICTURE * inner.size)
     parts = []
     for label in np.flatnonzero(areas >= least):
         here = labels == label
-        ring = (cv2.dilate(here.astype(np.uint8), _disk(3)) > 0) & ~here
+        ring = (cv2.dilate(here.astype(np.uint8), disk(3)) > 0) & ~here
         if ring.any() and body[ring].mean() >= 0.3:
             parts.append(_Part(int(label), int(areas[label]), float(np.median(smooth[here]))))
     return labels, parts
@@ -190,12 +188,10 @@ def _without_gas(
 
 
 def fill_holes(lung: np.ndarray) -> np.ndarray:
-    """Fills holes that are small beside the lung."""
+    """Fills holes of a slice's lungs, bool [H, W], that are small beside them."""
     holes = ndimage.binary_fill_holes(lung) & ~lung
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(holes.astype(np.uint8), connectivity=4)
-    small = stats[:, cv2.CC_STAT_AREA] <= MAX_HOLE * lung.sum()
-    small[0] = False
-    return lung | small[labels]
+    labels, areas = components(holes, connectivity=4)
+    return lung | ((areas > 0) & (areas <= MAX_HOLE * lung.sum()))[labels]
 
 
 def _fill_notches(lung: np.ndarray, n: float) -> np.ndarray:
@@ -208,27 +204,22 @@ def _fill_notches(lung: np.ndarray, n: float) -> np.ndarray:
         own = labels == side
         hull = _hull(own)
         rim = (depth(hull) < 3) & hull
-        gaps = cv2.morphologyEx((hull & ~lung).astype(np.uint8), cv2.MORPH_OPEN, _disk(0.006 * n))
-        count, gap, stats, _ = cv2.connectedComponentsWithStats(gaps)
-        for k in range(1, count):
+        gaps = cv2.morphologyEx((hull & ~lung).astype(np.uint8), cv2.MORPH_OPEN, disk(0.006 * n))
+        gap, areas = components(gaps)
+        for k in range(1, len(areas)):
             mouth = (gap == k) & rim
-            small = stats[k, cv2.CC_STAT_AREA] < MAX_NOTCH * own.sum()
-            if small and mouth.any() and (both[mouth] < 6).mean() > 0.8:
+            if areas[k] < MAX_NOTCH * own.sum() and mouth.any() and (both[mouth] < 6).mean() > 0.8:
                 out |= gap == k
     return out
 
 
 def _hull(mask: np.ndarray) -> np.ndarray:
+    """The convex hull of a mask, bool [H, W]."""
     out = np.zeros(mask.shape, np.uint8)
     points = cv2.findNonZero(mask.astype(np.uint8))
     return cv2.fillConvexPoly(out, cv2.convexHull(points), 1) > 0
 
 
 def depth(mask: np.ndarray) -> np.ndarray:
-    """Distance to the outside, in pixels."""
+    """Distance to the outside of a mask, bool [H, W], in pixels, float32 [H, W]."""
     return cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5)
-
-
-def _disk(radius: float) -> np.ndarray:
-    r = max(round(float(radius)), 1)
-    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * r + 1, 2 * r + 1))

@@ -7,18 +7,19 @@ disk as they are added.
 
 import html
 import json
-import os
+import math
 import shutil
 import string
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-
-from infnet_jax.clinic.outlines import Case, describe
+from infnet_jax.clinic.case import Case
+from infnet_jax.clinic.outlines import describe
 from infnet_jax.clinic.severity import CT_SS_CUTOFF, N_REGIONS, Severity
+from infnet_jax.files import whole
 
 CLASSES = {
     "infection": "Infection (I)",
@@ -34,44 +35,38 @@ class Page:
     Use as a context manager; after an exception nothing is left behind.
     """
 
-    def __init__(self, path: Path, *, model: Mapping[str, Any], title: str = "Lung infection"):
+    def __init__(self, path: Path, *, model: Mapping[str, Any]):
         """Prepares a page.
 
         Args:
-          path: the .html file.
+          path: the .html file; its folder must exist.
           model: name to text, the identity of model and config; {} for masks from elsewhere.
-          title: of the page.
         """
-        self.path, self._title, self._model = path, title, model
+        self.path, self._model = path, model
         self._rows: list[str] = []
-        self._body_path = path.with_name(f".part-body-{path.name}")
-        self._body = self._body_path.open("w", encoding="utf-8")
+        self._body = tempfile.TemporaryFile("w+", encoding="utf-8", dir=path.parent)
 
     def add(self, name: str, cases: Sequence[Case], scores: Severity) -> None:
         """Adds a patient: its name, scans and pooled scores."""
-        number = len(self._rows) + 1
-        share = _percent(scores.infected_share)
-        ct_ss = _number(scores.ct_ss)
+        number, title = len(self._rows) + 1, html.escape(name)
         self._rows.append(
-            f'<tr><th scope="row"><a href="#p{number}">{html.escape(name)}</a></th>'
-            f"<td>{sum(len(c.mask) for c in cases)}</td><td>{share}</td><td>{ct_ss}</td></tr>"
+            f'<tr><th scope="row"><a href="#p{number}">{title}</a></th>'
+            f"<td>{sum(len(c.mask) for c in cases)}</td><td>{_percent(scores.infected_share)}</td>"
+            f"<td>{_text(scores.ct_ss)}</td></tr>"
         )
         shares = json.dumps(scores.as_dict()["region_shares"] or [None] * N_REGIONS)
+        classes = min((case.classes for case in cases), key=len)  # one class blurs the others
         write = self._body.write
         write(
             f'<section class="patient" id="p{number}" data-shares="{html.escape(shares)}" '
-            f'aria-labelledby="h{number}">\n<h2 id="h{number}">{html.escape(name)}</h2>\n'
+            f'aria-labelledby="h{number}">\n<h2 id="h{number}">{title}</h2>\n'
+            f'<div class="columns"><div>{_viewer(title, cases, classes)}</div>'
+            f"<div>{_scores(scores)}{_heat(scores)}{_notes(cases)}</div></div>\n"
         )
-        classes = min((case.classes for case in cases), key=len)  # one class blurs the others
-        write('<div class="columns"><div>')
-        write(_viewer(name, cases, classes))
-        write(f"</div><div>{_scores(scores)}{_heat(scores)}{_notes(cases)}</div></div>\n")
-        index = 0
-        for case in cases:
-            for i in range(len(case.mask)):
-                slice_ = json.dumps(describe(case, i, classes)).replace("</", "<\\/")
-                write(f'<script type="application/json" data-slice="{index}">{slice_}</script>\n')
-                index += 1
+        slices = [(case, i) for case in cases for i in range(len(case.mask))]
+        for index, (case, i) in enumerate(slices):
+            data = json.dumps(describe(case, i, classes)).replace("</", "<\\/")
+            write(f'<script type="application/json" data-slice="{index}">{data}</script>\n')
         write("</section>\n")
 
     def __enter__(self) -> "Page":
@@ -83,30 +78,20 @@ class Page:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Puts head, overview and patients together, or removes what there is."""
-        self._body.close()
-        fresh = self.path.with_name(f".part-{self.path.name}")
-        try:
-            if kind is None:
-                self._assemble(fresh)
-                os.replace(fresh, self.path)
-        finally:
-            fresh.unlink(missing_ok=True)
-            self._body_path.unlink(missing_ok=True)
-
-    def _assemble(self, fresh: Path) -> None:
-        template = string.Template((Path(__file__).parent / "report.html").read_text("utf-8"))
-        filled = template.safe_substitute(
-            title=html.escape(self._title),
-            model=_identity(self._model),
-            overview=_overview(self._rows),
-        )
-        head, foot = filled.split("<!-- patients -->")
-        with fresh.open("w", encoding="utf-8") as out:
-            out.write(head)
-            with self._body_path.open(encoding="utf-8") as body:
+        """Puts head, overview and patients together, if all went well."""
+        with self._body as body:  # which removes it
+            if kind is not None:
+                return
+            template = string.Template((Path(__file__).parent / "report.html").read_text("utf-8"))
+            filled = template.safe_substitute(
+                model=_identity(self._model), overview=_overview(self._rows)
+            )
+            head, foot = filled.split("<!-- patients -->")
+            body.seek(0)
+            with whole(self.path) as fresh, fresh.open("w", encoding="utf-8") as out:
+                out.write(head)
                 shutil.copyfileobj(body, out)
-            out.write(foot)
+                out.write(foot)
 
 
 def _identity(model: Mapping[str, Any]) -> str:
@@ -128,68 +113,49 @@ def _overview(rows: list[str]) -> str:
     )
 
 
-def _viewer(name: str, cases: Sequence[Case], classes: Sequence[str]) -> str:
-    """Picture, slider, switches; starts at the slice of most infection."""
-    infected = np.concatenate([[int((m > 0).sum()) for m in case.mask] for case in cases])
-    boxes = [
-        *((name, CLASSES[name], True) for name in classes),
-        ("lung", "Lung (L)", True),
-        ("region", "Regions by share (R)", False),
-    ]
+def _viewer(title: str, cases: Sequence[Case], classes: Sequence[str]) -> str:
+    """Picture, slider, switches; starts at the slice of most infection. The title is escaped."""
+    infected = [int((m > 0).sum()) for case in cases for m in case.mask]
+    switches = "".join(_switch(name, CLASSES[name]) for name in classes)
+    switches += _switch("lung", "Lung (L)") + _switch("region", "Regions by share (R)", on=False)
     if any(case.uncertainty is not None for case in cases):
-        boxes.append(("unsure", "Uncertainty (U)", False))
-    switches = "".join(
-        f'<label><input type="checkbox" data-kind="{kind}"{" checked" if on else ""}>'
-        f'<span class="swatch {kind}" style="border-color:var(--{kind},#dfe6ee)"></span>'
-        f"{text}</label>"
-        for kind, text, on in boxes
-    )
-    label = html.escape(name)
+        switches += _switch("unsure", "Uncertainty (U)", on=False)
     return (
-        f'<div class="stage" tabindex="0" role="group" aria-label="Slices of {label}; arrow keys '
+        f'<div class="stage" tabindex="0" role="group" aria-label="Slices of {title}; arrow keys '
         'move through them"><img class="ct" alt="CT slice"><img class="unsure" alt="" hidden>'
         '<svg aria-hidden="true" preserveAspectRatio="none"></svg></div>'
         f'<input class="through" type="range" min="0" max="{len(infected) - 1}" '
-        f'value="{int(infected.argmax())}" aria-label="Slice of {label}">'
+        f'value="{infected.index(max(infected))}" aria-label="Slice of {title}">'
         f'<p class="said dim" aria-live="polite"></p><div class="controls">{switches}'
         '<label>Opacity <input class="opacity" type="range" min="0" max="100" value="35">'
         "</label></div>"
     )
 
 
+def _switch(kind: str, text: str, *, on: bool = True) -> str:
+    return (
+        f'<label><input type="checkbox" data-kind="{kind}"{" checked" if on else ""}>'
+        f'<span class="swatch {kind}" style="border-color:var(--{kind},#dfe6ee)"></span>'
+        f"{text}</label>"
+    )
+
+
 def _scores(s: Severity) -> str:
     """The table of scores, with their ranges and cut-offs; what is not known is left out."""
-    severe = {True: "above the cut-off", False: "not above the cut-off", None: ""}[s.severe]
+    severe = {True: " above the cut-off", False: " not above the cut-off", None: ""}[s.severe]
+    pho = None if s.pho_percent is None else s.pho_percent / 100
     rows = [
         ("Infected share of the lung (PO)", _percent(s.infected_share), "0 to 100 %"),
         ("Grade of the share", None if s.grade is None else GRADES[s.grade], "bounds 1 %, 50 %"),
-        (
-            "CT-SS, 20 regions",
-            f"{_number(s.ct_ss)} {severe}".strip() if s.ct_ss is not None else None,
-            f"0 to 40, cut-off {CT_SS_CUTOFF}",
-        ),
-        ("Lobar score", _number(s.lobar_25), "0 to 25"),
-        ("Total severity score (lobes)", _number(s.tss), "0 to 20"),
-        ("Six zones", _number(s.six_zone), "0 to 24"),
-        (
-            "Ground glass",
-            s.ggo_share if s.ggo_share is None else _percent(s.ggo_share),
-            "of the lung",
-        ),
-        (
-            "Consolidation",
-            s.consolidation_share
-            if s.consolidation_share is None
-            else _percent(s.consolidation_share),
-            "of the lung",
-        ),
-        (
-            "High opacity above -200 HU (PHO)",
-            None if s.pho_percent is None else _percent(s.pho_percent / 100),
-            "of the lung",
-        ),
-        ("Lung volume", None if s.lung_ml is None else f"{s.lung_ml:.0f} ml", ""),
-        ("Infected volume", None if s.infected_ml is None else f"{s.infected_ml:.0f} ml", ""),
+        ("CT-SS, 20 regions", _text(s.ct_ss, "{:g}" + severe), f"0 to 40, cut-off {CT_SS_CUTOFF}"),
+        ("Lobar score", _text(s.lobar_25), "0 to 25"),
+        ("Total severity score (lobes)", _text(s.tss), "0 to 20"),
+        ("Six zones", _text(s.six_zone), "0 to 24"),
+        ("Ground glass", _percent(s.ggo_share), "of the lung"),
+        ("Consolidation", _percent(s.consolidation_share), "of the lung"),
+        ("High opacity above -200 HU (PHO)", _percent(pho), "of the lung"),
+        ("Lung volume", _text(s.lung_ml, "{:.0f} ml"), ""),
+        ("Infected volume", _text(s.infected_ml, "{:.0f} ml"), ""),
     ]
     lines = "".join(
         f'<tr><th scope="row">{k}</th><td>{v}</td><td class="dim">{html.escape(note)}</td></tr>'
@@ -200,24 +166,25 @@ def _scores(s: Severity) -> str:
 
 
 def _heat(s: Severity) -> str:
-    """The 20 regions as two rows of cells with their shares and points, readable as text."""
+    """The 20 regions as two rows of cells with their shares, readable as text."""
     if s.region_shares is None or s.ct_ss_regions is None:
         return ""
-    out = ["<h3>Infected share per region</h3>"]
-    for side, first in (("Right lung", 0), ("Left lung", 10)):
-        cells = []
-        for k in range(first, first + 10):
-            share, points = s.region_shares[k], s.ct_ss_regions[k]
-            used = points >= 0
-            back = _colour(share) if used and share > 0 else "transparent"
-            ink = "#14171c" if used and share > 0 else "var(--text)"
-            text = _percent(share) if used else "not used"
-            cells.append(
-                f'<div role="listitem" style="background:{back};color:{ink}">'
-                f"<strong>{k + 1}</strong><br>{text}</div>"
-            )
-        out.append(f'<p class="dim">{side}</p><div class="heat" role="list">{"".join(cells)}</div>')
-    return "".join(out)
+    cells = []
+    for k, (share, points) in enumerate(zip(s.region_shares, s.ct_ss_regions, strict=True), 1):
+        used = points >= 0
+        colours = ("transparent", "var(--text)")
+        if used and share > 0:  # the same scale as the page's script: yellow, over orange, to red
+            hue, light = 50 - 50 * min(1, share * 2), 72 - 27 * share
+            colours = (f"hsl({hue:.0f} 95% {light:.0f}%)", "#14171c")
+        cells.append(
+            f'<div role="listitem" style="background:{colours[0]};color:{colours[1]}">'
+            f"<strong>{k}</strong><br>{_percent(share) if used else 'not used'}</div>"
+        )
+    lungs = (("Right lung", cells[:10]), ("Left lung", cells[10:]))
+    return "<h3>Infected share per region</h3>" + "".join(
+        f'<p class="dim">{side}</p><div class="heat" role="list">{"".join(ten)}</div>'
+        for side, ten in lungs
+    )
 
 
 def _notes(cases: Sequence[Case]) -> str:
@@ -226,14 +193,12 @@ def _notes(cases: Sequence[Case]) -> str:
     return f'<h3>Warnings</h3><ul class="notes">{items}</ul>' if items else ""
 
 
-def _colour(share: float) -> str:
-    """The same scale as the page's script: yellow, over orange, to red."""
-    return f"hsl({50 - 50 * min(1, share * 2):.0f} 95% {72 - 27 * share:.0f}%)"
+def _text(value: float | None, form: str = "{:g}") -> str | None:
+    """A score as text; None where it is not there at all, words where it is NaN."""
+    if value is None:
+        return None
+    return "not known" if math.isnan(value) else form.format(value)
 
 
-def _percent(share: float | None) -> str:
-    return "not known" if share is None or share != share else f"{100 * share:.1f} %"
-
-
-def _number(value: float | None) -> str | None:
-    return None if value is None else "not known" if value != value else f"{value:g}"
+def _percent(share: float | None) -> str | None:
+    return None if share is None else _text(100 * share, "{:.1f} %")

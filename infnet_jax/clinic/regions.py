@@ -5,6 +5,9 @@ from the front to the back, columns from the patient's right to the left (radiol
 A map of regions is uint8: 0 outside, 1..10 the patient's right lung, 11..20 the left.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 
 from infnet_jax.clinic.sides import LEFT, RIGHT
@@ -26,18 +29,7 @@ def slice_regions(sides: np.ndarray) -> np.ndarray:
     Returns:
       uint8 [H, W], 0..20.
     """
-    out = np.zeros(sides.shape, np.uint8)
-    for side, offset, outward in ((RIGHT, 0, -1), (LEFT, 10, 1)):
-        rows, cols = np.nonzero(sides == side)
-        if not rows.size:
-            continue
-        band = _quantile_bands(rows, 5)
-        for b in range(5):
-            here = band == b
-            if here.any():
-                lateral = (cols[here] - np.median(cols[here])) * outward > 0
-                out[rows[here], cols[here]] = offset + 1 + 2 * b + lateral
-    return out
+    return _cut(sides[None], (_Cut(RIGHT, 1, _cut_slice, -1), _Cut(LEFT, 11, _cut_slice, 1)))[0]
 
 
 def volume_regions(sides: np.ndarray) -> np.ndarray:
@@ -49,19 +41,10 @@ def volume_regions(sides: np.ndarray) -> np.ndarray:
     Returns:
       uint8 [D, H, W], 0..20.
     """
-    out = np.zeros(sides.shape, np.uint8)
-    for side, offset, outward in ((RIGHT, 0, -1), (LEFT, 10, 1)):
-        points = _points(sides, side)
-        if not points[0].size:
-            continue
-        third, region = _quantile_bands(-points[0], 3), np.zeros(points[0].shape, np.uint8)
-        for part, cut in enumerate((_cut_upper, _cut_sides, _cut_lower)):
-            here = third == part
-            if here.any():
-                z, y, x = (p[here] for p in points)
-                region[here] = offset + (1, 4, 6)[part] + cut(z, y, x * outward)
-        _fill(out, sides, side, region)
-    return out
+    cuts = (_cut_upper, _cut_sides, _cut_lower)
+    right = (_Cut(*one, -1) for one in zip((1, 2, 3), (1, 4, 6), cuts, strict=True))
+    left = (_Cut(*one, 1) for one in zip((4, 5, 6), (11, 14, 16), cuts, strict=True))
+    return _cut(zones(sides), (*right, *left))
 
 
 def lobe_regions(lobes: np.ndarray) -> np.ndarray:
@@ -73,37 +56,33 @@ def lobe_regions(lobes: np.ndarray) -> np.ndarray:
     Returns:
       uint8 [D, H, W], 0..20. The lowest third of the left upper lobe stands for the lingula.
     """
-    out = np.zeros(lobes.shape, np.uint8)
     plan = (
-        (RIGHT_UPPER, 1, _cut_upper, -1),
-        (RIGHT_MIDDLE, 4, _cut_sides, -1),
-        (RIGHT_LOWER, 6, _cut_lower, -1),
-        (LEFT_UPPER, 11, _cut_upper_and_lingula, 1),
-        (LEFT_LOWER, 16, _cut_lower, 1),
+        _Cut(RIGHT_UPPER, 1, _cut_upper, -1),
+        _Cut(RIGHT_MIDDLE, 4, _cut_sides, -1),
+        _Cut(RIGHT_LOWER, 6, _cut_lower, -1),
+        _Cut(LEFT_UPPER, 11, _cut_upper_and_lingula, 1),
+        _Cut(LEFT_LOWER, 16, _cut_lower, 1),
     )
-    for lobe, first, cut, outward in plan:
-        z, y, x = _points(lobes, lobe)
-        if z.size:
-            _fill(out, lobes, lobe, first + cut(z, y, x * outward))
-    return out
+    return _cut(lobes, plan)
 
 
 def zones(sides: np.ndarray) -> np.ndarray:
-    """Six zones, uint8 like `sides` [D, H, W]: right upper, middle, lower 1..3, left 4..6.
+    """Six zones: right upper, middle, lower 1..3, left 4..6.
 
     The levels of the carina and the lower pulmonary vein are not known here: thirds of each
     lung's volume stand for them.
+
+    Args:
+      sides: integer [D, H, W], 0 outside, 1 right lung, 2 left lung.
+
+    Returns:
+      uint8 [D, H, W], 0..6.
     """
-    out = np.zeros(sides.shape, np.uint8)
-    for side, first in ((RIGHT, 1), (LEFT, 4)):
-        z, _, _ = _points(sides, side)
-        if z.size:
-            _fill(out, sides, side, first + _quantile_bands(-z, 3))
-    return out
+    return _cut(sides, (_Cut(RIGHT, 1, _cut_thirds, 1), _Cut(LEFT, 4, _cut_thirds, 1)))
 
 
 def standard_lobes(labels: np.ndarray) -> np.ndarray:
-    """A lobe map as 1..5, from lungmask's (1..5) or TotalSegmentator's (10..14) numbers.
+    """A lobe map, any shape, as uint8 1..5, from lungmask's (1..5) or TotalSegmentator's (10..14).
 
     Raises:
       ValueError: any other label.
@@ -116,20 +95,36 @@ def standard_lobes(labels: np.ndarray) -> np.ndarray:
     return labels.astype(np.uint8)
 
 
-def _points(labels: np.ndarray, label: int) -> tuple[np.ndarray, ...]:
-    """Slice, row and column of the voxels with a label, int16: a lung has millions of them."""
-    found = [np.nonzero(labels[i] == label) for i in range(len(labels))]
-    z = np.repeat(np.arange(len(labels), dtype=np.int16), [len(rows) for rows, _ in found])
-    return z, *(np.concatenate([f[axis].astype(np.int16) for f in found]) for axis in (0, 1))
+class _Cut(NamedTuple):
+    """How the voxels of a label are told apart.
+
+    `cut` numbers them from 0, int8 [n], by slice, row and column, int16 [n]; columns are
+    multiplied by `outward` so that they grow away from the middle of the body. `first` is added.
+    """
+
+    label: int
+    first: int
+    cut: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+    outward: int
 
 
-def _fill(out: np.ndarray, labels: np.ndarray, label: int, values: np.ndarray) -> None:
-    """Writes a value to each voxel with a label, in the order of `_points`."""
-    end = 0
-    for i in range(len(labels)):
-        here = labels[i] == label
-        start, end = end, end + np.count_nonzero(here)
-        out[i][here] = values[start:end]
+def _cut(labels: np.ndarray, plan: tuple[_Cut, ...]) -> np.ndarray:
+    """A map of regions, uint8 [D, H, W], from an integer map of labels that are cut each by itself.
+
+    Works slice by slice with int16: a lung has millions of voxels.
+    """
+    out = np.zeros(labels.shape, np.uint8)
+    for label, first, cut, outward in plan:
+        found = [np.nonzero(one == label) for one in labels]
+        z = np.repeat(np.arange(len(labels), dtype=np.int16), [len(rows) for rows, _ in found])
+        if not z.size:
+            continue
+        y, x = (np.concatenate([f[axis].astype(np.int16) for f in found]) for axis in (0, 1))
+        values, end = first + cut(z, y, x * outward), 0
+        for one, (rows, columns) in zip(out, found, strict=True):
+            start, end = end, end + len(rows)
+            one[rows, columns] = values[start:end]
+    return out
 
 
 def _quantile_bands(values: np.ndarray, n: int) -> np.ndarray:
@@ -138,6 +133,21 @@ def _quantile_bands(values: np.ndarray, n: int) -> np.ndarray:
     for cut in np.quantile(values, np.arange(1, n) / n):
         out += values > cut
     return out
+
+
+def _cut_slice(z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Band b from the front is 2 b in its medial, 2 b + 1 in its lateral half."""
+    band = _quantile_bands(y, 5)
+    out = 2 * band
+    for b in np.unique(band):
+        here = band == b
+        out[here] += x[here] > np.median(x[here])
+    return out
+
+
+def _cut_thirds(z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """0 the top, 1 the middle, 2 the lowest third."""
+    return _quantile_bands(-z, 3)
 
 
 def _cut_upper(z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:

@@ -18,6 +18,8 @@ LOBAR_BOUNDS = (5, 25, 50, 75)  # percent; 25-point score
 QUARTERS = (25, 50, 75)  # percent; TSS and the six zones
 DENSE_HU = -200  # above it, opacity counts as high (PHO)
 
+Pairs = list[tuple[int, int]] | None  # infected and lung voxels of labels 1, 2, ...
+
 
 @dataclasses.dataclass
 class Tally:
@@ -53,7 +55,7 @@ class Tally:
                 f"voxels of {self.volume_ml} and {other.volume_ml} ml cannot be pooled: "
                 "give slices of one spacing, or no spacing"
             )
-        sums = {}
+        sums: dict[str, Any] = {}
         for name, mine in vars(self).items():
             theirs = getattr(other, name)
             sums[name] = None if mine is None or theirs is None else mine + theirs
@@ -110,16 +112,6 @@ class Severity:
         }
 
 
-def score(mask: np.ndarray, lung: np.ndarray, *, min_region: int = 1, **known: Any) -> Severity:
-    """Scores one slice or one volume; for slices of several sizes, add up `count` and `grade`.
-
-    Args:
-      mask, lung, known: as in `count`, by the same names; so are the errors.
-      min_region: regions of fewer lung voxels are left out, and CT-SS is rescaled.
-    """
-    return grade(count(mask, lung, **known), min_region=min_region)
-
-
 def count(
     mask: np.ndarray,
     lung: np.ndarray,
@@ -133,12 +125,12 @@ def count(
     """Counts voxels.
 
     Args:
-      mask: integer, any shape: 0 none, 1 ground glass, 2 consolidation; or bool, infection
-        whose class is not known.
-      lung: same shape, lung where > 0; the infection is always united with it.
+      mask: integer, any shape ([D, H, W] or [H, W] as a rule): 0 none, 1 ground glass, 2
+        consolidation; or bool, infection whose class is not known.
+      lung: bool or integer, same shape, lung where > 0; always united with the infection.
       regions, lobes, zones: integer label maps of the same shape, 1..20, 1..5 and 1..6; 0 is
         outside.
-      hu: Hounsfield units of the same shape.
+      hu: Hounsfield units, any number type, same shape.
       spacing: voxel edges in mm.
 
     Raises:
@@ -158,51 +150,31 @@ def count(
         )
     infected = mask > 0
     inside = (np.asarray(lung) > 0) | infected
-    sizes = (("regions", N_REGIONS), ("lobes", N_LOBES), ("zones", N_ZONES))
-    per_label = {
-        k: None if maps[k] is None else _per_label(k, maps[k], n, inside, infected)
-        for k, n in sizes
-    }
     return Tally(
         lung=int(inside.sum()),
         infected=int(infected.sum()),
         consolidation=None if mask.dtype == bool else int((mask == CONSOLIDATION).sum()),
         dense=None if hu is None else int((infected & (np.asarray(hu) > DENSE_HU)).sum()),
         volume_ml=None if spacing is None else float(np.prod(spacing)) / 1000,
-        **per_label,
+        regions=_per_label("regions", regions, N_REGIONS, inside, infected),
+        lobes=_per_label("lobes", lobes, N_LOBES, inside, infected),
+        zones=_per_label("zones", zones, N_ZONES, inside, infected),
     )
 
 
-def grade(tally: Tally, *, min_region: int = 1) -> Severity:
-    """Turns a patient's pooled counts into scores; `min_region` as in `score`."""
+def grade(tally: Tally) -> Severity:
+    """Turns a patient's pooled counts into scores."""
     infected, lung, ml = tally.infected, tally.lung, tally.volume_ml
     share, dense = _ratio(infected, lung), tally.consolidation
-    parts: dict[str, Any] = dict.fromkeys(
-        (
-            "ct_ss",
-            "ct_ss_regions",
-            "region_shares",
-            "regions_used",
-            "severe",
-            "outside_regions",
-            "lobar_25",
-            "tss",
-            "lobe_shares",
-            "six_zone",
-        )
-    )
-    if tally.regions is not None:
-        parts |= _ct_ss(tally.regions, min_region)
-    if tally.lobes is not None:
-        whole, sick = tally.lobes[:, 1:].tolist()
-        pairs = list(zip(sick, whole, strict=True))
-        parts["lobar_25"] = sum(_points(i, w, LOBAR_BOUNDS) for i, w in pairs)
-        parts["tss"] = sum(_points(i, w, QUARTERS) for i, w in pairs)
-        parts["lobe_shares"] = [_ratio(i, w) for i, w in pairs]
-    if tally.zones is not None:
-        whole, sick = tally.zones[:, 1:].tolist()
-        pairs = zip(sick, whole, strict=True)
-        parts["six_zone"] = sum(_points(i, w, QUARTERS) for i, w in pairs)
+    regions, lobes, zones = (_pairs(n) for n in (tally.regions, tally.lobes, tally.zones))
+    used = [whole > 0 for _, whole in regions or ()]
+    points = [
+        int(sick > 0) + int(2 * sick >= whole) if whole else -1 for sick, whole in regions or ()
+    ]
+    ct_ss = None
+    if regions is not None:
+        total = sum(p for p in points if p > 0)
+        ct_ss = N_REGIONS * total / sum(used) if any(used) else float("nan")
     return Severity(
         infected_share=share,
         grade=None if lung == 0 else sum(100 * infected >= b * lung for b in SHARE_BOUNDS),
@@ -212,48 +184,25 @@ def grade(tally: Tally, *, min_region: int = 1) -> Severity:
         consolidation_share=None if dense is None else _ratio(dense, lung),
         lung_ml=None if ml is None else lung * ml,
         infected_ml=None if ml is None else infected * ml,
-        **parts,
+        ct_ss=ct_ss,
+        ct_ss_regions=None if regions is None else points,
+        region_shares=_shares(regions),
+        regions_used=None if regions is None else sum(used),
+        severe=ct_ss > CT_SS_CUTOFF if ct_ss is not None and any(used) else None,
+        lobar_25=_total(lobes, LOBAR_BOUNDS),
+        tss=_total(lobes, QUARTERS),
+        lobe_shares=_shares(lobes),
+        six_zone=_total(zones, QUARTERS),
+        outside_regions=None if tally.regions is None else int(tally.regions[1, 0]),
     )
 
 
-def dice(reference: np.ndarray, automatic: np.ndarray) -> float:
-    """Agreement of two masks, 2 |R and S| / (|R| + |S|) (paper, eq. 6), 0..1.
-
-    It says how well an automatic mask meets the reference, not how ill a patient is. Of an
-    infection inside its lung it is 2 r / (1 + r) with r the infected share. NaN if both are empty.
-
-    Raises:
-      ValueError: shapes that differ.
-    """
-    r, s = np.asarray(reference) > 0, np.asarray(automatic) > 0
-    if r.shape != s.shape:
-        raise ValueError(f"reference has shape {r.shape}, the automatic mask {s.shape}")
-    return _ratio(2 * int((r & s).sum()), int(r.sum()) + int(s.sum()))
-
-
-def _ct_ss(regions: np.ndarray, min_region: int) -> dict[str, Any]:
-    """CT-SS and its parts from counts [2, 21]."""
-    points, shares = [], []
-    for whole, sick in zip(*regions[:, 1:].tolist(), strict=True):
-        used = whole >= max(min_region, 1)
-        points.append(int(sick > 0) + int(2 * sick >= whole) if used else -1)
-        shares.append(_ratio(sick, whole) if used else float("nan"))
-    used = sum(p >= 0 for p in points)
-    total = N_REGIONS * sum(p for p in points if p > 0) / used if used else float("nan")
-    return {
-        "ct_ss": total,
-        "ct_ss_regions": points,
-        "region_shares": shares,
-        "regions_used": used,
-        "severe": total > CT_SS_CUTOFF if used else None,
-        "outside_regions": int(regions[1, 0]),
-    }
-
-
 def _per_label(
-    name: str, labels: np.ndarray, n: int, inside: np.ndarray, infected: np.ndarray
-) -> np.ndarray:
-    """Lung and infected voxels per label, int64 [2, n + 1]."""
+    name: str, labels: np.ndarray | None, n: int, inside: np.ndarray, infected: np.ndarray
+) -> np.ndarray | None:
+    """Lung and infected voxels per label, int64 [2, n + 1], from maps of one shape."""
+    if labels is None:
+        return None
     labels = np.asarray(labels)
     if labels.size and (labels.min() < 0 or labels.max() > n):
         raise ValueError(f"{name} holds labels {labels.min()} to {labels.max()}: 0 to {n} allowed")
@@ -263,6 +212,19 @@ def _per_label(
             some = flat[i : i + step][chosen[i : i + step]]
             row += np.bincount(some.astype(int), minlength=n + 1)
     return found
+
+
+def _pairs(counts: np.ndarray | None) -> Pairs:
+    """From counts int [2, n + 1]."""
+    return None if counts is None else [(sick, whole) for whole, sick in counts[:, 1:].T.tolist()]
+
+
+def _shares(pairs: Pairs) -> list[float] | None:
+    return None if pairs is None else [_ratio(sick, whole) for sick, whole in pairs]
+
+
+def _total(pairs: Pairs, bounds: Sequence[int]) -> int | None:
+    return None if pairs is None else sum(_points(sick, whole, bounds) for sick, whole in pairs)
 
 
 def _points(infected: int, whole: int, bounds: Sequence[int]) -> int:

@@ -25,19 +25,22 @@ def split(lung: np.ndarray, *, upright: bool = True) -> np.ndarray:
     inside = np.asarray(lung) > 0
     if not upright:
         return np.swapaxes(split(np.swapaxes(inside, -1, -2)), -1, -2)
-    middle = _middle(inside)
-    if inside.ndim == 2:
-        return _split_slice(inside, middle)
+    columns = np.flatnonzero(inside.reshape(-1, inside.shape[-1]).any(0))
+    middle = float(columns[0] + columns[-1]) / 2 if columns.size else inside.shape[-1] / 2
     out = np.zeros(inside.shape, np.uint8)
-    for i, picture in enumerate(inside):
-        out[i] = _split_slice(picture, middle)
+    for i in np.ndindex(inside.shape[:-2]):  # the one slice, or those of a volume
+        out[i] = _split_slice(inside[i], middle)
     return out
 
 
 def lies_on_side(lung: np.ndarray) -> bool:
-    """Whether the two lungs lie above each other in a slice [H, W], as in transposed pictures.
+    """Whether the two lungs lie above each other in a slice, as in transposed pictures.
 
-    False where fewer than two lungs are seen.
+    Args:
+      lung: bool or integer [H, W], > 0 inside.
+
+    Returns:
+      False where fewer than two lungs are seen.
     """
     labels = two_lungs(np.asarray(lung) > 0)
     if labels.max() < 2:
@@ -75,23 +78,45 @@ def unite(labels: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def two_lungs(lung: np.ndarray) -> np.ndarray:
-    """Labels 0, 1, 2 of a slice's two largest pieces, thin bridges cut; 0 and 1 if it has one."""
+    """Finds the two largest pieces of a slice's lungs, thin bridges cut.
+
+    Args:
+      lung: bool [H, W].
+
+    Returns:
+      Integer [H, W]: 0 outside, 1 the larger piece, 2 the other; only 0 and 1 if it has one.
+    """
     scale = min(1.0, _SMALL / max(lung.shape))
-    whole = cv2.resize(
-        lung.astype(np.uint8), None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST
-    )
+    marked = lung.astype(np.uint8)
+    whole = cv2.resize(marked, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
     n = np.sqrt(whole.size)
     for radius in range(0, max(int(0.06 * n), 1), max(int(0.006 * n), 1)):
-        eroded = cv2.erode(whole, _disk(radius)) if radius else whole
-        count, labels, stats, _ = cv2.connectedComponentsWithStats(eroded)
-        areas = stats[:, cv2.CC_STAT_AREA].copy()
-        areas[0] = 0
-        first, second = np.argsort(-areas)[:2] if count > 2 else (0, 0)
-        if count > 2 and areas[second] > 0.15 * areas.sum():
+        labels, areas = components(cv2.erode(whole, disk(radius)) if radius else whole)
+        first, second = np.argsort(-areas)[:2] if len(areas) > 2 else (0, 0)
+        if areas[second] > 0.15 * areas.sum():
             seeds = np.where(labels == first, 1, np.where(labels == second, 2, 0)).astype(np.uint8)
             wide = cv2.resize(_nearest(seeds), lung.shape[::-1], interpolation=cv2.INTER_NEAREST)
             return np.where(lung, wide, 0)
-    return lung.astype(np.uint8)
+    return marked
+
+
+def components(mask: np.ndarray, connectivity: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """Connected components of a mask, bool or uint8 [H, W].
+
+    Returns:
+      Labels, int32 [H, W], 0 outside, and the pixels of each label, int32 [n + 1], 0 for label 0.
+    """
+    mask = mask.astype(np.uint8, copy=False)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=connectivity)
+    areas = stats[:, cv2.CC_STAT_AREA].copy()
+    areas[0] = 0
+    return labels, areas
+
+
+def disk(radius: float) -> np.ndarray:
+    """A disk for morphology, uint8 [2 r + 1, 2 r + 1], of at least one pixel's radius."""
+    r = max(round(float(radius)), 1)
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * r + 1, 2 * r + 1))
 
 
 def _unite_slice(labels: np.ndarray, source: np.ndarray, infected: np.ndarray) -> np.ndarray:
@@ -107,12 +132,6 @@ def _nearest(labels: np.ndarray) -> np.ndarray:
     return labels[tuple(near)]
 
 
-def _middle(inside: np.ndarray) -> float:
-    """The column between the lungs of a slice or volume."""
-    columns = np.flatnonzero(inside.reshape(-1, inside.shape[-1]).any(0))
-    return float(columns[0] + columns[-1]) / 2 if columns.size else inside.shape[-1] / 2
-
-
 def _split_slice(inside: np.ndarray, middle: float) -> np.ndarray:
     """Each piece goes to the side that its two-lung partner or the middle column says."""
     two, column = two_lungs(inside), np.arange(inside.shape[1])[None, :]
@@ -122,7 +141,3 @@ def _split_slice(inside: np.ndarray, middle: float) -> np.ndarray:
             right = 1 if centres[0] < middle else 2
             return np.where(two == right, 1, np.where(two > 0, 2, 0)).astype(np.uint8)
     return np.where(inside, np.where(column <= middle, 1, 2), 0).astype(np.uint8)
-
-
-def _disk(radius: int) -> np.ndarray:
-    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))

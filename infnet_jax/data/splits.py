@@ -7,10 +7,8 @@ the ten that (10,) learns from.
 """
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from infnet_jax.data import sources
 from infnet_jax.data.sources import Source, select
@@ -186,11 +184,3 @@ def _fill(groups: Sequence[list[int]], budgets: Iterable[int]) -> list[int]:
                 passed.append(group)
         groups = passed
     return taken
-
-
-def of_config(config: ConfigDict, dataset: Path) -> Data:
-    """`Plan.data` for callers that hold a config; to go with the last of them."""
-    d = config.data
-    target = "lung" if d.get("target") == "lung" else "infection"
-    labels = tuple(d.labels)
-    return Data(Path(dataset), d.train, d.test, target, labels, d.folds, d.fold, config.seed)

@@ -69,10 +69,7 @@ def make(stage: Stage, norm: normalise.Norm, steps_per_epoch: int, soft: bool = 
     Raises:
       ValueError: an unknown pretext or option, or a key that a pretext does not read.
     """
-    n, section = stage.net, stage.section
-    net = models.make(
-        n.decoder, n.trunk, classes=n.classes, channels=n.channels, dtype=n.dtype, **n.options
-    )
+    section, net = stage.section, models.make(**stage.net.arguments)
     if "pretext" in section:
         return _make_pretext(stage, net, norm, steps_per_epoch)
     schedule = optim.make_schedule(total_steps=section.steps, **section.schedule)

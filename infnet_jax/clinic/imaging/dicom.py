@@ -3,51 +3,33 @@
 import io
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from infnet_jax.clinic.imaging import nifti, scan as scan_lib
+from infnet_jax.clinic.imaging.scan import Scan, finish, one_line, plain_values
 
 if TYPE_CHECKING:
     import pydicom
 
+SUFFIXES = (".dcm", ".dicom", ".zip")
 # Modalities that are certainly no CT. Others (NM, OT, SC: converters write them) get a warning.
-NOT_CT = {
-    "CR",
-    "DX",
-    "RG",
-    "MG",
-    "MR",
-    "US",
-    "PT",
-    "XA",
-    "RF",
-    "ECG",
-    "SR",
-    "SEG",
-    "PR",
-    "KO",
-    "RTSTRUCT",
-    "RTDOSE",
-    "RTPLAN",
-    "OP",
-    "ES",
-    "SM",
-}
+NOT_CT = frozenset(
+    "CR DX RG MG MR US PT XA RF ECG SR SEG PR KO RTSTRUCT RTDOSE RTPLAN OP ES SM".split()
+)
+
+Slice = tuple[str, "pydicom.Dataset"]  # where a header comes from, for messages, and the header
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether a file has DICOM's mark after its preamble, or its usual suffix."""
-    if path.suffix.lower() in (".dcm", ".dicom"):
-        return True
+def has_mark(path: Path) -> bool:
+    """Whether a file has DICOM's mark after its preamble."""
     with path.open("rb") as file:
         return file.read(132)[128:] == b"DICM"
 
 
-def read(files: list[Path], name: str) -> scan_lib.Scan:
+def read(files: Sequence[Path], name: str) -> Scan:
     """Reads the series of these files, or of the DICOM members of one zip.
 
     Raises:
@@ -55,32 +37,27 @@ def read(files: list[Path], name: str) -> scan_lib.Scan:
         positions, another modality, a zip member outside its folder; names the file.
       ImportError: pydicom is not installed.
     """
-    zipped = len(files) == 1 and files[0].suffix.lower() == ".zip"
-    slices = list(_zip_members(files[0]) if zipped else ((str(p), p) for p in files))
-    folder = str(files[0] if zipped or len(files) == 1 else files[0].parent)
-    headers = [(label, _header(label, data)) for label, data in slices]
-    notes = _check_series(headers, folder, name)
-    ordered, affine = _in_order(headers, folder, notes)
+    data: Iterable[tuple[str, Path | bytes]] = ((str(path), path) for path in files)
+    folder = str(files[0].parent if len(files) > 1 else files[0])
+    if len(files) == 1 and files[0].suffix.lower() == ".zip":
+        data = _zip_members(files[0])
+    slices = [(label, _header(label, one)) for label, one in data]
+    notes = _check_series(slices, folder, name)
+    ordered, affine = _in_order(slices, folder, notes)
     pictures = []
-    for label, d in ordered:
-        pictures.append(scan_lib.plain_values(_pixels(label, d)))
-        del d.PixelData  # one copy of a volume is enough
-    first = ordered[0][1]
-    array = np.stack(pictures).transpose(2, 1, 0)  # as NIfTI has it: x, y, z
-    known = affine is not None
-    place = affine if known else _made_up_affine(first)
-    grid = nifti.grid_of(place, array.shape, array.shape)
-    origin = {"headers": [d for _, d in ordered], "affine": place, "positions": known}
-    return scan_lib.finish(
+    for label, header in ordered:
+        pictures.append(plain_values(_pixels(label, header)))
+        del header.PixelData  # one copy of a volume is enough
+    headers = [header for _, header in ordered]
+    return finish(
         name,
         "dicom",
-        array,
-        grid,
-        spacing=nifti.spacing_of(place),
-        oriented=known,
-        origin=origin,
+        np.stack(pictures).transpose(2, 1, 0),  # as NIfTI has it: x, y, z
+        folder,
+        affine=_made_up_affine(headers[0]) if affine is None else affine,
+        oriented=affine is not None,
+        origin=headers,
         warnings=notes,
-        file=folder,
     )
 
 
@@ -103,6 +80,7 @@ def _zip_members(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _header(label: str, data: Path | bytes) -> "pydicom.Dataset":
+    """The header, pixels included, of one file or of its bytes."""
     try:
         import pydicom
     except ImportError:
@@ -110,8 +88,7 @@ def _header(label: str, data: Path | bytes) -> "pydicom.Dataset":
     try:
         found = pydicom.dcmread(io.BytesIO(data) if isinstance(data, bytes) else data)
     except (pydicom.errors.InvalidDicomError, EOFError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:100]
-        raise ValueError(f"{label}: damaged or no DICOM file ({reason})") from None
+        raise ValueError(f"{label}: damaged or no DICOM file ({one_line(error)})") from None
     modality = str(found.get("Modality", ""))
     if modality in NOT_CT:
         raise ValueError(f"{label}: modality {modality}; CT expected")
@@ -120,60 +97,55 @@ def _header(label: str, data: Path | bytes) -> "pydicom.Dataset":
     return found
 
 
-def _check_series(
-    headers: list[tuple[str, "pydicom.Dataset"]], folder: str, name: str
-) -> list[str]:
+def _check_series(slices: Sequence[Slice], folder: str, name: str) -> list[str]:
     """One series of one size; returns the warnings."""
-    if not headers:
+    if not slices:
         raise ValueError(f"{folder}: no DICOM slice in it")
     for tag, what in (("SeriesInstanceUID", "series"), ("Rows", "sizes"), ("Columns", "sizes")):
-        kinds = Counter(str(d.get(tag, "")) for _, d in headers)
+        kinds = Counter(str(header.get(tag, "")) for _, header in slices)
         if len(kinds) > 1:
-            rare = min(kinds, key=kinds.get)
-            odd = next(label for label, d in headers if str(d.get(tag, "")) == rare)
+            rare = min(kinds, key=lambda kind: kinds[kind])
+            odd = next(label for label, header in slices if str(header.get(tag, "")) == rare)
             raise ValueError(f"{folder}: {len(kinds)} {what} mixed (see {odd}); give one at a time")
-    modality = str(headers[0][1].get("Modality", "")) or "none"
+    modality = str(slices[0][1].get("Modality", "")) or "none"
     return [] if modality == "CT" else [f"{name}: modality {modality}, taken as CT all the same"]
 
 
 def _in_order(
-    headers: list[tuple[str, "pydicom.Dataset"]], folder: str, notes: list[str]
-) -> tuple[list[tuple[str, "pydicom.Dataset"]], np.ndarray | None]:
+    slices: Sequence[Slice], folder: str, notes: list[str]
+) -> tuple[list[Slice], np.ndarray | None]:
     """Slices in order of position, with the RAS affine; by number, None where none is given."""
-    placed = [d for _, d in headers if "ImagePositionPatient" in d and _axes(d) is not None]
-    if len(placed) not in (0, len(headers)):
-        has = {id(d) for d in placed}
-        bad = next(label for label, d in headers if id(d) not in has)
+    axes = [_axes(header) if "ImagePositionPatient" in header else None for _, header in slices]
+    known = [pair for pair in axes if pair is not None]
+    if known and len(known) < len(slices):
+        bad = slices[[pair is None for pair in axes].index(True)][0]
         raise ValueError(f"{bad}: has no position, unlike the other slices of its series")
-    if placed:
-        row, column = _axes(headers[0][1])
-        if any(not np.allclose(_axes(d), (row, column), atol=1e-3) for d in placed):
-            raise ValueError(f"{folder}: slices of several orientations mixed (a localizer?)")
-        normal = np.cross(row, column)
-        height = [float(np.dot(d.ImagePositionPatient, normal)) for d in placed]
-    else:
+    if not known:
         notes.append("slices without positions, ordered by number, the first at the feet")
-        tag = "SliceLocation" if all(d.get("SliceLocation") for _, d in headers) else None
-        height = [_number(label, d, tag or "InstanceNumber") for label, d in headers]
-    order = np.argsort(height, kind="stable")
-    ordered, height = [headers[i] for i in order], np.asarray(height, float)[order]
-    _check_gaps(ordered, height)
-    if not placed:
-        return ordered, None
-    first, last = (np.array(ordered[i][1].ImagePositionPatient, float) for i in (0, -1))
+        tag = "SliceLocation"
+        if not all(header.get(tag) for _, header in slices):
+            tag = "InstanceNumber"
+        return _sorted(slices, [_number(label, header, tag) for label, header in slices]), None
+    if not np.allclose(known, known[0], atol=1e-3):
+        raise ValueError(f"{folder}: slices of several orientations mixed (a localizer?)")
+    row, column = known[0]
+    normal = np.cross(row, column)
+    ordered = _sorted(slices, [float(np.dot(h.ImagePositionPatient, normal)) for _, h in slices])
+    headers = [header for _, header in ordered]
+    first, last = (np.array(headers[i].ImagePositionPatient, float) for i in (0, -1))
     n = len(ordered)
-    step = (last - first) / (n - 1) if n > 1 else normal * _thickness(ordered[0][1])
-    dy, dx = (float(v) for v in ordered[0][1].PixelSpacing)
+    step = (last - first) / (n - 1) if n > 1 else normal * _thickness(headers[0])
+    dy, dx = (float(v) for v in headers[0].PixelSpacing)
     affine = np.eye(4)
     affine[:3] = np.stack([row * dx, column * dy, step, first], axis=1)
     return ordered, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # DICOM's LPS to RAS
 
 
-def _check_gaps(ordered: list[tuple[str, "pydicom.Dataset"]], height: np.ndarray) -> None:
-    if len(height) < 2:
-        return
-    steps = np.diff(height)
-    usual = float(np.median(steps))
+def _sorted(slices: Sequence[Slice], heights: Sequence[float]) -> list[Slice]:
+    """Slices by height; none may be missing between two, and no two at the same height."""
+    order = np.argsort(heights, kind="stable")
+    ordered, steps = [slices[i] for i in order], np.diff(np.asarray(heights)[order])
+    usual = float(np.median(steps)) if steps.size else 0.0
     doubled = np.flatnonzero(steps <= max(0.01 * usual, 1e-4))
     if doubled.size:
         a, b = (ordered[doubled[0] + i][0] for i in (0, 1))
@@ -184,6 +156,7 @@ def _check_gaps(ordered: list[tuple[str, "pydicom.Dataset"]], height: np.ndarray
             f"{ordered[k + 1][0]}: slices are missing before it (a step of {steps[k]:g}, "
             f"usually {usual:g})"
         )
+    return ordered
 
 
 def _number(label: str, header: "pydicom.Dataset", tag: str) -> float:
@@ -193,6 +166,7 @@ def _number(label: str, header: "pydicom.Dataset", tag: str) -> float:
 
 
 def _axes(header: "pydicom.Dataset") -> tuple[np.ndarray, np.ndarray] | None:
+    """Unit vectors (3,) along a row and along a column, in the patient's LPS; None if unknown."""
     values = np.array(header.get("ImageOrientationPatient") or [], float)
     if values.size != 6 or np.linalg.norm(np.cross(values[:3], values[3:])) < 0.5:
         return None
@@ -200,14 +174,13 @@ def _axes(header: "pydicom.Dataset") -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _pixels(label: str, header: "pydicom.Dataset") -> np.ndarray:
-    """Slice [H, W] in the units of the rescale tags (HU for CT)."""
+    """Slice [H, W], int32 or float32, in the units of the rescale tags (HU for CT)."""
     try:
         from pydicom.pixels import pixel_array
 
         array = pixel_array(header)  # keeps no second copy in the header
     except (ValueError, AttributeError, RuntimeError, NotImplementedError, EOFError) as error:
-        reason = " ".join(str(error).split())[:100]
-        raise ValueError(f"{label}: truncated or unreadable pixels ({reason})") from None
+        raise ValueError(f"{label}: truncated or unreadable pixels ({one_line(error)})") from None
     if array.ndim != 2:
         raise ValueError(f"{label}: pixels of shape {array.shape}; one grey slice a file expected")
     slope = float(header.get("RescaleSlope", 1) or 1)
@@ -218,6 +191,7 @@ def _pixels(label: str, header: "pydicom.Dataset") -> np.ndarray:
 
 
 def _thickness(header: "pydicom.Dataset") -> float:
+    """From slice to slice, in mm; 1 where the header does not say."""
     for tag in ("SpacingBetweenSlices", "SliceThickness"):
         if header.get(tag):
             return abs(float(header.get(tag))) or 1.0
@@ -225,6 +199,6 @@ def _thickness(header: "pydicom.Dataset") -> float:
 
 
 def _made_up_affine(header: "pydicom.Dataset") -> np.ndarray:
-    """The affine of a series without positions, as if it lay in radiological display."""
+    """The affine [4, 4] of a series without positions, as if it lay in radiological display."""
     dy, dx = (float(v) for v in header.get("PixelSpacing") or (1.0, 1.0))
     return np.diag([-dx, -dy, _thickness(header), 1.0])

@@ -1,51 +1,56 @@
 """Masks as DICOM-SEG, which viewers lay over the series; headers are stripped first."""
 
 import datetime
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from infnet_jax.clinic.imaging.scan import MaskInfo, NoMask, Scan, one_line
+
 if TYPE_CHECKING:
+    import highdicom as hd
     import pydicom
 
 # What a SEG needs of each slice: geometry, and the UIDs that tie it to the series it lies on.
-_KEPT = (
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "FrameOfReferenceUID",
-    "Modality",
-    "Rows",
-    "Columns",
-    "PixelSpacing",
-    "SliceThickness",
-    "SpacingBetweenSlices",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "SamplesPerPixel",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "PhotometricInterpretation",
-)
-_IDENTIFIERS = (
-    "PatientName",
-    "PatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "StudyDate",
-    "StudyTime",
-    "StudyID",
-    "AccessionNumber",
-    "ReferringPhysicianName",
-    "StudyDescription",
-)
+_KEPT = """
+SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID Modality
+Rows Columns PixelSpacing SliceThickness SpacingBetweenSlices ImagePositionPatient
+ImageOrientationPatient SamplesPerPixel BitsAllocated BitsStored HighBit PixelRepresentation
+PhotometricInterpretation
+""".split()
+_IDENTIFIERS = """
+PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime StudyID AccessionNumber
+ReferringPhysicianName StudyDescription
+""".split()
 
 
-def strip(header: "pydicom.Dataset", *, keep_identifiers: bool = False) -> "pydicom.Dataset":
+def write_mask(path: Path, scan: Scan, array: np.ndarray, info: MaskInfo) -> None:
+    """Writes a mask on the grid of its series.
+
+    Args:
+      path: the file.
+      scan: where the mask belongs; its `origin` holds the headers of the slices.
+      array: uint8 [x, y, z], slices in the order of the headers.
+      info: names the classes. The UIDs of study and series are kept in any case: without them no
+        viewer finds the scan.
+
+    Raises:
+      NoMask: highdicom is not installed, a mask without a marked voxel, or headers that are too
+        poor for a SEG.
+    """
+    if not scan.oriented:
+        raise NoMask("no DICOM-SEG, since the series has no positions")
+    headers = [_strip(header, info.keep_identifiers) for header in scan.origin]
+    try:
+        found = _segmentation(np.ascontiguousarray(array.transpose(2, 1, 0)), headers, info)
+        found.save_as(path)
+    except (ImportError, ValueError, AttributeError, TypeError) as error:
+        raise NoMask(f"no DICOM-SEG ({one_line(error)})") from None
+
+
+def _strip(header: "pydicom.Dataset", keep_identifiers: bool) -> "pydicom.Dataset":
     """A new header with geometry and UIDs only; names, ids and dates are empty or kept."""
     import pydicom
 
@@ -61,76 +66,63 @@ def strip(header: "pydicom.Dataset", *, keep_identifiers: bool = False) -> "pydi
     return out
 
 
-def write(
-    path: Path,
-    mask: np.ndarray,
-    headers: list["pydicom.Dataset"],
-    classes: dict[str, str],
-    *,
-    keep_identifiers: bool = False,
-    version: str = "",
-) -> None:
-    """Writes a mask on the grid of its series.
-
-    Args:
-      path: the file; replaced whole.
-      mask: uint8 [D, H, W], slices in the order of `headers`.
-      headers: of the source slices, with positions.
-      classes: code to name of labels 1, 2, ..., in their order.
-      keep_identifiers: copies the patient's name, id and dates, which are else left empty. The
-        UIDs of study and series are always kept: without them no viewer finds the scan.
-      version: of this software.
-
-    Raises:
-      ImportError: highdicom is not installed.
-      ValueError: the mask is empty: a SEG holds at least one marked voxel.
-    """
+def _segmentation(
+    mask: np.ndarray, headers: Sequence["pydicom.Dataset"], info: MaskInfo
+) -> "hd.seg.Segmentation":
+    """The SEG of a mask, uint8 [D, H, W], with a segment for each class that is marked."""
     try:
         import highdicom as hd
-        from highdicom.sr.coding import CodedConcept
     except ImportError:
-        raise ImportError("DICOM-SEG needs more packages: pip install 'infnet-jax[dicom]'") from (
-            None
-        )
+        message = "DICOM-SEG needs more packages: pip install 'infnet-jax[dicom]'"
+        raise ImportError(message) from None
     if not mask.any():
         raise ValueError("no infection found: an empty mask is written as NIfTI only")
-    abnormal = CodedConcept("49755003", "SCT", "Morphologically Abnormal Structure")
-    algorithm = hd.AlgorithmIdentificationSequence(
-        name="infnet-jax",
-        version=version or "0",
-        family=CodedConcept("123110", "DCM", "Artificial Intelligence"),
-    )
-    labels = enumerate(classes.items(), start=1)
+    labels = enumerate(info.classes.items(), start=1)
     present = [(label, *names) for label, names in labels if (mask == label).any()]
-    described = [
-        hd.seg.SegmentDescription(
-            segment_number=i,
-            segment_label=name,
-            segmented_property_category=abnormal,
-            segmented_property_type=CodedConcept(code, "99INFNET", name),
-            algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-            algorithm_identification=algorithm,
-        )
-        for i, (_, code, name) in enumerate(present, start=1)
-    ]
     # One plane a segment: numbers start at 1 without a gap, whatever the labels are.
     planes = np.stack([mask == label for label, _, _ in present], axis=-1).astype(np.uint8)
+    version = info.version or "0"
     found = hd.seg.Segmentation(
-        source_images=[strip(h, keep_identifiers=keep_identifiers) for h in headers],
+        source_images=headers,
         pixel_array=planes,
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=described,
+        segment_descriptions=[
+            _description(i, code, name, version)
+            for i, (_, code, name) in enumerate(present, start=1)
+        ],
         series_instance_uid=hd.UID(),
         series_number=900,
         sop_instance_uid=hd.UID(),
         instance_number=1,
         manufacturer="infnet-jax",
         manufacturer_model_name="infnet-jax",
-        software_versions=version or "0",
+        software_versions=version,
         device_serial_number="0",
         series_description="infection (research use)",
         content_label="INFECTION",
     )
     now = datetime.datetime.now()
-    found.SeriesDate, found.SeriesTime = now.date(), now.time()
-    found.save_as(path)
+    found.SeriesDate = now.date()  # type: ignore[assignment]  # pydicom converts them
+    found.SeriesTime = now.time()  # type: ignore[assignment]
+    return found
+
+
+def _description(number: int, code: str, name: str, version: str) -> "hd.seg.SegmentDescription":
+    """Says of a segment what it is and what found it."""
+    import highdicom as hd
+    from highdicom.sr.coding import CodedConcept
+
+    return hd.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=name,
+        segmented_property_category=CodedConcept(
+            "49755003", "SCT", "Morphologically Abnormal Structure"
+        ),
+        segmented_property_type=CodedConcept(code, "99INFNET", name),
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=hd.AlgorithmIdentificationSequence(
+            name="infnet-jax",
+            version=version,
+            family=CodedConcept("123110", "DCM", "Artificial Intelligence"),
+        ),
+    )

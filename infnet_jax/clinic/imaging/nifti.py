@@ -1,82 +1,51 @@
 """NIfTI volumes in and masks out, on the same grid with the same affine."""
 
+import gzip
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 
-from infnet_jax.clinic.imaging import scan as scan_lib
+from infnet_jax.clinic.imaging.scan import Grid, MaskInfo, Scan, finish, one_line, plain_values
 
 SUFFIXES = (".nii", ".nii.gz")
-_AXES = ("S", "P", "L")  # canonical: slices to the head, rows to the back, columns to the left
 
 
-def read(path: Path, name: str) -> scan_lib.Scan:
-    """Reads a volume (or one slice) of HU or grey levels.
+def read(files: Sequence[Path], name: str) -> Scan:
+    """Reads a volume (or one slice) of HU or grey levels from the one file.
 
     Raises:
       ValueError: unreadable or truncated, more than three axes, NaN, constant; names the file.
     """
-    image = _open(path)
-    try:
-        array = _values(image)
-    except (OSError, EOFError, ValueError) as error:
-        raise ValueError(f"{path}: damaged or truncated NIfTI ({_line(error)})") from None
-    cube = cube_of(array.shape, str(path))
-    return scan_lib.finish(
-        name,
-        "nifti",
-        array,
-        grid_of(image.affine, array.shape, cube),
-        spacing=spacing_of(image.affine),
-        oriented=True,
-        origin=image.header,
-        warnings=[],
-        file=str(path),
-    )
-
-
-def _values(image: nib.spatialimages.SpatialImage) -> np.ndarray:
-    """What the file holds, by its slope and intercept, in the smallest fitting type.
-
-    Nibabel scales to eight bytes a voxel, so a volume goes by slices along its last axis.
-    """
-    stored, slope, inter = image.dataobj.get_unscaled(), image.dataobj.slope, image.dataobj.inter
-    if (slope, inter) == (1, 0):
-        return scan_lib.plain_values(stored)
-    parts = [
-        scan_lib.plain_values(stored[..., i] * np.float64(slope) + np.float64(inter))
-        for i in range(stored.shape[-1])
-    ]
-    kind = np.result_type(*{part.dtype for part in parts})
-    out = np.empty(stored.shape, kind, order="F")
-    for i, part in enumerate(parts):
-        out[..., i] = part
-    return out
+    image, array = _load(files[0], _values)
+    file, header = str(files[0]), image.header
+    return finish(name, "nifti", array, file, affine=image.affine, oriented=True, origin=header)
 
 
 def read_labels(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Labels uint8 on the canonical grid [D, H, W], and the affine; errors as in `read`."""
-    image = _open(path)
-    try:
-        array = np.asanyarray(image.dataobj)
-    except (OSError, EOFError, ValueError) as error:
-        raise ValueError(f"{path}: damaged or truncated NIfTI ({_line(error)})") from None
-    cube = cube_of(array.shape, str(path))
+    """Labels uint8 [D, H, W] on the canonical grid, and the affine; errors as in `read`."""
+    image, array = _load(path, lambda image: np.asanyarray(image.dataobj))
     if not np.array_equal(array, np.round(array)) or array.min() < 0 or array.max() > 255:
         raise ValueError(f"{path}: not a label map (whole numbers from 0 to 255 expected)")
-    return grid_of(image.affine, array.shape, cube).canonical(array).astype(np.uint8), image.affine
+    labels = Grid.of(image.affine, array.shape).canonical(array)
+    return labels.astype(np.uint8), image.affine
 
 
-def image_of(
-    array: np.ndarray, affine: np.ndarray, like: nib.Nifti1Header | None
-) -> nib.Nifti1Image:
-    """A NIfTI image of an array on its file's grid, with the affine (and its codes) of the source.
+def write_mask(path: Path, scan: Scan, array: np.ndarray, info: MaskInfo) -> None:
+    """Writes a mask, compressed, with the affine of its scan and the affine's codes.
 
-    Only geometry is taken from the source's header: its free texts may name a patient.
+    Only geometry is taken from the scan's header: its free texts may name a patient.
+
+    Args:
+      path: the file, of any name.
+      scan: where the mask belongs.
+      array: uint8 on the grid of the scan's file.
+      info: not used: NIfTI has no place for it.
     """
-    image = nib.Nifti1Image(array, affine)
-    if like is not None and isinstance(like, nib.Nifti1Header):
+    image, like = nib.Nifti1Image(array, scan.affine), scan.origin
+    if isinstance(like, nib.Nifti1Header):
         qform, code_q = like.get_qform(coded=True)
         sform, code_s = like.get_sform(coded=True)
         image.header.set_xyzt_units(*like.get_xyzt_units())
@@ -87,47 +56,37 @@ def image_of(
         elif code_q:
             image.header["sform_code"] = 0
         image.update_header()
-    return image
+    path.write_bytes(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
 
 
-def cube_of(shape: tuple[int, ...], file: str) -> tuple[int, int, int]:
-    """The shape with three axes; refuses a fourth one that is more than a formality."""
-    long = tuple(shape) + (1,) * (3 - len(shape))
-    if len(shape) < 2 or any(n != 1 for n in long[3:]):
-        raise ValueError(f"{file}: shape {tuple(shape)}; one volume (3 axes) expected, no series")
-    return long[:3]
-
-
-def grid_of(
-    affine: np.ndarray, shape: tuple[int, ...], cube: tuple[int, int, int]
-) -> scan_lib.Grid:
-    """The grid of an array [x, y, z] with a RAS affine; oblique axes go to the nearest one."""
-    found = nib.orientations.io_orientation(affine)
-    wanted = nib.orientations.axcodes2ornt(_AXES)
-    if np.isnan(found).any():  # an affine without volume says nothing
-        return scan_lib.Grid(shape, cube, (2, 1, 0), (False, False, False))
-    steps = nib.orientations.ornt_transform(found, wanted)
-    order = tuple(int(i) for i in np.argsort(steps[:, 0]))
-    return scan_lib.Grid(shape, cube, order, tuple(bool(steps[i, 1] < 0) for i in order))
-
-
-def spacing_of(affine: np.ndarray) -> tuple[float, float, float]:
-    """Canonical (slice, row, column) spacing in mm."""
-    zooms, found = nib.affines.voxel_sizes(affine), nib.orientations.io_orientation(affine)
-    if np.isnan(found).any():
-        return tuple(float(z) for z in zooms[::-1])
-    order = np.argsort(
-        nib.orientations.ornt_transform(found, nib.orientations.axcodes2ornt(_AXES))[:, 0]
-    )
-    return tuple(float(zooms[i]) for i in order)
-
-
-def _open(path: Path) -> nib.spatialimages.SpatialImage:
+def _load(path: Path, values: Callable[[Any], np.ndarray]) -> tuple[Any, np.ndarray]:
+    """An image of nibabel and its array, which has up to three axes that are longer than 1."""
     try:
-        return nib.load(path)
+        image = nib.load(path)
     except (nib.filebasedimages.ImageFileError, OSError, EOFError) as error:
-        raise ValueError(f"{path}: no readable NIfTI ({_line(error)})") from None
+        raise ValueError(f"{path}: no readable NIfTI ({one_line(error)})") from None
+    try:
+        array = values(image)
+    except (OSError, EOFError, ValueError) as error:
+        raise ValueError(f"{path}: damaged or truncated NIfTI ({one_line(error)})") from None
+    if array.ndim < 2 or any(n != 1 for n in array.shape[3:]):
+        raise ValueError(f"{path}: shape {array.shape}; one volume (3 axes) expected, no series")
+    return image, array
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]
+def _values(image: Any) -> np.ndarray:
+    """What the file holds, by its slope and intercept, in the smallest fitting type.
+
+    Nibabel scales to eight bytes a voxel, so a volume goes by slices along its last axis.
+    """
+    stored, slope, inter = image.dataobj.get_unscaled(), image.dataobj.slope, image.dataobj.inter
+    if (slope, inter) == (1, 0):
+        return plain_values(stored)
+    parts = [
+        plain_values(stored[..., i] * np.float64(slope) + np.float64(inter))
+        for i in range(stored.shape[-1])
+    ]
+    out = np.empty(stored.shape, np.result_type(*{part.dtype for part in parts}), order="F")
+    for i, part in enumerate(parts):
+        out[..., i] = part
+    return out

@@ -1,26 +1,33 @@
 """PNG and JPG slices in, palette PNG masks out."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from infnet_jax.clinic.imaging import scan as scan_lib
+from infnet_jax.clinic.imaging.scan import MaskInfo, Scan, finish, plain_values
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 # Black, and the colours of the public multi-class masks: they look like a picture anywhere.
 PALETTE = (0, 0, 0, 255, 64, 64, 64, 208, 96, 255, 208, 64)
 
 
-def read(path: Path, name: str) -> scan_lib.Scan:
+def read(files: Sequence[Path], name: str) -> Scan:
     """Reads one 8-bit or 16-bit grey slice as a scan [1, H, W] in radiological display.
 
     Raises:
       ValueError: unreadable, colourful, constant, or not like a CT slice; names the file.
     """
-    array = _decode(path)
+    path = files[0]
+    data = np.fromfile(path, np.uint8)
+    array = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    if array is None:
+        raise ValueError(f"{path}: no readable picture (damaged, or not {', '.join(SUFFIXES)})")
+    if array.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"{path}: pixels of type {array.dtype}; 8-bit or 16-bit expected")
     if array.ndim == 3:
         array = array[..., :3]  # without transparency
         spread = array.max(-1).astype(int) - array.min(-1)
@@ -28,43 +35,35 @@ def read(path: Path, name: str) -> scan_lib.Scan:
         if (spread > 24).mean() > 0.05:
             raise ValueError(f"{path}: a colour picture (a photo?); grey CT slices expected")
         array = cv2.cvtColor(array, cv2.COLOR_BGR2GRAY)
-    if array.dtype == np.uint16:
-        array = scan_lib.plain_values(array)
-    grid = scan_lib.Grid(array.shape, (1, *array.shape), (0, 1, 2), (False, False, False))
-    return scan_lib.finish(
-        name,
-        "picture",
-        array,
-        grid,
-        spacing=None,
-        oriented=False,
-        origin=None,
-        warnings=[],
-        file=str(path),
-        may_be_hu=False,
-    )
+    return finish(name, "picture", plain_values(array), str(path))
 
 
-def read_labels(path: Path) -> np.ndarray:
-    """Labels [H, W] of a mask picture, uint8: palette indices, or grey levels as they are.
+def read_labels(path: Path) -> tuple[np.ndarray, None]:
+    """Labels of a mask picture, uint8 [1, H, W]: palette indices, or grey levels as they are.
+
+    Pictures have no affine: None stands in its place.
 
     Raises:
       ValueError: unreadable, or a label above 255; names the file.
     """
     try:
         with Image.open(path) as picture:
-            if picture.mode not in ("P", "L", "1", "I", "I;16"):
-                picture = picture.convert("L")
-            labels = np.array(picture)
+            plain = picture.mode in ("P", "L", "1", "I", "I;16")
+            labels = np.array(picture if plain else picture.convert("L"))
     except (OSError, UnidentifiedImageError, SyntaxError) as error:
         raise ValueError(f"{path}: no readable mask picture ({error})") from None
     if labels.max(initial=0) > 255:
         raise ValueError(f"{path}: label {labels.max()}; 0 to 255 expected (is it a scan?)")
-    return labels.astype(np.uint8)
+    return labels.astype(np.uint8)[None], None
+
+
+def write_mask(path: Path, scan: Scan, array: np.ndarray, info: MaskInfo) -> None:
+    """Writes a mask, uint8 [H, W], as `encode_mask` does; a PNG needs no scan and no info."""
+    path.write_bytes(encode_mask(array))
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
-    """A palette PNG of a mask [H, W]: index 1 red, 2 green, 3 yellow.
+    """A palette PNG of a mask, integer [H, W]: index 1 red, 2 green, 3 yellow.
 
     Raises:
       ValueError: a label above 3, which the small palette would cut off in silence.
@@ -76,13 +75,3 @@ def encode_mask(mask: np.ndarray) -> bytes:
     out = io.BytesIO()
     picture.save(out, format="PNG")
     return out.getvalue()
-
-
-def _decode(path: Path) -> np.ndarray:
-    data = np.fromfile(path, np.uint8)
-    array = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
-    if array is None:
-        raise ValueError(f"{path}: no readable picture (damaged, or not {', '.join(SUFFIXES)})")
-    if array.dtype not in (np.uint8, np.uint16):
-        raise ValueError(f"{path}: pixels of type {array.dtype}; 8-bit or 16-bit expected")
-    return array

@@ -1,15 +1,18 @@
 """One scan in memory: values on a canonical grid, and the way back to the grid of its file."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import cv2
+import nibabel as nib
 import numpy as np
 
 LEVEL, WIDTH = -600, 1500  # lung window in HU, the one that networks and pages see
 # A chest CT in a lung window is bright or dark, with sharp borders between: over 1,905 slices
 # the measures of `_looks_like_ct` are at least 0.63 and 0.76; a soft film has 0.47 in the second.
 TWO_TONED, SHARP = 0.5, 0.6
+_AXES = ("S", "P", "L")  # canonical: slices to the head, rows to the back, columns to the left
 
 
 class Grid(NamedTuple):
@@ -20,12 +23,22 @@ class Grid(NamedTuple):
     """
 
     shape: tuple[int, ...]  # of the file's array
-    cube: tuple[int, int, int]  # the same with three axes
-    order: tuple[int, int, int]  # the file's axes that become slices, rows, columns
-    flips: tuple[bool, bool, bool]  # of the canonical axes
+    cube: tuple[int, ...]  # the same with three axes
+    order: tuple[int, ...]  # the file's axes that become slices, rows, columns
+    flips: tuple[bool, ...]  # of the canonical axes
+
+    @classmethod
+    def plain(cls, shape: tuple[int, ...]) -> "Grid":
+        """The grid of an array [H, W] or [D, H, W] that is canonical already."""
+        return cls(shape, (1, *shape)[-3:], (0, 1, 2), (False, False, False))
+
+    @classmethod
+    def of(cls, affine: np.ndarray, shape: tuple[int, ...]) -> "Grid":
+        """The grid of an array [x, y, z] with a RAS affine; oblique axes go to the nearest one."""
+        return cls(shape, (*shape, 1, 1)[:3], *_orientation(affine))
 
     def canonical(self, array: np.ndarray) -> np.ndarray:
-        """A view [D, H, W] of an array on the file's grid.
+        """A view [D, H, W] of an array on the file's grid, of the same dtype.
 
         Raises:
           ValueError: it is not on that grid.
@@ -49,14 +62,16 @@ class Scan:
 
     Attributes:
       name: unique short name, for output files; never from a header.
-      kind: `picture`, `nifti` or `dicom`.
-      values: [D, H, W] canonical, HU where `is_hu`, else grey levels.
+      kind: of its file, a key of `imaging.FORMATS`.
+      values: uint8, int16 or float32 [D, H, W] canonical, HU where `is_hu`, else grey levels.
       is_hu: whether the values are Hounsfield units.
       oriented: whether the file says how the patient lies; pictures do not.
       spacing: (slice, row, column) in mm, or None.
       grid: the way back to the file's array.
-      origin: what writing masks needs (NIfTI geometry, DICOM headers).
+      origin: what writers of masks need beside it (a NIfTI header, DICOM headers), or None.
       warnings: one line each, about what had to be assumed.
+      affine: float [4, 4], from indices of the file's array to RAS in mm, or None.
+      window: the values that are shown black and white.
     """
 
     name: str
@@ -68,7 +83,9 @@ class Scan:
     grid: Grid
     origin: Any
     warnings: list[str] = dataclasses.field(default_factory=list)
+    affine: np.ndarray | None = None
     window: tuple[float, float] = dataclasses.field(init=False)
+    _pictures: np.ndarray | None = dataclasses.field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Fixes the window: -1350..150 HU, all of 8 bits, or the range that the values use."""
@@ -89,27 +106,44 @@ class Scan:
         return np.round(np.clip(share, 0, 1) * 255).astype(np.uint8)
 
     def pictures(self) -> np.ndarray:
-        """All slices in the window, uint8 [D, H, W]."""
-        out = np.empty(self.values.shape, np.uint8)
-        for i in range(len(out)):  # one slice at a time: floats of a whole volume are large
-            out[i] = self.picture(i)
-        return out
+        """All slices in the window, uint8 [D, H, W]; computed once, so do not write to them."""
+        if self._pictures is None:
+            self._pictures = np.empty(self.values.shape, np.uint8)
+            for i in range(len(self.values)):  # floats of a whole volume would be large
+                self._pictures[i] = self.picture(i)
+        return self._pictures
+
+
+class MaskInfo(NamedTuple):
+    """What a mask file may say beside its labels."""
+
+    classes: dict[str, str]  # code and name of labels 1, 2, ..., in their order
+    keep_identifiers: bool  # lets names, ids and dates pass from the scan's headers
+    version: str  # of this software, or ""
+
+
+class NoMask(Exception):
+    """A format cannot hold this mask; those that can are written all the same."""
 
 
 def finish(
     name: str,
     kind: str,
     array: np.ndarray,
-    grid: Grid,
-    *,
-    spacing: tuple | None,
-    oriented: bool,
-    origin: Any,
-    warnings: list[str],
     file: str,
-    may_be_hu: bool = True,
+    *,
+    affine: np.ndarray | None = None,
+    oriented: bool = False,
+    origin: Any = None,
+    warnings: Sequence[str] = (),
 ) -> Scan:
     """Checks an array on its file's grid and makes the scan of it.
+
+    Args:
+      name, kind, oriented, origin, warnings: as in `Scan`.
+      array: [x, y, z] with an affine; a picture [H, W], which is never in HU, without.
+      file: for messages.
+      affine: float [4, 4], RAS in mm.
 
     Raises:
       ValueError: NaN, a constant image, or something that is no chest CT; names the file.
@@ -118,41 +152,60 @@ def finish(
         raise ValueError(f"{file}: holds NaN or infinite values; a CT has a number everywhere")
     if array.size == 0 or array.min() == array.max():
         raise ValueError(f"{file}: empty or of one grey level only; not a CT")
-    hu = may_be_hu and looks_like_hu(array)
     notes = list(warnings)
-    if may_be_hu and not hu:
-        notes.append(
-            f"{name}: values {array.min():g} to {array.max():g} cannot be HU; "
-            "taken as a picture in a lung window"
-        )
-    scan = Scan(name, kind, grid.canonical(array), hu, oriented, spacing, grid, origin, notes)
-    if not hu and not any(_looks_like_ct(scan.picture(i)) for i in _some(len(scan.values))):
+    if affine is None:
+        grid, spacing, hu = Grid.plain(array.shape), None, False
+    else:
+        grid, spacing = Grid.of(affine, array.shape), spacing_of(affine)
+        hu = _looks_like_hu(array)
+        span = f"values {array.min():g} to {array.max():g}"
+        notes += [] if hu else [f"{name}: {span} cannot be HU; taken as a picture in a lung window"]
+    values = grid.canonical(array)
+    scan = Scan(name, kind, values, hu, oriented, spacing, grid, origin, notes, affine)
+    some = sorted({int(i) for i in np.linspace(0, len(values) - 1, 7)})
+    if not hu and not any(_looks_like_ct(scan.picture(i)) for i in some):
         raise ValueError(f"{file}: does not look like a chest CT slice (an X-ray? a photo?)")
     return scan
 
 
-def looks_like_hu(array: np.ndarray) -> bool:
+def spacing_of(affine: np.ndarray) -> tuple[float, float, float]:
+    """Canonical (slice, row, column) spacing in mm of a RAS affine, float [4, 4]."""
+    zooms, (order, _) = nib.affines.voxel_sizes(affine), _orientation(affine)
+    slices, rows, columns = (float(zooms[i]) for i in order)
+    return slices, rows, columns
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error of another library, short and without line breaks."""
+    return " ".join(str(error).split())[:120]
+
+
+def plain_values(array: np.ndarray) -> np.ndarray:
+    """The same values, any shape, in the smallest of uint8, int16 and float32 that holds them."""
+    if array.dtype in (np.uint8, bool):
+        return array.astype(np.uint8, copy=False)
+    whole = array.dtype.kind in "iu" or (
+        np.isfinite(array).all() and np.array_equal(array, np.round(array))
+    )
+    fits = whole and array.min(initial=0) >= -32768 and array.max(initial=0) <= 32767
+    return array.astype(np.int16 if fits else np.float32, copy=False)
+
+
+def _orientation(affine: np.ndarray) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+    """The axes of an array that become slices, rows and columns, and which of them are flipped."""
+    found = nib.orientations.io_orientation(affine)
+    if np.isnan(found).any():  # an affine without volume says nothing
+        return (2, 1, 0), (False, False, False)
+    steps = nib.orientations.ornt_transform(found, nib.orientations.axcodes2ornt(_AXES))
+    order = tuple(int(i) for i in np.argsort(steps[:, 0]))
+    return order, tuple(bool(steps[i, 1] < 0) for i in order)
+
+
+def _looks_like_hu(array: np.ndarray) -> bool:
     """Whether values may be HU: some lung or air, some soft tissue, nothing impossible."""
     some = array.ravel(order="K")[:: max(array.size // 500_000, 1)]
     air, tissue = (some < -400).mean(), (some > -200).mean()
     return bool(air > 0.01 and tissue > 0.01 and some.min() >= -8192 and some.max() <= 32767)
-
-
-def plain_values(array: np.ndarray) -> np.ndarray:
-    """The same values in the smallest of uint8, int16 and float32 that holds them."""
-    if array.dtype.kind in "iub" or (
-        np.isfinite(array).all() and np.array_equal(array, np.round(array))
-    ):
-        low, high = array.min(initial=0), array.max(initial=0)
-        if array.dtype == np.uint8 or array.dtype == bool:
-            return array.astype(np.uint8, copy=False)
-        if low >= -32768 and high <= 32767:
-            return array.astype(np.int16, copy=False)
-    return array.astype(np.float32, copy=False)
-
-
-def _some(n: int) -> list[int]:
-    return sorted({int(i) for i in np.linspace(0, n - 1, 7)})
 
 
 def _looks_like_ct(picture: np.ndarray) -> bool:

@@ -2,8 +2,10 @@
 
 import base64
 import dataclasses
+import functools
 import html.parser
 import json
+import operator
 import os
 import re
 import shutil
@@ -12,19 +14,9 @@ import cv2
 import numpy as np
 import pytest
 
-from infnet_jax.clinic import outlines, page as report, severity
-
-
-@dataclasses.dataclass
-class Case:
-    name: str
-    pictures: np.ndarray
-    mask: np.ndarray
-    lung: np.ndarray
-    regions: np.ndarray
-    warnings: list
-    uncertainty: np.ndarray | None = None
-    classes: tuple = ("ggo", "consolidation")
+from infnet_jax.clinic import outlines, severity
+from infnet_jax.clinic.case import Case
+from infnet_jax.clinic.page import Page
 
 
 def _case(depth=12, size=64, name="scan", **changes):
@@ -34,20 +26,15 @@ def _case(depth=12, size=64, name="scan", **changes):
     regions = np.where(lung, 1 + (np.arange(size) * 20 // size), 0).astype(np.uint8)
     mask = np.zeros(grey.shape, np.uint8)
     mask[depth // 2, 20:30, 10:20], mask[(depth // 2 + 1) % depth, 20:24, 30:40] = 1, 2
-    return (
-        Case(name, grey, mask, lung, regions, [])
-        if not changes
-        else dataclasses.replace(Case(name, grey, mask, lung, regions, []), **changes)
-    )
+    one_class = len(changes.get("classes", "ab")) == 1
+    tally = severity.count(mask > 0 if one_class else mask, lung, regions=regions)
+    return dataclasses.replace(Case(name, grey, mask, lung, regions, tally, []), **changes)
 
 
 def _write(path, *cases, name="patient", model=None):
-    masks = [c.mask if len(c.classes) > 1 else c.mask > 0 for c in cases]
-    tally = [
-        severity.count(m, c.lung, regions=c.regions) for m, c in zip(masks, cases, strict=True)
-    ]
-    with report.Page(path, model=model or {}) as page:
-        page.add(name, cases, severity.grade(sum(tally[1:], tally[0])))
+    tally = functools.reduce(operator.add, (case.tally for case in cases))
+    with Page(path, model=model or {}) as page:
+        page.add(name, cases, severity.grade(tally))
     return path.read_text()
 
 
@@ -136,8 +123,9 @@ def test_nothing_leaves_the_page(tmp_path):
 
 def test_a_failed_page_leaves_nothing_behind(tmp_path):
     (tmp_path / "r.html").write_text("old")
-    with pytest.raises(RuntimeError), report.Page(tmp_path / "r.html", model={}) as page:
-        page.add("a", [_case()], severity.score(np.zeros((1, 1), int), np.ones((1, 1))))
+    with pytest.raises(RuntimeError), Page(tmp_path / "r.html", model={}) as page:
+        case = _case()
+        page.add("a", [case], severity.grade(case.tally))
         raise RuntimeError
     assert [p.name for p in tmp_path.iterdir()] == ["r.html"]
     assert (tmp_path / "r.html").read_text() == "old"
@@ -154,13 +142,8 @@ def test_large_slices_are_shown_smaller(tmp_path):
 
 def test_several_scans_follow_each_other(tmp_path):
     page = _Slices(_write(tmp_path / "r.html", _case(2, 64, "a"), _case(3, 40, "b")))
-    assert [(s["name"], s["number"], s["w"]) for s in page.slices.values()] == [
-        ("a", 1, 64),
-        ("a", 2, 64),
-        ("b", 1, 40),
-        ("b", 2, 40),
-        ("b", 3, 40),
-    ]
+    found = [(s["name"], s["number"], s["w"]) for s in page.slices.values()]
+    assert found == [("a", 1, 64), ("a", 2, 64), ("b", 1, 40), ("b", 2, 40), ("b", 3, 40)]
 
 
 @pytest.fixture
@@ -190,14 +173,8 @@ def test_slider_keys_and_switches_in_a_browser(browser, tmp_path):
     said, stage = page.locator(".said"), page.locator(".stage")
     page.wait_for_function("document.querySelector('.said').textContent.includes('slice 7 of 12')")
     stage.focus()
-    for key, slice_ in (
-        ("ArrowRight", 8),
-        ("End", 12),
-        ("ArrowRight", 12),
-        ("PageDown", 2),
-        ("Home", 1),
-        ("ArrowLeft", 1),
-    ):
+    keys = ("ArrowRight", "End", "ArrowRight", "PageDown", "Home", "ArrowLeft")
+    for key, slice_ in zip(keys, (8, 12, 12, 2, 1, 1), strict=True):
         page.keyboard.press(key)
         assert f"slice {slice_} of 12" in said.inner_text(), key
     page.locator(".through").fill("6")
