@@ -40,7 +40,7 @@ def write_json(path: Path, value: Any) -> None:
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes arrays, compressed."""
     with whole(path) as fresh, fresh.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -58,7 +58,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def read_npz(folder: Path, pattern: str) -> dict[str, np.ndarray]:
     """The arrays of all files of a folder whose names match, by name; none where there are none."""
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for path in sorted(folder.glob(pattern)):
         with np.load(path) as z:
             arrays |= {name: z[name] for name in z.files}

@@ -57,7 +57,7 @@ def _make_step(stage: Stage, norm: normalise.Norm) -> Any:
     def step(variables: Mapping, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         image = batch["image"].astype(jnp.float32) / 255.0
         x = normalise.network_input(image, prior=batch.get("prior"), norm=norm)
-        outputs = net.apply(variables, x, train=False)
+        outputs: Any = net.apply(variables, x, train=False)
         mask = batch["mask"] if lesions else (batch["mask"] > 0).astype(jnp.float32)
         truth = jax.nn.one_hot(mask[..., 0], stage.net.classes) if lesions else mask
         total, parts = objective(outputs, mask)

@@ -161,7 +161,7 @@ def _judge(job: _Training, state: TrainState, step: int) -> tuple[float, TrainSt
     assert job.evaluate is not None
     task, log = job.task, job.log
     rows = job.evaluate(state, jax.random.fold_in(job.root, 0))
-    scalars = task.summarise(rows)
+    scalars = task.summarise(list(rows))
     log.scalars(step, scalars)
     if task.panel is not None and jax.process_index() == 0:
         few = {k: v[:PANEL_SLICES] for k, v in rows[0].items()}

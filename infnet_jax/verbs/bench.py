@@ -1,16 +1,17 @@
-"""Speed of the bare training steps: no input pipeline, no logs, no checkpoints."""
+"""`infnet-jax bench`: speed of the bare training steps, without input pipeline and checkpoints."""
 
+import argparse
 import time
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infnet_jax.models import final_map
+from infnet_jax import models
 from infnet_jax.models.coach import Coach
-from infnet_jax.models.infnet import InfNet
+from infnet_jax.plan import Net
 from infnet_jax.tasks import game, inpaint, losses, normalise, optim, supervised
 from infnet_jax.tasks.state import Task, TrainState
 from infnet_jax.training import loop
@@ -19,48 +20,79 @@ _CHANNELS = 3  # as published: the grey slice repeated
 _LABELS = {"coach": "pretrain coach", "net": "pretrain net"}
 
 
-class Row(NamedTuple):
-    """One kind of training step.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    text = "default: %(default)s"
+    parser.add_argument("--backbone", default="resnet50", help=text)
+    for name, default in (("batch", 4), ("size", 352), ("steps", 5)):
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=text)
 
-    Attributes:
-      name: `segment`, `pretrain coach` or `pretrain net`.
-      rate: steps per second, over `steps` steps after one that does not count.
-      compile_seconds: tracing and compilation; short when a compilation cache serves it.
-      updates: steps that the state has had, the uncounted one included.
+
+def run(options: argparse.Namespace) -> int:
+    """Prints a line for each training step as it is measured; returns exit code 0."""
+    backbone, batch, size = options.backbone, options.batch, options.size
+    device = jax.devices()[0].device_kind
+    print(f"{backbone}, batch {batch}, {size} x {size}, float32, {device}, jax {jax.__version__}")
+    for name, rate, seconds in measure(backbone, batch, size, options.steps):
+        images = f"{batch * rate:9.2f} images/s   compiled in {seconds:.1f} s"
+        print(f"{name:<15}{rate:8.3f} steps/s {images}", flush=True)
+    return 0
+
+
+def measure(backbone: str, batch: int, size: int, steps: int) -> Iterator[tuple[str, float, float]]:
+    """Measures the three training steps in turn, each in memory alone.
+
+    Args:
+      backbone: one of `infnet.BACKBONES`.
+      batch: examples in a batch.
+      size: side of the square images, pixels; a multiple of the trunk's stride.
+      steps: counted steps of each kind, after one that does not count.
+
+    Yields:
+      Its name, steps per second, and the seconds of tracing and compilation, few where a
+      compilation cache serves it.
+
+    Raises:
+      ValueError: unknown backbone, a size that does not fit, fewer than one step or example.
     """
+    if min(batch, steps) < 1:
+        raise ValueError(f"batch and steps must be at least 1, got {batch} and {steps}")
+    for task in make_tasks(backbone, size):
+        for phase in task.steps:
+            step, state, compile_seconds = compile_step(task, phase, batch, size)
+            state = step(state)
+            began = time.perf_counter()
+            for _ in range(steps):
+                state = step(state)
+            rate = steps / (time.perf_counter() - began)
+            yield _LABELS.get(phase, "segment"), rate, compile_seconds
 
-    name: str
-    rate: float
-    compile_seconds: float
-    updates: int
 
+def compile_step(
+    task: Task, phase: str, batch: int, size: int
+) -> tuple[Callable[[TrainState], TrainState], TrainState, float]:
+    """Returns a training step on one batch of noise, its first state, and the seconds to compile.
 
-class Step:
-    """A compiled training step and the `state` it carries on, on one batch of noise."""
+    The step waits until it is done; the state that it is given is used up.
+    """
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (batch, size, size, 1), np.uint8)
+    mask = np.zeros_like(image)
+    mask[:, size // 4 : size // 2, size // 4 : size // 2] = 1
+    example = jax.device_put({"image": image, "mask": mask})
+    key, state = jax.random.key(0), task.start(loop.init_variables(task, seed=0))
+    began = time.perf_counter()
+    program = jax.jit(task.steps[phase], donate_argnums=0).lower(state, example, key).compile()
+    compile_seconds = time.perf_counter() - began
 
-    def __init__(self, task: Task, phase: str, batch: int, size: int) -> None:
-        rng = np.random.default_rng(0)
-        image = rng.integers(0, 256, (batch, size, size, 1), np.uint8)
-        mask = np.zeros_like(image)
-        mask[:, size // 4 : size // 2, size // 4 : size // 2] = 1
-        self._batch = jax.device_put({"image": image, "mask": mask})
-        self._key = jax.random.key(0)
-        self.state: TrainState = task.start(loop.init_variables(task, seed=0))
-        began = time.perf_counter()
-        step = jax.jit(task.steps[phase], donate_argnums=0)
-        self._step = step.lower(self.state, self._batch, self._key).compile()
-        self.compile_seconds = time.perf_counter() - began
+    def step(state: TrainState) -> TrainState:
+        return jax.block_until_ready(program(state, example, key))[0]
 
-    def __call__(self) -> float:
-        """Makes one update; returns its seconds."""
-        began = time.perf_counter()
-        self.state, metrics = self._step(self.state, self._batch, self._key)
-        jax.block_until_ready((self.state, metrics))
-        return time.perf_counter() - began
+    return step, state, compile_seconds
 
 
 def make_tasks(backbone: str, size: int) -> tuple[Task, Task]:
-    """The segmentation and the inpainting task, sized as published, without augmentation."""
+    """Returns the segmentation and the inpainting task, as published, without augmentation."""
     common: dict[str, Any] = dict(
         norm=normalise.make_norm("imagenet", _CHANNELS, (0.0, 1.0)),
         size=size,
@@ -69,26 +101,20 @@ def make_tasks(backbone: str, size: int) -> tuple[Task, Task]:
     schedule = optim.make_schedule(lr=1e-4, total_steps=1, schedule="constant")
     adam = optim.make_optimizer(schedule, name="adam", clip_value=0.5)
     sgd = optim.make_optimizer(schedule, name="sgd", weight_decay=5e-4)
+    net = Net("infnet", backbone, 1, _CHANNELS, "float32", {"width": 64})
+    fills = net._replace(options={"width": 64, "inpaint_head": "tanh_parallel"})
     target = supervised.Target(
         classes=("infection",),
         channels=1,
         prior="none",
         truth=lambda batch: (batch["mask"] > 0).astype(jnp.float32),
         loss=losses.make_infection_loss(),
-        probs=lambda outputs: jax.nn.sigmoid(final_map(outputs)),
+        probs=lambda outputs: jax.nn.sigmoid(models.final_map(outputs)),
     )
-    first = supervised.make(
-        InfNet(backbone=backbone),
-        target,
-        scales=(1.0,),
-        steps=1,
-        tx=adam,
-        schedule=schedule,
-        ema_decay=0.0,
-        **common,
-    )
+    once = dict(scales=(1.0,), steps=1, tx=adam, schedule=schedule, ema_decay=0.0)
+    first = supervised.make(models.make(**net.arguments), target, **once, **common)
     second = inpaint.Inpainting(
-        net=InfNet(backbone=backbone, inpaint_head="tanh_parallel", image_channels=_CHANNELS),
+        net=models.make(**fills.arguments),
         coach=Coach(),
         rounds=[("coach", 1), ("net", 1)],
         n_random=0,
@@ -101,41 +127,5 @@ def make_tasks(backbone: str, size: int) -> tuple[Task, Task]:
         kld_weight=1e-6,
         coach_grad="through_net",
         **common,
-    ).task()
-    return first, second
-
-
-def run(backbone: str, batch: int, size: int, steps: int) -> Iterator[Row]:
-    """Measures the three training steps in turn, each in memory alone.
-
-    Args:
-      backbone: one of `infnet.BACKBONES`.
-      batch: examples in a batch.
-      size: side of the square images, pixels; a multiple of the trunk's stride.
-      steps: counted steps of each kind.
-
-    Raises:
-      ValueError: unknown backbone, a size that does not fit, fewer than one step or example.
-    """
-    if min(batch, steps) < 1:
-        raise ValueError(f"batch and steps must be at least 1, got {batch} and {steps}")
-    for task in make_tasks(backbone, size):
-        for phase in task.steps:
-            step = Step(task, phase, batch, size)
-            step()
-            rate = steps / sum(step() for _ in range(steps))
-            name = _LABELS.get(phase, "segment")
-            yield Row(name, rate, step.compile_seconds, int(step.state.step))
-
-
-def report(backbone: str, batch: int, size: int, steps: int) -> int:
-    """Prints the rows of `run` as they come; returns exit code 0."""
-    device = jax.devices()[0].device_kind
-    print(f"{backbone}, batch {batch}, {size} x {size}, float32, {device}, jax {jax.__version__}")
-    for row in run(backbone, batch, size, steps):
-        print(
-            f"{row.name:<15}{row.rate:8.3f} steps/s {batch * row.rate:9.2f} images/s"
-            f"   compiled in {row.compile_seconds:.1f} s",
-            flush=True,
-        )
-    return 0
+    )
+    return first, second.task()

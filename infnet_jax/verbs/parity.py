@@ -121,22 +121,20 @@ def _coach_outputs(spec: dict[str, Any], names: list[str]) -> dict[str, jax.Arra
 
 
 def _loss_outputs(spec: dict[str, Any], names: list[str]) -> dict[str, jax.Array]:
-    from infnet_jax.tasks import losses
+    from infnet_jax.tasks import inpaint_losses, losses
 
     def normal(offset: int, channels: int) -> np.ndarray:
         rng = np.random.default_rng(spec["seed"] + offset)
         return rng.standard_normal((3, spec["size"], spec["size"], channels))
 
     logits = jnp.asarray(2 * normal(0, 1), jnp.float32)
-    target = (normal(100, 1) > 0.6).astype(np.float32)
-    target[2] = 0
-    target = jnp.asarray(target)
+    target = jnp.asarray(normal(100, 1) > 0.6, jnp.float32).at[2].set(0)
     image = jnp.asarray(np.clip(normal(300, 3), -1, 1), jnp.float32)
     visible = jnp.asarray(normal(400, 1) > -0.6, jnp.float32)
     heads = {"edge": jnp.asarray(normal(200, 3), jnp.float32)}
 
     def inpaint(region: str) -> jax.Array:
-        return losses.reconstruction(heads, image, visible, region=region)[0]
+        return inpaint_losses.reconstruction(heads, image, visible, region=region)[0]
 
     return {
         "structure_weighted": losses.structure_loss(logits, target, weighting="boundary"),
