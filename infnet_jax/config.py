@@ -61,7 +61,7 @@ def prepare(config: ConfigDict) -> tuple[Path, Mix | None]:
             tfds_builders.find(part.name)
         except ValueError as error:
             raise ValueError(f"data.pretrain: {error}") from error
-    dataset = build(config.data.name, config)
+    dataset = build(config.data.name, config.data)
     if not parts:
         return dataset, None
 
@@ -71,20 +71,20 @@ def prepare(config: ConfigDict) -> tuple[Path, Mix | None]:
         assert part.folder is not None
         return overlap.copies(part.folder, part.split, dataset, config.data.test)
 
-    built = (dataclasses.replace(part, folder=build(part.name, config)) for part in parts)
+    built = (dataclasses.replace(part, folder=build(part.name, config.data)) for part in parts)
     return dataset, Mix(tuple(built), copies)
 
 
-def build(name: str, config: ConfigDict) -> Path:
+def build(name: str, data: ConfigDict) -> Path:
     """Prepares one dataset, from `manual_dir/<builder>` if there is such a folder.
 
     Returns:
       Its version folder.
     """
-    manual = Path(config.data.manual_dir) if config.data.manual_dir else None
+    manual = Path(data.manual_dir) if data.manual_dir else None
     own = manual and manual.expanduser() / name.partition("/")[0]
     return tfds_builders.prepare(
         name,
-        data_dir=config.data.data_dir or tfds_builders.DEFAULT_DATA_DIR,
+        data_dir=data.data_dir or tfds_builders.DEFAULT_DATA_DIR,
         manual_dir=own if own and own.is_dir() else manual,
     )

@@ -8,6 +8,7 @@ from safetensors.numpy import load_file, save_file
 
 from configs import multi
 from infnet_jax.evaluation import networks
+from infnet_jax.plan import resolve
 from infnet_jax.verbs import export
 
 
@@ -21,8 +22,8 @@ def net(value):
 def export_with(monkeypatch, priors, workdir, out):
     """Exports a run as if it had trained one network and these priors."""
     with monkeypatch.context() as patch:
-        patch.setattr(networks, "load_evaluated", lambda config, folder: ("best", [net(1.0)]))
-        patch.setattr(networks, "load_priors", lambda config, folder: priors)
+        patch.setattr(networks, "load_final", lambda plan: ("best", [net(1.0)]))
+        patch.setattr(networks, "load_priors", lambda plan: priors)
         return export.export(workdir, out)
 
 
@@ -44,10 +45,10 @@ def test_networks_and_priors_are_read_back_in_order(run):
     assert sorted(load_file(path))[0] == "multi/0/batch_stats/bn/mean"
     names = {p.name for p in path.parent.iterdir()}
     assert names == {"config.json", "statistics.json", "weights.safetensors"}
-    part, (evaluated,) = networks.load_evaluated(config, path.parent)
+    part, (evaluated,) = networks.load_final(resolve(config, path.parent))
     kernel = evaluated["params"]["conv"]["kernel"]
     assert part == "exported" and kernel.shape == (2, 3) and (kernel == 1).all()
-    priors = networks.load_priors(config, path.parent)
+    priors = networks.load_priors(resolve(config, path.parent))
     means = [prior["batch_stats"]["bn"]["mean"][0] for prior in priors]
     assert means == [-(k + 2.0) for k in range(11)]  # the tenth after the ninth
 
@@ -75,7 +76,7 @@ def test_what_cannot_be_exported_or_read(run, tmp_path):
     (workdir / "config.json").write_text(config.to_json())
     save_file({"segment/0/params/w": np.zeros(1)}, path)
     with pytest.raises(ValueError, match="has no network of stage multi"):
-        networks.load_evaluated(config, path.parent)
+        networks.load_final(resolve(config, path.parent))
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(ValueError, match="weights.safetensors: not readable"):
-        networks.load_evaluated(config, path.parent)
+        networks.load_final(resolve(config, path.parent))

@@ -16,36 +16,35 @@ ROOT = Path(__file__).parents[1]
 # A room of infnet_jax -> the rooms it may import, from the bottom up. A new room needs a row.
 ARROWS: dict[str, set[str]] = {
     "__init__": set(),
-    "files": set(),
     "dice": set(),
-    "plan": set(),
+    "files": set(),
     "models": set(),
+    "plan": set(),
     "clinic": {"files"},
     "runs": {"files"},
     "weights": {"models"},
-    "tasks": {"models"},
     "data": {"plan"},
-    "evaluation": {"clinic", "data", "files", "runs", "tasks"},
-    "training": {"data", "evaluation", "files", "models", "runs", "tasks", "weights"},
-    "verbs": {
-        "__init__",
-        "clinic",
-        "data",
-        "evaluation",
-        "files",
-        "models",
-        "runs",
-        "study",
-        "tasks",
-        "training",
+    "config": {"data", "plan"},
+    "tasks": {"dice", "models", "plan"},
+    "evaluation": {"clinic", "data", "dice", "files", "models", "plan", "runs", "tasks"},
+    "training": {
+        *("data", "dice", "evaluation", "files", "models", "plan", "runs", "tasks", "weights")
+    },
+    "study": {
+        *("config", "data", "evaluation", "files", "models", "plan", "runs", "tasks", "training"),
         "weights",
     },
-    "study": {"data", "evaluation", "files", "runs", "training", "weights"},
-    "cli": {"__init__"},  # and the verbs of its table, by name
+    "verbs": {
+        *("__init__", "clinic", "config", "data", "evaluation", "files", "models", "plan", "runs"),
+        *("study", "tasks", "training", "weights"),
+    },
+    "cli": {"__init__"},  # it imports the file of the verb that was typed
 }
-VERBS = {f"infnet_jax.verbs.{verb.replace('-', '_')}" for verb in cli.VERBS}
-ENTRY_POINTS = {"infnet_jax.cli", *VERBS}  # no import statement of the package names these
-COMPILES = {"loop", "networks", "predictor", "test_split", "parity", "bench"}
+ENTRY_POINTS = {"infnet_jax.cli"} | {
+    f"infnet_jax.verbs.{verb.replace('-', '_')}" for verb in cli.VERBS
+}
+COMPILES = {"loop", "losses", "predictor", "parity", "bench"}
+READS_BUILDERS = {"infnet_jax/config.py"}
 
 
 def sources(folder: str) -> list[Path]:
@@ -161,6 +160,34 @@ def test_no_arrow_between_the_package_and(folder):
         for line, name in imports(path):
             tops = {"infnet_jax", "configs", "tfds_builders", "main"} - {folder}
             assert name.split(".")[0] not in tops, f"{path.relative_to(ROOT)}:{line}: {name}"
+
+
+def test_one_file_reads_the_builders():
+    found = {
+        str(path.relative_to(ROOT))
+        for path in sources("infnet_jax")
+        for _, name in imports(path)
+        if name.split(".")[0] in ("configs", "tfds_builders", "main", "tests")
+    }
+    assert found == READS_BUILDERS
+
+
+def test_only_the_plan_compares_names_of_stages():
+    compares = re.compile(r"""\bstage(\.name)? (==|!=|in) ["'(]|["'] in (\w+\.)*stages\b""")
+    files = [path for path in sources("infnet_jax") if room_of(path) != "plan"]
+    found = [
+        f"{p.name}: {line}"
+        for p in files
+        for line in p.read_text().splitlines()
+        if compares.search(line)
+    ]
+    assert not found, found
+    assert compares.search('if stage == "multi"') and compares.search('"semi" in config.stages')
+
+
+def test_few_functions_take_a_whole_config():
+    text = "".join(path.read_text() for path in sources("infnet_jax"))
+    assert text.count("config: ConfigDict") <= 10
 
 
 def test_only_these_files_compile():

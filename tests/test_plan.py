@@ -15,6 +15,7 @@ from configs import (
     supervised,
 )
 from infnet_jax.plan import resolve
+from infnet_jax.tasks.game import make_rounds
 from infnet_jax.training.run import run
 
 FROM_PRIOR = {
@@ -133,10 +134,8 @@ def test_a_config_of_the_first_version_is_refused_by_name():
 
 def test_what_each_stage_starts_from():
     found = stages(multi_selfsup)
-    assert [(s.origin, s.transfer) for s in found.values()][:2] == [
-        ("", ""),
-        ("pretrain", "all_but_last"),
-    ]
+    starts = [(s.origin, s.transfer) for s in found.values()]
+    assert starts[0][0] == "" and starts[1] == ("pretrain", "all_but_last")
     assert found["prior"].networks[1].start == Path("w/pretrain/checkpoints")
     assert found["multi"].origin == "pretrain_multi"
     assert stages(semisup)["segment"].networks[0].start == Path("w/semi/pool/checkpoints")
@@ -199,11 +198,9 @@ def test_the_final_stage_and_its_classes():
 
 @pytest.mark.parametrize("preset", ["demo", "tiny", "semiseg", "lite", "paper", "authors"])
 def test_rotation_gets_as_many_updates_as_the_inpainter(preset):
-    rounds = selfsup.get_config(preset).pretrain.rounds
-    section, batches = (
-        rotation.get_config(preset).pretrain,
-        -(-45 // rotation.get_config(preset).pretrain.batch_size),
-    )
-    played = sum(rounds.blocks) or rounds.epochs
-    assert section.steps == played * (rounds.net_steps or batches)
-    assert "rounds" not in section and "coach" not in rotation.get_config(preset)
+    config, p = rotation.get_config(preset), selfsup.get_config(preset).pretrain
+    batches = -(-45 // p.batch_size)  # of the published presets, a pass over 45 slices
+    rounds = dict(p.rounds, steps_per_epoch=batches)
+    played, _ = make_rounds(**rounds)
+    assert config.pretrain.steps == sum(n for who, n in played if who == "net")
+    assert "rounds" not in config.pretrain and "coach" not in config

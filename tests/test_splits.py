@@ -9,7 +9,7 @@ from infnet_jax.data import sources, splits
 from infnet_jax.data.splits import group_folds, split_validation
 from infnet_jax.plan import Data
 
-PLAIN = Data(Path("set"), "train", "test", "infection", (), folds=0, fold=0, seed=0)
+PLAIN = Data("set", Path("set"), "train", "test", "infection", (), folds=0, fold=0, seed=0)
 
 
 class Groups:

@@ -53,10 +53,8 @@ def evaluate(
         write_json(plan.workdir / "thresholds.json", chosen)
         alone = cuts.choose_alone(out_of_fold) if len(chosen) > 1 else {}
     cases, fitted = list(examples(test)), list(examples(train))
-    maps = [
-        full_size(probs, case["mask"].shape[:2])
-        for probs, case in zip(predictor.maps(test), cases, strict=True)
-    ]
+    pairs = zip(predictor.maps(test), cases, strict=True)
+    maps = [full_size(probs, case["mask"].shape[:2]) for probs, case in pairs]
     masks = [mark(probs, chosen) for probs in maps]
     result: dict[str, Any] = {"weights": part, "thresholds": chosen, "classes": {}}
     rows: list[dict[str, Any]] = [{"id": case["id"]} for case in cases]

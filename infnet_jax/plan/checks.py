@@ -1,5 +1,7 @@
 """What a config may not ask for; refused before anything is written."""
 
+from collections.abc import Sequence
+
 from ml_collections import ConfigDict
 
 
@@ -33,10 +35,14 @@ def check(config: ConfigDict) -> None:
         )
     if "prior" in config.stages:
         _check_choice("prior.kind", config.prior.kind, ("crossfit", "truth"))
+    crossfit = "prior" in config.stages and config.prior.kind == "crossfit"
     if "semi" in config.stages:
-        _check_semi(config)
+        _check_semi(config.semi, config.stages, config.segment.folds)
     if "multi" in config.stages:
-        _check_multi(config)
+        _check_multi(config.multi, config.stages, config.weights, crossfit)
+        origin = "semi" if "semi" in config.stages else "prior"
+        if origin == "semi" or config.multi.from_prior:
+            _check_same_net(config.model, config.multi.net, origin)
     scales = tuple(config.evaluate.scales)
     if not scales or min(scales) <= 0:
         raise ValueError(
@@ -72,38 +78,34 @@ def _check_ensemble(name: str, section: ConfigDict) -> None:
         )
 
 
-def _check_semi(config: ConfigDict) -> None:
-    """Whether the next stage can start from what `semi` leaves."""
-    semi = config.semi
+def _check_semi(semi: ConfigDict, stages: Sequence[str], folds: int) -> None:
+    """Whether the next stage can start from what `semi` leaves; `folds` are those of `segment`."""
     _check_choice("semi.kind", semi.kind, ("pseudo", "mean_teacher"))
     if semi.group_size < 1:
         raise ValueError(
             f"semi.group_size={semi.group_size}: choose 1 or more (Semi-Inf-Net has 5)"
         )
-    if "segment" in config.stages and config.segment.folds and semi.kind == "mean_teacher":
+    if "segment" in stages and folds and semi.kind == "mean_teacher":
         raise ValueError(
-            f"segment.folds={config.segment.folds} with semi.kind='mean_teacher': each fold would "
-            "start from a teacher that has learned from it, choose pseudo or 0 folds"
+            f"segment.folds={folds} with semi.kind='mean_teacher': each fold would start from a "
+            "teacher that has learned from it, choose pseudo or 0 folds"
         )
-    if "multi" in config.stages and semi.kind != "pseudo":
+    if "multi" in stages and semi.kind != "pseudo":
         raise ValueError(
             f"semi.kind={semi.kind!r} with stage multi, which takes no unlabelled slices: "
             "choose pseudo"
         )
-    if "multi" in config.stages:
-        _check_same_net(config, "semi")
 
 
-def _check_multi(config: ConfigDict) -> None:
+def _check_multi(multi: ConfigDict, stages: Sequence[str], weights: str, crossfit: bool) -> None:
     """Whether the multi-class networks get what they are fed and start from."""
-    multi, use = config.multi, config.multi.prior_use
+    use = multi.prior_use
     _check_choice("multi.prior_use", use, ("none", "input", "average"))
-    crossfit = "prior" in config.stages and config.prior.kind == "crossfit"
-    if use != "none" and "prior" not in config.stages:
+    if use != "none" and "prior" not in stages:
         raise ValueError(f"multi.prior_use={use!r} needs stage prior: add it, or choose none")
-    if use == "input" and config.weights and multi.net.trunk == "efficientnet_lite0":
+    if use == "input" and weights and multi.net.trunk == "efficientnet_lite0":
         raise ValueError(
-            f"multi.prior_use='input' with weights={config.weights!r}: those have no channel "
+            f"multi.prior_use='input' with weights={weights!r}: those have no channel "
             "for a prior, choose average or none"
         )
     if not multi.from_prior:
@@ -114,22 +116,20 @@ def _check_multi(config: ConfigDict) -> None:
             "prior.kind='crossfit'"
         )
     for other in ("semi", "pretrain_multi"):
-        if other in config.stages:
+        if other in stages:
             raise ValueError(f"multi.from_prior=True with stage {other}: choose one start")
     if use == "input":
         raise ValueError(
             "multi.from_prior=True with multi.prior_use='input': a network of prior has no channel "
             "for a prior, choose average or none"
         )
-    _check_same_net(config, "prior")
 
 
-def _check_same_net(config: ConfigDict, origin: str) -> None:
+def _check_same_net(model: ConfigDict, net: ConfigDict, origin: str) -> None:
     """Whether `multi` has the network of the stage from which it starts."""
     for key in ("decoder", "trunk", "width"):
-        single, multi = config.model[key], config.multi.net[key]
-        if single != multi:
+        if model[key] != net[key]:
             raise ValueError(
-                f"model.{key}={single!r}: multi starts from what {origin} has learned, choose that "
-                f"of multi.net.{key}, {multi!r}"
+                f"model.{key}={model[key]!r}: multi starts from what {origin} has learned, choose "
+                f"that of multi.net.{key}, {net[key]!r}"
             )

@@ -27,10 +27,10 @@ class Data(NamedTuple):
     train: str
     test: str
     target: str
-    labels: tuple[int, ...]
-    folds: int
-    fold: int
-    seed: int
+    labels: tuple[int, ...] = ()
+    folds: int = 0
+    fold: int = 0
+    seed: int = 0
 
 
 class Net(NamedTuple):

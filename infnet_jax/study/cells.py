@@ -15,7 +15,7 @@ class Cell(NamedTuple):
     """One run of a study.
 
     Attributes:
-      row: its key in `config.rows`.
+      row: its key in `study.rows`.
       seed: of the run; labels: the budget in slices, 0 for all.
       fold: of the cross-validation; None where the test split is the test.
       config: of the run; folder: its workdir.
@@ -39,52 +39,52 @@ class Cell(NamedTuple):
         return (self.folder / "cell.json").exists()
 
 
-def make_cells(config: ConfigDict, workdir: Path) -> list[Cell]:
+def make_cells(study: ConfigDict, workdir: Path) -> list[Cell]:
     """Returns the cells in the order in which they run: seed by seed, for complete early tables.
 
     Raises:
       ValueError: a row with an unknown base or key, or with no seed or budget.
     """
-    _check_rows(config)
+    _check_rows(study)
     cells = []
-    for seed in dict.fromkeys(s for name in config.run for s in config.rows[name].seeds):
-        for name in config.run:
-            row = config.rows[name]
+    for seed in dict.fromkeys(s for name in study.run for s in study.rows[name].seeds):
+        for name in study.run:
+            row = study.rows[name]
             # All labels first: what may be handed on to smaller budgets is then there.
             for labels in sorted(row.labels, key=lambda n: n or 1 << 30, reverse=True):
-                for fold in range(config.folds) if config.folds else (None,):
+                for fold in range(study.folds) if study.folds else (None,):
                     if seed in row.seeds:
-                        cells.append(_make_cell(config, name, seed, labels, fold, workdir))
+                        cells.append(_make_cell(study, name, seed, labels, fold, workdir))
     return cells
 
 
-def _check_rows(config: ConfigDict) -> None:
+def _check_rows(study: ConfigDict) -> None:
     """Raises ValueError for a row that cannot be run."""
-    if not config.run:
+    if not study.run:
         raise ValueError("run: name at least one of the rows")
-    for name in config.run:
-        if name not in config.rows:
-            raise ValueError(f"run: {name!r} is none of the rows {', '.join(config.rows)}")
-        row = config.rows[name]
-        if row.base not in config.bases:
-            known = ", ".join(config.bases)
+    for name in study.run:
+        if name not in study.rows:
+            raise ValueError(f"run: {name!r} is none of the rows {', '.join(study.rows)}")
+        row = study.rows[name]
+        if row.base not in study.bases:
+            known = ", ".join(study.bases)
             raise ValueError(f"rows.{name}.base={row.base!r}: choose one of {known}")
         if not row.seeds or not row.labels:
             raise ValueError(f"rows.{name}: give at least one of seeds and of labels")
-        if row.against and row.against not in config.rows:
+        if row.against and row.against not in study.rows:
             raise ValueError(f"rows.{name}.against={row.against!r} is none of the rows")
 
 
 def _make_cell(
-    config: ConfigDict, name: str, seed: int, labels: int, fold: int | None, workdir: Path
+    study: ConfigDict, name: str, seed: int, labels: int, fold: int | None, workdir: Path
 ) -> Cell:
     """Derives the config of a cell from the base of its row."""
-    row = config.rows[name]
-    derived = config.bases[row.base].copy_and_resolve_references().lock()
+    row = study.rows[name]
+    derived = study.bases[row.base].copy_and_resolve_references().lock()
     ladder = tuple(sorted({n for n in row.labels if 0 < n <= labels}))
-    data = dict(config.data, labels=ladder)
+    data = dict(study.data, labels=ladder)
     if fold is not None:
-        data.update(folds=config.folds, fold=fold, test=derived.data.train)
+        data.update(folds=study.folds, fold=fold, test=derived.data.train)
     try:
         derived.update(row.set)
         derived.update(seed=seed, data=data)

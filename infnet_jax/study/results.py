@@ -97,7 +97,7 @@ def _read_json(path: Path) -> Any:
 
 
 def dice_lines(
-    config: ConfigDict, results: Sequence[Results], without: Sequence[str] = ()
+    study: ConfigDict, results: Sequence[Results], without: Sequence[str] = ()
 ) -> list[Line]:
     """Returns the lines of Table II: one a row, budget and class, and for two classes their mean.
 
@@ -113,9 +113,9 @@ def dice_lines(
         groups = {name: [name] for name in result.classes}
         if len(groups) > 1:
             groups["mean of classes"] = result.classes
-        other = of_row.get((config.rows[result.row].against, result.labels))
+        other = of_row.get((study.rows[result.row].against, result.labels))
         for name, group in groups.items():
-            lines.append(_dice_line(config, result, other, name, group, without))
+            lines.append(_dice_line(study, result, other, name, group, without))
     for name in {line["class"] for line in lines}:
         family = [line for line in lines if line["class"] == name]
         for kind in DICE:
@@ -126,7 +126,7 @@ def dice_lines(
 
 
 def _dice_line(
-    config: ConfigDict,
+    study: ConfigDict,
     result: Results,
     other: Results | None,
     name: str,
@@ -134,7 +134,7 @@ def _dice_line(
     without: Sequence[str],
 ) -> Line:
     """The line of one class, or of the mean of a group; p is not corrected yet."""
-    row = config.rows[result.row]
+    row = study.rows[result.row]
     values = {kind: result.dice(kind, group, without) for kind in DICE}
     line: Line = {
         "row": row.title,
@@ -145,7 +145,7 @@ def _dice_line(
     for kind, ours in values.items():
         line[kind] = mean(ours)
         line[f"{kind}_low"], line[f"{kind}_high"] = interval(ours)
-    line["against"] = config.rows[other.row].title if other else ""
+    line["against"] = study.rows[other.row].title if other else ""
     for kind, ours in values.items():
         line[f"{kind}_gain"] = line[f"{kind}_p"] = math.nan
         if other:
@@ -156,11 +156,11 @@ def _dice_line(
     return line | {"paper": row.paper_dice if shown else math.nan}
 
 
-def loss_lines(config: ConfigDict, results: Sequence[Results]) -> list[Line]:
+def loss_lines(study: ConfigDict, results: Sequence[Results]) -> list[Line]:
     """Returns the lines of Table I: one a row, budget and definition of the loss."""
     lines = []
     for result in results:
-        row = config.rows[result.row]
+        row = study.rows[result.row]
         network = "multi" if "entropy" in result.losses else "single"
         for name, values in result.losses.items():
             low, high = interval(values[..., None])

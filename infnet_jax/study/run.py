@@ -26,7 +26,7 @@ from infnet_jax.weights import convert
 
 
 def run(
-    config: ConfigDict,
+    study: ConfigDict,
     *,
     workdir: Path,
     command: str,
@@ -38,7 +38,7 @@ def run(
     A cell that fails is listed and the others run; the same command tries it again.
 
     Args:
-      config: from `configs/study.py`.
+      study: from `configs/study.py`.
       workdir: everything is written below it.
       command: the line that repeats the study.
       prepare: config of a run -> folder of its prepared dataset; None: `config.prepare`.
@@ -52,7 +52,7 @@ def run(
       SystemExit: asked to stop; the same command resumes.
     """
     prepare, run_cell = prepare or _prepare, run_cell or run_to_the_end
-    cells = make_cells(config, workdir)
+    cells = make_cells(study, workdir)
     _check_weights(cells)
     named = {cell.config.data.name: cell.config for cell in cells}
     datasets = {name: prepare(one) for name, one in named.items()}
@@ -76,7 +76,7 @@ def run(
         last = number == len(cells)
         if last or (here and cells[number].seed != cell.seed):  # tables of what there is so far
             whole = [c for c in cells[:number] if str(c) not in failures]
-            page = tables.write(config, whole, workdir=workdir, failures=failures, command=command)
+            page = tables.write(study, whole, workdir=workdir, failures=failures, command=command)
     print(f"study: {len(cells) - len(failures)} of {len(cells)} cells finished: {page}")
     return 1 if failures else 0
 
@@ -105,7 +105,7 @@ def _check_weights(cells: Sequence[Cell]) -> None:
             if weights:
                 convert.load_imported(weights)
         except (ValueError, OSError) as error:
-            raise ValueError(f"row {row}: {error}; or leave it out of config.run") from error
+            raise ValueError(f"row {row}: {error}; or leave it out of study.run") from error
 
 
 def _finish(

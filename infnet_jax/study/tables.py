@@ -52,7 +52,7 @@ DICE_NOTE = (
 
 
 def write(
-    config: ConfigDict,
+    study: ConfigDict,
     cells: Sequence[Cell],
     *,
     workdir: Path,
@@ -69,18 +69,18 @@ def write(
         listed = "\n".join(f"- {cell}: {message}" for cell, message in failures.items())
         parts += [f"## {len(failures)} cells failed\n\nThe same command tries them again.", listed]
     results = collect(cells)
-    results.sort(key=lambda r: (config.run.index(r.row), -(r.labels or 1 << 30)))
+    results.sort(key=lambda r: (study.run.index(r.row), -(r.labels or 1 << 30)))
     if results:
-        parts += _table1(config, results, workdir) + _table2(config, results, workdir)
-        parts += _figures(config, results, workdir)
+        parts += _table1(study, results, workdir) + _table2(study, results, workdir)
+        parts += _figures(study, results, workdir)
     parts.append("Research use only; not a medical device.")
     write_text(workdir / "study.md", "\n\n".join(parts) + "\n")
     return workdir / "study.md"
 
 
-def _table1(config: ConfigDict, results: Sequence[Results], workdir: Path) -> list[str]:
+def _table1(study: ConfigDict, results: Sequence[Results], workdir: Path) -> list[str]:
     """A table a kind of network, a line a row and budget, a column a definition of the loss."""
-    lines = loss_lines(config, results)
+    lines = loss_lines(study, results)
     write_csv(workdir / "table1.csv", lines)
     parts = ["## Table I: loss on the test slices", LOSS_NOTE]
     for network in dict.fromkeys(line["network"] for line in lines):
@@ -99,12 +99,12 @@ def _table1(config: ConfigDict, results: Sequence[Results], workdir: Path) -> li
     return parts
 
 
-def _table2(config: ConfigDict, results: Sequence[Results], workdir: Path) -> list[str]:
+def _table2(study: ConfigDict, results: Sequence[Results], workdir: Path) -> list[str]:
     """A table of all slices, and one without each leaking set of which a slice was tested."""
     parts, rows = ["## Table II: Dice on the test slices", DICE_NOTE], []
     known = {name for result in results for name in result.ids}
-    for without in ((), *(ids for ids in config.leaking if known & {*ids})):
-        lines, table = dice_lines(config, results, without), []
+    for without in ((), *(ids for ids in study.leaking if known & {*ids})):
+        lines, table = dice_lines(study, results, without), []
         rows += [{"without": " ".join(without), **line} for line in lines]
         for line in lines:
             row = {key: line[key] for key in ("row", "labels", "class", "seeds")}
@@ -137,20 +137,20 @@ def _number(value: float, form: str) -> str:
     return "–" if math.isnan(value) else format(value, form)
 
 
-def _figures(config: ConfigDict, results: Sequence[Results], workdir: Path) -> list[str]:
+def _figures(study: ConfigDict, results: Sequence[Results], workdir: Path) -> list[str]:
     """The curve over label budgets where there are several, and the pairs slice by slice."""
     parts: list[str] = []
     curves: dict[str, list[tuple[float, ...]]] = {}
     pairs: list[tuple[str, str, np.ndarray, np.ndarray]] = []
     of_row = {r.row: r for r in results if not r.labels}
     for result in results:
-        row, values = config.rows[result.row], result.dice("mean", result.classes)
+        row, values = study.rows[result.row], result.dice("mean", result.classes)
         point = (result.learnt_from, mean(values), *interval(values))
         curves.setdefault(row.title, []).append(point)
         other = of_row.get(row.against)
         if other and not result.labels:
             theirs = per_slice(other.dice("mean", result.classes))
-            pairs.append((config.rows[other.row].title, row.title, theirs, per_slice(values)))
+            pairs.append((study.rows[other.row].title, row.title, theirs, per_slice(values)))
     curves = {title: sorted(points) for title, points in curves.items() if len(points) > 1}
     if curves:
         label_curve(curves, workdir / "figures" / "label_efficiency.png")

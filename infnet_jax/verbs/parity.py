@@ -10,7 +10,7 @@ import json
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -133,7 +133,7 @@ def _loss_outputs(spec: dict[str, Any], names: list[str]) -> dict[str, jax.Array
     visible = jnp.asarray(normal(400, 1) > -0.6, jnp.float32)
     heads = {"edge": jnp.asarray(normal(200, 3), jnp.float32)}
 
-    def inpaint(region: str) -> jax.Array:
+    def inpaint(region: Literal["erased", "visible"]) -> jax.Array:
         return inpaint_losses.reconstruction(heads, image, visible, region=region)[0]
 
     return {
