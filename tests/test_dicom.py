@@ -55,10 +55,14 @@ def _slice(i, series="1.2.3.4", **changes):
     return d
 
 
-def _series(folder, which=range(DEPTH), **changes):
-    folder.mkdir(parents=True, exist_ok=True)
-    for i in which:  # file names out of order: positions count
-        _slice(i, **changes).save_as(folder / f"im{(7 * i) % 5}", enforce_file_format=True)
+def _save(path, i, **changes):
+    _slice(i, **changes).save_as(path, enforce_file_format=True)
+
+
+def _series(folder):
+    folder.mkdir()
+    for i in range(DEPTH):  # file names out of order: positions count
+        _save(folder / f"im{(7 * i) % 5}", i)
     return folder
 
 
@@ -146,9 +150,8 @@ def test_a_tilted_series_keeps_its_geometry(tmp_path):
     folder.mkdir()
     for i in range(DEPTH):
         place = (np.array([5, 6, 7]) - 3 * i * normal).tolist()
-        _slice(i, ImageOrientationPatient=axes.tolist(), ImagePositionPatient=place).save_as(
-            folder / f"{i}", enforce_file_format=True
-        )
+        changes = {"ImageOrientationPatient": axes.tolist(), "ImagePositionPatient": place}
+        _save(folder / f"{i}", i, **changes)
     scan = _read(folder)
     assert scan.spacing == pytest.approx((3, 0.8, 0.7))
     files, _ = imaging.write_mask(scan, np.ones(scan.values.shape, np.uint8), tmp_path)
@@ -156,44 +159,31 @@ def test_a_tilted_series_keeps_its_geometry(tmp_path):
     np.testing.assert_allclose(affine[:3, 0], [-0.96 * 0.7, 0, 0.28 * 0.7], atol=1e-5)
 
 
-def _break(folder, what):
-    """Breaks a good series; returns words of its line."""
-    if what == "missing slice":
-        (folder / "im4").unlink()  # the third from the head
-        return "slices are missing"
-    if what == "doubled position":
-        shutil.copy(folder / "im0", folder / "again")
-        return "same position"
-    if what == "mixed series":
-        _slice(2, series="1.2.3.5").save_as(folder / "other", enforce_file_format=True)
-        return "2 series mixed"
-    if what == "mixed sizes":
-        _slice(2, Rows=12, PixelData=bytes(12 * COLS * 2)).save_as(
-            folder / "im4", enforce_file_format=True
-        )
-        return "2 sizes mixed"
-    if what == "modality":
-        _slice(2, Modality="CR").save_as(folder / "im4", enforce_file_format=True)
-        return "modality CR"
-    if what == "no position":
-        _slice(2, ImagePositionPatient=None).save_as(folder / "im4", enforce_file_format=True)
-        return "has no position"
-    data = (folder / "im4").read_bytes()
-    if what == "truncated pixels":
-        (folder / "im4").write_bytes(data[: -ROWS * COLS])
-    elif what == "truncated header":
-        (folder / "im4").write_bytes(data[:300])
-    return "im4: "
+def _truncate(path, end):
+    path.write_bytes(path.read_bytes()[:end])
 
 
-@pytest.mark.parametrize(
-    "what",
-    "missing slice,doubled position,mixed series,mixed sizes,modality,no position,"
-    "truncated pixels,truncated header".split(","),
-)
-def test_a_broken_series_is_one_line_that_names_it(what, tmp_path):
+BROKEN = {  # words of the line: what is done to the folder; im4 is the third from the head
+    "slices are missing": lambda folder: (folder / "im4").unlink(),
+    "same position": lambda folder: shutil.copy(folder / "im0", folder / "again"),
+    "2 series mixed": lambda folder: _save(folder / "other", 2, series="1.2.3.5"),
+    "2 sizes mixed": lambda folder: _save(
+        folder / "im4", 2, Rows=12, PixelData=bytes(12 * COLS * 2)
+    ),
+    "modality CR": lambda folder: _save(folder / "im4", 2, Modality="CR"),
+    "has no position": lambda folder: _save(folder / "im4", 2, ImagePositionPatient=None),
+    "several orientations": lambda folder: _save(
+        folder / "im4", 2, ImageOrientationPatient=[0, 1, 0, 1, 0, 0]
+    ),
+    "im4: truncated or unreadable pixels": lambda folder: _truncate(folder / "im4", -ROWS * COLS),
+    "im4: damaged or no DICOM|im4: holds no": lambda folder: _truncate(folder / "im4", 300),
+}
+
+
+@pytest.mark.parametrize("words", BROKEN)
+def test_a_broken_series_is_one_line_that_names_it(words, tmp_path):
     folder = _series(tmp_path / "a")
-    words = _break(folder, what)
+    BROKEN[words](folder)
     with pytest.raises(ValueError, match=words) as caught:
         _read(folder)
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)

@@ -153,46 +153,45 @@ def test_names_are_unique_and_come_from_the_path(tmp_path):
     assert [s.name for s in imaging.find([tmp_path / "one"])] == ["1"]
 
 
-def _bad(tmp_path, what):
-    """A bad input of each kind, and words of the line it must give."""
-    rng, path = np.random.default_rng(0), tmp_path / "bad.nii"
-    chest = _chest().transpose(2, 1, 0).astype(np.float32)
-    if what == "4-D":
-        return _nifti(path, np.stack([chest, chest], -1), np.eye(4)), "one volume"
-    if what == "NaN":
-        chest[0, 0, 0] = np.nan
-        return _nifti(path, chest, np.eye(4)), "NaN"
-    if what == "constant":
-        return _nifti(path, np.zeros_like(chest), np.eye(4)), "one grey level"
-    if what == "truncated NIfTI":
-        whole = _nifti(tmp_path / "bad.nii", chest, np.eye(4)).read_bytes()
-        path.write_bytes(whole[: len(whole) // 2])
-        return path, "truncated"
-    if what == "truncated gzip":
-        path = _nifti(tmp_path / "bad.nii.gz", chest, np.eye(4))
-        path.write_bytes(path.read_bytes()[:900])
-        return path, "truncated"
-    if what == "no NIfTI":
-        path.write_bytes(b"hello")
-        return path, "no readable NIfTI"
-    path = tmp_path / "bad.png"
-    if what == "photo":
-        cv2.imwrite(str(path), rng.integers(0, 255, (60, 60, 3), np.uint8))
-        return path, "colour"
-    if what == "X-ray":
-        soft = cv2.GaussianBlur(rng.normal(0, 1, (90, 90)), (0, 0), 12)
-        cv2.imwrite(str(path), (127 + 120 * soft / np.abs(soft).max()).astype(np.uint8))
-        return path, "chest CT"
-    path.write_bytes(b"\x89PNG nothing")
-    return path, "no readable picture"
+def _written(path, data):
+    path.write_bytes(data)
+    return path
 
 
-@pytest.mark.parametrize(
-    "what",
-    "4-D,NaN,constant,truncated NIfTI,truncated gzip,no NIfTI,photo,X-ray,no picture".split(","),
-)
-def test_bad_input_is_one_line_that_names_the_file(what, tmp_path):
-    path, words = _bad(tmp_path, what)
+def _truncated(path, end):
+    _nifti(path, _chest().transpose(2, 1, 0), np.eye(4))
+    return _written(path, path.read_bytes()[:end])
+
+
+def _picture(path, array):
+    cv2.imwrite(str(path), array)
+    return path
+
+
+def _film():
+    """A soft picture, as X-ray films are."""
+    soft = cv2.GaussianBlur(np.random.default_rng(0).normal(0, 1, (90, 90)), (0, 0), 12)
+    return (127 + 120 * soft / np.abs(soft).max()).astype(np.uint8)
+
+
+PHOTO = np.random.default_rng(0).integers(0, 255, (60, 60, 3), np.uint8)
+VOLUME = _chest().transpose(2, 1, 0).astype(np.float32)
+BAD = [  # words of the line, and what writes such a file
+    ("one volume", lambda p: _nifti(p / "4d.nii", np.stack([VOLUME, VOLUME], -1), np.eye(4))),
+    ("NaN", lambda p: _nifti(p / "a.nii", np.where(VOLUME > 35, np.nan, VOLUME), np.eye(4))),
+    ("one grey level", lambda p: _nifti(p / "a.nii", np.zeros_like(VOLUME), np.eye(4))),
+    ("damaged or truncated", lambda p: _truncated(p / "a.nii", 9000)),
+    ("damaged or truncated", lambda p: _truncated(p / "a.nii.gz", 600)),
+    ("no readable NIfTI", lambda p: _written(p / "a.nii", b"hello")),
+    ("a colour picture", lambda p: _picture(p / "a.png", PHOTO)),
+    ("not look like a chest CT", lambda p: _picture(p / "a.png", _film())),
+    ("no readable picture", lambda p: _written(p / "a.png", b"\x89PNG nothing")),
+]
+
+
+@pytest.mark.parametrize("words, make", BAD, ids=[words for words, _ in BAD])
+def test_bad_input_is_one_line_that_names_the_file(words, make, tmp_path):
+    path = make(tmp_path)
     with pytest.raises(ValueError, match=words) as caught:
         _read(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
@@ -221,9 +220,8 @@ def test_a_mask_of_another_grid_is_refused(tmp_path):
 
 
 def test_a_mask_that_cannot_be_written_leaves_the_old_one(tmp_path):
-    grey = np.clip((_chest()[1].astype(float) + 1350) / 1500, 0, 1)
-    cv2.imwrite(str(tmp_path / "a.png"), np.round(grey * 255).astype(np.uint8))
-    scan, out = _read(tmp_path / "a.png"), tmp_path / "out"
+    shown = np.clip((_chest()[1].astype(float) + 1350) / 1500, 0, 1) * 255
+    scan, out = _read(_picture(tmp_path / "a.png", shown.astype(np.uint8))), tmp_path / "out"
     (path,), _ = imaging.write_mask(scan, np.ones(scan.values.shape, np.uint8), out)
     before = path.read_bytes()
     with pytest.raises(ValueError, match="label 4: 0 to 3 allowed"):

@@ -5,8 +5,7 @@ from the front to the back, columns from the patient's right to the left (radiol
 A map of regions is uint8: 0 outside, 1..10 the patient's right lung, 11..20 the left.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -29,7 +28,7 @@ def slice_regions(sides: np.ndarray) -> np.ndarray:
     Returns:
       uint8 [H, W], 0..20.
     """
-    return _cut(sides[None], (_Cut(RIGHT, 1, _cut_slice, -1), _Cut(LEFT, 11, _cut_slice, 1)))[0]
+    return _cut(sides[None], ((RIGHT, 1, _cut_slice, -1), (LEFT, 11, _cut_slice, 1)))[0]
 
 
 def volume_regions(sides: np.ndarray) -> np.ndarray:
@@ -41,10 +40,13 @@ def volume_regions(sides: np.ndarray) -> np.ndarray:
     Returns:
       uint8 [D, H, W], 0..20.
     """
-    cuts = (_cut_upper, _cut_sides, _cut_lower)
-    right = (_Cut(*one, -1) for one in zip((1, 2, 3), (1, 4, 6), cuts, strict=True))
-    left = (_Cut(*one, 1) for one in zip((4, 5, 6), (11, 14, 16), cuts, strict=True))
-    return _cut(zones(sides), (*right, *left))
+    thirds = ((0, _cut_upper), (3, _cut_sides), (5, _cut_lower))
+    plan = [
+        (zone + third, first + before, cut, outward)
+        for zone, first, outward in ((1, 1, -1), (4, 11, 1))
+        for third, (before, cut) in enumerate(thirds)
+    ]
+    return _cut(zones(sides), plan)
 
 
 def lobe_regions(lobes: np.ndarray) -> np.ndarray:
@@ -57,11 +59,11 @@ def lobe_regions(lobes: np.ndarray) -> np.ndarray:
       uint8 [D, H, W], 0..20. The lowest third of the left upper lobe stands for the lingula.
     """
     plan = (
-        _Cut(RIGHT_UPPER, 1, _cut_upper, -1),
-        _Cut(RIGHT_MIDDLE, 4, _cut_sides, -1),
-        _Cut(RIGHT_LOWER, 6, _cut_lower, -1),
-        _Cut(LEFT_UPPER, 11, _cut_upper_and_lingula, 1),
-        _Cut(LEFT_LOWER, 16, _cut_lower, 1),
+        (RIGHT_UPPER, 1, _cut_upper, -1),
+        (RIGHT_MIDDLE, 4, _cut_sides, -1),
+        (RIGHT_LOWER, 6, _cut_lower, -1),
+        (LEFT_UPPER, 11, _cut_upper_and_lingula, 1),
+        (LEFT_LOWER, 16, _cut_lower, 1),
     )
     return _cut(lobes, plan)
 
@@ -78,7 +80,7 @@ def zones(sides: np.ndarray) -> np.ndarray:
     Returns:
       uint8 [D, H, W], 0..6.
     """
-    return _cut(sides, (_Cut(RIGHT, 1, _cut_thirds, 1), _Cut(LEFT, 4, _cut_thirds, 1)))
+    return _cut(sides, ((RIGHT, 1, _cut_thirds, 1), (LEFT, 4, _cut_thirds, 1)))
 
 
 def standard_lobes(labels: np.ndarray) -> np.ndarray:
@@ -95,22 +97,15 @@ def standard_lobes(labels: np.ndarray) -> np.ndarray:
     return labels.astype(np.uint8)
 
 
-class _Cut(NamedTuple):
-    """How the voxels of a label are told apart.
-
-    `cut` numbers them from 0, int8 [n], by slice, row and column, int16 [n]; columns are
-    multiplied by `outward` so that they grow away from the middle of the body. `first` is added.
-    """
-
-    label: int
-    first: int
-    cut: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-    outward: int
+Rule = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
-def _cut(labels: np.ndarray, plan: tuple[_Cut, ...]) -> np.ndarray:
-    """A map of regions, uint8 [D, H, W], from an integer map of labels that are cut each by itself.
+def _cut(labels: np.ndarray, plan: Iterable[tuple[int, int, Rule, int]]) -> np.ndarray:
+    """Regions, uint8 [D, H, W], from labels, integer [D, H, W], each of which a rule cuts.
 
+    Of each label, `plan` has its number, that of its first region, its rule, and -1 or 1: times
+    this, columns grow away from the middle of the body. A rule takes slices, rows and columns of
+    the label's voxels, int16 [n] each, and numbers the voxels from 0, int8 [n].
     Works slice by slice with int16: a lung has millions of voxels.
     """
     out = np.zeros(labels.shape, np.uint8)

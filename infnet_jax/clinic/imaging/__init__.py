@@ -33,17 +33,13 @@ class Format(NamedTuple):
     writers: Mapping[str, Callable[[Path, Scan, np.ndarray, MaskInfo], None]]
 
 
+_OF_SERIES = {".nii.gz": nifti.write_mask, ".dcm": dicom_seg.write_mask}
 FORMATS = {
     "picture": Format(
         pictures.SUFFIXES, pictures.read, pictures.read_labels, {".png": pictures.write_mask}
     ),
     "nifti": Format(nifti.SUFFIXES, nifti.read, nifti.read_labels, {".nii.gz": nifti.write_mask}),
-    "dicom": Format(
-        dicom.SUFFIXES,
-        dicom.read,
-        None,
-        {".nii.gz": nifti.write_mask, ".dcm": dicom_seg.write_mask},
-    ),
+    "dicom": Format(dicom.SUFFIXES, dicom.read, None, _OF_SERIES),
 }
 Found = tuple[Path, str, tuple[Path, ...]]  # where a scan lies, its kind, its files
 

@@ -192,10 +192,8 @@ def _pixels(label: str, header: "pydicom.Dataset") -> np.ndarray:
 
 def _thickness(header: "pydicom.Dataset") -> float:
     """From slice to slice, in mm; 1 where the header does not say."""
-    for tag in ("SpacingBetweenSlices", "SliceThickness"):
-        if header.get(tag):
-            return abs(float(header.get(tag))) or 1.0
-    return 1.0
+    given = (header.get(tag) for tag in ("SpacingBetweenSlices", "SliceThickness"))
+    return next((abs(float(value)) for value in given if value), 0.0) or 1.0
 
 
 def _made_up_affine(header: "pydicom.Dataset") -> np.ndarray:
