@@ -52,4 +52,4 @@ def test_source_files_may_lie_in_a_folder_of_the_builder(given, tmp_path):
     config = selfsup.get_config("tiny")
     dummy("folders/default", tmp_path / "manual/folders")
     config.data.update(manual_dir=str(tmp_path / "manual" / given), data_dir=str(tmp_path / "data"))
-    assert build("folders", config) == tmp_path / "data/folders/default/1.1.0"
+    assert build("folders", config.data) == tmp_path / "data/folders/default/1.1.0"
