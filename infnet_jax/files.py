@@ -50,7 +50,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """
     columns = list(dict.fromkeys(name for row in rows for name in row))
     with whole(path) as fresh, fresh.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="")
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
         if columns:
             writer.writeheader()
         writer.writerows(rows)

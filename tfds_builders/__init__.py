@@ -94,6 +94,8 @@ def find(name: str) -> tuple[type, str]:
         raise ValueError(f"unknown dataset {name!r}; there are: {', '.join(NAMES)}")
     module = importlib.import_module(f"tfds_builders.{builder_name}.{builder_name}_dataset_builder")
     configs = [c.name for c in module.Builder.BUILDER_CONFIGS]
+    if not configs:
+        raise ValueError(f"builder {builder_name} has no BUILDER_CONFIGS: give it one, `default`")
     if config and config not in configs:
         raise ValueError(f"unknown config {name!r}; {builder_name} has: {', '.join(configs)}")
     return module.Builder, config or configs[0]
