@@ -254,7 +254,7 @@ def test_sigterm_saves_at_the_next_offer(tmp_path):
 _VICTIM = """
 import numpy as np
 from infnet_jax.runs.checkpoint import Checkpoints
-state = lambda step: {"w": np.random.default_rng(step).normal(size=2_000_000), "step": step}
+state = lambda step: {"w": np.random.default_rng(step).normal(size=2_000_000), "step": np.asarray(step)}
 checkpoints = Checkpoints(FOLDER, save_every=1)
 checkpoints.offer(1, state(1))
 checkpoints.wait()
@@ -274,7 +274,7 @@ def test_kill_in_mid_save_leaves_the_earlier_one_whole(tmp_path, delay):
     victim.kill()
     victim.communicate()
     with Checkpoints(tmp_path, save_every=1) as checkpoints:
-        target = {"w": np.zeros(2_000_000), "step": 0}
+        target = {"w": np.zeros(2_000_000), "step": np.asarray(0)}
         state, step = checkpoints.restore(target)
         checkpoints.offer(step + 1, state)  # orbax has cleaned up once it can write
     assert int(state["step"]) == step

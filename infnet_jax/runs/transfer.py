@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from infnet_jax.runs.manifest import named_leaves
+from infnet_jax.runs.checkpoint import named_leaves
 
 Tree = Any
 
