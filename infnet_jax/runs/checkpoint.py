@@ -5,6 +5,7 @@ would load silently as other weights, and a dtype mismatch would be cast silentl
 checkpoint carries a manifest: dtype, shape and sha256 of each leaf, sealed by a sha256 itself.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -56,7 +57,7 @@ class Checkpoints:
             raise ValueError(f"{given}: wanted max, min or None, and a number of at least 1")
         self.directory, self.preempted = Path(directory).absolute(), False
         self._save_every, self._sign = save_every, signs[best_mode]
-        self._previous_handler: Any = None
+        self._closing = contextlib.ExitStack()
         self._scores: dict[int, float] = {}  # by step; higher is better
         keep = managers.AnyPreservationPolicy([managers.LatestN(2), _KeepBest(self._scores)])
         options = ocp.CheckpointManagerOptions(
@@ -85,14 +86,14 @@ class Checkpoints:
             self.preempted = True
 
         # Several processes must agree on the step: there `offer` asks JAX's own notice instead.
-        alone = jax.process_count() == 1
-        if alone and threading.current_thread() is threading.main_thread():
-            self._previous_handler = signal.signal(signal.SIGTERM, on_sigterm)
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            earlier = signal.signal(signal.SIGTERM, on_sigterm)
+            self._closing.callback(signal.signal, signal.SIGTERM, earlier)
 
     def offer(
         self, step: int, state: Tree, metric: float | None = None, force: bool = False
     ) -> bool:
-        """Saves `state` if it is due; returns at once while the files are written.
+        """Saves `state` if it is due, and returns whether; the files are written in the background.
 
         Due are: a multiple of `save_every`, a metric better than all before, preemption (which
         waits until the files are whole), and `force`. A stored step is not written again.
@@ -102,9 +103,6 @@ class Checkpoints:
           state: a tree of arrays; it may be donated as soon as this returns.
           metric: the validation metric of this state, where there is one; NaN is the worst.
           force: save in any case, as after the last step.
-
-        Returns:
-          Whether this call saved.
 
         Raises:
           Exception: an earlier background save failed (as with a full disk).
@@ -161,9 +159,7 @@ class Checkpoints:
     def close(self) -> None:
         """Waits, and gives SIGTERM back to its earlier handler."""
         self._manager.close()
-        if self._previous_handler is not None:
-            signal.signal(signal.SIGTERM, self._previous_handler)
-            self._previous_handler = None
+        self._closing.close()
 
     def _read(self, folder: Path, target: Tree) -> Tree:
         manifest = _read_manifest(folder)
