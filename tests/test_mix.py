@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from infnet_jax.data.batches import Batches
-from infnet_jax.data.mix import Mix, Part, epoch_order, parse, quotas
+from infnet_jax.data.batches import Batches, epoch_order, quotas
+from infnet_jax.data.splits import Mix, Part, parse_mix
 from infnet_jax.training import data as stage_data
 
 SIZES, WEIGHTS = [10, 4, 6], [1, 2, 1]
@@ -44,7 +44,7 @@ class Named:
     ],
 )
 def test_mixes_are_read(text, parts):
-    assert parse(text) == parts
+    assert parse_mix(text) == parts
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_mixes_are_read(text, parts):
 )
 def test_what_is_no_mix_is_named(text, words):
     with pytest.raises(ValueError, match="data.pretrain") as caught:
-        parse(text)
+        parse_mix(text)
     assert words in str(caught.value)
 
 

@@ -51,7 +51,7 @@ class Batches:
         Args:
           sources: their examples are mixed.
           batch_size: rows of the global batch.
-          size: side of the square pictures, in pixels (images by area or bilinear, masks nearest).
+          size: side of the square pictures, in pixels, see `resize`.
           seed: of the order of examples.
           weights: shares of the sources in an epoch, see `quotas`.
           fields: pictures to read, out of image, mask, lung, prior.
@@ -63,10 +63,9 @@ class Batches:
         sizes = [len(source) for source in sources]
         if not sum(sizes):
             raise ValueError("no examples to draw batches from")
-        self._first, self._rows = _share(batch_size, process)
+        self._first, self._rows = _share(batch_size, size, fields, process)
         self._sources, self._batch_size, self._size = list(sources), batch_size, size
-        self._ends = np.cumsum(sizes).tolist()
-        self.fields = _check(fields, size)
+        self.fields, self._ends = tuple(fields), np.cumsum(sizes).tolist()
         self._cache: dict[int, Batch] = {}
         self._room = CACHE_BYTES // (size * size * len(self.fields))
         drawn = quotas(sizes, weights)
@@ -130,7 +129,7 @@ def eval_batches(
     Args and shapes are those of `Batches`. The last batch is filled up with zeros whose `valid` is
     False, so that no example is counted twice and nothing recompiles.
     """
-    (first, rows), fields = _share(batch_size, process), _check(fields, size)
+    first, rows = _share(batch_size, size, fields, process)
     for start in range(0, len(source), batch_size):
         share = range(len(source))[start : start + batch_size][first : first + rows]
         yield _stack([_read(source[i], fields, size) for i in share], rows, fields, size)
@@ -139,9 +138,8 @@ def eval_batches(
 def quotas(sizes: Sequence[int], weights: Sequence[float] | None) -> list[int]:
     """Returns the draws from each source in an epoch: in all about as many as there are examples.
 
-    Args:
-      sizes: examples of each source, all above 0.
-      weights: shares of the draws, relative to each other; None: each example once.
+    The sizes are the sources' numbers of examples, all above 0; the weights are their shares,
+    relative to each other, or None: each example once.
     """
     if weights is None:
         return list(sizes)
@@ -155,11 +153,8 @@ def epoch_order(sizes: Sequence[int], drawn: Sequence[int], seed: int, epoch: in
     A source that is drawn from more or less often than it has examples is gone through in passes,
     which go on from epoch to epoch: no example is ever more than one pass ahead of another.
 
-    Args:
-      sizes, drawn: of each source, its examples and the draws from it in an epoch.
-
     Returns:
-      int64 [sum(drawn)], indices into the sources laid end to end.
+      int64 [sum(drawn)], indices into the sources laid end to end, where `drawn` are the `quotas`.
     """
     order = np.random.default_rng((seed, epoch)).permutation(sum(drawn))
     if list(drawn) == list(sizes):
@@ -177,7 +172,7 @@ def epoch_order(sizes: Sequence[int], drawn: Sequence[int], seed: int, epoch: in
 
 
 def resize(picture: np.ndarray, size: int, *, labels: bool) -> np.ndarray:
-    """A picture, uint8 [H, W, 1], as [size, size, 1]; `labels` are never mixed."""
+    """A uint8 [H, W, 1] as [size, size, 1]; `labels` by the nearest, else by area or bilinear."""
     import cv2
 
     height, width = picture.shape[:2]
@@ -189,15 +184,12 @@ def resize(picture: np.ndarray, size: int, *, labels: bool) -> np.ndarray:
     return cv2.resize(picture, (size, size), interpolation=how)[..., None]
 
 
-def _check(fields: Sequence[str], size: int) -> tuple[str, ...]:
-    """The fields, if there are such pictures and the size is one."""
+def _share(
+    batch_size: int, size: int, fields: Sequence[str], process: tuple[int, int] | None
+) -> tuple[int, int]:
+    """Of each global batch, the first row and the number of rows that a process reads."""
     if size < 1 or not set(fields) <= set(PICTURES):
         raise ValueError(f"size {size} must be positive and fields {fields} out of {PICTURES}")
-    return tuple(fields)
-
-
-def _share(batch_size: int, process: tuple[int, int] | None) -> tuple[int, int]:
-    """Of each global batch, the first row and the number of rows that a process reads."""
     if process is None:
         import jax
 
@@ -210,13 +202,13 @@ def _share(batch_size: int, process: tuple[int, int] | None) -> tuple[int, int]:
     return index * rows, rows
 
 
-def _read(example: Example, fields: tuple[str, ...], size: int) -> Batch:
+def _read(example: Example, fields: Sequence[str], size: int) -> Batch:
     """The pictures of an example, uint8 [size, size, 1]; without a mask all is background."""
     example = {"mask": np.zeros((size, size, 1), np.uint8), **example}
     return {n: resize(decode(example, n), size, labels=n in ("mask", "lung")) for n in fields}
 
 
-def _stack(pictures: list[Batch], rows: int, fields: tuple[str, ...], size: int) -> Batch:
+def _stack(pictures: list[Batch], rows: int, fields: Sequence[str], size: int) -> Batch:
     """A batch of `rows`, filled up with zeros."""
     blank = dict.fromkeys(fields, np.zeros((size, size, 1), np.uint8))
     filled = pictures + [blank] * (rows - len(pictures))

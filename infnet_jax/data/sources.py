@@ -63,20 +63,18 @@ class LungTarget(Subset):
         return {**example, "mask": whole.astype(np.uint8), "lesion": example["mask"]}
 
 
-class WithPriors:
+class WithPriors(Subset):
     """A source whose examples also have `prior`, a probability map as uint8 [h, w, 1].
 
     The maps are given by id, uint8 [h, w]; an example without one is a KeyError.
     """
 
     def __init__(self, source: Source, priors: Mapping[str, np.ndarray]):
-        self._source, self._priors = source, priors
-
-    def __len__(self) -> int:
-        return len(self._source)
+        super().__init__(source, range(len(source)))
+        self._priors = priors
 
     def __getitem__(self, index: int) -> Example:
-        example = self._source[index]
+        example = super().__getitem__(index)
         return {**example, "prior": self._priors[text(example["id"])][..., None]}
 
 

@@ -84,10 +84,7 @@ def open_whole(split: str, data: Data) -> Source:
 
 
 def open_training(split: str, data: Data, *, masks: bool) -> Source:
-    """Opens a split to train on; of the training split, what the run may look at.
-
-    Args:
-      masks: whether the masks are learnt from, or the images alone.
+    """Opens a split whose masks, or images alone, are learnt from; as far as the run may.
 
     Raises:
       ValueError: a part of the training split, of which labels or folds would be ignored.
@@ -132,12 +129,8 @@ def labelled(source: Source, data: Data) -> np.ndarray:
 def nested_subset(source: Source, budgets: Sequence[int], seed: int) -> np.ndarray:
     """Draws whole groups until each budget in turn is full, so that subsets nest.
 
-    A budget may stay a few slices short of its number, but no group is ever cut.
-
-    Args:
-      source: the examples; only `group` is looked at.
-      budgets: rising numbers of slices.
-      seed: of the order in which groups are drawn.
+    A budget may stay a few slices short of its number, but no group is ever cut. Of the examples,
+    only `group` is looked at.
 
     Returns:
       Indices of the subset of the last budget, int64, ascending.

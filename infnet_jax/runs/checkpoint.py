@@ -22,6 +22,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as managers
 
+from infnet_jax.runs.transfer import named_leaves
+
 Tree = Any
 logger = logging.getLogger(__name__)
 
@@ -227,16 +229,6 @@ def load_parameters(path: str | Path, part: str = "best") -> Tree:
         return reader.restore(folder / "state", args=ocp.args.PyTreeRestore(restore_args=plain))
 
     return _verified(read, known[folder], folder)
-
-
-def named_leaves(tree: Tree) -> dict[str, Any]:
-    """Leaves by their path, such as `net/params/trunk/conv1/kernel`.
-
-    Fields of dataclasses and named tuples, keys and positions look alike, so a tree has the same
-    names when it is read back as plain dicts and lists.
-    """
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
 
 
 def _verified(read: Callable[[], Tree], manifest: Mapping[str, Any], folder: Path) -> Tree:

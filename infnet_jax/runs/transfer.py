@@ -6,9 +6,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from infnet_jax.runs.checkpoint import named_leaves
-
 Tree = Any
+
+
+def named_leaves(tree: Tree) -> dict[str, Any]:
+    """Leaves by their path, such as `net/params/trunk/conv1/kernel`.
+
+    Fields of dataclasses and named tuples, keys and positions look alike, so a tree has the same
+    names when it is read back as plain dicts and lists.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
 
 
 class Transfer(NamedTuple):
