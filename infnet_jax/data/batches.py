@@ -22,17 +22,13 @@ Batch = dict[str, np.ndarray]
 class Batches:
     """Endless shuffled training batches, indexed by step and pure in (seed, step).
 
-    Each epoch is a new permutation of the examples of all sources (see `epoch_order`); a batch may
-    straddle two epochs, and a set smaller than the batch repeats within it. Of the global batch of
-    a step, process p of n gets rows p * batch_size / n onward, so any number of processes together
-    see the batch that one process would.
+    Each epoch, of `example_count` examples, is a new permutation of those of all sources (see
+    `epoch_order`); a batch may straddle two, and a set smaller than the batch repeats within it.
+    Of the global batch of a step, process p of n gets rows p * batch_size / n onward, so any number
+    of processes together see the batch that one process would.
 
-    `batches[step]` is a dict of uint8 [b, size, size, 1] for each field and `valid` bool [b],
+    `batches[step]` is a dict of uint8 [b, size, size, 1] for each of `fields` and `valid` bool [b],
     b = batch_size / n. A missing mask (unlabelled examples) reads as all background.
-
-    Attributes:
-      fields: the pictures in each batch.
-      example_count: examples in one epoch.
     """
 
     def __init__(
@@ -148,13 +144,11 @@ def quotas(sizes: Sequence[int], weights: Sequence[float] | None) -> list[int]:
 
 
 def epoch_order(sizes: Sequence[int], drawn: Sequence[int], seed: int, epoch: int) -> np.ndarray:
-    """Returns the examples of one epoch, pure in (seed, epoch), of which both are at least 0.
+    """Returns the examples of one epoch, int64 [sum(drawn)] into the sources laid end to end.
 
-    A source that is drawn from more or less often than it has examples is gone through in passes,
-    which go on from epoch to epoch: no example is ever more than one pass ahead of another.
-
-    Returns:
-      int64 [sum(drawn)], indices into the sources laid end to end, where `drawn` are the `quotas`.
+    It is pure in (seed, epoch), both at least 0; `drawn` are the `quotas`. A source that is drawn
+    from more or less often than it has examples is gone through in passes, which go on from epoch
+    to epoch: no example is ever more than one pass ahead of another.
     """
     order = np.random.default_rng((seed, epoch)).permutation(sum(drawn))
     if list(drawn) == list(sizes):

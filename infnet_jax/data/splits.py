@@ -51,9 +51,8 @@ class Mix(NamedTuple):
     @property
     def weights(self) -> list[float] | None:
         """Of all parts, 1 where none is given; None where no part has one."""
-        if all(part.weight is None for part in self.parts):
-            return None
-        return [1.0 if part.weight is None else part.weight for part in self.parts]
+        weights = [part.weight for part in self.parts]  # above 0 where they are given
+        return [weight or 1.0 for weight in weights] if any(weights) else None
 
 
 def parse_mix(text: str) -> list[Part]:
@@ -127,20 +126,17 @@ def labelled(source: Source, data: Data) -> np.ndarray:
 
 
 def nested_subset(source: Source, budgets: Sequence[int], seed: int) -> np.ndarray:
-    """Draws whole groups until each budget in turn is full, so that subsets nest.
+    """Draws whole groups until each budget in turn is full: indices, int64, ascending.
 
-    A budget may stay a few slices short of its number, but no group is ever cut. Of the examples,
-    only `group` is looked at.
-
-    Returns:
-      Indices of the subset of the last budget, int64, ascending.
+    A budget may stay a few slices short of its number, but no group is ever cut, and the subset of
+    a shorter ladder lies within that of a longer one. Of the examples, only `group` is looked at.
 
     Raises:
       ValueError: budgets that do not rise from 1 or exceed the source, or a first one so small
         that no group fits.
     """
     steps = [0, *budgets]
-    if any(a >= b for a, b in zip(steps, steps[1:], strict=False)) or steps[-1] > len(source):
+    if steps != sorted(set(steps)) or steps[-1] > len(source):
         raise ValueError(f"data.labels={tuple(budgets)}: give rising numbers in 1 .. {len(source)}")
     taken = _fill(_shuffled_groups(source, seed), budgets)
     if not taken:
@@ -149,13 +145,10 @@ def nested_subset(source: Source, budgets: Sequence[int], seed: int) -> np.ndarr
 
 
 def split_validation(source: Source, *, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Draws a validation set of about `count` examples: whole groups (patients), fixed by the seed.
+    """Returns (training, validation) indices, int64, ascending, disjoint, together all of `source`.
 
-    It has at most `count` examples or, if every group has more, those of the smallest group. Of
-    the examples, only `group` is looked at.
-
-    Returns:
-      (training, validation) indices, int64, ascending, disjoint, together all of `source`.
+    Validation has whole groups (patients), drawn by the seed: at most `count` examples or, if every
+    group has more, those of the smallest. Of the examples, only `group` is looked at.
 
     Raises:
       ValueError: a count out of range, or nothing left to train on.
@@ -176,10 +169,8 @@ def split_validation(source: Source, *, count: int, seed: int = 0) -> tuple[np.n
 def group_folds(source: Source, count: int, seed: int = 0) -> list[np.ndarray]:
     """Deals whole groups (patients) to `count` folds of about equal size, fixed by the seed.
 
-    Each group in turn goes to the smallest fold so far. Of the examples, only `group` is looked at.
-
-    Returns:
-      `count` arrays of indices, int64, ascending, disjoint, together all of `source`.
+    The folds are arrays of indices, int64, ascending, disjoint, together all of `source`. Each
+    group in turn goes to the smallest fold so far. Of the examples, only `group` is looked at.
 
     Raises:
       ValueError: fewer than two folds, or fewer groups than folds.

@@ -1,6 +1,5 @@
 """Devices: one mesh axis, `data`, and the few moves that put host arrays onto it."""
 
-import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -40,10 +39,8 @@ def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
       Arrays [b * processes, ...], split over the devices on their leading axis, which must divide
       by their number; process 0's rows come first.
     """
-    join = functools.partial(
-        jax.make_array_from_process_local_data, NamedSharding(mesh, PartitionSpec(AXIS))
-    )
-    return {name: join(rows) for name, rows in batch.items()}
+    split = NamedSharding(mesh, PartitionSpec(AXIS))
+    return {name: jax.make_array_from_process_local_data(split, x) for name, x in batch.items()}
 
 
 def check_batch(batch_size: int, mesh: Mesh, key: str = "batch_size") -> None:

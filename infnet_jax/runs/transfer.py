@@ -29,23 +29,16 @@ class Transfer(NamedTuple):
 
 
 def transfer(
-    target: Tree,
-    source: Tree,
-    *,
-    mode: str = "all_but_last",
-    is_output_layer: Callable[[str], bool] = lambda name: False,
+    target: Tree, source: Tree, *, mode: str, is_output_layer: Callable[[str], bool]
 ) -> tuple[Tree, Transfer]:
     """Fills `target` from the leaves of `source` that have the same name and shape.
 
+    Both are nested dicts of arrays, such as {"params": ..., "batch_stats": ...}. The result is a
+    new tree with `target`'s structure, in which loaded leaves are numpy arrays of `target`'s dtype.
+
     Args:
-      target: nested dicts of arrays, such as {"params": ..., "batch_stats": ...}; not changed.
-      source: nested dicts of arrays.
       mode: `all_but_last`: every leaf whose name is not one of `is_output_layer`; `matching`: every
         leaf; `encoder`: the leaves below a module called `trunk`.
-
-    Returns:
-      (tree, report): a new tree with `target`'s structure; loaded leaves are numpy arrays of the
-      target's dtype.
 
     Raises:
       ValueError: the mode is unknown, or nothing could be loaded.
