@@ -115,12 +115,11 @@ def test_a_terminal_gets_one_line_at_most_five_times_a_second(tmp_path, tick_clo
 
 
 def test_a_pipe_gets_an_opening_and_a_closing_line(tmp_path, capsys):
-    log = _open(tmp_path, start_step=2)
-    for step in range(3, 8):
-        log.scalars(step, {"loss": 1.0})
-        log.tick(step, "net")
-    log.close()
-    log.close()
+    with _open(tmp_path, start_step=2) as log:
+        for step in range(3, 8):
+            log.scalars(step, {"loss": 1.0})
+            log.tick(step, "net")
+    log.close()  # a second time
     opening, closing = capsys.readouterr().err.splitlines()
     assert opening == "segment: from step 2 of 10 steps, batch 4"
     assert closing.startswith("segment: stopped at step 7, 5 steps in ")

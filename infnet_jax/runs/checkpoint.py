@@ -45,13 +45,8 @@ class Checkpoints:
     def __init__(self, directory: str | Path, *, save_every: int, best_mode: str | None = "max"):
         """Opens or creates the folder and removes what killed saves left in it.
 
-        Args:
-          directory: where the checkpoints go, one folder per step.
-          save_every: steps between regular saves.
-          best_mode: `max` or `min`: which metric is better; None keeps no best checkpoint.
-
-        Raises:
-          ValueError: an argument is out of range.
+        Every `save_every` steps there is a regular save. `best_mode`, `max` or `min`, tells which
+        metric is better; None keeps no best checkpoint. Another value is a ValueError.
         """
         signs = {"max": 1, "min": -1, None: 0}
         if best_mode not in signs or save_every < 1:

@@ -53,7 +53,7 @@ class RunLog:
 
     Attributes:
       metrics_path: `<directory>/metrics.jsonl`; events are in `<directory>/tensorboard`.
-      name: of the stage; phases: those that have run at least one step.
+      phases: those that have run at least one step.
     """
 
     def __init__(
@@ -68,13 +68,8 @@ class RunLog:
     ):
         """Opens the log and drops what an earlier run wrote at or after `start_step`.
 
-        Args:
-          directory: the stage's folder, made if missing.
-          name: the stage, as it appears in each row.
-          total_steps: the step at which the stage is done.
-          batch_size: examples a step over all processes, for images a second.
-          start_step: the first step to run, in 0..total_steps.
-          active: False makes every method write nothing (all processes but the first).
+        The stage `name` runs from there to `total_steps`, with `batch_size` examples a step over
+        all processes. If not `active` (all processes but the first), nothing is ever written.
         """
         if not 0 <= start_step <= total_steps:
             raise ValueError(f"{name}: start_step {start_step} is not in 0..{total_steps}")
