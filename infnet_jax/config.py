@@ -1,6 +1,5 @@
 """A config file with its overrides, and its datasets prepared: for `main.py` and `study`."""
 
-import dataclasses
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -10,8 +9,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import tfds_builders
-from infnet_jax.data import mix
-from infnet_jax.data.mix import Mix
+from infnet_jax.data.splits import Mix, Part, parse_mix
 from infnet_jax.plan import resolve
 
 
@@ -55,7 +53,7 @@ def prepare(config: ConfigDict) -> tuple[Path, Mix | None]:
       FileNotFoundError: the source files of a dataset are missing.
     """
     resolve(config, Path())  # a wrong config must not wait until the datasets are built
-    parts = mix.parse(config.data.pretrain)
+    parts = parse_mix(config.data.pretrain)
     for part in parts:  # nor must a misspelt name
         try:
             tfds_builders.find(part.name)
@@ -65,13 +63,13 @@ def prepare(config: ConfigDict) -> tuple[Path, Mix | None]:
     if not parts:
         return dataset, None
 
-    def copies(part: mix.Part) -> list[str]:
+    def copies(part: Part) -> list[str]:
         from tfds_builders import overlap  # slow to import, and few runs have a mix
 
         assert part.folder is not None
         return overlap.copies(part.folder, part.split, dataset, config.data.test)
 
-    built = (dataclasses.replace(part, folder=build(part.name, config.data)) for part in parts)
+    built = (part._replace(folder=build(part.name, config.data)) for part in parts)
     return dataset, Mix(tuple(built), copies)
 
 

@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 
 from infnet_jax.data import batches as module
-from infnet_jax.data.batches import Batches, Paired, eval_batches
+from infnet_jax.data.batches import Batches, Paired, epoch_order, eval_batches, quotas
+
+SIZES, WEIGHTS = [10, 4, 6], [1, 2, 1]
 
 
 class Numbered:
     """Examples whose every pixel tells their number; `reads` counts the accesses."""
 
-    def __init__(self, count, start=0, shape=(6, 8), png=True, **extra):
-        self.count, self.start, self.shape, self.png, self.extra = count, start, shape, png, extra
+    def __init__(self, count, start=0, png=True, **extra):
+        self.count, self.start, self.png, self.extra = count, start, png, extra
         self.reads = 0
 
     def __len__(self):
@@ -21,12 +23,11 @@ class Numbered:
 
     def __getitem__(self, i):
         self.reads += 1
-        picture = np.full((*self.shape, 1), self.start + i, np.uint8)
+        picture = np.full((6, 8, 1), self.start + i, np.uint8)
         mask = np.uint8(picture % 3)
         if self.png:
             picture, mask = (cv2.imencode(".png", x)[1].tobytes() for x in (picture, mask))
-        texts = {"id": f"slice{i}".encode(), "group": f"patient{i // 3}".encode()}
-        return {"image": picture, "mask": mask} | texts | self.extra
+        return {"image": picture, "mask": mask} | self.extra
 
 
 def numbers(batch):
@@ -54,8 +55,7 @@ def test_a_batch_depends_on_seed_and_step_alone():
     }
     assert late["valid"].all()
     np.testing.assert_array_equal(late["mask"], late["image"] % 3)
-    orders = [sum((numbers(make(Numbered(50), seed=s)[i]) for i in range(5)), []) for s in (0, 1)]
-    assert orders[0] != orders[1]
+    assert not same(make(Numbered(50), seed=0)[0], make(Numbered(50), seed=1)[0])
 
 
 @pytest.mark.parametrize("start", [0, 3, 1001])
@@ -98,12 +98,7 @@ def test_a_process_reads_its_own_rows_unless_told(monkeypatch):
 
 def test_a_set_smaller_than_the_batch_repeats():
     batch = make(Numbered(3), batch_size=7)[0]
-    assert sorted(numbers(batch)) in (
-        [0, 0, 0, 1, 1, 2, 2],
-        [0, 0, 1, 1, 1, 2, 2],
-        [0, 0, 1, 1, 2, 2, 2],
-    )
-    assert batch["valid"].all()
+    assert sorted(np.bincount(numbers(batch))) == [2, 2, 3] and batch["valid"].all()
     with pytest.raises(ValueError, match="no examples"):
         make(Numbered(0))
 
@@ -165,6 +160,52 @@ def test_evaluation_counts_every_example_once():
     assert [numbers(batch) for batch in shares[1]] == [[2, 3], [0, 0]]
     assert [batch["valid"].tolist() for batch in shares[1]] == [[True, True], [False, False]]
     assert list(eval_batches(Numbered(0), batch_size=4, size=8)) == []
+
+
+def test_quotas_by_hand():
+    assert quotas(SIZES, None) == SIZES
+    assert quotas(SIZES, WEIGHTS) == [5, 10, 5]
+    assert quotas([1000, 10], [0.5, 0.5]) == [505, 505]
+    assert quotas([100, 2], [1000, 1]) == [102, 1]  # never nothing
+
+
+def test_every_epoch_has_the_shares_and_every_source_is_used_evenly():
+    drawn, ends = quotas(SIZES, WEIGHTS), np.cumsum(SIZES)
+    seen = np.zeros(20, int)
+    orders = [epoch_order(SIZES, drawn, 3, epoch) for epoch in range(7)]
+    for order in orders:
+        which = np.searchsorted(ends, order, side="right")
+        assert np.bincount(which).tolist() == drawn
+        seen += np.bincount(order, minlength=20)
+        for part in np.split(seen, ends[:-1]):
+            assert part.max() - part.min() <= 1
+    assert seen[10:14].sum() == 70
+    assert len({order.tobytes() for order in orders}) == 7
+    np.testing.assert_array_equal(epoch_order(SIZES, drawn, 3, 5), orders[5])
+    assert (epoch_order(SIZES, drawn, 4, 5) != orders[5]).any()
+
+
+def test_without_weights_an_epoch_is_one_permutation_of_all():
+    np.testing.assert_array_equal(
+        epoch_order(SIZES, SIZES, 3, 2), np.random.default_rng((3, 2)).permutation(20)
+    )
+
+
+def test_weighted_batches_are_pure_in_the_step_and_shared_by_processes():
+    def weighted(**changes):
+        parts = [Numbered(size, start) for size, start in zip(SIZES, (0, 100, 200), strict=True)]
+        return make(*parts, weights=WEIGHTS, **changes)
+
+    whole = weighted()
+    assert whole.example_count == 20
+    first = sum((numbers(whole[step]) for step in range(5)), [])
+    assert np.bincount(np.array(first) // 100).tolist() == [5, 10, 5]
+    stream = weighted().iterate(7)
+    for step in (7, 8, 9):
+        assert same(next(stream), whole[step])
+        parts = [numbers(weighted(process=(p, 2))[step]) for p in (0, 1)]
+        assert parts[0] + parts[1] == numbers(whole[step])
+    stream.close()
 
 
 def test_paired_batches_hold_unlabelled_images_of_a_stream_of_their_own():

@@ -96,7 +96,8 @@ def test_the_trunk_and_nothing_else_is_transferred(net):
         task = make(learns, section, net)
         shapes = jax.eval_shape(task.variables, jax.random.key(0))["net"]
         zeros[learns] = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
-    _, report = transfer(zeros["infection"], zeros["rotation"], mode="matching")
+    trees = zeros["infection"], zeros["rotation"]
+    _, report = transfer(*trees, mode="matching", is_output_layer=lambda name: False)
     n = sum(len(jax.tree.leaves(tree["trunk"])) for tree in zeros["infection"].values())
     assert len(report.loaded) == n and all(name.split("/")[1] == "trunk" for name in report.loaded)
     unused = ["params/out_rotation/bias", "params/out_rotation/kernel"]

@@ -7,6 +7,10 @@ import pytest
 from infnet_jax.runs.transfer import transfer
 
 
+def is_head(name):
+    return "/head/" in name
+
+
 def trees():
     def tree(value, width):
         head = {"kernel": np.full((2, width), value, np.float32)}
@@ -35,7 +39,7 @@ HEAD, NECK = "params/head/kernel", "params/neck/kernel"
 )
 def test_transfer_takes_what_the_mode_says(mode, loaded, fresh, mismatched):
     target, source = trees()
-    out, report = transfer(target, source, mode=mode, is_output_layer=lambda name: "/head/" in name)
+    out, report = transfer(target, source, mode=mode, is_output_layer=is_head)
     assert (set(report.loaded), set(report.fresh)) == (loaded, fresh)
     assert report.mismatched == mismatched
     assert "params/decoder/bias" in report.unused and not set(report.unused) & loaded
@@ -53,8 +57,8 @@ def test_transfer_takes_what_the_mode_says(mode, loaded, fresh, mismatched):
 def test_a_transfer_of_nothing_is_an_error():
     target, source = trees()
     with pytest.raises(ValueError, match="found no leaf to load"):
-        transfer({"head": np.zeros(2)}, source, mode="encoder")
+        transfer({"head": np.zeros(2)}, source, mode="encoder", is_output_layer=is_head)
     with pytest.raises(ValueError, match=r"shapes differ at a: target \[2\], source \[3\]"):
-        transfer({"a": np.zeros(2)}, {"a": np.zeros(3)}, mode="matching")
+        transfer({"a": np.zeros(2)}, {"a": np.zeros(3)}, mode="matching", is_output_layer=is_head)
     with pytest.raises(ValueError, match="mode 'most' must be"):
-        transfer(target, source, mode="most")
+        transfer(target, source, mode="most", is_output_layer=is_head)

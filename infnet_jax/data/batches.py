@@ -12,7 +12,6 @@ from contextlib import closing
 
 import numpy as np
 
-from infnet_jax.data.mix import epoch_order, quotas
 from infnet_jax.data.sources import PICTURES, Example, Source, decode
 
 CACHE_BYTES = 1 << 30  # resized training examples are kept in memory until these are used
@@ -23,18 +22,13 @@ Batch = dict[str, np.ndarray]
 class Batches:
     """Endless shuffled training batches, indexed by step and pure in (seed, step).
 
-    Each epoch is a new permutation of the examples of all sources together (with weights, of so
-    many draws from each source as is its share); a batch may straddle two epochs, and a set
-    smaller than the batch repeats within it. Of the global batch of a step, process p of n gets
-    rows p * batch_size / n onward, so any number of processes together see the batch that one
-    process would.
+    Each epoch, of `example_count` examples, is a new permutation of those of all sources (see
+    `epoch_order`); a batch may straddle two, and a set smaller than the batch repeats within it.
+    Of the global batch of a step, process p of n gets rows p * batch_size / n onward, so any number
+    of processes together see the batch that one process would.
 
-    `batches[step]` is a dict of uint8 [b, size, size, 1] for each field and `valid` bool [b],
+    `batches[step]` is a dict of uint8 [b, size, size, 1] for each of `fields` and `valid` bool [b],
     b = batch_size / n. A missing mask (unlabelled examples) reads as all background.
-
-    Attributes:
-      fields: the pictures in each batch.
-      example_count: examples in one epoch.
     """
 
     def __init__(
@@ -53,10 +47,9 @@ class Batches:
         Args:
           sources: their examples are mixed.
           batch_size: rows of the global batch.
-          size: side of the square pictures, in pixels (images by area or bilinear, masks nearest).
+          size: side of the square pictures, in pixels, see `resize`.
           seed: of the order of examples.
-          weights: shares of the sources, relative to each other; None: in proportion to their
-            numbers of examples.
+          weights: shares of the sources in an epoch, see `quotas`.
           fields: pictures to read, out of image, mask, lung, prior.
           process: (index, count), whose rows to read; None: those of this process.
 
@@ -66,10 +59,9 @@ class Batches:
         sizes = [len(source) for source in sources]
         if not sum(sizes):
             raise ValueError("no examples to draw batches from")
-        self._first, self._rows = _share(batch_size, process)
+        self._first, self._rows = _share(batch_size, size, fields, process)
         self._sources, self._batch_size, self._size = list(sources), batch_size, size
-        self._ends = np.cumsum(sizes).tolist()
-        self.fields = _check(fields, size)
+        self.fields, self._ends = tuple(fields), np.cumsum(sizes).tolist()
         self._cache: dict[int, Batch] = {}
         self._room = CACHE_BYTES // (size * size * len(self.fields))
         drawn = quotas(sizes, weights)
@@ -85,7 +77,7 @@ class Batches:
         return [int(self._order(epoch)[place]) for epoch, place in places]
 
     def __getitem__(self, step: int) -> Batch:
-        pictures = [self._read(i) for i in self.indices(step)]
+        pictures = [self._read(index) for index in self.indices(step)]
         return _stack(pictures, self._rows, self.fields, self._size)
 
     def iterate(self, start_step: int = 0) -> Generator[Batch]:
@@ -94,11 +86,8 @@ class Batches:
 
         options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
         steps = grain.MapDataset.range(int(start_step), sys.maxsize).map(self.__getitem__)
-        iterator = iter(steps.to_iter_dataset(options))
-        try:
+        with closing(iter(steps.to_iter_dataset(options))) as iterator:
             yield from iterator
-        finally:
-            iterator.close()
 
     def _read(self, index: int) -> Batch:
         """The pictures of one example; kept while there is room, give or take one a thread."""
@@ -135,64 +124,91 @@ def eval_batches(
     fields: Sequence[str] = ("image", "mask"),
     process: tuple[int, int] | None = None,
 ) -> Iterator[Batch]:
-    """Yields every example once, in order, in batches of one shape.
+    """Yields every example once, in order, in batches of one shape; no examples, no batches.
 
     Args and shapes are those of `Batches`. The last batch is filled up with zeros whose `valid` is
-    False, so that no example is counted twice and nothing recompiles. No examples, no batches.
+    False, so that no example is counted twice and nothing recompiles.
     """
-    (first, rows), fields = _share(batch_size, process), _check(fields, size)
+    first, rows = _share(batch_size, size, fields, process)
     for start in range(0, len(source), batch_size):
         share = range(len(source))[start : start + batch_size][first : first + rows]
         yield _stack([_read(source[i], fields, size) for i in share], rows, fields, size)
 
 
-def _check(fields: Sequence[str], size: int) -> tuple[str, ...]:
-    """The fields, if there are such pictures and the size is one."""
+def quotas(sizes: Sequence[int], weights: Sequence[float] | None) -> list[int]:
+    """Returns the draws from each source in an epoch: in all about as many as there are examples.
+
+    The sizes are the sources' numbers of examples, all above 0; the weights are their shares,
+    relative to each other, or None: each example once.
+    """
+    if weights is None:
+        return list(sizes)
+    total = sum(sizes) / sum(weights)
+    return [max(1, round(total * weight)) for weight in weights]
+
+
+def epoch_order(sizes: Sequence[int], drawn: Sequence[int], seed: int, epoch: int) -> np.ndarray:
+    """Returns the examples of one epoch, int64 [sum(drawn)] into the sources laid end to end.
+
+    It is pure in (seed, epoch), both at least 0; `drawn` are the `quotas`. A source that is drawn
+    from more or less often than it has examples is gone through in passes, which go on from epoch
+    to epoch: no example is ever more than one pass ahead of another.
+    """
+    order = np.random.default_rng((seed, epoch)).permutation(sum(drawn))
+    if list(drawn) == list(sizes):
+        return order
+    found, start = [], 0
+    for which, (size, count) in enumerate(zip(sizes, drawn, strict=True), 1):
+        first, skipped = divmod(epoch * count, size)
+        last = ((epoch + 1) * count - 1) // size
+        # Passes count from 1: a seed that ends with 0 draws the same as the seed without it.
+        seeds = [(seed, which, number + 1) for number in range(first, last + 1)]
+        passes = [np.random.default_rng(each).permutation(size) for each in seeds]
+        found.append(start + np.concatenate(passes)[skipped : skipped + count])
+        start += size
+    return np.concatenate(found)[order]
+
+
+def resize(picture: np.ndarray, size: int, *, labels: bool) -> np.ndarray:
+    """A uint8 [H, W, 1] as [size, size, 1]; `labels` by the nearest, else by area or bilinear."""
+    import cv2
+
+    height, width = picture.shape[:2]
+    if (height, width) == (size, size):
+        return picture
+    smooth = cv2.INTER_AREA if min(height, width) >= size else cv2.INTER_LINEAR
+    # INTER_NEAREST_EXACT samples at pixel centres; INTER_NEAREST would shift masks by half a pixel.
+    how = cv2.INTER_NEAREST_EXACT if labels else smooth
+    return cv2.resize(picture, (size, size), interpolation=how)[..., None]
+
+
+def _share(
+    batch_size: int, size: int, fields: Sequence[str], process: tuple[int, int] | None
+) -> tuple[int, int]:
+    """Of each global batch, the first row and the number of rows that a process reads."""
     if size < 1 or not set(fields) <= set(PICTURES):
         raise ValueError(f"size {size} must be positive and fields {fields} out of {PICTURES}")
-    return tuple(fields)
-
-
-def _share(batch_size: int, process: tuple[int, int] | None) -> tuple[int, int]:
-    """Of each global batch, the first row and the number of rows that a process reads."""
     if process is None:
         import jax
 
         process = jax.process_index(), jax.process_count()
     index, count = process
     if batch_size < 1 or batch_size % count:
-        raise ValueError(
-            f"batch_size {batch_size} must be a positive multiple of {count} processes"
-        )
+        wanted = f"a positive multiple of {count} processes"
+        raise ValueError(f"batch_size {batch_size} must be {wanted}")
     rows = batch_size // count
     return index * rows, rows
 
 
-def _read(example: Example, fields: tuple[str, ...], size: int) -> Batch:
+def _read(example: Example, fields: Sequence[str], size: int) -> Batch:
     """The pictures of an example, uint8 [size, size, 1]; without a mask all is background."""
-    if "mask" not in example:
-        example = {**example, "mask": np.zeros((size, size, 1), np.uint8)}
+    example = {"mask": np.zeros((size, size, 1), np.uint8), **example}
     return {n: resize(decode(example, n), size, labels=n in ("mask", "lung")) for n in fields}
 
 
-def _stack(pictures: list[Batch], rows: int, fields: tuple[str, ...], size: int) -> Batch:
+def _stack(pictures: list[Batch], rows: int, fields: Sequence[str], size: int) -> Batch:
     """A batch of `rows`, filled up with zeros."""
-    batch = {name: np.zeros((rows, size, size, 1), np.uint8) for name in fields}
-    for row, picture in enumerate(pictures):
-        for name in fields:
-            batch[name][row] = picture[name]
+    blank = dict.fromkeys(fields, np.zeros((size, size, 1), np.uint8))
+    filled = pictures + [blank] * (rows - len(pictures))
+    batch = {name: np.stack([each[name] for each in filled]) for name in fields}
     return {"valid": np.arange(rows) < len(pictures), **batch}
-
-
-def resize(picture: np.ndarray, size: int, *, labels: bool) -> np.ndarray:
-    """A picture, uint8 [H, W, 1], as [size, size, 1]; `labels` are never mixed."""
-    import cv2
-
-    height, width = picture.shape[:2]
-    if (height, width) == (size, size):
-        return picture
-    shrinks = height >= size and width >= size
-    smooth = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    # INTER_NEAREST_EXACT samples at pixel centres; INTER_NEAREST would shift masks by half a pixel.
-    how = cv2.INTER_NEAREST_EXACT if labels else smooth
-    return cv2.resize(picture, (size, size), interpolation=how)[..., None]

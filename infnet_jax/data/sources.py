@@ -46,8 +46,7 @@ class Subset:
 class LungTarget(Subset):
     """The examples whose lung is known, with it as their `mask`; the mask becomes `lesion`.
 
-    Lesions count as lung, since masks of lungs leave out dense ones at the wall; `lung` stays as
-    it was.
+    Lesions count as lung: masks of lungs leave out dense ones at the wall. `lung` stays as it was.
     """
 
     def __init__(self, source: Source):
@@ -64,18 +63,18 @@ class LungTarget(Subset):
         return {**example, "mask": whole.astype(np.uint8), "lesion": example["mask"]}
 
 
-class WithPriors:
-    """A source whose examples also have `prior`, a probability map as uint8 [h, w, 1]."""
+class WithPriors(Subset):
+    """A source whose examples also have `prior`, a probability map as uint8 [h, w, 1].
+
+    The maps are given by id, uint8 [h, w]; an example without one is a KeyError.
+    """
 
     def __init__(self, source: Source, priors: Mapping[str, np.ndarray]):
-        """Takes maps by id, uint8 [h, w]; an example without one is a KeyError."""
-        self._source, self._priors = source, priors
-
-    def __len__(self) -> int:
-        return len(self._source)
+        super().__init__(source, range(len(source)))
+        self._priors = priors
 
     def __getitem__(self, index: int) -> Example:
-        example = self._source[index]
+        example = super().__getitem__(index)
         return {**example, "prior": self._priors[text(example["id"])][..., None]}
 
 
@@ -91,12 +90,9 @@ def open_split(folder: str | Path, split: str, target: str = "infection") -> Sou
       FileNotFoundError: there is no prepared dataset in `folder`.
       ValueError: the dataset has no such split, or not that target.
     """
-    folder = Path(folder)
-    if not (folder / "dataset_info.json").is_file():
-        raise FileNotFoundError(
-            f"{folder}: not a prepared dataset (no dataset_info.json); prepare it first and give "
-            "the version folder"
-        )
+    if not Path(folder, "dataset_info.json").is_file():
+        hint = "(no dataset_info.json); prepare it first and give the version folder"
+        raise FileNotFoundError(f"{folder}: not a prepared dataset {hint}")
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(folder)
@@ -122,9 +118,8 @@ def label_names(folder: str | Path) -> list[str]:
 
     features = tfds.builder_from_directory(folder).info.features
     if "label" not in features or not hasattr(features["label"], "names"):
-        raise ValueError(
-            f"{folder}: no feature `label` with names; it has {', '.join(sorted(features))}"
-        )
+        known = ", ".join(sorted(features))
+        raise ValueError(f"{folder}: no feature `label` with names; it has {known}")
     return list(features["label"].names)
 
 
@@ -134,14 +129,8 @@ def select(source: Source, indices: Iterable[int]) -> Subset:
 
 
 def examples(source: Source) -> Iterator[dict[str, Any]]:
-    """Yields every example decoded at its native size, in the source's order.
-
-    Yields:
-      `image` uint8 [H, W, 1], `mask` and `lung` uint8 [H, W, 1] where the example has them,
-      and the texts `id`, `patient`, `slice`, `group` as str where it has them.
-    """
-    for index in range(len(source)):
-        example = source[index]
+    """Yields every example in order, its pictures uint8 [H, W, 1] (native size), its texts str."""
+    for example in (source[index] for index in range(len(source))):
         out = {name: decode(example, name) for name in PICTURES if name in example}
         yield out | {name: text(example[name]) for name in TEXTS if name in example}
 
@@ -175,8 +164,9 @@ def decode(example: Example, name: str) -> np.ndarray:
     Raises:
       ValueError: it is missing, unreadable or of another kind; names the example.
     """
+    where = repr(text(example.get("id", "?")))
     if name not in example:
-        raise ValueError(f"example {text(example.get('id', '?'))!r} has no {name!r}")
+        raise ValueError(f"example {where} has no {name!r}")
     value = example[name]
     if isinstance(value, bytes | np.bytes_):
         import cv2
@@ -186,8 +176,7 @@ def decode(example: Example, name: str) -> np.ndarray:
         value = value[..., None] if value is not None and value.ndim == 2 else value
     if value is None or value.dtype != np.uint8 or value.ndim != 3 or value.shape[-1] != 1:
         found = "unreadable" if value is None else f"{value.dtype} {list(value.shape)}"
-        where = text(example.get("id", "?"))
-        raise ValueError(f"{name!r} of example {where!r} is {found}, expected uint8 [H, W, 1]")
+        raise ValueError(f"{name!r} of example {where} is {found}, expected uint8 [H, W, 1]")
     return value
 
 

@@ -1,12 +1,15 @@
-"""Which slices a run may look at, learn labels from, and is tested on.
+"""Which splits a run uses, and which slices it looks at, learns labels from and is tested on.
 
 `data.folds` of 2 or more turns a run into one fold of a cross-validation: whole groups (slices of
 one patient, as far as known) of the training split are its test slices, and nothing in it sees
 them before. `data.labels` is a ladder of label budgets: (10, 25) learns from 25 slices, among them
-the ten that (10,) learns from.
+the ten that (10,) learns from. `data.pretrain` is a mix of datasets to pre-train on.
 """
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,17 +17,73 @@ from infnet_jax.data import sources
 from infnet_jax.data.sources import Source, select
 from infnet_jax.plan import Data
 
+_PART = re.compile(
+    r"(?:(?P<weight>\d+\.?\d*|\.\d+)\s*\*\s*)?(?P<name>\w+(?:/\w+)?)"
+    r"(?::(?P<split>\w+(?:\[[-\d:%]*\])?))?"
+)
+
+
+class Part(NamedTuple):
+    """One split of a dataset within a mix.
+
+    Attributes:
+      name: of the dataset, `builder` or `builder/config`.
+      split: of it, or a slice of one.
+      weight: its share of the samples, relative to the other weights; None where none is given.
+      folder: of the prepared dataset; None as long as it is only named.
+    """
+
+    name: str
+    split: str = "train"
+    weight: float | None = None
+    folder: Path | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.split}"
+
+
+class Mix(NamedTuple):
+    """Prepared parts; `copies` returns the ids within one that are slices of the test split."""
+
+    parts: tuple[Part, ...]
+    copies: Callable[[Part], Collection[str]]
+
+    @property
+    def weights(self) -> list[float] | None:
+        """Of all parts, 1 where none is given; None where no part has one."""
+        weights = [part.weight for part in self.parts]  # above 0 where they are given
+        return [weight or 1.0 for weight in weights] if any(weights) else None
+
+
+def parse_mix(text: str) -> list[Part]:
+    """Reads a mix such as `covid_semiseg/binary:unlabeled + 2 * ictcf`; empty text has no parts.
+
+    Raises:
+      ValueError: what cannot be read, a weight of 0, or a part that comes twice.
+    """
+    parts: list[Part] = []
+    for word in text.split("+") if text.strip() else []:
+        match = _PART.fullmatch(word.strip())
+        weight = match and match["weight"] and float(match["weight"])
+        if match is None or weight == 0:
+            raise ValueError(
+                f"data.pretrain: {word.strip()!r} in {text!r} is no part of a mix; write them as "
+                "NAME, NAME/CONFIG:SPLIT or WEIGHT * NAME (weight above 0), with + between them"
+            )
+        part = Part(match["name"], match["split"] or "train", weight or None)
+        if str(part) in map(str, parts):
+            raise ValueError(f"data.pretrain: {part} comes twice; give it a weight instead")
+        parts.append(part)
+    return parts
+
 
 def open_whole(split: str, data: Data) -> Source:
-    """A whole split; its `mask` is what the network is to find."""
+    """Opens a whole split; its `mask` is what the network is to find."""
     return sources.open_split(data.folder, split, data.target)
 
 
 def open_training(split: str, data: Data, *, masks: bool) -> Source:
-    """A split to train on; of the training split what the run may look at.
-
-    Args:
-      masks: whether the masks are learnt from, or the images alone.
+    """Opens a split whose masks, or images alone, are learnt from; as far as the run may.
 
     Raises:
       ValueError: a part of the training split, of which labels or folds would be ignored.
@@ -33,14 +92,13 @@ def open_training(split: str, data: Data, *, masks: bool) -> Source:
     if split == data.train:
         return select(source, (labelled if masks else visible)(source, data))
     if data.train in split and (data.labels or data.folds):
-        raise ValueError(
-            f"split {split!r}: with data.labels or data.folds name the whole {data.train!r}"
-        )
+        wanted = f"with data.labels or data.folds name the whole {data.train!r}"
+        raise ValueError(f"split {split!r}: {wanted}")
     return source
 
 
 def open_test(data: Data) -> Source:
-    """The test split, or the test fold of the training split.
+    """Opens the test split, or the test fold of the training split.
 
     Raises:
       ValueError: folds, but `data.test` is not the training split.
@@ -49,27 +107,14 @@ def open_test(data: Data) -> Source:
     if not data.folds:
         return source
     if data.test != data.train:
-        raise ValueError(
-            f"data.test={data.test!r}: with data.folds it must be data.train, {data.train!r}"
-        )
-    return select(source, test_fold(source, data))
-
-
-def test_fold(source: Source, data: Data) -> np.ndarray:
-    """Indices, int64, of the test slices of a cross-validated run in its training split `source`.
-
-    Without folds there are none.
-    """
-    if not data.folds:
-        return np.arange(0)
-    if not 0 <= data.fold < data.folds:
-        raise ValueError(f"data.fold={data.fold} must lie in 0 .. {data.folds - 1} (data.folds)")
-    return group_folds(source, data.folds, data.seed)[data.fold]
+        wanted = f"with data.folds it must be data.train, {data.train!r}"
+        raise ValueError(f"data.test={data.test!r}: {wanted}")
+    return select(source, _test_fold(source, data))
 
 
 def visible(source: Source, data: Data) -> np.ndarray:
     """Indices, int64, in the training split, of the slices whose images a run may look at."""
-    return np.setdiff1d(np.arange(len(source)), test_fold(source, data))
+    return np.setdiff1d(np.arange(len(source)), _test_fold(source, data))
 
 
 def labelled(source: Source, data: Data) -> np.ndarray:
@@ -81,44 +126,29 @@ def labelled(source: Source, data: Data) -> np.ndarray:
 
 
 def nested_subset(source: Source, budgets: Sequence[int], seed: int) -> np.ndarray:
-    """Draws whole groups until each budget in turn is full, so that subsets nest.
+    """Draws whole groups until each budget in turn is full: indices, int64, ascending.
 
-    A budget may stay a few slices short of its number, but no group is ever cut.
-
-    Args:
-      source: the examples; only `group` is looked at.
-      budgets: rising numbers of slices.
-      seed: of the order in which groups are drawn.
-
-    Returns:
-      Indices of the subset of the last budget, int64, ascending.
+    A budget may stay a few slices short of its number, but no group is ever cut, and the subset of
+    a shorter ladder lies within that of a longer one. Of the examples, only `group` is looked at.
 
     Raises:
       ValueError: budgets that do not rise from 1 or exceed the source, or a first one so small
         that no group fits.
     """
     steps = [0, *budgets]
-    if any(a >= b for a, b in zip(steps, steps[1:], strict=False)) or steps[-1] > len(source):
+    if steps != sorted(set(steps)) or steps[-1] > len(source):
         raise ValueError(f"data.labels={tuple(budgets)}: give rising numbers in 1 .. {len(source)}")
     taken = _fill(_shuffled_groups(source, seed), budgets)
     if not taken:
         raise ValueError(f"data.labels={tuple(budgets)}: every group has more slices than that")
-    return np.sort(np.asarray(taken))
+    return np.array(taken)
 
 
 def split_validation(source: Source, *, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Draws a validation set of whole groups (patients), the same for the same seed.
+    """Returns (training, validation) indices, int64, ascending, disjoint, together all of `source`.
 
-    If no group is as small as `count`, the smallest one is taken: the set may be smaller or larger
-    than asked but never splits a group.
-
-    Args:
-      source: the examples; only `group` is looked at.
-      count: the wished number of examples.
-      seed: decides which groups go to validation.
-
-    Returns:
-      (training, validation) indices, int64, ascending, disjoint, together all of `source`.
+    Validation has whole groups (patients), drawn by the seed: at most `count` examples or, if every
+    group has more, those of the smallest. Of the examples, only `group` is looked at.
 
     Raises:
       ValueError: a count out of range, or nothing left to train on.
@@ -130,23 +160,17 @@ def split_validation(source: Source, *, count: int, seed: int = 0) -> tuple[np.n
         raise ValueError(f"validation count {count} must lie in 0 .. {len(source) - 1}")
     groups = _shuffled_groups(source, seed)
     if len(groups) < 2:
-        raise ValueError(
-            f"all {len(source)} examples share one group: no validation set can be drawn"
-        )
-    validation = np.sort(np.asarray(_fill(groups, [count]) or min(groups, key=len)))
+        why = "share one group: no validation set can be drawn"
+        raise ValueError(f"all {len(source)} examples {why}")
+    validation = np.array(_fill(groups, [count]) or min(groups, key=len))
     return np.setdiff1d(everything, validation), validation
 
 
 def group_folds(source: Source, count: int, seed: int = 0) -> list[np.ndarray]:
-    """Deals whole groups (patients) to folds of about equal size, the same for the same seed.
+    """Deals whole groups (patients) to `count` folds of about equal size, fixed by the seed.
 
-    Args:
-      source: the examples; only `group` is looked at.
-      count: number of folds, at least 2.
-      seed: of the order in which the groups are dealt, each to the smallest fold so far.
-
-    Returns:
-      `count` arrays of indices, int64, ascending, disjoint, together all of `source`.
+    The folds are arrays of indices, int64, ascending, disjoint, together all of `source`. Each
+    group in turn goes to the smallest fold so far. Of the examples, only `group` is looked at.
 
     Raises:
       ValueError: fewer than two folds, or fewer groups than folds.
@@ -158,6 +182,15 @@ def group_folds(source: Source, count: int, seed: int = 0) -> list[np.ndarray]:
     for group in groups:
         min(folds, key=len).extend(group)
     return [np.sort(np.asarray(fold)) for fold in folds]
+
+
+def _test_fold(source: Source, data: Data) -> np.ndarray:
+    """Indices, int64, of a cross-validated run's test slices in its training split; else none."""
+    if not data.folds:
+        return np.arange(0)
+    if not 0 <= data.fold < data.folds:
+        raise ValueError(f"data.fold={data.fold} must lie in 0 .. {data.folds - 1} (data.folds)")
+    return group_folds(source, data.folds, data.seed)[data.fold]
 
 
 def _shuffled_groups(source: Source, seed: int) -> list[list[int]]:
@@ -173,14 +206,10 @@ def _shuffled_groups(source: Source, seed: int) -> list[list[int]]:
 
 
 def _fill(groups: Sequence[list[int]], budgets: Iterable[int]) -> list[int]:
-    """Takes groups in order while they fit a budget; the next budget is offered the others."""
-    taken: list[int] = []
+    """Takes groups in order while they fit a budget, then the others while they fit the next."""
+    taken: set[int] = set()
     for budget in budgets:
-        passed = []
         for group in groups:
-            if len(taken) + len(group) <= budget:
-                taken += group
-            else:
-                passed.append(group)
-        groups = passed
-    return taken
+            if taken.isdisjoint(group) and len(taken) + len(group) <= budget:
+                taken.update(group)
+    return sorted(taken)

@@ -97,7 +97,7 @@ class Stage(NamedTuple):
       prior: what a single-class map is to it: `none`, `input` (fed beside the slice) or `average`
         (averaged with its answer).
       splits: it trains on; the last gives the held-out slices.
-      mix: the datasets that it trains on instead, see `data.mix`; empty for none.
+      mix: the datasets that it trains on instead, see `data.splits.parse_mix`; empty for none.
       folds: the training slices are dealt to this many folds; 0 deals none.
       networks: one a fold and repeat; of several the mean of their maps counts.
       paired: each network starts from the one of the prior that left out the same slices.

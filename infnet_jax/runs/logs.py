@@ -28,16 +28,14 @@ def clock(seconds: float) -> str:
 
 
 def load_rows(path: Path) -> list[dict[str, Any]]:
-    """Returns the rows of a `metrics.jsonl` in the order in which they were written.
+    """Returns the rows of a `metrics.jsonl` in their order; a missing file has none.
 
     Each is a dict of `stage` str, `step` int and the scalars; a value that was not finite is None.
-    A missing file has none. A line that is not a JSON object with a `step` (torn by a kill in
-    mid-write) is left out with a warning that names it.
+    A line that is not a JSON object with a `step` (torn by a kill in mid-write) is left out with a
+    warning that names it.
     """
-    if not path.exists():
-        return []
-    rows = []
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+    rows, text = [], path.read_text(errors="replace") if path.exists() else ""
+    for number, line in enumerate(text.splitlines(), start=1):
         try:
             row = json.loads(line)
             rows.append({**row, "step": int(row["step"])})
@@ -55,7 +53,7 @@ class RunLog:
 
     Attributes:
       metrics_path: `<directory>/metrics.jsonl`; events are in `<directory>/tensorboard`.
-      name: of the stage; phases: those that have run at least one step.
+      phases: those that have run at least one step.
     """
 
     def __init__(
@@ -70,16 +68,8 @@ class RunLog:
     ):
         """Opens the log and drops what an earlier run wrote at or after `start_step`.
 
-        Args:
-          directory: the stage's folder, made if missing.
-          name: the stage, as it appears in each row.
-          total_steps: the step at which the stage is done.
-          batch_size: examples a step over all processes, for images a second.
-          start_step: the first step to run; rows at or after it will be written again.
-          active: False makes every method write nothing (all processes but the first).
-
-        Raises:
-          ValueError: if `start_step` is not in 0..total_steps.
+        The stage `name` runs from there to `total_steps`, with `batch_size` examples a step over
+        all processes. If not `active` (all processes but the first), nothing is ever written.
         """
         if not 0 <= start_step <= total_steps:
             raise ValueError(f"{name}: start_step {start_step} is not in 0..{total_steps}")
@@ -90,7 +80,6 @@ class RunLog:
         self._n_timed, self._timed_seconds, self._compile_seconds = 0, 0.0, 0.0
         self._began = self._mark = time.perf_counter()
         self._terminal = sys.stderr.isatty()
-        self._interval = _REFRESH_SECONDS if self._terminal else _LINE_SECONDS
         self._drawn = -math.inf if self._terminal else self._began
         self._writer: Any = None
         self._file: IO[str] | None = None  # None: not active, or closed
@@ -98,12 +87,10 @@ class RunLog:
             self._open(start_step)
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        """Appends one row to metrics.jsonl and to TensorBoard.
+        """Appends one row, of the state after `step` updates, to metrics.jsonl and TensorBoard.
 
-        Args:
-          step: the number of updates the values belong to.
-          values: scalars (Python, numpy or fetched jax). One that is not finite is written as null
-            to the JSON, so that the file stays valid, and as it is to TensorBoard.
+        The values are scalars (Python, numpy or fetched jax). One that is not finite is null in the
+        JSON, so that the file stays valid.
         """
         self._last = numbers = {key: float(value) for key, value in values.items()}
         if self._file is None:
@@ -115,29 +102,17 @@ class RunLog:
             self._writer.add_scalar(f"{self.name}/{key}", value, int(step))
 
     def image(self, tag: str, array: np.ndarray, step: int) -> None:
-        """Writes a picture to TensorBoard.
-
-        Args:
-          tag: its name below the stage's.
-          array: [H, W, 3] uint8, 0..255.
-          step: the number of updates it belongs to.
-
-        Raises:
-          ValueError: if the array has another shape or dtype.
-        """
+        """Writes a picture, [H, W, 3] uint8 (else a ValueError), to TensorBoard as `name/tag`."""
         if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
             raise ValueError(f"{tag}: want [H, W, 3] uint8, got {array.shape} {array.dtype}")
         if self._writer:
             self._writer.add_image(f"{self.name}/{tag}", array, int(step), dataformats="HWC")
 
     def tick(self, step: int, phase: str = "") -> None:
-        """Counts one finished update and shows the progress if that is due.
+        """Counts one finished update, the `step`-th, and shows the progress if that is due.
 
-        A terminal has one line that is drawn over; a file or pipe gets a line a minute.
-
-        Args:
-          step: updates done so far, this one included.
-          phase: which compiled function ran (say "net 352"); its first run is not timed as speed.
+        A terminal has one line that is drawn over; a file or pipe gets a line a minute. `phase` is
+        the compiled function that ran (say "net 352"); its first run is not timed as speed.
         """
         now = time.perf_counter()
         if phase in self.phases:
@@ -147,7 +122,8 @@ class RunLog:
             self.phases.add(phase)
             self._compile_seconds += now - self._mark
         self._mark, self._step = now, step
-        if self._file and now - self._drawn >= self._interval:
+        interval = _REFRESH_SECONDS if self._terminal else _LINE_SECONDS
+        if self._file and now - self._drawn >= interval:
             self._drawn = now
             self._draw()
 
@@ -162,13 +138,12 @@ class RunLog:
 
     def timing(self) -> dict[str, Any]:
         """Returns the row for the summary; seconds are those of this process."""
-        rate = self._rate()
         return {
             "name": self.name,
             "seconds": time.perf_counter() - self._began,
             "steps": self._step - self._start_step,
-            "steps_per_second": rate,
-            "images_per_second": rate * self._batch_size,
+            "steps_per_second": self._rate(),
+            "images_per_second": self._rate() * self._batch_size,
             "compile_seconds": self._compile_seconds,
         }
 
@@ -181,11 +156,9 @@ class RunLog:
         self._writer = self._file = None
         t = self.timing()
         state = "done" if self._step >= self._total_steps else f"stopped at step {self._step}"
-        self._say(
-            f"{self.name}: {state}, {t['steps']} steps in {clock(t['seconds'])} (first steps with "
-            f"compilation {clock(t['compile_seconds'])}), {t['steps_per_second']:.3g} steps/s, "
-            f"{t['images_per_second']:.3g} images/s"
-        )
+        compiled = f"(first steps with compilation {clock(t['compile_seconds'])})"
+        steps = f"{state}, {t['steps']} steps in {clock(t['seconds'])} {compiled}"
+        self._say(f"{self.name}: {steps}, {self._speed(', ')}")
 
     def __enter__(self) -> Self:
         return self
@@ -211,18 +184,17 @@ class RunLog:
         """Updates a second of training alone; 0.0 while no step could be timed."""
         return self._n_timed / self._timed_seconds if self._timed_seconds > 0 else 0.0
 
+    def _speed(self, comma: str) -> str:
+        return f"{self._rate():.3g} steps/s{comma}{self._rate() * self._batch_size:.3g} images/s"
+
     def _draw(self) -> None:
         """Shows how far the stage is: in place, cut to the terminal's width, or as a line."""
         rate = self._rate()
         left = clock((self._total_steps - self._step) / rate) if rate else "--:--"
         share = 100 * self._step // max(self._total_steps, 1)
-        parts = [
-            f"{self.name} {self._step}/{self._total_steps} {share}%",
-            f"{rate:.3g} steps/s {rate * self._batch_size:.3g} images/s",
-            f"ETA {left}",
-            *(f"{key} {value:.4g}" for key, value in list(self._last.items())[:_N_SHOWN]),
-        ]
-        line = "  ".join(parts)
+        done = f"{self.name} {self._step}/{self._total_steps} {share}%"
+        shown = [f"{key} {value:.4g}" for key, value in list(self._last.items())[:_N_SHOWN]]
+        line = "  ".join([done, self._speed(" "), f"ETA {left}", *shown])
         if not self._terminal:
             return self._say(line)
         line = line[: shutil.get_terminal_size().columns - 1]

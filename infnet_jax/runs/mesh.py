@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 T = TypeVar("T")
@@ -26,45 +27,34 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def split_rows(mesh: Mesh) -> NamedSharding:
-    """The sharding of a batch: the leading axis is split over the devices."""
-    return NamedSharding(mesh, PartitionSpec(AXIS))
-
-
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Puts a whole copy of every leaf on every device; all processes must hold equal values."""
     return jax.device_put(tree, replicated(mesh))
 
 
 def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Joins this process's rows with the other processes' into global arrays.
-
-    Args:
-      batch: arrays [b, ...] of this process's rows; b * processes must divide by the devices.
-      mesh: as made by `make_mesh`.
+    """Joins this process's rows, arrays [b, ...], with the other processes' into global arrays.
 
     Returns:
-      Arrays [b * processes, ...], split on their leading axis, process 0's rows first.
+      Arrays [b * processes, ...], split over the devices on their leading axis, which must divide
+      by their number; process 0's rows come first.
     """
-    sharding = split_rows(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, np.asarray(rows))
-        for name, rows in batch.items()
-    }
+    split = NamedSharding(mesh, PartitionSpec(AXIS))
+    return {name: jax.make_array_from_process_local_data(split, x) for name, x in batch.items()}
 
 
 def check_batch(batch_size: int, mesh: Mesh, key: str = "batch_size") -> None:
-    """Refuses a global batch size that the mesh's devices cannot share evenly.
+    """Raises a ValueError, with the nearest legal values, unless the devices can share a batch.
 
-    Raises:
-      ValueError: naming the config key, the value, the device count and the nearest legal values.
+    Args:
+      batch_size: rows of the global batch.
+      mesh: the devices; key: of the config, for the message.
     """
     count = mesh.shape[AXIS]
-    if batch_size > 0 and batch_size % count == 0:
-        return
-    below = max(batch_size, 0) // count * count
-    legal = f"{below} or {below + count}" if below else f"{count}"
-    raise ValueError(f"{key} = {batch_size} does not divide over {count} devices: use {legal}")
+    if batch_size <= 0 or batch_size % count:
+        below = max(batch_size, 0) // count * count
+        legal = f"{below} or {below + count}" if below else f"{count}"
+        raise ValueError(f"{key} = {batch_size} does not divide over {count} devices: use {legal}")
 
 
 def initialise_distributed(autodetect: bool = False) -> None:
@@ -83,30 +73,23 @@ def initialise_distributed(autodetect: bool = False) -> None:
     if autodetect:
         jax.distributed.initialize()
         return
-    address = os.environ.get("JAX_COORDINATOR_ADDRESS", "")
-    count = os.environ.get("JAX_NUM_PROCESSES", "")
-    index = os.environ.get("JAX_PROCESS_ID", "")
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    address, count, index = values = [os.environ.get(name, "") for name in names]
     if not address and count in ("", "0", "1"):
         return
-    for name, value, right in (
-        ("JAX_COORDINATOR_ADDRESS", address, ":" in address),
-        ("JAX_NUM_PROCESSES", count, count.isdigit() and int(count) > 0),
-        ("JAX_PROCESS_ID", index, index.isdigit() and count.isdigit() and int(index) < int(count)),
-    ):
-        if not right:
-            raise ValueError(
-                f"environment {name} = {value!r}: a run of several processes needs "
-                "JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES=n and JAX_PROCESS_ID=0..n-1"
-            )
+    counted = count.isdigit() and int(count) > 0
+    right = (":" in address, counted, counted and index.isdigit() and int(index) < int(count))
+    if not all(right):
+        wrong = right.index(False)
+        raise ValueError(
+            f"environment {names[wrong]} = {values[wrong]!r}: a run of several processes needs "
+            "JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES=n and JAX_PROCESS_ID=0..n-1"
+        )
     jax.distributed.initialize(address, int(count), int(index))
 
 
 def first_process_first(work: Callable[[], T]) -> T:
     """Runs `work` on the first process, then on the others, so that one writes and all can read."""
-    if jax.process_count() == 1:
-        return work()
-    from jax.experimental import multihost_utils
-
     if first := jax.process_index() == 0:
         result = work()
     multihost_utils.sync_global_devices("first process done")

@@ -6,9 +6,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from infnet_jax.runs.manifest import named_leaves
-
 Tree = Any
+
+
+def named_leaves(tree: Tree) -> dict[str, Any]:
+    """Leaves by their path, such as `net/params/trunk/conv1/kernel`.
+
+    Fields of dataclasses and named tuples, keys and positions look alike, so a tree has the same
+    names when it is read back as plain dicts and lists.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
 
 
 class Transfer(NamedTuple):
@@ -21,25 +29,16 @@ class Transfer(NamedTuple):
 
 
 def transfer(
-    target: Tree,
-    source: Tree,
-    *,
-    mode: str = "all_but_last",
-    is_output_layer: Callable[[str], bool] = lambda name: False,
+    target: Tree, source: Tree, *, mode: str, is_output_layer: Callable[[str], bool]
 ) -> tuple[Tree, Transfer]:
     """Fills `target` from the leaves of `source` that have the same name and shape.
 
-    Args:
-      target: nested dicts of arrays, such as {"params": ..., "batch_stats": ...}; not changed.
-      source: nested dicts of arrays.
-      mode: `all_but_last`: every leaf except those of output layers; `matching`: every leaf;
-        `encoder`: the leaves below a module called `trunk`.
-      is_output_layer: tells from a leaf's name whether it belongs to an output layer; only asked in
-        mode `all_but_last`.
+    Both are nested dicts of arrays, such as {"params": ..., "batch_stats": ...}. The result is a
+    new tree with `target`'s structure, in which loaded leaves are numpy arrays of `target`'s dtype.
 
-    Returns:
-      (tree, report): a new tree with `target`'s structure; loaded leaves are numpy arrays of the
-      target's dtype.
+    Args:
+      mode: `all_but_last`: every leaf whose name is not one of `is_output_layer`; `matching`: every
+        leaf; `encoder`: the leaves below a module called `trunk`.
 
     Raises:
       ValueError: the mode is unknown, or nothing could be loaded.
@@ -51,22 +50,17 @@ def transfer(
     }.get(mode)
     if chosen is None:
         raise ValueError(f"transfer mode {mode!r} must be all_but_last, matching or encoder")
-    given, report = named_leaves(source), Transfer([], [], [], [])
-
-    def fill(name: str, leaf: Any) -> Any:
+    given, out, report = named_leaves(source), named_leaves(target), Transfer([], [], [], [])
+    for name, leaf in out.items():
         here = list(np.shape(leaf))
         there = list(np.shape(given[name])) if name in given and chosen(name) else None
         if there == here:
-            report.loaded.append(name)
-            return np.asarray(given[name]).astype(leaf.dtype)
-        report.fresh.append(name)
-        if there is not None:
+            out[name] = np.asarray(given[name]).astype(leaf.dtype)
+        elif there is not None:
             report.mismatched.append(f"{name}: target {here}, source {there}")
-        return leaf
-
-    out = [fill(name, leaf) for name, leaf in named_leaves(target).items()]
+        (report.loaded if there == here else report.fresh).append(name)
     report.unused.extend(name for name in given if name not in set(report.loaded))
     if not report.loaded:
         hint = f"; shapes differ at {report.mismatched[0]}" if report.mismatched else ""
         raise ValueError(f"transfer ({mode}) found no leaf to load{hint}")
-    return jax.tree.unflatten(jax.tree.structure(target), out), report
+    return jax.tree.unflatten(jax.tree.structure(target), out.values()), report

@@ -25,28 +25,18 @@ def claim(workdir: Path, config: ConfigDict) -> None:
         a, b = (flatten_dict(tree, sep=".") for tree in (theirs, mine))
         keys = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
         shown = ", ".join(f"{k} = {a.get(k)} (now {b.get(k)})" for k in keys[:3])
-        raise ValueError(
-            f"workdir {workdir} belongs to another config: {shown}"
-            f"{' and more' if len(keys) > 3 else ''}; use another --workdir"
-        )
+        hint = f"{' and more' if len(keys) > 3 else ''}; use another --workdir"
+        raise ValueError(f"workdir {workdir} belongs to another config: {shown}{hint}")
     write_json(path, mine)
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """The resolved config of a run.
-
-    Raises:
-      FileNotFoundError: one of the files of a run is missing.
-    """
+    """The resolved config of a run; a FileNotFoundError where one of its files is missing."""
     return ConfigDict(_read(workdir, "config.json"))
 
 
 def read_statistics(workdir: Path) -> tuple[float, float]:
-    """Mean and standard deviation of the pixels that a run was trained on, in 0..1.
-
-    Raises:
-      FileNotFoundError: one of the files of a run is missing.
-    """
+    """Mean and standard deviation of a run's training pixels, in 0..1; raises as `read_config`."""
     found = _read(workdir, "statistics.json")
     return found["mean"], found["sd"]
 
@@ -55,10 +45,8 @@ def _read(workdir: Path, wanted: str) -> dict[str, Any]:
     """One of the JSON files of a run that is complete."""
     for name in ("config.json", "statistics.json"):
         if not (workdir / name).is_file():
-            raise FileNotFoundError(
-                f"{workdir}: no trained run there ({name} is missing); give the --workdir of "
-                "python main.py"
-            )
+            hint = f"({name} is missing); give the --workdir of python main.py"
+            raise FileNotFoundError(f"{workdir}: no trained run there {hint}")
     return json.loads((workdir / wanted).read_text())
 
 

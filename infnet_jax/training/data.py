@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from infnet_jax.data import splits
 from infnet_jax.data.batches import Batches, Paired
-from infnet_jax.data.mix import Mix
 from infnet_jax.data.sources import Source, WithPriors, lesion_maps, open_split, select, text
+from infnet_jax.data.splits import Mix
 from infnet_jax.plan import Plan, Stage
 from infnet_jax.runs import mesh as meshes
 from infnet_jax.runs.workdir import write_json

@@ -10,8 +10,8 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from infnet_jax.data import splits
-from infnet_jax.data.mix import Mix
 from infnet_jax.data.sources import select, statistics as statistics_of
+from infnet_jax.data.splits import Mix
 from infnet_jax.evaluation import networks, summary, test_split
 from infnet_jax.evaluation.predictor import Predictor
 from infnet_jax.evaluation.thresholds import OutOfFold
