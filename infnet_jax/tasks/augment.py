@@ -97,23 +97,28 @@ def prepare(
     return grey if key is None else augment(key, grey, **settings)
 
 
+def resize(image: jax.Array, size: int | tuple[int, int]) -> jax.Array:
+    """[B, H, W, C] at `size` (side, or (height, width)), bilinear, corners on corners."""
+    shape = (size, size) if isinstance(size, int) else size
+    same = image.shape[1:3] == shape
+    return image if same else ops.resize_bilinear(image, shape, align_corners=True)
+
+
 def resize_batch(fields: Fields, size: int | tuple[int, int]) -> dict[str, jax.Array]:
     """Resizes every spatial field to `size` (side, or (height, width)), for multi-scale training.
 
     Corners stay on corners (as in the public code): the image bilinearly without antialias, other
     fields by the nearest pixel of the same grid. Dtypes are kept.
     """
-    out, (height, width) = dict(fields), (size, size) if isinstance(size, int) else size
+    out, shape = dict(fields), (size, size) if isinstance(size, int) else size
     for name, x in fields.items():
-        if x.ndim != 4 or x.shape[1:3] == (height, width):
-            continue
         if name == IMAGE:
-            out[name] = ops.resize_bilinear(x, (height, width), align_corners=True)
-            continue
-        for axis, new in ((1, height), (2, width)):
-            nearest = np.floor(np.linspace(0, x.shape[axis] - 1, new) + 0.5).astype(np.int32)
-            x = jnp.take(x, nearest, axis)
-        out[name] = x
+            out[name] = resize(x, shape)
+        elif x.ndim == 4 and x.shape[1:3] != shape:
+            for axis, new in enumerate(shape, 1):
+                nearest = np.floor(np.linspace(0, x.shape[axis] - 1, new) + 0.5).astype(np.int32)
+                x = jnp.take(x, nearest, axis)
+            out[name] = x
     return out
 
 

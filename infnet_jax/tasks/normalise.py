@@ -59,18 +59,18 @@ def make_norm(kind: str, channels: int, statistics: tuple[float, float]) -> Norm
 def network_input(image: jax.Array, norm: Norm, prior: jax.Array | None = None) -> jax.Array:
     """What a network sees: the slice, or slice and prior, normalised alike as in the public code.
 
-    Args:
-      image: [B, H, W, 1], grey in 0..1.
-      norm: of c channels.
-      prior: [B, H, W, 1], an 8-bit probability; None for the slice alone.
-
-    Returns:
-      float32 [B, H, W, c], or [B, H, W, 2c]: c channels of the slice, then c of the prior.
+    `image` [B, H, W, 1] grey in 0..1 and `prior` [B, H, W, 1], an 8-bit probability -> float32
+    [B, H, W, c], c the channels of `norm`, or [B, H, W, 2c]: the slice's, then the prior's.
     """
     x = (image - jnp.asarray(norm.mean)) / jnp.asarray(norm.input_sd)
     if prior is None:
         return x
     return jnp.concatenate([x, network_input(prior.astype(jnp.float32) / 255.0, norm)], -1)
+
+
+def blank_input(norm: Norm, size: int, prior: bool) -> jax.Array:
+    """Zeros shaped like `network_input` of one slice, with or without its prior."""
+    return jnp.zeros((1, size, size, len(norm.mean) * (2 if prior else 1)))
 
 
 def inpainting_target(image: jax.Array, norm: Norm) -> jax.Array:

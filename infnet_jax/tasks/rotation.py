@@ -75,8 +75,8 @@ class Rotation:
 
     def variables(self, key: jax.Array) -> dict[str, Tree]:
         """Fresh weights of trunk and head."""
-        channels = len(self.norm.mean) * (2 if self.with_prior else 1)
-        keys, x = jax.random.split(key), jnp.zeros((1, self.size, self.size, channels))
+        x = normalise.blank_input(self.norm, self.size, self.with_prior)
+        keys = jax.random.split(key)
         pooled, of_trunk = self.net.init_with_output(keys[0], x, False, method=_pooled)
         head = HEAD.init(keys[1], pooled)["params"]
         return {"net": {**of_trunk, "params": {**of_trunk["params"], "out_rotation": head}}}
@@ -107,12 +107,14 @@ class Rotation:
         x = self.prepare(batch, keys[0])
         turns = jax.random.randint(keys[1], (len(x),), 0, TURNS)
 
-        def objective(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Tree]]:
-            scores, stats = self.logits(params, state.net.batch_stats, turn(x, turns), True)
-            entropy = optax.softmax_cross_entropy_with_integer_labels(scores, turns).mean()
-            return entropy, ((scores.argmax(-1) == turns).mean(), stats)
+        def forward(params: Tree) -> tuple[jax.Array, Tree]:
+            return self.logits(params, state.net.batch_stats, turn(x, turns), True)
 
-        player, loss, right, norm = state_lib.gradient_step(state.net, objective, self.tx)
+        def objective(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
+            entropy = optax.softmax_cross_entropy_with_integer_labels(scores, turns).mean()
+            return entropy, (scores.argmax(-1) == turns).mean()
+
+        player, loss, right, norm = state_lib.gradient_step(state.net, forward, objective, self.tx)
         metrics = {"loss": loss, "train_accuracy": right.astype(jnp.float32), "grad": norm}
         metrics["lr"] = jnp.asarray(self.schedule(state.step), jnp.float32)
         return state.replace(step=state.step + 1, net=player), metrics
