@@ -297,22 +297,14 @@ def from_stage(stage: Stage, net: Any, norm: normalise.Norm, steps_per_epoch: in
     """The task of a stage; `steps_per_epoch` are the batches in one pass over its data."""
     section = stage.section
     rounds, n_random = make_rounds(steps_per_epoch=steps_per_epoch, **section.rounds)
-    tx = {}
+    own = ("size", "augmentation", "random_share", "sample_use", "kld_weight", "coach_grad")
+    settings: dict[str, Any] = {name: section[name] for name in own}
     for player in ("net", "coach"):
         steps = sum(n for phase, n in rounds if phase == player)
         schedule = optim.make_schedule(total_steps=steps, **section[f"{player}_schedule"])
-        tx[f"{player}_tx"] = optim.make_optimizer(schedule, **section[f"{player}_optim"])
+        settings[f"{player}_tx"] = optim.make_optimizer(schedule, **section[f"{player}_optim"])
     tanh = stage.net.options["inpaint_head"] == "tanh_parallel"
-    own = ("size", "augmentation", "random_share", "sample_use", "kld_weight", "coach_grad")
-    return Inpainting(
-        net=net,
-        coach=coach_lib.Coach(dtype=stage.net.dtype, **(stage.coach or {})),
-        norm=norm,
-        rounds=rounds,
-        n_random=n_random,
-        masks=Masks(**section.masks),
-        loss={**section.loss, "activation": "tanh" if tanh else "linear"},
-        with_prior=stage.prior == "input",
-        **{name: section[name] for name in own},
-        **tx,
-    ).task()
+    settings["loss"] = {**section.loss, "activation": "tanh" if tanh else "linear"}
+    settings["masks"], settings["with_prior"] = Masks(**section.masks), stage.prior == "input"
+    coach = coach_lib.Coach(dtype=stage.net.dtype, **(stage.coach or {}))
+    return Inpainting(net, coach, norm, rounds=rounds, n_random=n_random, **settings).task()

@@ -28,10 +28,7 @@ KEYS = frozenset(
 
 
 def turn(x: jax.Array, turns: jax.Array) -> jax.Array:
-    """Turns each square example counter-clockwise by 90 degrees `turns` times, as `np.rot90` does.
-
-    [B, S, S, C] and int [B] in 0..3 -> [B, S, S, C].
-    """
+    """Each square example [B, S, S, C] turned like `np.rot90` by its number, int [B] in 0..3."""
     every = jnp.stack([jnp.rot90(x, k, axes=(1, 2)) for k in range(TURNS)])
     return every[turns, jnp.arange(len(x))]
 
@@ -40,13 +37,9 @@ def turn(x: jax.Array, turns: jax.Array) -> jax.Array:
 class Rotation:
     """The four-class task: cross-entropy of a linear head on the trunk's pooled deepest features.
 
-    Attributes:
-      net: a module whose `trunk` is trained.
-      norm, size, with_prior: as `inpaint.Inpainting` has them.
-      steps: updates in all.
-      augmentation: keyword arguments of `augment.augment`; its upside-down mirror images and
-        quarter turns are left out, since after them the right answer cannot be seen.
-      tx: optimiser; schedule: update count -> learning rate, for the log.
+    Of `net` only the `trunk` is trained. The upside-down mirror images and quarter turns of
+    `augmentation` are left out, since after them the right answer cannot be seen. `schedule` is
+    for the log; the others are those of `inpaint.Inpainting`.
     """
 
     net: Any
@@ -146,13 +139,7 @@ def from_stage(stage: Stage, net: Any, norm: normalise.Norm, steps_per_epoch: in
     """The task of a stage; its length is in steps, whatever those of an epoch are."""
     section = stage.section
     schedule = optim.make_schedule(total_steps=section.steps, **section.net_schedule)
-    return Rotation(
-        net=net,
-        norm=norm,
-        size=section.size,
-        steps=section.steps,
-        augmentation=section.augmentation,
-        tx=optim.make_optimizer(schedule, **section.net_optim),
-        schedule=schedule,
-        with_prior=stage.prior == "input",
-    ).task()
+    tx = optim.make_optimizer(schedule, **section.net_optim)
+    own = {key: section[key] for key in ("size", "steps", "augmentation")}
+    shared = dict(net=net, norm=norm, with_prior=stage.prior == "input")
+    return Rotation(tx=tx, schedule=schedule, **own, **shared).task()
