@@ -268,14 +268,14 @@ def test_nothing_asked_is_the_identity_outside_0_to_1_too():
 def test_resize_batch_keeps_corners_and_labels():
     rng = np.random.default_rng(2)
     mask = rng.integers(0, 3, (2, 8, 8, 1)).astype(np.uint8)
-    fields = {"image": jnp.asarray(mask, jnp.float32), "mask": jnp.asarray(mask), "valid": [1]}
-    fields["valid"] = jnp.ones(2, bool)
-    out = resize_batch(fields, (15, 22))
-    assert out["image"].shape == out["mask"].shape == (2, 15, 22, 1)
+    image, valid = jnp.asarray(mask, jnp.float32), jnp.ones(2, bool)
+    fields = {"image": image, "mask": jnp.asarray(mask), "valid": valid}
+    out = resize_batch(fields, 15)
+    assert out["image"].shape == out["mask"].shape == (2, 15, 15, 1)
     assert out["mask"].dtype == jnp.uint8
-    # 15 = 2 * 7 + 1 and 22 = 3 * 7 + 1: old pixels sit at every second row and third column.
-    np.testing.assert_array_equal(out["mask"][:, ::2, ::3], mask)
-    np.testing.assert_allclose(out["image"][:, ::2, ::3], mask, atol=1e-5)
+    # 15 = 2 * 7 + 1: old pixels sit at every second row and column.
+    np.testing.assert_array_equal(out["mask"][:, ::2, ::2], mask)
+    np.testing.assert_allclose(out["image"][:, ::2, ::2], mask, atol=1e-5)
     np.testing.assert_allclose(
         out["image"][:, 1, 0], (mask[:, 0, 0].astype(float) + mask[:, 1, 0]) / 2, atol=1e-5
     )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infnet_jax.tasks import game, inpaint
+from infnet_jax.tasks import inpaint
 
 ROUNDS = dict(
     schedule="per_epoch",
@@ -38,27 +38,27 @@ ROUNDS = dict(
     ],
 )
 def test_rounds_by_hand(changed, rounds, n_random):
-    assert game.make_rounds(**{**ROUNDS, **changed}) == (rounds, n_random)
+    assert inpaint.make_rounds(**{**ROUNDS, **changed}) == (rounds, n_random)
 
 
 def test_an_unknown_order_of_play():
     with pytest.raises(ValueError, match="schedule='spiral': choose per_epoch or blocks"):
-        game.make_rounds(**{**ROUNDS, "schedule": "spiral"})
+        inpaint.make_rounds(**{**ROUNDS, "schedule": "spiral"})
 
 
 def test_masks_keep_the_share_that_was_asked_for():
     score = jnp.arange(2 * 16, dtype=jnp.float32).reshape(2, 4, 4, 1)
     for inclusive, kept in ((True, 12), (False, 11)):
-        _, use, random = game.make_masks(keep_ratio=0.75, inclusive=inclusive)
-        for mask in (use({"score": score}, (64, 64)), random(jax.random.key(0), 2, (64, 64))):
+        masks = inpaint.Masks(keep_ratio=0.75, inclusive=inclusive)
+        for mask in (masks.use(score, (64, 64)), masks.random(jax.random.key(0), 2, (64, 64))):
             assert mask.shape == (2, 64, 64, 1) and set(np.unique(mask)) == {0.0, 1.0}
             assert np.asarray(mask).sum((1, 2, 3)).tolist() == [kept * 256] * 2
-        low = np.asarray(use({"score": score}, (64, 64)))[0, :16, :, 0]
+        low = np.asarray(masks.use(score, (64, 64)))[0, :16, :, 0]
         assert not low.any()  # the four lowest scores are the first row of cells
-    soft, _, random = game.make_masks(alpha_train=1.0)
-    got = np.asarray(soft({"score": score}, (64, 64)))[0, 0, 0, 0]
+    masks = inpaint.Masks(alpha_train=1.0)
+    got = np.asarray(masks.train(score, (64, 64)))[0, 0, 0, 0]
     assert got == pytest.approx(1 / (1 + np.exp(4.0)))  # eq. 3: score 0, threshold 4
-    one, two = (random(jax.random.key(k), 2, (64, 64)) for k in (0, 1))
+    one, two = (masks.random(jax.random.key(k), 2, (64, 64)) for k in (0, 1))
     assert (one != two).any() and (one[0] != one[1]).any()
 
 

@@ -37,7 +37,7 @@ def target(loss=None):
     )
 
 
-def make(**changes):
+def make(loss=None, **changes):
     settings = dict(
         size=4,
         scales=(1.0,),
@@ -49,7 +49,8 @@ def make(**changes):
         weight=2.0,
         ramp_steps=10,
     )
-    return mean_teacher.make(Scale(), target(), NORM, **{**settings, **changes})
+    settings |= changes
+    return mean_teacher.MeanTeacher(Scale(), target(loss), NORM, **settings)
 
 
 def test_the_ramp_by_hand():
@@ -64,14 +65,13 @@ def test_the_objective_by_hand():
 
     logits = jnp.asarray([3.0, 0.0, 0.0]).reshape(3, 1, 1, 1)  # one labelled, two unlabelled
     taught = jnp.asarray([0.9, 0.5]).reshape(2, 1, 1, 1)
-    objective = mean_teacher.make_objective(target(loss))
-    total, parts = objective({"logits": logits}, (jnp.ones((1, 1, 1, 1)), taught, 2.0))
+    total, parts = make(loss).objective({"logits": logits}, (jnp.ones((1, 1, 1, 1)), taught, 2.0))
     assert float(parts["consistency"]) == pytest.approx((0.4**2 + 0) / 2)
     assert float(total) == pytest.approx(3.0 + 2.0 * 0.08)
 
 
 def test_the_teacher_is_the_average():
-    task = make()
+    task = make().task()
     state = task.start(task.variables(jax.random.key(0)))
     ema = {"params": {"w": jnp.float32(3.0)}, "batch_stats": {}}
     state = state.replace(net=state.net.replace(ema=ema))
@@ -89,16 +89,20 @@ def test_the_teacher_is_the_average():
 
 
 def test_without_unlabelled_pull_it_is_the_supervised_step():
-    task = make(weight=0.0)
+    task = make(weight=0.0).task()
     state = task.start(task.variables(jax.random.key(0)))
     after, metrics = task.steps["size4"](state, BATCH, jax.random.key(0))
     assert float(metrics["loss"]) == pytest.approx(float(metrics["loss_region"]))
-    pulled, _ = make(weight=1e3).steps["size4"](
-        state.replace(
-            net=state.net.replace(ema={"params": {"w": jnp.float32(9.0)}, "batch_stats": {}})
-        ),
-        BATCH,
-        jax.random.key(0),
+    pulled, _ = (
+        make(weight=1e3)
+        .task()
+        .steps["size4"](
+            state.replace(
+                net=state.net.replace(ema={"params": {"w": jnp.float32(9.0)}, "batch_stats": {}})
+            ),
+            BATCH,
+            jax.random.key(0),
+        )
     )
     # The student is drawn to the teacher's larger weight.
     assert float(pulled.net.params["w"]) > float(after.net.params["w"])

@@ -15,7 +15,7 @@ from configs import (
     supervised,
 )
 from infnet_jax.plan import resolve
-from infnet_jax.tasks.game import make_rounds
+from infnet_jax.tasks.inpaint import make_rounds
 from infnet_jax.training.run import run
 
 FROM_PRIOR = {

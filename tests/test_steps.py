@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from infnet_jax.models import final_map
-from infnet_jax.tasks import game, inpaint, losses, mean_teacher, normalise, rotation, supervised
+from infnet_jax.tasks import inpaint, losses, mean_teacher, normalise, rotation, supervised
 
 SIZE = 32
 RNG = np.random.default_rng(0)
@@ -104,7 +104,7 @@ def pretext(kind):
         coach=Coach(),
         rounds=[("coach", 1), ("net", 1)],
         n_random=0,
-        masks=game.make_masks(),
+        masks=inpaint.Masks(),
         loss={},
         net_tx=SGD,
         coach_tx=SGD,
@@ -117,11 +117,12 @@ def pretext(kind):
 
 
 def supervised_task(target):
-    return supervised.make(Net(target.channels), target, NORM, **SUPERVISED)
+    return supervised.Supervised(Net(target.channels), target, NORM, **SUPERVISED).task()
 
 
 def taught():
-    return mean_teacher.make(Net(), infection(), NORM, weight=2.0, ramp_steps=3, **SUPERVISED)
+    settings = dict(SUPERVISED, weight=2.0, ramp_steps=3)
+    return mean_teacher.MeanTeacher(Net(), infection(), NORM, **settings).task()
 
 
 RECORDED = {"coach": ("coach_loss", "coach_grad"), "net": ("loss", "net_grad")}

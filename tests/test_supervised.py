@@ -56,10 +56,14 @@ def lesions(prior="input", head="softmax", **loss):
 ONE, THREE = infection(), lesions()
 
 
-def _task(net, target=THREE, *, size=16, augmentation=STILL, **changed):
+def _settings(net, target=THREE, *, size=16, augmentation=STILL, **changed):
     given = dict(scales=(1.0,), steps=4, tx=optax.sgd(LR), schedule=lambda n: LR, ema_decay=0.0)
     given |= dict(size=size, augmentation=augmentation, **changed)
-    return supervised.make(net, target, NORM, **given)
+    return supervised.Supervised(net, target, NORM, **given)
+
+
+def _task(net, target=THREE, **changed):
+    return _settings(net, target, **changed).task()
 
 
 def _batch(size=16, batch=2):
@@ -286,7 +290,7 @@ def test_soft_targets_are_the_prior_and_their_edge_is_at_one_half():
     batch = {"image": prior, "mask": np.ones_like(prior), "prior": prior}
     soft = infection(lambda batch: batch["prior"] / 255.0)
     for target, expected in ((soft, prior / 255), (ONE, np.ones(prior.shape))):
-        _, mask = supervised.prepare(batch, jax.random.key(0), 4, target, PLAIN, STILL)
+        _, mask = _settings(Spy(), target, size=4).prepare(batch, jax.random.key(0), 4)
         np.testing.assert_allclose(mask, expected, rtol=1e-6)
     outputs = dict.fromkeys((*losses.MAPS, "edge"), jnp.zeros((1, 4, 4, 1)))
     outputs["edge"] = jnp.full((1, 4, 4, 1), -20.0).at[0, 1:3].set(20.0)

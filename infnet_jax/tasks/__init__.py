@@ -9,8 +9,10 @@ import jax.numpy as jnp
 from infnet_jax import models
 from infnet_jax.models import final_map
 from infnet_jax.plan.records import Stage
-from infnet_jax.tasks import inpaint, losses, mean_teacher, normalise, optim, rotation, supervised
+from infnet_jax.tasks import inpaint, losses, normalise, optim, rotation
+from infnet_jax.tasks.mean_teacher import MeanTeacher
 from infnet_jax.tasks.state import Batch, Task
+from infnet_jax.tasks.supervised import Supervised, Target
 
 PRETEXTS = {"inpaint": inpaint, "rotation": rotation}
 
@@ -20,33 +22,21 @@ def make_norm(stage: Stage, statistics: tuple[float, float]) -> normalise.Norm:
     return normalise.make_norm(stage.norm, stage.channels, statistics)
 
 
-def make_target(stage: Stage, soft: bool = False) -> supervised.Target:
+def make_target(stage: Stage, soft: bool = False) -> Target:
     """What the networks of a supervised stage learn to find.
 
-    Args:
-      stage: it learns one class or `lesions`.
-      soft: of a single class: the truth is the batch's `prior`, an 8-bit probability, in place of
-        its `mask`, where any class but 0 is marked.
+    With `soft` the truth of a single class is the batch's `prior`, an 8-bit probability, in place
+    of its `mask`, where any class but 0 is marked.
     """
-    options = dict(stage.section.loss)
+    options, names = dict(stage.section.loss), stage.classes
     if stage.learns == "lesions":
         head = options.get("head", "softmax")
-        return supervised.Target(
-            classes=stage.classes,
-            channels=1 + len(stage.classes),
-            prior=stage.prior,
-            truth=lambda batch: batch["mask"],
-            loss=losses.make_lesion_loss(**options),
-            probs=lambda outputs: losses.class_probs(outputs["logits"], head),
-        )
-    return supervised.Target(
-        classes=stage.classes,
-        channels=1,
-        prior=stage.prior,
-        truth=partial(_marked, soft=soft),
-        loss=losses.make_infection_loss(**options),
-        probs=lambda outputs: jax.nn.sigmoid(final_map(outputs)),
-    )
+        loss = losses.make_lesion_loss(**options)
+        probs = lambda outputs: losses.class_probs(outputs["logits"], head)  # noqa: E731
+        return Target(names, 1 + len(names), stage.prior, lambda batch: batch["mask"], loss, probs)
+    loss = losses.make_infection_loss(**options)
+    probs = lambda outputs: jax.nn.sigmoid(final_map(outputs))  # noqa: E731
+    return Target(names, 1, stage.prior, partial(_marked, soft=soft), loss, probs)
 
 
 def _marked(batch: Batch, soft: bool) -> jax.Array:
@@ -59,9 +49,10 @@ def _marked(batch: Batch, soft: bool) -> jax.Array:
 def make(stage: Stage, norm: normalise.Norm, steps_per_epoch: int, soft: bool = False) -> Task:
     """The task of a stage.
 
+    Below `stage.section` each section is the keyword arguments of one function, so that a key
+    that nobody reads is an error.
+
     Args:
-      stage: below `stage.section` each section is the keyword arguments of one function, so that
-        a key that nobody reads is an error.
       norm: of `make_norm`.
       steps_per_epoch: batches in one pass over the stage's data.
       soft: as `make_target` takes it.
@@ -73,19 +64,12 @@ def make(stage: Stage, norm: normalise.Norm, steps_per_epoch: int, soft: bool = 
     if "pretext" in section:
         return _make_pretext(stage, net, norm, steps_per_epoch)
     schedule = optim.make_schedule(total_steps=section.steps, **section.schedule)
-    settings = dict(
-        size=section.size,
-        scales=tuple(section.scales),
-        steps=section.steps,
-        augmentation=section.augmentation,
-        tx=optim.make_optimizer(schedule, **section.optim),
-        schedule=schedule,
-        ema_decay=section.ema_decay,
-    )
-    target = make_target(stage, soft)
+    tx = optim.make_optimizer(schedule, **section.optim)
+    own = {key: section[key] for key in ("size", "scales", "steps", "augmentation", "ema_decay")}
+    settings = dict(own, target=make_target(stage, soft), net=net, norm=norm, tx=tx)
     if stage.semi is not None and stage.runs == "train":
-        return mean_teacher.make(net, target, norm, **stage.semi.consistency, **settings)
-    return supervised.make(net, target, norm, **settings)
+        return MeanTeacher(**settings, schedule=schedule, **stage.semi.consistency).task()
+    return Supervised(**settings, schedule=schedule).task()
 
 
 def _make_pretext(stage: Stage, net: Any, norm: normalise.Norm, steps_per_epoch: int) -> Task:

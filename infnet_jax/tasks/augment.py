@@ -6,7 +6,7 @@ crop, rotation and zoom are composed into one affine map per example and sampled
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def augment(
     scale: Pair = (1.0, 1.0),
     crop: Pair | None = None,
     cutout: float = 0.0,
-    cutout_mode: Literal["area", "max_side"] = "area",
+    cutout_mode: str = "area",
     cutout_prob: float = 1.0,
     gamma: float = 0.0,
     contrast: float = 0.0,
@@ -63,8 +63,8 @@ def augment(
         as the brightest tenth of the image: dense lesions at the wall of a lung.
 
     Returns:
-      The same fields, shapes and dtypes. The image is sampled bilinearly; other fields take the
-      nearest pixel. Outside the image all of them are 0.
+      The same fields, shapes and dtypes: the image sampled bilinearly, others by the nearest
+      pixel, all of them 0 outside the image.
 
     Raises:
       ValueError: no image, an integer image, sizes that differ or a setting out of range.
@@ -87,38 +87,36 @@ def augment(
 def prepare(
     key: jax.Array | None, fields: Fields, settings: Mapping[str, Any]
 ) -> dict[str, jax.Array]:
-    """The fields of a batch, its uint8 image as grey in 0..1, augmented.
+    """The fields of a batch, its uint8 image as grey in 0..1, augmented by `augment(**settings)`.
 
-    Args:
-      key: of this batch; None leaves everything in its place.
-      settings: keyword arguments of `augment`.
+    Without a key everything stays in its place.
     """
     grey = {**fields, IMAGE: fields[IMAGE].astype(jnp.float32) / 255.0}
     return grey if key is None else augment(key, grey, **settings)
 
 
-def resize_batch(fields: Fields, size: int | tuple[int, int]) -> dict[str, jax.Array]:
-    """Resizes every spatial field to `size` (side, or (height, width)), for multi-scale training.
+def resize(image: jax.Array, side: int) -> jax.Array:
+    """[B, S, S, C] at another side, bilinear without antialias, corners on corners."""
+    same = image.shape[1] == side
+    return image if same else ops.resize_bilinear(image, (side, side), align_corners=True)
 
-    Corners stay on corners (as in the public code): the image bilinearly without antialias, other
-    fields by the nearest pixel of the same grid. Dtypes are kept.
+
+def resize_batch(fields: Fields, side: int) -> dict[str, jax.Array]:
+    """Resizes every square spatial field to `side`, for multi-scale training.
+
+    Corners stay on corners (as in the public code): the image by `resize`, other fields by the
+    nearest pixel of the same grid. Dtypes are kept.
     """
-    out, (height, width) = dict(fields), (size, size) if isinstance(size, int) else size
+    out = {**fields, IMAGE: resize(fields[IMAGE], side)}
     for name, x in fields.items():
-        if x.ndim != 4 or x.shape[1:3] == (height, width):
-            continue
-        if name == IMAGE:
-            out[name] = ops.resize_bilinear(x, (height, width), align_corners=True)
-            continue
-        for axis, new in ((1, height), (2, width)):
-            nearest = np.floor(np.linspace(0, x.shape[axis] - 1, new) + 0.5).astype(np.int32)
-            x = jnp.take(x, nearest, axis)
-        out[name] = x
+        if name != IMAGE and x.ndim == 4 and x.shape[1] != side:
+            nearest = np.floor(np.linspace(0, x.shape[1] - 1, side) + 0.5).astype(np.int32)
+            out[name] = jnp.take(jnp.take(x, nearest, 1), nearest, 2)
     return out
 
 
 def _check(
-    fields: Fields, turns: bool, scale: Pair, crop: Pair | None, cutout: float, cutout_mode: str
+    fields: Fields, turns: bool, scale: Pair, crop: Pair | None, cutout: float, mode: str
 ) -> None:
     image = fields.get(IMAGE)
     if image is None or image.ndim != 4 or not jnp.issubdtype(image.dtype, jnp.floating):
@@ -127,16 +125,16 @@ def _check(
     for name, x in fields.items():
         if x.ndim == 4 and x.shape[:3] != image.shape[:3]:
             raise ValueError(f"{name} is {x.shape[:3]} but {IMAGE} is {image.shape[:3]}")
-    if turns and image.shape[1] != image.shape[2]:
-        raise ValueError(f"quarter_turns is on; it needs square images, not {image.shape[1:3]}")
-    if not 0.0 < scale[0] <= scale[1]:
-        raise ValueError(f"scale is {scale}; give (low, high) with 0 < low <= high")
-    if crop is not None and not 0.0 < crop[1] <= 1.0:
-        raise ValueError(f"crop is {crop}; give (probability, fraction of the side in (0, 1])")
-    if not 0.0 <= cutout <= 1.0:
-        raise ValueError(f"cutout is {cutout}; give a fraction in 0..1")
-    if cutout_mode not in ("area", "max_side"):
-        raise ValueError(f"cutout_mode is {cutout_mode!r}; choose 'area' or 'max_side'")
+    square = image.shape[1] == image.shape[2]
+    for right, message in (
+        (square or not turns, f"quarter_turns needs square images, not {image.shape[1:3]}"),
+        (0 < scale[0] <= scale[1], f"scale is {scale}; give (low, high) with 0 < low <= high"),
+        (crop is None or 0 < crop[1] <= 1, f"crop is {crop}; give (probability, share in (0, 1])"),
+        (0 <= cutout <= 1, f"cutout is {cutout}; give a fraction in 0..1"),
+        (mode in ("area", "max_side"), f"cutout_mode is {mode!r}; choose 'area' or 'max_side'"),
+    ):
+        if not right:
+            raise ValueError(message)
 
 
 def _draw(key: jax.Array, batch: int, low: float, high: float) -> jax.Array:
@@ -189,8 +187,7 @@ def _affine_grid(
         rows = jnp.where(cropped, top + (rows + 0.5) * (side / height) - 0.5, rows)
         columns = jnp.where(cropped, left + (columns + 0.5) * (side / width) - 0.5, columns)
     row, column = (height - 1) / 2, (width - 1) / 2
-    y = (rows - row)[:, :, None]
-    x = (columns - column)[:, None, :]
+    y, x = (rows - row)[:, :, None], (columns - column)[:, None, :]
     cosine, sine = (f(angle)[:, None, None] / zoom[:, None, None] for f in (jnp.cos, jnp.sin))
     return row + cosine * y + sine * x, column - sine * y + cosine * x
 
@@ -223,19 +220,18 @@ def _change_grey(
 ) -> jax.Array:
     if not (gamma or contrast or brightness or noise):
         return image
-    batch = image.shape[0]
     keys = jax.random.split(key, 5)
+    low_high = ((-gamma, gamma), (-contrast, contrast), (-brightness, brightness), (0.0, noise))
+    drawn = [_per_example(_draw(k, len(image), *ends)) for k, ends in zip(keys[:4], low_high)]
     if gamma:
-        power = _per_example(jnp.exp(_draw(keys[0], batch, -gamma, gamma)))
-        image = jnp.clip(image, 0.0, 1.0) ** power
+        image = jnp.clip(image, 0.0, 1.0) ** jnp.exp(drawn[0])
     if contrast:
         mean = image.mean((1, 2, 3), keepdims=True)
-        image = mean + (image - mean) * _per_example(1 + _draw(keys[1], batch, -contrast, contrast))
+        image = mean + (image - mean) * (1 + drawn[1])
     if brightness:
-        image = image + _per_example(_draw(keys[2], batch, -brightness, brightness))
+        image = image + drawn[2]
     if noise:
-        deviation = _per_example(_draw(keys[3], batch, 0.0, noise))
-        image = image + deviation * jax.random.normal(keys[4], (*image.shape[:3], 1))
+        image = image + drawn[3] * jax.random.normal(keys[4], (*image.shape[:3], 1))
     return jnp.clip(image, 0.0, 1.0)
 
 
@@ -260,8 +256,7 @@ def _paint_dense(key: jax.Array, image: jax.Array, mask: jax.Array, odds: float)
     painted = (along**2 + across**2 + ragged < 1) & chosen
     grey = jnp.quantile(image, 0.9, axis=(1, 2, 3), keepdims=True)
     lowest = jnp.array([[0.85], [0.8]])
-    drawn = jax.random.uniform(keys[6], (2, batch), minval=lowest, maxval=1.0)
-    share, level = map(_per_example, drawn)
+    share, level = map(_per_example, jax.random.uniform(keys[6], (2, batch), minval=lowest))
     lesion = share * level * grey + (1 - share) * image
     return jnp.where(painted[..., None] & (mask > 0), lesion, image)
 

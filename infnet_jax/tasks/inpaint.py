@@ -11,14 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from infnet_jax.models import final_map
-from infnet_jax.models.coach import Coach
+from infnet_jax.models import coach as coach_lib, final_map
 from infnet_jax.plan.records import Stage
-from infnet_jax.tasks import augment, game, inpaint_losses, normalise, optim, state as state_lib
+from infnet_jax.tasks import augment, inpaint_losses, normalise, optim, state as state_lib
 from infnet_jax.tasks.state import Batch, Metrics, Rows, Task, TrainState, Tree
 
+Size = Sequence[int]
 DRAWS = 4  # masks of each kind that a held-out slice is judged under
-COACH_GRADS = ("through_net", "weights_only")
 # The keys of a section that it reads, and those that the training loop reads.
 KEYS = frozenset(
     "pretext splits validation size batch_size eval_every rounds masks sample_use loss kld_weight "
@@ -26,18 +25,91 @@ KEYS = frozenset(
 )
 
 
+def make_rounds(
+    *,
+    schedule: str,
+    epochs: int,
+    steps_per_epoch: int,
+    coach_steps: int,
+    net_steps: int,
+    blocks: Sequence[int],
+    warmup_random_rounds: int,
+    use_coach: bool,
+) -> tuple[list[tuple[str, int]], int]:
+    """The order of play, as (`coach` or `net`, steps) pairs, and the first steps' number.
+
+    Before that number of steps the masks are random; the network plays alone.
+
+    Args:
+      schedule: `per_epoch` (Algorithm 1: each of `epochs` rounds has coach steps, then network
+        steps) or `blocks` (the public code: round i trains the coach for `blocks[i]` epochs, then
+        the network).
+      steps_per_epoch: batches in one pass over the data.
+      coach_steps, net_steps: of a `per_epoch` round; 0 is one pass.
+      warmup_random_rounds: first rounds without a coach (random masks only).
+      use_coach: False keeps random masks to the end (the baseline without a coach).
+
+    Raises:
+      ValueError: unknown schedule.
+    """
+    if schedule == "per_epoch":
+        plan = [(coach_steps or steps_per_epoch, net_steps or steps_per_epoch)] * epochs
+    elif schedule == "blocks":
+        plan = [(n * steps_per_epoch, n * steps_per_epoch) for n in blocks]
+    else:
+        raise ValueError(f"pretrain.rounds.schedule={schedule!r}: choose per_epoch or blocks")
+    n_alone = warmup_random_rounds if use_coach else len(plan)
+    alone = [("net", n_net) for _, n_net in plan[:n_alone]]
+    both = [turn for pair in plan[n_alone:] for turn in zip(("coach", "net"), pair, strict=True)]
+    return alone + both, sum(n for _, n in alone)
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Mask makers, each to [B, H, W, 1] float32, 1 = visible (eq. 2-3); sizes are (H, W).
+
+    Attributes:
+      keep_ratio: share of cells left visible (the public `drop_ratio` *keeps* this share).
+      alpha_train, alpha_use: steepness of eq. 3 while the coach learns, and while it serves.
+      hard_use: threshold the mask when it serves the network.
+      inclusive: keep the k-th cell itself (False: as coded, k - 1 cells are kept).
+    """
+
+    keep_ratio: float = 0.75
+    alpha_train: float = 1.0
+    alpha_use: float = 100.0
+    hard_use: bool = True
+    inclusive: bool = True
+
+    def train(self, score: jax.Array, size: Size) -> jax.Array:
+        """Masks through which the coach learns, of its scores."""
+        return self._make(score, size, self.alpha_train, False)
+
+    def use(self, score: jax.Array, size: Size) -> jax.Array:
+        """Masks that serve the network, of the coach's scores."""
+        return self._make(score, size, self.alpha_use, self.hard_use)
+
+    def random(self, key: jax.Array, batch: int, size: Size) -> jax.Array:
+        """Masks without a coach."""
+        score = coach_lib.random_score(key, (batch, size[0] // 16, size[1] // 16, 1))
+        return self._make(score, size, self.alpha_use, True)
+
+    def _make(self, score: jax.Array, size: Size, alpha: float, hard: bool) -> jax.Array:
+        visible = coach_lib.visible_from_score(
+            score, keep_ratio=self.keep_ratio, alpha=alpha, hard=hard, inclusive=self.inclusive
+        )
+        return coach_lib.upsample_mask(visible, (size[0], size[1]))
+
+
 @dataclass(frozen=True)
 class Inpainting:
     """The settings of the two-player task, and its steps.
 
     Attributes:
-      net: a module with an inpainting head; coach: a `Coach`.
-      norm: input and target scale.
+      net: a module with an inpainting head; coach: a `Coach`; norm: input and target scale.
       size: side of the square training images, pixels.
-      rounds, n_random: order of play, and the first steps with random masks (`game.make_rounds`).
-      masks: those of `game.make_masks`.
+      rounds, n_random: of `make_rounds`.
       loss: keyword arguments of `inpaint_losses.inpaint_loss`; augmentation: of `augment.augment`.
-      net_tx, coach_tx: optimisers.
       random_share: share of each batch that gets random masks all along (paper: 0), meant to
         keep the network from forgetting all masks but those of the present coach.
       sample_use: the serving coach samples z (as coded), else it takes the mean.
@@ -54,7 +126,7 @@ class Inpainting:
     size: int
     rounds: Sequence[tuple[str, int]]
     n_random: int
-    masks: game.Masks
+    masks: Masks
     loss: Mapping[str, Any]
     augmentation: Mapping[str, Any]
     net_tx: optax.GradientTransformation
@@ -66,20 +138,19 @@ class Inpainting:
     with_prior: bool = False
 
     def __post_init__(self) -> None:
-        if self.coach_grad not in COACH_GRADS:
-            raise ValueError(
-                f"pretrain.coach_grad={self.coach_grad!r}: choose {' or '.join(COACH_GRADS)}"
-            )
+        if self.coach_grad not in ("through_net", "weights_only"):
+            choices = "choose through_net or weights_only"
+            raise ValueError(f"pretrain.coach_grad={self.coach_grad!r}: {choices}")
 
     def task(self) -> Task:
         """The task that the training loop runs."""
-        ends = list(accumulate(n for _, n in self.rounds))
-        last = len(ends) - 1
+        phases, lengths = zip(*self.rounds, strict=True)
+        ends = list(accumulate(lengths))
         return Task(
             variables=self.variables,
             start=self.start,
             steps={"coach": self.coach_step, "net": self.net_step},
-            phase=lambda step: self.rounds[min(bisect_right(ends, step), last)][0],
+            phase=lambda step: phases[min(bisect_right(ends, step), len(ends) - 1)],
             batch_index=lambda step: step,
             evaluate=self.evaluate,
             total_steps=ends[-1],
@@ -91,8 +162,7 @@ class Inpainting:
 
     def variables(self, key: jax.Array) -> dict[str, Tree]:
         """Fresh weights of both players."""
-        channels = len(self.norm.mean) * (2 if self.with_prior else 1)
-        image = jnp.zeros((1, self.size, self.size, channels))
+        image = normalise.blank_input(self.norm, self.size, self.with_prior)
         keys = jax.random.split(key)
         net = self.net.init(keys[0], image, train=False)
         return {"net": net, "coach": self.coach.init(keys[1], image, train=False)}
@@ -110,11 +180,10 @@ class Inpainting:
         prior = fields.get("prior")
         x = normalise.network_input(fields["image"], self.norm, prior)
         target = normalise.inpainting_target(fields["image"], self.norm)
-        if prior is not None:
-            levels = prior.astype(jnp.float32) / 127.5 - 1.0
-            levels = jnp.repeat(levels, len(self.norm.mean), axis=-1)
-            target = jnp.concatenate([target, levels], -1)
-        return x, target
+        if prior is None:
+            return x, target
+        levels = prior.astype(jnp.float32) / 127.5 - 1.0
+        return x, jnp.concatenate([target, jnp.repeat(levels, len(self.norm.mean), axis=-1)], -1)
 
     def fill(self, variables: Mapping[str, Tree], masked: jax.Array) -> dict[str, jax.Array]:
         """What the network makes of an erased slice: head -> [B, S, S, C]."""
@@ -123,7 +192,7 @@ class Inpainting:
     def propose(self, variables: Mapping[str, Tree], x: jax.Array, key: jax.Array) -> jax.Array:
         """The masks [B, S, S, 1] of the serving coach, 1 = visible."""
         out = self.coach.apply(variables, x, train=False, key=key if self.sample_use else None)
-        return self.masks.use(out, x.shape[1:3])
+        return self.masks.use(out["score"], x.shape[1:3])
 
     def coach_step(
         self, state: TrainState, batch: Batch, key: jax.Array
@@ -132,18 +201,19 @@ class Inpainting:
         keys = jax.random.split(key)
         x, target = self.prepare(batch, keys[0])
 
-        def objective(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Tree]]:
-            out, stats = state_lib.apply_training(self.coach, params, state.rival, x, key=keys[1])
-            visible = self.masks.train(out, x.shape[1:3])
+        def objective(out: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            visible = self.masks.train(out["score"], x.shape[1:3])
             outputs = self.fill(state.net.variables, x * visible)
             if self.coach_grad == "weights_only":
                 outputs = jax.lax.stop_gradient(outputs)
             _, parts = inpaint_losses.inpaint_loss(outputs, target, visible, **self.loss)
             rec = parts["rec"]
-            value = inpaint_losses.coach_loss(rec, out["mu"], out["logvar"], self.kld_weight)
-            return value, (rec, stats)
+            return inpaint_losses.coach_loss(rec, out["mu"], out["logvar"], self.kld_weight), rec
 
-        player, value, rec, norm = state_lib.gradient_step(state.rival, objective, self.coach_tx)
+        forward = state_lib.training_pass(self.coach, state.rival, x, key=keys[1])
+        player, value, rec, norm = state_lib.gradient_step(
+            state.rival, forward, objective, self.coach_tx
+        )
         metrics = {"coach_loss": value, "coach_rec": rec, "coach_grad": norm}
         return state.replace(step=state.step + 1, coach=player), metrics
 
@@ -159,15 +229,14 @@ class Inpainting:
         chosen = jnp.logical_or(chosen, state.step < self.n_random)
         visible = jnp.where(chosen[:, None, None, None], drawn, proposed)
 
-        def objective(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Tree]]:
-            outputs, stats = state_lib.apply_training(
-                self.net, params, state.net, x * visible, head="inpaint"
-            )
-            total, parts = inpaint_losses.inpaint_loss(outputs, target, visible, **self.loss)
-            return total, (parts["rec"], stats)
-
-        player, total, rec, norm = state_lib.gradient_step(state.net, objective, self.net_tx)
-        metrics = {"loss": total, "rec": rec, "net_grad": norm}
+        forward = state_lib.training_pass(self.net, state.net, x * visible, head="inpaint")
+        player, total, parts, norm = state_lib.gradient_step(
+            state.net,
+            forward,
+            lambda out: inpaint_losses.inpaint_loss(out, target, visible, **self.loss),
+            self.net_tx,
+        )
+        metrics = {"loss": total, "rec": parts["rec"], "net_grad": norm}
         return state.replace(step=state.step + 1, net=player), metrics
 
     def evaluate(self, state: TrainState, batch: Batch, key: jax.Array) -> Metrics:
@@ -227,23 +296,15 @@ def panel(rows: Rows) -> np.ndarray:
 def from_stage(stage: Stage, net: Any, norm: normalise.Norm, steps_per_epoch: int) -> Task:
     """The task of a stage; `steps_per_epoch` are the batches in one pass over its data."""
     section = stage.section
-    rounds, n_random = game.make_rounds(steps_per_epoch=steps_per_epoch, **section.rounds)
-    tx = {}
+    rounds, n_random = make_rounds(steps_per_epoch=steps_per_epoch, **section.rounds)
+    own = ("size", "augmentation", "random_share", "sample_use", "kld_weight", "coach_grad")
+    settings: dict[str, Any] = {name: section[name] for name in own}
     for player in ("net", "coach"):
         steps = sum(n for phase, n in rounds if phase == player)
         schedule = optim.make_schedule(total_steps=steps, **section[f"{player}_schedule"])
-        tx[f"{player}_tx"] = optim.make_optimizer(schedule, **section[f"{player}_optim"])
+        settings[f"{player}_tx"] = optim.make_optimizer(schedule, **section[f"{player}_optim"])
     tanh = stage.net.options["inpaint_head"] == "tanh_parallel"
-    own = ("size", "augmentation", "random_share", "sample_use", "kld_weight", "coach_grad")
-    return Inpainting(
-        net=net,
-        coach=Coach(dtype=stage.net.dtype, **(stage.coach or {})),
-        norm=norm,
-        rounds=rounds,
-        n_random=n_random,
-        masks=game.make_masks(**section.masks),
-        loss={**section.loss, "activation": "tanh" if tanh else "linear"},
-        with_prior=stage.prior == "input",
-        **{name: section[name] for name in own},
-        **tx,
-    ).task()
+    settings["loss"] = {**section.loss, "activation": "tanh" if tanh else "linear"}
+    settings["masks"], settings["with_prior"] = Masks(**section.masks), stage.prior == "input"
+    coach = coach_lib.Coach(dtype=stage.net.dtype, **(stage.coach or {}))
+    return Inpainting(net, coach, norm, rounds=rounds, n_random=n_random, **settings).task()

@@ -5,8 +5,6 @@ return one scalar. All of them raise ValueError on unequal shapes.
 """
 
 from collections.abc import Mapping
-from functools import partial
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -43,30 +41,29 @@ def reconstruction(
     target: jax.Array,
     visible: jax.Array,
     *,
-    kind: Literal["mse_clamped", "ce", "l1"] = "mse_clamped",
-    reduction: Literal["sum_heads", "mean"] = "sum_heads",
-    region: Literal["erased", "visible"] = "erased",
-    heads: Literal["all", "last"] = "all",
-    activation: Literal["tanh", "linear"] = "tanh",
+    kind: str = "mse_clamped",
+    reduction: str = "sum_heads",
+    region: str = "erased",
+    heads: str = "all",
+    activation: str = "tanh",
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Reconstruction error over the erased (or visible) pixels of the batch.
 
     Per head: sum of error * weight / sum of weight, weight being 1 - visible or visible.
-    `mse_clamped` is the public code's squared error cut at 2. `ce` is the paper's algorithm 1,
-    which leaves the distribution open; our reading is a binary cross-entropy against the grey
-    level (target + 1) / 2, of probability (output + 1) / 2 for tanh heads and sigmoid(output) for
-    linear ones. Its minimum is the entropy of the grey levels, not 0.
 
     Args:
       outputs: head name -> [B, H, W, C]; in -1..1 for tanh heads, unbounded for linear ones.
       target: [B, H, W, C] in -1..1.
       visible: [B, H, W, 1], 1 visible, 0 erased; soft masks of the coach allowed.
-      kind: error of one pixel and channel.
+      kind: of error: `l1`; `mse_clamped`, the public code's squared error cut at 2; `ce`, the
+        paper's algorithm 1, which leaves the distribution open; our reading is a binary
+        cross-entropy against the grey level (target + 1) / 2, of probability (output + 1) / 2 for
+        tanh heads and sigmoid(output) for linear ones (`activation`). Its minimum is the entropy
+        of the grey levels, not 0.
       reduction: `sum_heads` sums over heads and channels as the public code does; `mean` divides
         by both numbers.
-      region: pixels that count.
+      region: `erased` or `visible` pixels.
       heads: `all`, or `last` for the `edge` head alone (the public code's context term).
-      activation: of the heads; matters for `ce` only.
 
     Returns:
       The loss, float32 [], and its value per head. Both are 0 with a zero gradient when the batch
@@ -98,10 +95,10 @@ def inpaint_loss(
     visible: jax.Array,
     *,
     rec_weight: float = 0.99,
-    context_heads: Literal["all", "last"] = "last",
-    kind: Literal["mse_clamped", "ce", "l1"] = "mse_clamped",
-    reduction: Literal["sum_heads", "mean"] = "sum_heads",
-    activation: Literal["tanh", "linear"] = "tanh",
+    context_heads: str = "last",
+    kind: str = "mse_clamped",
+    reduction: str = "sum_heads",
+    activation: str = "tanh",
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Loss of the inpainting network: rec_weight L_rec + (1 - rec_weight) L_context.
 
@@ -112,17 +109,10 @@ def inpaint_loss(
     Returns:
       The loss, float32 [], and {'rec', 'context', 'rec/<head>'...}, unweighted.
     """
-    error = partial(
-        reconstruction,
-        outputs,
-        target,
-        visible,
-        kind=kind,
-        reduction=reduction,
-        activation=activation,
-    )
-    rec, rec_parts = error(region="erased")
-    context, _ = error(region="visible", heads=context_heads)
+    given = (outputs, target, visible)
+    options = dict(kind=kind, reduction=reduction, activation=activation)
+    rec, rec_parts = reconstruction(*given, **options)
+    context, _ = reconstruction(*given, region="visible", heads=context_heads, **options)
     parts = {"rec": rec, "context": context, **{f"rec/{k}": v for k, v in rec_parts.items()}}
     return rec_weight * rec + (1.0 - rec_weight) * context, parts
 
@@ -130,8 +120,7 @@ def inpaint_loss(
 def kl_divergence(mu: jax.Array, logvar: jax.Array) -> jax.Array:
     """KL of N(mu, exp(logvar)) from N(0, 1), summed over batch and dimensions.
 
-    [B, h, w, D] twice, averaged over space first as in the public code -> float32 []; 0 when both
-    are 0. It grows with the batch.
+    [B, h, w, D] twice, averaged over space first as in the public code -> float32 [].
     """
     mu, logvar = float32_pair(mu, logvar)
     mu, logvar = mu.mean((1, 2)), logvar.mean((1, 2))

@@ -5,19 +5,17 @@ add them up to one scalar. Of several classes the background is the first channe
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from functools import reduce
 
 import jax
 import jax.numpy as jnp
 
 from infnet_jax.models import final_map, layers as ops
 
-Head = Literal["softmax", "sigmoid"]
-Weighting = Literal["boundary", "none"]
 MAPS = ("coarse", "s32", "s16", "s8")  # of Inf-Net, deeply supervised
 BOUNDARY_WINDOW = 31
 BOUNDARY_GAIN = 5.0
-WEIGHTINGS: dict[str, Weighting] = {"structure": "boundary", "structure_as_run": "none"}
+WEIGHTINGS = {"structure": "boundary", "structure_as_run": "none"}
 _OPTIONS = {"weighting": ("boundary", "none"), "head": ("softmax", "sigmoid")}
 
 Outputs = Mapping[str, jax.Array]
@@ -38,15 +36,15 @@ def float32_pair(prediction: jax.Array, target: jax.Array) -> tuple[jax.Array, j
     return prediction.astype(jnp.float32), target.astype(jnp.float32)
 
 
+def _check_gamma(gamma: float) -> None:
+    if gamma < 0.0 or 0.0 < gamma < 1.0:
+        raise ValueError(f"gamma is {gamma}; its gradient needs 0 or at least 1")
+
+
 def pixel_bce(logits: jax.Array, target: jax.Array) -> jax.Array:
     """Binary cross-entropy of each logit, float32, shaped like the two arrays."""
     logits, target = float32_pair(logits, target)
     return jax.nn.softplus(logits) - logits * target
-
-
-def _check_gamma(gamma: float) -> None:
-    if gamma < 0.0 or 0.0 < gamma < 1.0:
-        raise ValueError(f"gamma is {gamma}; its gradient needs 0 or at least 1")
 
 
 def boundary_weights(target: jax.Array) -> jax.Array:
@@ -60,33 +58,22 @@ def boundary_weights(target: jax.Array) -> jax.Array:
 
 
 def structure_loss(
-    logits: jax.Array,
-    target: jax.Array,
-    *,
-    weighting: Weighting = "boundary",
-    lambda_bce: float = 1.0,
+    logits: jax.Array, target: jax.Array, *, weighting: str = "boundary", lambda_bce: float = 1.0
 ) -> jax.Array:
     """Boundary-weighted IoU plus `lambda_bce` times binary cross-entropy (paper, equation 4).
 
     The IoU term is boundary-weighted in both readings. They differ in the cross-entropy:
-    `boundary` weights it by pixel, as published (`structure`); `none` is what the public code
-    runs (`structure_as_run`): a legacy flag averages the cross-entropy over the whole batch
-    first, so the weights cancel and each example carries the batch's mean.
+    `boundary` weights it by pixel, as published; `none` is what the public code runs: a legacy
+    flag averages the cross-entropy over the whole batch first, so the weights cancel and each
+    example carries the batch's mean.
 
-    Args:
-      logits: [B, H, W, 1], any float type.
-      target: [B, H, W, 1], 0 or 1 (soft pseudo-labels in 0..1 also work).
-      weighting: reading of the cross-entropy term.
-
-    Returns:
-      float32 [B]. An empty target scores 1 - 1 / (sum of p + 1) in its IoU term, so predicting
-      nothing on it costs (almost) nothing.
+    Logits [B, H, W, 1] of any float type and a target like them, 0 or 1 (or a soft pseudo-label
+    in 0..1) -> float32 [B]. An empty target scores 1 - 1 / (sum of p + 1) in its IoU term, so
+    predicting nothing on it costs (almost) nothing.
     """
     check_options(_OPTIONS, {"weighting": weighting})
     logits, target = float32_pair(logits, target)
-    weights = boundary_weights(target)
-    axes = (1, 2, 3)
-    bce = pixel_bce(logits, target)
+    weights, bce, axes = boundary_weights(target), pixel_bce(logits, target), (1, 2, 3)
     if weighting == "boundary":
         bce = (weights * bce).sum(axes) / weights.sum(axes)
     else:
@@ -117,22 +104,16 @@ def focal_loss(
 
 
 def edge_target(mask: jax.Array) -> jax.Array:
-    """Edge map of a binary mask, made on the device so that it cannot fall out of step with it.
+    """Edge map of a binary mask: both sides of each boundary, two pixels wide.
 
-    Morphological gradient over the four neighbours: both sides of each boundary, two pixels wide.
-    At the stored size of COVID-SemiSeg it reproduces the stored Canny edges (F1 .999, 2.9 % of
-    the pixels). The image border is not an edge.
-
-    [B, H, W, 1], 0 or 1 -> float32 like it; empty for an empty or a full mask.
+    [B, H, W, 1], 0 or 1 -> float32 like it; empty for an empty or a full mask. A morphological
+    gradient over the four neighbours; the image border is not an edge. At the stored size of
+    COVID-SemiSeg it reproduces the stored Canny edges (F1 .999, 2.9 % of the pixels).
     """
     mask = mask.astype(jnp.float32)
-    height, width = mask.shape[1:3]
-    padded = jnp.pad(mask, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-    low = high = mask
-    for row, column in ((0, 1), (2, 1), (1, 0), (1, 2)):
-        neighbour = padded[:, row : row + height, column : column + width]
-        low, high = jnp.minimum(low, neighbour), jnp.maximum(high, neighbour)
-    return high - low
+    p = jnp.pad(mask, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    near = (mask, p[:, :-2, 1:-1], p[:, 2:, 1:-1], p[:, 1:-1, :-2], p[:, 1:-1, 2:])
+    return reduce(jnp.maximum, near) - reduce(jnp.minimum, near)
 
 
 def make_infection_loss(
@@ -149,10 +130,8 @@ def make_infection_loss(
 
     Args:
       kind: `structure` (boundary-weighted cross-entropy, as published), `structure_as_run`
-        (the weights cancel, as the public code runs) or `focal`.
-      lambda_bce: weight of the cross-entropy in eq. 4.
-      edge_weight: weight of the edge term (eq. 5: 1).
-      alpha, gamma: of the focal loss.
+        (the weights cancel, as the public code runs) or `focal` (with `alpha` and `gamma`).
+      lambda_bce: weight of the cross-entropy in eq. 4; edge_weight: of the edge in eq. 5.
 
     Returns:
       `loss(outputs, mask) -> (scalar, parts)`; `mask` [B, H, W, 1] float32 in 0..1 (soft where
@@ -183,17 +162,13 @@ def make_infection_loss(
 
 
 def class_targets(mask: jax.Array, classes: int = 3, smoothing: float = 0.0) -> jax.Array:
-    """One channel per class, the background optionally smoothed.
+    """One channel per class, float32 [B, H, W, classes] in 0..1.
 
     Args:
       mask: [B, H, W, 1], class indices of any number type. A pixel of a class beyond `classes`
         (pleural effusion in some sets) gets zeros: a softmax loss then leaves it out, and a
         sigmoid loss reads "none of these".
-      classes: channels of the result.
       smoothing: s in 0..1: the background channel is multiplied by 1 - s (the public code: .1).
-
-    Returns:
-      float32 [B, H, W, classes] in 0..1.
 
     Raises:
       ValueError: the mask has not one channel, or the smoothing is out of range.
@@ -206,7 +181,7 @@ def class_targets(mask: jax.Array, classes: int = 3, smoothing: float = 0.0) -> 
     return target.at[..., 0].multiply(1.0 - smoothing) if smoothing else target
 
 
-def class_probs(logits: jax.Array, head: Head) -> jax.Array:
+def class_probs(logits: jax.Array, head: str) -> jax.Array:
     """Probabilities, float32 [B, H, W, C]: over the classes (softmax) or each alone (sigmoid)."""
     check_options(_OPTIONS, {"head": head})
     logits = logits.astype(jnp.float32)
@@ -214,19 +189,15 @@ def class_probs(logits: jax.Array, head: Head) -> jax.Array:
 
 
 def class_cross_entropy(
-    logits: jax.Array, target: jax.Array, *, head: Head = "softmax", gamma: float = 0.0
+    logits: jax.Array, target: jax.Array, *, head: str = "softmax", gamma: float = 0.0
 ) -> jax.Array:
-    """Cross-entropy, focal for gamma > 0; float32 [B].
+    """Cross-entropy, focal for gamma > 0 (then at least 1).
 
     softmax: mean over pixels of the sum over classes of t_c (1 - p_c)^gamma (-log p_c).
     sigmoid: mean over pixels and classes of (1 - q_c)^gamma b_c, with b_c the binary cross-entropy
     of a channel and q_c = exp(-b_c).
 
-    Args:
-      logits: [B, H, W, C], any float type.
-      target: [B, H, W, C] in 0..1, as `class_targets` gives.
-      head: what makes probabilities of the logits.
-      gamma: 0 for plain cross-entropy, else at least 1.
+    Logits [B, H, W, C] and a target of `class_targets` like them -> float32 [B].
     """
     check_options(_OPTIONS, {"head": head})
     _check_gamma(gamma)
@@ -243,18 +214,14 @@ def class_cross_entropy(
     return loss if head == "softmax" else loss / logits.shape[-1]
 
 
-def soft_dice(logits: jax.Array, target: jax.Array, *, head: Head = "softmax") -> jax.Array:
+def soft_dice(logits: jax.Array, target: jax.Array, *, head: str = "softmax") -> jax.Array:
     """1 - (2 sum p t + 1) / (sum p + sum t + 1), averaged over the lesion classes (not background).
 
     The sums are over the whole batch, which spares slices that lack a class: the loss of such a
     slice alone would count every falsely marked pixel as a complete miss.
 
-    Args:
-      logits, target: [B, H, W, C]; give hard targets, since smoothed ones never reach 0.
-      head: what makes probabilities of the logits.
-
-    Returns:
-      float32 [B], the batch's value for each, in 0..1; 0 for a class absent and not predicted.
+    [B, H, W, C] twice, the targets hard (smoothed ones never reach 0) -> float32 [B], the batch's
+    value for each, in 0..1; 0 for a class absent and not predicted.
     """
     logits, target = float32_pair(logits, target)
     probs, target = class_probs(logits, head)[..., 1:], target[..., 1:]
@@ -264,16 +231,12 @@ def soft_dice(logits: jax.Array, target: jax.Array, *, head: Head = "softmax") -
 
 
 def make_lesion_loss(
-    *, head: Head = "softmax", gamma: float = 0.0, smoothing: float = 0.0, dice_weight: float = 1.0
+    *, head: str = "softmax", gamma: float = 0.0, smoothing: float = 0.0, dice_weight: float = 1.0
 ) -> Loss:
     """Cross-entropy of three classes plus `dice_weight` times the soft Dice loss of the lesions.
 
-    The public code is head `sigmoid`, dice_weight 0, gamma 0 or 2 (focal), smoothing .1.
-
-    Args:
-      head, gamma: of `class_cross_entropy`.
-      smoothing: of `class_targets`; the Dice term takes hard targets.
-      dice_weight: 0 leaves the Dice term out.
+    The public code is head `sigmoid`, dice_weight 0, gamma 0 or 2 (focal), smoothing .1 (of
+    the cross-entropy's targets; the Dice term takes hard ones).
 
     Returns:
       `loss(outputs, mask) -> (scalar, parts)`; `outputs["logits"]` [B, H, W, 3], `mask`

@@ -31,24 +31,20 @@ RGB = {
 
 
 def make_norm(kind: str, channels: int, statistics: tuple[float, float]) -> Norm:
-    """The named normalisation.
+    """The named normalisation of 1 channel, or of 3 when the grey slice is repeated.
 
     Args:
-      kind: `dataset` (mean and sd of the training split, the default), `imagenet` (RGB
-        constants of the torchvision weights; needs 3 channels) or `aerial_bgr` (the aerial
-        photo constants that the public pre-training inherited; input only mean-shifted, on the
-        0..255 scale; needs 3 channels) or `tf` (-1..1, as the EfficientNet-lite0 weights take it).
-      channels: 1, or 3 when the grey slice is repeated.
-      statistics: mean and sd of the training split on the 0..1 scale.
+      kind: `dataset` (`statistics`, the mean and sd of the training split on the 0..1 scale),
+        `tf` (-1..1, as the EfficientNet-lite0 weights take it) or, for 3 channels, `imagenet`
+        (RGB constants of the torchvision weights) or `aerial_bgr` (the aerial photo constants
+        that the public pre-training inherited; input only mean-shifted, on the 0..255 scale).
 
     Raises:
       ValueError: unknown kind, or a 3-channel kind with another channel count.
     """
-    if kind == "dataset":
-        mean, sd = statistics
+    if kind in ("dataset", "tf"):
+        mean, sd = statistics if kind == "dataset" else (127 / 255, 128 / 255)
         return Norm((mean,) * channels, (sd,) * channels, (sd,) * channels)
-    if kind == "tf":
-        return Norm((127 / 255,) * channels, *((128 / 255,) * channels,) * 2)
     if kind not in RGB:
         raise ValueError(f"data.norm={kind!r}: choose dataset, imagenet, aerial_bgr or tf")
     if channels != 3:
@@ -59,18 +55,18 @@ def make_norm(kind: str, channels: int, statistics: tuple[float, float]) -> Norm
 def network_input(image: jax.Array, norm: Norm, prior: jax.Array | None = None) -> jax.Array:
     """What a network sees: the slice, or slice and prior, normalised alike as in the public code.
 
-    Args:
-      image: [B, H, W, 1], grey in 0..1.
-      norm: of c channels.
-      prior: [B, H, W, 1], an 8-bit probability; None for the slice alone.
-
-    Returns:
-      float32 [B, H, W, c], or [B, H, W, 2c]: c channels of the slice, then c of the prior.
+    `image` [B, H, W, 1] grey in 0..1 and `prior` [B, H, W, 1], an 8-bit probability -> float32
+    [B, H, W, c], c the channels of `norm`, or [B, H, W, 2c]: the slice's, then the prior's.
     """
     x = (image - jnp.asarray(norm.mean)) / jnp.asarray(norm.input_sd)
     if prior is None:
         return x
     return jnp.concatenate([x, network_input(prior.astype(jnp.float32) / 255.0, norm)], -1)
+
+
+def blank_input(norm: Norm, size: int, prior: bool) -> jax.Array:
+    """Zeros shaped like `network_input` of one slice, with or without its prior."""
+    return jnp.zeros((1, size, size, len(norm.mean) * (2 if prior else 1)))
 
 
 def inpainting_target(image: jax.Array, norm: Norm) -> jax.Array:

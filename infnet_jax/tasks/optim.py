@@ -34,13 +34,11 @@ def lookahead(
         grads: optax.Updates, state: LookaheadState, params: optax.Params = None
     ) -> tuple[optax.Updates, LookaheadState]:
         updates, inner_state = inner.update(grads, state.inner, params)
-        count = state.count + 1
-        sync = count % every == 0
-        slow = jax.tree.map(
-            lambda s, p, u: jnp.where(sync, s + rate * (p + u - s), s), state.slow, params, updates
-        )
+        sync = (state.count + 1) % every == 0
+        pull = lambda s, p, u: jnp.where(sync, s + rate * (p + u - s), s)  # noqa: E731
+        slow = jax.tree.map(pull, state.slow, params, updates)
         updates = jax.tree.map(lambda s, p, u: jnp.where(sync, s - p, u), slow, params, updates)
-        return updates, LookaheadState(inner_state, slow, count)
+        return updates, LookaheadState(inner_state, slow, state.count + 1)
 
     return optax.GradientTransformation(init, update)
 
@@ -59,8 +57,7 @@ def make_schedule(
     """A function from the update count to the learning rate.
 
     Args:
-      lr: peak learning rate.
-      total_steps: updates of the stage; the end of `cosine`.
+      lr: peak; total_steps: updates of the stage, the end of `cosine`.
       schedule: `constant`; `cosine` to 0; `step` (times `decay_rate` every `decay_every` updates,
         what the public code intends); `step_compounded` (what it does: at each update past
         `decay_every` the *current* rate is multiplied again, so training ends there);
@@ -81,22 +78,15 @@ def make_schedule(
         base = lambda count: lr * decay_rate ** power(count // decay_every)  # noqa: E731
     elif schedule == "piecewise":
         if len(values) != len(boundaries) + 1:
-            raise ValueError(
-                f"schedule.values has {len(values)} entries; {len(boundaries) + 1} are needed, "
-                f"one more than schedule.boundaries"
-            )
+            needed = f"{len(boundaries) + 1} are needed, one more than schedule.boundaries"
+            raise ValueError(f"schedule.values has {len(values)} entries; {needed}")
         edges, rates = jnp.asarray(boundaries, jnp.int32), jnp.asarray(values, jnp.float32)
         base = lambda count: rates[jnp.searchsorted(edges, count, side="right")]  # noqa: E731
     else:
-        raise ValueError(
-            f"schedule.schedule={schedule!r}: choose constant, cosine, step, step_compounded "
-            "or piecewise"
-        )
-    if not warmup_steps:
-        return base
-    return optax.join_schedules(
-        [optax.linear_schedule(0.0, lr, warmup_steps), base], [warmup_steps]
-    )
+        known = "constant, cosine, step, step_compounded or piecewise"
+        raise ValueError(f"schedule.schedule={schedule!r}: choose {known}")
+    rise = optax.linear_schedule(0.0, lr, warmup_steps)
+    return optax.join_schedules([rise, base], [warmup_steps]) if warmup_steps else base
 
 
 def make_optimizer(
@@ -114,12 +104,11 @@ def make_optimizer(
     """The optimiser chain: clipping, the rule, Lookahead.
 
     Args:
-      schedule: update count -> learning rate.
       name: `adam` and `sgd` add `weight_decay` to the gradient (L2, as torch does); `adamw`
         decouples it and spares biases and batch-norm scales (arrays of one axis).
       eps: of Adam, torch's by default. A larger one keeps Adam from magnifying rounding noise into
-        whole steps where the true gradient is 0, as of a bias in front of batch norm; else runs
-        on different devices drift apart through such parameters.
+        whole steps where the true gradient is 0 (a bias in front of batch norm), by which runs
+        on different devices drift apart.
       clip_value: clamp of each gradient element (the public code: 0.5); 0 is off.
       clip_norm: bound on the global gradient norm; 0 is off.
       lookahead_every: fast updates per slow one (the public code: 5); 0 is off.
@@ -127,20 +116,19 @@ def make_optimizer(
     Raises:
       ValueError: unknown name.
     """
-    chain = []
-    if clip_value:
-        chain.append(optax.clip(clip_value))
+    matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)  # noqa: E731
+    rules = {
+        "adam": optax.adam(schedule, eps=eps),
+        "adamw": optax.adamw(schedule, eps=eps, weight_decay=weight_decay, mask=matrices),
+        "sgd": optax.sgd(schedule, momentum=momentum),
+    }
+    if name not in rules:
+        raise ValueError(f"optim.name={name!r}: choose adam, adamw or sgd")
+    chain = [optax.clip(clip_value)] if clip_value else []
     if clip_norm:
         chain.append(optax.clip_by_global_norm(clip_norm))
-    if name == "adamw":
-        matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)  # noqa: E731
-        chain.append(optax.adamw(schedule, eps=eps, weight_decay=weight_decay, mask=matrices))
-    elif name in ("adam", "sgd"):
-        if weight_decay:
-            chain.append(optax.add_decayed_weights(weight_decay))
-        adam, sgd = optax.adam(schedule, eps=eps), optax.sgd(schedule, momentum=momentum)
-        chain.append(adam if name == "adam" else sgd)
-    else:
-        raise ValueError(f"optim.name={name!r}: choose adam, adamw or sgd")
+    if weight_decay and name != "adamw":
+        chain.append(optax.add_decayed_weights(weight_decay))
+    chain.append(rules[name])
     tx = optax.chain(*chain)
     return lookahead(tx, lookahead_every, lookahead_rate) if lookahead_every else tx

@@ -28,10 +28,7 @@ KEYS = frozenset(
 
 
 def turn(x: jax.Array, turns: jax.Array) -> jax.Array:
-    """Turns each square example counter-clockwise by 90 degrees `turns` times, as `np.rot90` does.
-
-    [B, S, S, C] and int [B] in 0..3 -> [B, S, S, C].
-    """
+    """Each square example [B, S, S, C] turned like `np.rot90` by its number, int [B] in 0..3."""
     every = jnp.stack([jnp.rot90(x, k, axes=(1, 2)) for k in range(TURNS)])
     return every[turns, jnp.arange(len(x))]
 
@@ -40,13 +37,9 @@ def turn(x: jax.Array, turns: jax.Array) -> jax.Array:
 class Rotation:
     """The four-class task: cross-entropy of a linear head on the trunk's pooled deepest features.
 
-    Attributes:
-      net: a module whose `trunk` is trained.
-      norm, size, with_prior: as `inpaint.Inpainting` has them.
-      steps: updates in all.
-      augmentation: keyword arguments of `augment.augment`; its upside-down mirror images and
-        quarter turns are left out, since after them the right answer cannot be seen.
-      tx: optimiser; schedule: update count -> learning rate, for the log.
+    Of `net` only the `trunk` is trained. The upside-down mirror images and quarter turns of
+    `augmentation` are left out, since after them the right answer cannot be seen. `schedule` is
+    for the log; the others are those of `inpaint.Inpainting`.
     """
 
     net: Any
@@ -75,8 +68,8 @@ class Rotation:
 
     def variables(self, key: jax.Array) -> dict[str, Tree]:
         """Fresh weights of trunk and head."""
-        channels = len(self.norm.mean) * (2 if self.with_prior else 1)
-        keys, x = jax.random.split(key), jnp.zeros((1, self.size, self.size, channels))
+        x = normalise.blank_input(self.norm, self.size, self.with_prior)
+        keys = jax.random.split(key)
         pooled, of_trunk = self.net.init_with_output(keys[0], x, False, method=_pooled)
         head = HEAD.init(keys[1], pooled)["params"]
         return {"net": {**of_trunk, "params": {**of_trunk["params"], "out_rotation": head}}}
@@ -107,12 +100,14 @@ class Rotation:
         x = self.prepare(batch, keys[0])
         turns = jax.random.randint(keys[1], (len(x),), 0, TURNS)
 
-        def objective(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Tree]]:
-            scores, stats = self.logits(params, state.net.batch_stats, turn(x, turns), True)
-            entropy = optax.softmax_cross_entropy_with_integer_labels(scores, turns).mean()
-            return entropy, ((scores.argmax(-1) == turns).mean(), stats)
+        def forward(params: Tree) -> tuple[jax.Array, Tree]:
+            return self.logits(params, state.net.batch_stats, turn(x, turns), True)
 
-        player, loss, right, norm = state_lib.gradient_step(state.net, objective, self.tx)
+        def objective(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
+            entropy = optax.softmax_cross_entropy_with_integer_labels(scores, turns).mean()
+            return entropy, (scores.argmax(-1) == turns).mean()
+
+        player, loss, right, norm = state_lib.gradient_step(state.net, forward, objective, self.tx)
         metrics = {"loss": loss, "train_accuracy": right.astype(jnp.float32), "grad": norm}
         metrics["lr"] = jnp.asarray(self.schedule(state.step), jnp.float32)
         return state.replace(step=state.step + 1, net=player), metrics
@@ -144,13 +139,7 @@ def from_stage(stage: Stage, net: Any, norm: normalise.Norm, steps_per_epoch: in
     """The task of a stage; its length is in steps, whatever those of an epoch are."""
     section = stage.section
     schedule = optim.make_schedule(total_steps=section.steps, **section.net_schedule)
-    return Rotation(
-        net=net,
-        norm=norm,
-        size=section.size,
-        steps=section.steps,
-        augmentation=section.augmentation,
-        tx=optim.make_optimizer(schedule, **section.net_optim),
-        schedule=schedule,
-        with_prior=stage.prior == "input",
-    ).task()
+    tx = optim.make_optimizer(schedule, **section.net_optim)
+    own = {key: section[key] for key in ("size", "steps", "augmentation")}
+    shared = dict(net=net, norm=norm, with_prior=stage.prior == "input")
+    return Rotation(tx=tx, schedule=schedule, **own, **shared).task()

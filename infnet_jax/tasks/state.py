@@ -59,7 +59,8 @@ class TrainState(struct.PyTreeNode):
 
 
 Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
-Evaluate = Callable[[TrainState, Batch, jax.Array], dict[str, jax.Array]]
+Evaluate = Callable[[TrainState, Batch, jax.Array], Metrics]
+Forward = Callable[[Tree], tuple[Any, Tree]]  # parameters -> (outputs, new batch statistics)
 
 
 class Task(NamedTuple):
@@ -89,65 +90,52 @@ def make_player(variables: dict[str, Tree], tx: optax.GradientTransformation, em
 
 def make_state(net: Player, coach: Player | None, metric_mode: str) -> TrainState:
     """A state that has had no update."""
-    worst = -jnp.inf if metric_mode == "max" else jnp.inf
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        net=net,
-        coach=coach,
-        best_metric=jnp.asarray(worst, jnp.float32),
-        best_step=jnp.zeros((), jnp.int32),
-    )
+    worst = jnp.asarray(-jnp.inf if metric_mode == "max" else jnp.inf, jnp.float32)
+    zero, first = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)  # both are donated
+    return TrainState(step=zero, net=net, coach=coach, best_metric=worst, best_step=first)
 
 
-def update_player(
-    player: Player,
-    grads: Tree,
-    batch_stats: Tree,
-    tx: optax.GradientTransformation,
-    ema_decay: jax.Array | float = 0.0,
-) -> Player:
-    """One optimiser step; where an average is kept it moves by `1 - ema_decay`."""
-    updates, opt_state = tx.update(grads, player.opt_state, player.params)
-    params = optax.apply_updates(player.params, updates)
-    ema = player.ema
-    if ema:
-        live = {"params": params, "batch_stats": batch_stats}
-        ema = jax.tree.map(lambda a, b: a * ema_decay + b * (1.0 - ema_decay), ema, live)
-    return Player(params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema)
+def training_pass(net: Any, player: Player, x: jax.Array, **options: Any) -> Forward:
+    """A module in training as a function of its parameters; `options` are its keyword arguments."""
 
+    def forward(params: Tree) -> tuple[Any, Tree]:
+        variables = {"params": params, "batch_stats": player.batch_stats}
+        outputs, new = net.apply(variables, x, train=True, mutable=["batch_stats"], **options)
+        return outputs, new["batch_stats"]
 
-def apply_training(
-    net: Any, params: Tree, player: Player, x: jax.Array, **options: Any
-) -> tuple[Any, Tree]:
-    """The outputs of a module in training, and its new batch statistics.
-
-    Args:
-      params: in place of those of `player`, whose batch statistics are updated.
-      options: further keyword arguments of the module.
-    """
-    variables = {"params": params, "batch_stats": player.batch_stats}
-    outputs, new = net.apply(variables, x, train=True, mutable=["batch_stats"], **options)
-    return outputs, new["batch_stats"]
+    return forward
 
 
 def gradient_step(
     player: Player,
-    objective: Callable[[Tree], tuple[jax.Array, tuple[Any, Tree]]],
+    forward: Forward,
+    objective: Callable[[Any], tuple[jax.Array, Any]],
     tx: optax.GradientTransformation,
     ema_decay: jax.Array | float = 0.0,
 ) -> tuple[Player, jax.Array, Any, jax.Array]:
     """One update of a player by the gradient of an objective.
 
     Args:
-      objective: params -> (loss, (whatever else is wanted of it, new batch statistics)).
-      ema_decay: as `update_player` takes it.
+      objective: outputs of `forward` -> (loss, whatever else is wanted).
+      ema_decay: where an average is kept it moves by `1 - ema_decay`.
 
     Returns:
       The player after it, the loss, whatever else was wanted, and the norm of the gradient.
     """
-    grad = jax.value_and_grad(objective, has_aux=True)
-    (loss, (rest, stats)), grads = grad(player.params)
-    return update_player(player, grads, stats, tx, ema_decay), loss, rest, optax.tree.norm(grads)
+
+    def loss_of(params: Tree) -> tuple[jax.Array, tuple[Any, Tree]]:
+        outputs, stats = forward(params)
+        loss, rest = objective(outputs)
+        return loss, (rest, stats)
+
+    (loss, (rest, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(player.params)
+    updates, opt_state = tx.update(grads, player.opt_state, player.params)
+    params, ema = optax.apply_updates(player.params, updates), player.ema
+    if ema:
+        live = {"params": params, "batch_stats": stats}
+        ema = jax.tree.map(lambda a, b: a * ema_decay + b * (1.0 - ema_decay), ema, live)
+    after = Player(params=params, batch_stats=stats, opt_state=opt_state, ema=ema)
+    return after, loss, rest, optax.tree.norm(grads)
 
 
 def join(rows: Sequence[Rows]) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """The supervised task, for one class or several, and the maps of what it has trained."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,10 +13,7 @@ import optax
 from infnet_jax.dice import defined_mean, dice
 from infnet_jax.tasks import augment, normalise, state as state_lib
 from infnet_jax.tasks.losses import Loss, Outputs
-from infnet_jax.tasks.state import Batch, Metrics, Rows, Step, Task, TrainState, Tree
-
-Objective = Callable[[Outputs, Any], tuple[jax.Array, Metrics]]
-Update = Callable[[TrainState, jax.Array, Any], tuple[TrainState, Metrics]]
+from infnet_jax.tasks.state import Batch, Metrics, Rows, Task, TrainState, Tree
 
 
 class Target(NamedTuple):
@@ -48,125 +46,101 @@ def training_sides(size: int, scales: Sequence[float]) -> list[int]:
     return [max(32, round(size * s / 32) * 32) if s != 1 else size for s in scales]
 
 
-def make_update(
-    net: Any,
-    objective: Objective,
-    tx: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    ema_decay: float,
-) -> Update:
-    """The update of a network on a prepared batch.
+@dataclass(frozen=True)
+class Supervised:
+    """The settings of the supervised task, and its steps.
 
-    Args:
-      net: a module with batch statistics.
-      objective: (outputs of `net`, truth) -> (scalar loss, dict of its parts).
-      tx: optimiser; schedule: update count -> learning rate, for the log.
-      ema_decay: of the averaged weights; early on the average follows faster, with decay
-        min(ema_decay, (1 + step) / (10 + step)).
-
-    Returns:
-      `update(state, x, truth) -> (state, metrics)`.
-    """
-
-    def update(state: TrainState, x: jax.Array, truth: Any) -> tuple[TrainState, Metrics]:
-        def objective_of(params: Tree) -> tuple[jax.Array, tuple[Any, Tree]]:
-            outputs, stats = state_lib.apply_training(net, params, state.net, x)
-            total, parts = objective(outputs, truth)
-            return total, (parts, stats)
-
-        count = state.step.astype(jnp.float32)
-        decay = jnp.minimum(ema_decay, (1.0 + count) / (10.0 + count))
-        player, total, parts, norm = state_lib.gradient_step(state.net, objective_of, tx, decay)
-        metrics = {"loss": total, **{f"loss_{k}": v for k, v in parts.items()}, "grad": norm}
-        metrics["lr"] = jnp.asarray(schedule(state.step), jnp.float32)
-        return state.replace(step=state.step + 1, net=player), metrics
-
-    return update
-
-
-def prepare(
-    batch: Batch,
-    key: jax.Array,
-    side: int,
-    target: Target,
-    norm: normalise.Norm,
-    augmentation: Mapping[str, Any],
-) -> tuple[jax.Array, jax.Array]:
-    """Augmented network input [B, side, side, C] and truth [B, side, side, 1].
-
-    Args:
-      batch: uint8 [B, S, S, 1] each: `image`, `mask` and, where the target needs it, `prior`. One
-        draw moves all of them; grey levels change in the image only.
-      augmentation: keyword arguments of `augment.augment`.
-    """
-    fields = {"image": batch["image"], "mask": target.truth(batch)}
-    if target.prior == "input":
-        fields["prior"] = batch["prior"]
-    fields = augment.prepare(key, fields, augmentation)
-    fields = augment.resize_batch(fields, side)
-    x = normalise.network_input(fields["image"], norm, fields.get("prior"))
-    return x, fields["mask"]
-
-
-def make(
-    net: Any,
-    target: Target,
-    norm: normalise.Norm,
-    *,
-    size: int,
-    scales: Sequence[float],
-    steps: int,
-    augmentation: Mapping[str, Any],
-    tx: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    ema_decay: float,
-) -> Task:
-    """The supervised task.
-
-    Args:
-      net: a module whose outputs `target` reads; norm: input scale.
+    Attributes:
+      net: a module with batch statistics, whose outputs `target` reads; norm: input scale.
       size: side of the square training images, pixels.
       scales: each batch is used once per scale, one update each (multi-scale training); sides
         are rounded to multiples of 32.
       steps: updates in all.
       augmentation: keyword arguments of `augment.augment`.
-      tx, schedule, ema_decay: as `make_update` takes them; ema_decay 0 keeps no average.
+      tx: optimiser; schedule: update count -> learning rate, for the log.
+      ema_decay: of the averaged weights, 0 keeps none; early on the average follows faster, with
+        decay min(ema_decay, (1 + step) / (10 + step)).
     """
-    update = make_update(net, target.loss, tx, schedule, ema_decay)
 
-    def make_step(side: int) -> Step:
-        def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
-            return update(state, *prepare(batch, key, side, target, norm, augmentation))
+    net: Any
+    target: Target
+    norm: normalise.Norm
+    size: int
+    scales: Sequence[float]
+    steps: int
+    augmentation: Mapping[str, Any]
+    tx: optax.GradientTransformation
+    schedule: optax.Schedule
+    ema_decay: float
 
-        return step
+    def task(self) -> Task:
+        """The task that the training loop runs."""
+        sides = training_sides(self.size, self.scales)
+        names = [f"size{side}" for side in sides]
+        return Task(
+            variables=self.variables,
+            start=self.start,
+            steps={f"size{side}": partial(self.step, side) for side in sides},
+            phase=lambda step: names[step % len(names)],
+            batch_index=lambda step: step // len(names),
+            evaluate=self.evaluate,
+            total_steps=self.steps,
+            metric="dice",
+            metric_mode="max",
+            summarise=partial(summarise, self.target.classes),
+            panel=panel,
+        )
 
-    def variables(key: jax.Array) -> dict[str, Tree]:
-        channels = len(norm.mean) * (2 if target.prior == "input" else 1)
-        return {"net": net.init(key, jnp.zeros((1, size, size, channels)), train=False)}
+    def variables(self, key: jax.Array) -> dict[str, Tree]:
+        """Fresh weights."""
+        blank = normalise.blank_input(self.norm, self.size, self.target.prior == "input")
+        return {"net": self.net.init(key, blank, train=False)}
 
-    def start(trees: dict[str, Tree]) -> TrainState:
-        player = state_lib.make_player(trees["net"], tx, ema_decay > 0)
+    def start(self, trees: dict[str, Tree]) -> TrainState:
+        """The state at step 0."""
+        player = state_lib.make_player(trees["net"], self.tx, self.ema_decay > 0)
         return state_lib.make_state(player, None, "max")
 
-    def evaluate(state: TrainState, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
-        probs, _ = views(net, target, state.net.averaged, batch, norm)
-        return {"probs": probs, "mask": target.labels(batch["mask"])[..., 0]}
+    def prepare(self, batch: Batch, key: jax.Array, side: int) -> tuple[jax.Array, jax.Array]:
+        """Augmented network input [B, side, side, C] and truth [B, side, side, 1].
 
-    sides = training_sides(size, scales)
-    names = [f"size{side}" for side in sides]
-    return Task(
-        variables=variables,
-        start=start,
-        steps={name: make_step(side) for name, side in zip(names, sides, strict=True)},
-        phase=lambda step: names[step % len(names)],
-        batch_index=lambda step: step // len(names),
-        evaluate=evaluate,
-        total_steps=steps,
-        metric="dice",
-        metric_mode="max",
-        summarise=partial(summarise, target.classes),
-        panel=panel,
-    )
+        `batch` holds uint8 [B, S, S, 1] each: `image`, `mask` and, where the target needs it,
+        `prior`. One draw moves all of them; grey levels change in the image only.
+        """
+        fields = {"image": batch["image"], "mask": self.target.truth(batch)}
+        if self.target.prior == "input":
+            fields["prior"] = batch["prior"]
+        fields = augment.prepare(key, fields, self.augmentation)
+        fields = augment.resize_batch(fields, side)
+        x = normalise.network_input(fields["image"], self.norm, fields.get("prior"))
+        return x, fields["mask"]
+
+    def objective(self, outputs: Outputs, truth: Any) -> tuple[jax.Array, Metrics]:
+        """The loss and its parts."""
+        return self.target.loss(outputs, truth)
+
+    def update(self, state: TrainState, x: jax.Array, truth: Any) -> tuple[TrainState, Metrics]:
+        """The update of the network on a prepared batch; `truth` is what `objective` takes."""
+        count = state.step.astype(jnp.float32)
+        decay = jnp.minimum(self.ema_decay, (1.0 + count) / (10.0 + count))
+        forward = state_lib.training_pass(self.net, state.net, x)
+        player, total, parts, norm = state_lib.gradient_step(
+            state.net, forward, lambda outputs: self.objective(outputs, truth), self.tx, decay
+        )
+        metrics = {"loss": total, **{f"loss_{k}": v for k, v in parts.items()}, "grad": norm}
+        metrics["lr"] = jnp.asarray(self.schedule(state.step), jnp.float32)
+        return state.replace(step=state.step + 1, net=player), metrics
+
+    def step(
+        self, side: int, state: TrainState, batch: Batch, key: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        """One update at one side of the images."""
+        return self.update(state, *self.prepare(batch, key, side))
+
+    def evaluate(self, state: TrainState, batch: Batch, key: jax.Array) -> Metrics:
+        """Maps `probs` [B, S, S, K] and labels `mask` [B, S, S]."""
+        probs, _ = views(self.net, self.target, state.net.averaged, batch, self.norm)
+        return {"probs": probs, "mask": self.target.labels(batch["mask"])[..., 0]}
 
 
 def summarise(classes: Sequence[str], rows: Sequence[Rows]) -> dict[str, float]:
@@ -230,12 +204,8 @@ def average_prior(probs: jax.Array, prior: jax.Array) -> jax.Array:
     Any lesion's probability is the mean of the prior and of the sum of the classes; the classes
     share it as they share their sum.
 
-    Args:
-      probs: [..., 3], the background first; it does not count.
-      prior: [..., 1] uint8 probability of any lesion.
-
-    Returns:
-      float32 [..., 3] in 0..1, summing to 1.
+    `probs` [..., 3], the background first (it does not count), and `prior` [..., 1] uint8 ->
+    float32 [..., 3] in 0..1, summing to 1.
     """
     lesions = probs[..., 1:]
     total = lesions.sum(-1, keepdims=True)
@@ -252,30 +222,23 @@ def average_views(
     """Mean and spread of `probs` over sizes, flips and quarter turns of square inputs.
 
     Args:
-      probs: [B, s, s, C] -> [B, s, s, K].
-      x: [B, S, S, C].
+      probs: [B, s, s, C] -> [B, s, s, K]; x: [B, S, S, C].
       tta: the eight flips and quarter turns; False takes the input as it stands.
-      scales: each resizes the input as `training_sides` and multi-scale training do, and its map
-        back.
+      scales: each resizes the input as multi-scale training does, and its map back.
 
     Returns:
-      [B, S, S, K] the mean over the views, brought back, and their standard deviation (None of a
-      single view).
+      Mean of the views, brought back, and their standard deviation (None of a single view),
+      [B, S, S, K] each.
     """
     size, maps = x.shape[1], []
     for side in training_sides(size, scales):
-        scaled = _resize(x, side)
+        scaled = augment.resize(x, side)
         found = _turned(probs, scaled) if tta else [probs(scaled)]
-        maps += [_resize(view, size) for view in found]
+        maps += [augment.resize(view, size) for view in found]
     if len(maps) == 1:
         return maps[0], None
     stack = jnp.stack(maps)
     return stack.mean(0), stack.std(0)
-
-
-def _resize(x: jax.Array, side: int) -> jax.Array:
-    """[B, S, S, C] to `side`, as training resizes its slices."""
-    return augment.resize_batch({augment.IMAGE: x}, side)[augment.IMAGE]
 
 
 def _turned(probs: Callable[[jax.Array], jax.Array], x: jax.Array) -> list[jax.Array]:

@@ -12,7 +12,7 @@ import numpy as np
 from infnet_jax import models
 from infnet_jax.models.coach import Coach
 from infnet_jax.plan import Net
-from infnet_jax.tasks import game, inpaint, losses, normalise, optim, supervised
+from infnet_jax.tasks import inpaint, losses, normalise, optim, supervised
 from infnet_jax.tasks.state import Task, TrainState
 from infnet_jax.training import loop
 
@@ -112,7 +112,7 @@ def make_tasks(backbone: str, size: int) -> tuple[Task, Task]:
         probs=lambda outputs: jax.nn.sigmoid(models.final_map(outputs)),
     )
     once = dict(scales=(1.0,), steps=1, tx=adam, schedule=schedule, ema_decay=0.0)
-    first = supervised.make(models.make(**net.arguments), target, **once, **common)
+    first = supervised.Supervised(models.make(**net.arguments), target, **once, **common)
     second = inpaint.Inpainting(
         net=models.make(**fills.arguments),
         coach=Coach(),
@@ -120,7 +120,7 @@ def make_tasks(backbone: str, size: int) -> tuple[Task, Task]:
         n_random=0,
         random_share=0.0,
         sample_use=True,
-        masks=game.make_masks(),
+        masks=inpaint.Masks(),
         loss={},
         net_tx=sgd,
         coach_tx=adam,
@@ -128,4 +128,4 @@ def make_tasks(backbone: str, size: int) -> tuple[Task, Task]:
         coach_grad="through_net",
         **common,
     )
-    return first, second.task()
+    return first.task(), second.task()
