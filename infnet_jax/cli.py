@@ -37,14 +37,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb and returns the exit code.
+    """Runs the verb of the words after the program's name and returns the exit code.
 
-    Args:
-      argv: the words after the program's name; None reads `sys.argv`.
-
-    Returns:
-      0, or what the verb returns; 1 if it fails on what it was given (ValueError, missing file:
-      one line on stderr). A wrong call or a missing path exits with 2 (SystemExit).
+    It is 0, or what the verb returns; 1 if it fails on what it was given (ValueError, missing
+    file: one line on stderr). A wrong call or a missing path exits with 2 (SystemExit).
     """
     options = parse(sys.argv[1:] if argv is None else argv)
     try:

@@ -10,7 +10,7 @@ import pytest
 import tfds_builders
 from infnet_jax.clinic import imaging
 from infnet_jax.data import sources
-from infnet_jax.verbs import cohort, lungs
+from infnet_jax.verbs import cohort, scans
 from tfds_builders.covid_chestxray import dummy_data
 
 
@@ -84,11 +84,11 @@ def test_the_real_folders(shared, name, units):
 
 def test_own_lungs_are_looked_up_by_name(source, tmp_path):
     folder = folder_of(source, tmp_path / "own")
-    finder, name = lungs.choose(str(folder / "lung"))
+    finder, name = scans.choose_lungs(str(folder / "lung"))
     scan = imaging.read(imaging.find([folder / "img" / "s3.png"])[0])
     right = list(sources.examples(source))[3]["lung"][..., 0]
     np.testing.assert_array_equal(finder(scan)[0] > 0, right > 0)
-    assert name == "given masks" and lungs.choose("morphology")[1] == "morphology"
+    assert name == "given masks" and scans.choose_lungs("morphology")[1] == "morphology"
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ ARROWS: dict[str, set[str]] = {
 ENTRY_POINTS = {"infnet_jax.cli"} | {
     f"infnet_jax.verbs.{verb.replace('-', '_')}" for verb in cli.VERBS
 }
-COMPILES = {"loop", "losses", "predictor", "parity", "bench"}
+COMPILES = {"loop", "run", "predictor", "parity", "bench"}
 READS_BUILDERS = {"infnet_jax/config.py"}
 
 

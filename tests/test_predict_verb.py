@@ -11,7 +11,7 @@ import pytest
 from infnet_jax import cli
 from infnet_jax.clinic import imaging
 from infnet_jax.evaluation.predictor import Prediction
-from infnet_jax.verbs import lungs, predict
+from infnet_jax.verbs import predict, scans
 from tests.scans import Rule, chest
 
 
@@ -22,8 +22,7 @@ def run(tmp_path):
     def call(*words, rule=None, found=None):
         words = [*words, "--checkpoint", tmp_path, "--out", tmp_path / "out"]
         options, rule = cli.parse(["predict", *map(str, words)]), rule or Rule()
-        found = found or lungs.choose(options.lungs)
-        return predict.predict(options, imaging.find(options.inputs), rule, *found), rule
+        return predict.run(options, rule, found), rule
 
     return call
 
@@ -172,8 +171,8 @@ def test_lungs_in_three_ways(run, tmp_path):
         save(tmp_path / "scans" / f"{name}.png", chest())
         save(tmp_path / "own" / f"{name}.png", left)
     network, sizes = LungNetwork(), {}
-    ways = [lungs.choose(way) for way in ("morphology", str(tmp_path / "own"))]
-    for way in (*ways, (lambda scan: lungs.learned(network, scan), "network")):
+    ways = [scans.choose_lungs(way) for way in ("morphology", str(tmp_path / "own"))]
+    for way in (*ways, (lambda scan: scans.learned_lungs(network, scan), "network")):
         assert run(tmp_path / "scans", found=way)[0] == 0
         document = json.loads((tmp_path / "out" / "severity.json").read_text())
         share = document["patients"][0]["scores"]["infected_share"]
@@ -184,9 +183,9 @@ def test_lungs_in_three_ways(run, tmp_path):
     assert sizes == {"morphology": near, "network": near, "given masks": 0}
     assert run(tmp_path / "scans", "--continue")[0] == 1  # other lungs
     (tmp_path / "own" / "b.png").unlink()
-    assert run(tmp_path / "scans", found=lungs.choose(str(tmp_path / "own")))[0] == 1  # no b
+    assert run(tmp_path / "scans", found=scans.choose_lungs(str(tmp_path / "own")))[0] == 1  # no b
     with pytest.raises(ValueError, match="--lungs nowhere: give morphology"):
-        lungs.choose("nowhere")
+        scans.choose_lungs("nowhere")
 
 
 def test_lobes_of_one_s_own_go_before_morphology(run, tmp_path):

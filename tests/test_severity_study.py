@@ -104,9 +104,9 @@ def test_scans_beside_a_clinical_table(tmp_path):
     out, network = tmp_path / "out", Rule(("infection",))
     words = ["severity-study", tmp_path / "scans", "--checkpoint", tmp_path, "--out", out]
     with pytest.raises(ValueError, match="no slice has a true mask and a true lung"):
-        severity_study.study(cli.parse([*map(str, words)]), network)
+        severity_study.run(cli.parse([*map(str, words)]), network)
     words += ["--clinical", tmp_path / "Patients.xlsx"]
-    assert severity_study.study(cli.parse([*map(str, words)]), network) == 0
+    assert severity_study.run(cli.parse([*map(str, words)]), network) == 0
     one, two = rows_of(out / "clinical.csv")
     assert (one["patient"], one["class"], one["grade"]) == ("1", "1", "1")
     assert (two["patient"], two["class"], float(two["share"])) == ("2", "0", 0)

@@ -102,7 +102,7 @@ def test_the_real_table(shared):
     assert 0.9 < metrics["kappa"] < 1 and metrics["auc_ct_ss"] == 1
 
 
-def test_scores_of_experts_stand_in_for_true_masks():
+def test_scores_of_experts_stand_in_for_true_masks(tmp_path):
     """X-rays without true masks; two of three have a score, one of them two."""
     lung = np.ones((20, 20), bool)
     scores = ({"opacity": 1.0}, {"opacity": 6.0, "geographic_extent": 8.0}, {}, {"opacity": 2.5})
@@ -119,7 +119,7 @@ def test_scores_of_experts_stand_in_for_true_masks():
     assert opacity["mean_score"] == pytest.approx(9.5 / 3)
     assert opacity["mean_share"] == pytest.approx((10 + 50 + 5) / 3)
     assert opacity["spearman"] == pytest.approx(0.5)  # ranks 1 3 2 against 2 3 1
-    page = "".join(severity_tables.experts_section([opacity, extent]))
+    page = "".join(severity_tables.experts_section(tmp_path, [opacity, extent]))
     assert "Beside the scores of experts" in page and "| xrays | opacity | 3 |" in page
 
 

@@ -265,7 +265,7 @@ def six_slices(config, tmp_path):
         shift = 0.02 * (cell.seed - 0.5)
         gain = gains if cell.row == "selfsup" else dict.fromkeys(gains, 0.0)
         leave(cell.folder, {k: v + gain[k] + shift for k, v in theirs.items()}, losses=range(6))
-    tables.write(config, cells, workdir=tmp_path, failures={}, command="x")
+    tables.write(config, cells, tmp_path, {}, "x")
     return tmp_path
 
 
@@ -317,7 +317,7 @@ def test_two_classes_get_their_mean_and_budgets_a_curve(config, tmp_path):
     assert [line["class"] for line in lines] == ["ggo", "consolidation", "mean of classes"] * 2
     assert all(line["mean"] == pytest.approx(0.3) for line in lines)
     assert [line["learnt_from"] for line in lines[::3]] == [9, 4]
-    tables.write(config, cells, workdir=tmp_path, failures={}, command="x")
+    tables.write(config, cells, tmp_path, {}, "x")
     assert (tmp_path / "figures" / "label_efficiency.png").exists()
 
 
@@ -330,7 +330,7 @@ def test_networks_with_other_parts_of_the_loss_share_a_table(config, tmp_path):
         part = "region" if cell.row == "sinfnet" else "edge"
         losses = {"total": [1.0, 2.0], part: [0.5, 0.5]}
         (cell.folder / "losses.json").write_text(json.dumps(losses))
-    tables.write(config, cells, workdir=tmp_path, failures={}, command="x")
+    tables.write(config, cells, tmp_path, {}, "x")
     page = (tmp_path / "table1.md").read_text()
     head, _, net, *others = [line.split(" | ") for line in page.splitlines() if line[:2] == "| "]
     edge, region = (next(i for i, h in enumerate(head) if text in h) for text in ("edge", "U-Net"))

@@ -24,14 +24,10 @@ class Case:
     """One scan with its mask, ready to be scored, pooled and shown; all maps [D, H, W].
 
     Attributes:
-      name: of the scan.
       pictures: uint8, in the lung window.
       mask: uint8, 0, then a label for each class.
-      lung: bool, the infection included.
-      regions: uint8, 0..20.
-      tally: its counts.
-      warnings: one line each.
-      uncertainty: float 0..1, or None.
+      lung: bool, the infection included; regions: uint8, 0..20; uncertainty: float 0..1.
+      tally: its counts; warnings: one line each.
       classes: what labels 1 and 2 are: `infection`, or `ggo` and `consolidation`.
     """
 
@@ -48,14 +44,7 @@ class Case:
 
 @dataclasses.dataclass
 class Patient:
-    """A patient's scores, of all scans pooled.
-
-    Attributes:
-      name: of the patient.
-      scans: their names.
-      scores: of the summed counts.
-      warnings: those of all scans, one line each.
-    """
+    """A patient with the names of the scans, and the scores and warnings of all of them pooled."""
 
     name: str
     scans: list[str]
@@ -71,8 +60,7 @@ def infection(
     Args:
       labels: integer, any shape: 0 none, 1 ground glass, 2 consolidation, 3 effusion; or 0 and
         255, infection of any kind.
-      file: its name, for messages.
-      one_class: label 1 is infection of any kind.
+      file: its name, for messages; one_class: label 1 is infection of any kind.
 
     Returns:
       The mask, uint8 of the same shape, 0, 1 and 2; what 1 and 2 are; and warnings.
@@ -94,13 +82,8 @@ def infection(
 def drop_detached(mask: np.ndarray, lung: np.ndarray) -> int:
     """Clears, in place, connected components of a slice that touch no lung in it.
 
-    Such lie beside the body, or in the belly.
-
-    Args:
-      mask: uint8 [D, H, W]; lung: bool [D, H, W].
-
-    Returns:
-      The number of pixels cleared.
+    Such lie beside the body, or in the belly. Mask uint8 and lung bool are [D, H, W]; the number
+    of pixels cleared is returned.
     """
     before = int(np.count_nonzero(mask))
     for i in range(len(mask)):
@@ -126,8 +109,7 @@ def assess(
     """Counts one scan's infection.
 
     Args:
-      scan: as read.
-      mask: uint8 [D, H, W] on the scan's canonical grid, 0..2.
+      scan: as read; mask: uint8 [D, H, W] on its canonical grid, 0..2.
       lung: bool or integer, same shape; None takes the lobes, or finds it by morphology.
       lobes, regions: the user's own maps 1..5 (or TotalSegmentator's 10..14) and 1..20; without
         them 20 regions are cut by fixed rules.
@@ -152,26 +134,18 @@ def assess(
         regions, zones = _cut(scan, lung > 0, mask, lobes, notes)
     else:
         regions = sides.unite(regions, mask)
-    tally = severity.count(
-        mask if len(classes) > 1 else mask > 0,
-        lung,
-        regions=regions,
-        lobes=lobes,
-        zones=zones,
-        hu=scan.values if scan.is_hu else None,
-        spacing=scan.spacing,
-    )
+    sick, hu = mask if len(classes) > 1 else mask > 0, scan.values if scan.is_hu else None
+    maps = {"regions": regions, "lobes": lobes, "zones": zones, "hu": hu}
+    tally = severity.count(sick, lung, **maps, spacing=scan.spacing)
     mask, regions = (labels.astype(np.uint8, copy=False) for labels in (mask, regions))
-    inside = (lung > 0) | (mask > 0)
-    name, known = scan.name, tuple(classes)
-    return Case(name, pictures, mask, inside, regions, tally, notes, uncertainty, known)
+    inside, known = (lung > 0) | (mask > 0), tuple(classes)
+    return Case(scan.name, pictures, mask, inside, regions, tally, notes, uncertainty, known)
 
 
 def pool(name: str, cases: Sequence[Case]) -> Patient:
     """Adds up a patient's scans before anything is graded.
 
-    Raises:
-      ValueError: no case, or voxels of different volumes.
+    ValueError for no case, or voxels of different volumes.
     """
     if not cases:
         raise ValueError(f"patient {name} has no scan")
@@ -183,10 +157,7 @@ def pool(name: str, cases: Sequence[Case]) -> Patient:
 def write_tables(folder: Path, patients: Sequence[Patient], *, model: Mapping[str, Any]) -> None:
     """Writes `severity.csv` (a row a patient) and `severity.json` (regions too), each whole.
 
-    Args:
-      folder: made if need be.
-      patients: as `pool` returns them.
-      model: what identifies model and config; {} where masks came from elsewhere.
+    `model` identifies model and config; {} where masks came from elsewhere.
     """
     rows, records = [], []
     for patient in patients:
@@ -209,7 +180,9 @@ def _cut(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """20 regions and, for a volume, six zones; the infection gets the nearest one."""
     if lobes is not None:
-        return cuts.lobe_regions(lobes), cuts.zones(sides.unite(_sides_of(lobes), mask))
+        left = np.isin(lobes, (cuts.LEFT_UPPER, cuts.LEFT_LOWER))
+        halves = np.where(left, sides.LEFT, np.where(lobes > 0, sides.RIGHT, 0)).astype(np.uint8)
+        return cuts.lobe_regions(lobes), cuts.zones(sides.unite(halves, mask))
     if len(lung) > 1:
         halves = sides.unite(sides.split(lung), mask)
         return cuts.volume_regions(halves), cuts.zones(halves)
@@ -219,8 +192,3 @@ def _cut(
     halves = sides.unite(sides.split(lung[0], upright=upright), mask[0])
     turned = cuts.slice_regions(halves if upright else halves.T)
     return (turned if upright else turned.T)[None], None
-
-
-def _sides_of(lobes: np.ndarray) -> np.ndarray:
-    left = (lobes == cuts.LEFT_UPPER) | (lobes == cuts.LEFT_LOWER)
-    return np.where(left, sides.LEFT, np.where(lobes > 0, sides.RIGHT, 0)).astype(np.uint8)

@@ -16,9 +16,9 @@ class Cell(NamedTuple):
 
     Attributes:
       row: its key in `study.rows`.
-      seed: of the run; labels: the budget in slices, 0 for all.
+      labels: the budget in slices, 0 for all.
       fold: of the cross-validation; None where the test split is the test.
-      config: of the run; folder: its workdir.
+      folder: its workdir.
     """
 
     row: str
@@ -46,16 +46,16 @@ def make_cells(study: ConfigDict, workdir: Path) -> list[Cell]:
       ValueError: a row with an unknown base or key, or with no seed or budget.
     """
     _check_rows(study)
-    cells = []
-    for seed in dict.fromkeys(s for name in study.run for s in study.rows[name].seeds):
-        for name in study.run:
-            row = study.rows[name]
-            # All labels first: what may be handed on to smaller budgets is then there.
-            for labels in sorted(row.labels, key=lambda n: n or 1 << 30, reverse=True):
-                for fold in range(study.folds) if study.folds else (None,):
-                    if seed in row.seeds:
-                        cells.append(_make_cell(study, name, seed, labels, fold, workdir))
-    return cells
+    # All labels first: what may be handed on to smaller budgets is then there.
+    places = [
+        (seed, name, labels, fold)
+        for seed in dict.fromkeys(s for name in study.run for s in study.rows[name].seeds)
+        for name in study.run
+        if seed in study.rows[name].seeds
+        for labels in sorted(study.rows[name].labels, key=lambda n: n or 1 << 30, reverse=True)
+        for fold in (range(study.folds) if study.folds else (None,))
+    ]
+    return [_make_cell(study, workdir, *place) for place in places]
 
 
 def _check_rows(study: ConfigDict) -> None:
@@ -76,7 +76,7 @@ def _check_rows(study: ConfigDict) -> None:
 
 
 def _make_cell(
-    study: ConfigDict, name: str, seed: int, labels: int, fold: int | None, workdir: Path
+    study: ConfigDict, workdir: Path, seed: int, name: str, labels: int, fold: int | None
 ) -> Cell:
     """Derives the config of a cell from the base of its row."""
     row = study.rows[name]
@@ -109,15 +109,16 @@ def borrow(cell: Cell, cells: Sequence[Cell]) -> None:
             lent = other.folder / stage.name
             if place.exists() or other.folder == cell.folder or not (lent / "done.json").exists():
                 continue
-            if _is_current(other) and dependencies(resolve(other.config, Path()), number) == needs:
+            filled_by = json.loads((other.folder / "config.json").read_text())
+            current = filled_by == json.loads(other.config.to_json())
+            if current and dependencies(resolve(other.config, Path()), number) == needs:
                 place.symlink_to(os.path.relpath(lent.resolve(), cell.folder.resolve()))
 
 
 def dependencies(plan: Plan, number: int) -> tuple[Any, ...]:
-    """Returns all that the result of a stage depends on: equal dependencies, equal results.
+    """Returns all that the result of stage `number` depends on: equal ones give equal results.
 
-    Args:
-      plan: of an empty workdir, so that its paths are relative; number: index of the stage.
+    The plan must be of an empty workdir, so that its paths are relative.
     """
     stages, data = plan.stages[: number + 1], plan.data
     if not any(stage.supervised for stage in stages):  # pretexts look at no mask
@@ -125,9 +126,3 @@ def dependencies(plan: Plan, number: int) -> tuple[Any, ...]:
     predicts = any(stage.runs != "train" for stage in stages)
     inference = (plan.evaluate, plan.prior_kind, plan.prior_splits) if predicts else ()
     return stages, data, plan.weights, plan.seed, inference
-
-
-def _is_current(cell: Cell) -> bool:
-    """Whether the folder of a cell was filled by its present config."""
-    path = cell.folder / "config.json"
-    return path.exists() and json.loads(path.read_text()) == json.loads(cell.config.to_json())

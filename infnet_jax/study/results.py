@@ -18,10 +18,10 @@ Line = dict[str, Any]  # column of a CSV -> value
 
 
 class Results(NamedTuple):
-    """What the finished cells of one row at one label budget found.
+    """What the finished cells of one row at one label budget (0 for all) found.
 
     Attributes:
-      row: its key; labels: the budget, 0 for all; learnt_from: slices, the mean over its cells.
+      learnt_from: slices, the mean over its cells.
       seeds: number of those finished; ids: of the slices, sorted.
       columns: of evaluation.csv, and `loss_` of each definition: [seeds, slices]; NaN where
         undefined.
@@ -103,19 +103,32 @@ def dice_lines(
 
     Each line has for each reading its mean, `_low` and `_high` (95 % over slices and seeds),
     `_gain` over the row it is compared with at the same budget and `_p`, the paired Wilcoxon p,
-    Holm-corrected over all lines of its class.
-
-    Args:
-      without: ids of slices to leave out.
+    Holm-corrected over all lines of its class. Slices `without` are left out.
     """
-    lines, of_row = [], {(r.row, r.labels): r for r in results}
+    lines: list[Line] = []
+    of_row = {(r.row, r.labels): r for r in results}
     for result in results:
+        row, labels = study.rows[result.row], result.labels
+        other = of_row.get((row.against, labels))
+        head = {"row": row.title, "labels": labels or "all", "learnt_from": result.learnt_from}
         groups = {name: [name] for name in result.classes}
         if len(groups) > 1:
             groups["mean of classes"] = result.classes
-        other = of_row.get((study.rows[result.row].against, result.labels))
         for name, group in groups.items():
-            lines.append(_dice_line(study, result, other, name, group, without))
+            ours = {kind: result.dice(kind, group, without) for kind in DICE}
+            line = head | {"class": name, "seeds": result.seeds, "slices": ours["mean"].shape[1]}
+            for kind, values in ours.items():
+                line[kind] = mean(values)
+                line[f"{kind}_low"], line[f"{kind}_high"] = interval(values)
+            line["against"] = study.rows[other.row].title if other else ""
+            for kind, values in ours.items():
+                line[f"{kind}_gain"] = line[f"{kind}_p"] = math.nan
+                if other:
+                    theirs = other.dice(kind, group, without)
+                    line[f"{kind}_gain"] = line[kind] - mean(theirs)
+                    line[f"{kind}_p"] = wilcoxon(per_slice(values), per_slice(theirs))
+            shown = not labels and name in ("infection", "mean of classes")
+            lines.append(line | {"paper": row.paper_dice if shown else math.nan})
     for name in {line["class"] for line in lines}:
         family = [line for line in lines if line["class"] == name]
         for kind in DICE:
@@ -123,37 +136,6 @@ def dice_lines(
             for line, p in zip(family, corrected, strict=True):
                 line[f"{kind}_p"] = p
     return lines
-
-
-def _dice_line(
-    study: ConfigDict,
-    result: Results,
-    other: Results | None,
-    name: str,
-    group: Sequence[str],
-    without: Sequence[str],
-) -> Line:
-    """The line of one class, or of the mean of a group; p is not corrected yet."""
-    row = study.rows[result.row]
-    values = {kind: result.dice(kind, group, without) for kind in DICE}
-    line: Line = {
-        "row": row.title,
-        "labels": result.labels or "all",
-        "learnt_from": result.learnt_from,
-    }
-    line |= {"class": name, "seeds": result.seeds, "slices": values["mean"].shape[1]}
-    for kind, ours in values.items():
-        line[kind] = mean(ours)
-        line[f"{kind}_low"], line[f"{kind}_high"] = interval(ours)
-    line["against"] = study.rows[other.row].title if other else ""
-    for kind, ours in values.items():
-        line[f"{kind}_gain"] = line[f"{kind}_p"] = math.nan
-        if other:
-            theirs = other.dice(kind, group, without)
-            line[f"{kind}_gain"] = line[kind] - mean(theirs)
-            line[f"{kind}_p"] = wilcoxon(per_slice(ours), per_slice(theirs))
-    shown = not result.labels and name in ("infection", "mean of classes")
-    return line | {"paper": row.paper_dice if shown else math.nan}
 
 
 def loss_lines(study: ConfigDict, results: Sequence[Results]) -> list[Line]:

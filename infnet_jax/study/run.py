@@ -7,22 +7,30 @@ is what any run leaves. Cells with equal stages share them: the later cell gets 
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
-from infnet_jax import config as configs, tasks
+from infnet_jax import config as configs, models, tasks
 from infnet_jax.data import splits
+from infnet_jax.data.batches import eval_batches
+from infnet_jax.data.sources import Source
 from infnet_jax.evaluation import networks
-from infnet_jax.plan import resolve
+from infnet_jax.plan import Stage, resolve
 from infnet_jax.runs import workdir as workdirs
 from infnet_jax.runs.logs import clock
-from infnet_jax.study import losses, tables
+from infnet_jax.study import tables
 from infnet_jax.study.cells import Cell, borrow, make_cells
+from infnet_jax.tasks import losses, normalise
 from infnet_jax.training import data, run as training
 from infnet_jax.weights import convert
+
+MAPS = ("coarse", "s32", "s16", "s8")  # of an Inf-Net; other networks have `logits` alone
 
 
 def run(
@@ -38,8 +46,7 @@ def run(
     A cell that fails is listed and the others run; the same command tries it again.
 
     Args:
-      study: from `configs/study.py`.
-      workdir: everything is written below it.
+      study: from `configs/study.py`; workdir: everything is written below it.
       command: the line that repeats the study.
       prepare: config of a run -> folder of its prepared dataset; None: `config.prepare`.
       run_cell: (cell, dataset, command) runs one cell to its end; None: `run_to_the_end`.
@@ -51,7 +58,8 @@ def run(
       ValueError: a wrong config, weights or data that cannot be had.
       SystemExit: asked to stop; the same command resumes.
     """
-    prepare, run_cell = prepare or _prepare, run_cell or run_to_the_end
+    prepare = prepare or (lambda config: configs.prepare(config)[0])
+    run_cell = run_cell or run_to_the_end
     cells = make_cells(study, workdir)
     _check_weights(cells)
     named = {cell.config.data.name: cell.config for cell in cells}
@@ -67,8 +75,13 @@ def run(
             if not cell.finished:
                 print(f"{head}; {_remaining(cells, here)}", file=sys.stderr)
                 borrow(cell, cells)
-                seconds = _finish(cell, datasets[cell.config.data.name], command, run_cell)
-                here.append((cell.row, seconds))
+                began = time.perf_counter()
+                run_cell(cell, datasets[cell.config.data.name], command)
+                here.append((cell.row, time.perf_counter() - began))
+                done = {"cell": str(cell), "seconds": here[-1][1]}
+                workdirs.write_json(cell.folder / "cell.json", done)
+                (cell.folder / "failed.txt").unlink(missing_ok=True)
+                jax.clear_caches()  # programs of a hundred cells would fill the memory
         except Exception as error:  # whatever it is, the other cells can still run
             failures[str(cell)] = " ".join(str(error).split()) or type(error).__name__
             workdirs.write_text(cell.folder / "failed.txt", traceback.format_exc())
@@ -76,7 +89,7 @@ def run(
         last = number == len(cells)
         if last or (here and cells[number].seed != cell.seed):  # tables of what there is so far
             whole = [c for c in cells[:number] if str(c) not in failures]
-            page = tables.write(study, whole, workdir=workdir, failures=failures, command=command)
+            page = tables.write(study, whole, workdir, failures, command)
     print(f"study: {len(cells) - len(failures)} of {len(cells)} cells finished: {page}")
     return 1 if failures else 0
 
@@ -87,15 +100,60 @@ def run_to_the_end(cell: Cell, dataset: Path, command: str) -> None:
     plan = resolve(cell.config, cell.folder, dataset)
     norm = tasks.make_norm(plan.final, workdirs.read_statistics(cell.folder))
     _, ensemble = networks.load_final(plan)
-    found = losses.measure(plan.final, norm, ensemble, data.open_test(plan))
+    found = measure(plan.final, norm, ensemble, data.open_test(plan))
     workdirs.write_json(cell.folder / "losses.json", found)
     labelled = splits.labelled(splits.open_whole(plan.data.train, plan.data), plan.data)
     workdirs.write_json(cell.folder / "labelled.json", len(labelled))
 
 
-def _prepare(config: ConfigDict) -> Path:
-    """Prepares the dataset of a cell; returns its folder."""
-    return configs.prepare(config)[0]
+def measure(
+    stage: Stage, norm: normalise.Norm, ensemble: Sequence[Mapping[str, Any]], source: Source
+) -> dict[str, list[float]]:
+    """Returns losses on each slice at the network's own size, for Table I; of an ensemble the mean.
+
+    Args:
+      stage: whose networks they are, a supervised one; norm: its input scale.
+      ensemble: the variables of each network.
+      source: examples with masks, and priors if the networks are fed them.
+
+    Returns:
+      One value a slice for each definition. One class: `total` (eq. 5, boundary-weighted), its
+      parts `coarse`, `s32`, `s16`, `s8` (eq. 4 of each map; a U-Net has `region` alone) and `edge`.
+      Lesions: `total`, and its parts `entropy` and `dice`, of the network before a prior is
+      averaged with it. Both: `distance`, the mean of |logit - truth| over pixels and maps, which
+      is what one evaluator of the paper's authors calls the loss.
+    """
+    step = jax.jit(_make_step(stage, norm))
+    fields = ("image", "mask", "prior") if stage.prior == "input" else ("image", "mask")
+    found: dict[str, list[float]] = {}
+    size, process = stage.section.size, (0, 1)  # each process measures all slices
+    for batch in eval_batches(source, batch_size=1, size=size, fields=fields, process=process):
+        each = [step(weights, {field: batch[field] for field in fields}) for weights in ensemble]
+        for name in each[0]:
+            found.setdefault(name, []).append(float(np.mean([one[name] for one in each])))
+    return found
+
+
+def _make_step(stage: Stage, norm: normalise.Norm) -> Any:
+    """The losses of one batch as a function of variables and batch."""
+    net, lesions = models.make(**stage.net.arguments), stage.learns == "lesions"
+    # The rows of a table must share their definition, whatever each was trained with.
+    objective = losses.make_infection_loss()
+    if lesions:
+        objective = losses.make_lesion_loss(head=stage.section.loss.head)
+
+    def step(variables: Mapping, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        image = batch["image"].astype(jnp.float32) / 255.0
+        x = normalise.network_input(image, prior=batch.get("prior"), norm=norm)
+        outputs: Any = net.apply(variables, x, train=False)
+        mask = batch["mask"] if lesions else (batch["mask"] > 0).astype(jnp.float32)
+        truth = jax.nn.one_hot(mask[..., 0], stage.net.classes) if lesions else mask
+        total, parts = objective(outputs, mask)
+        maps = [outputs[name] for name in MAPS if name in outputs] or [outputs["logits"]]
+        distance = jnp.stack([jnp.abs(logits - truth).mean() for logits in maps]).mean()
+        return {"total": total, **parts, "distance": distance}
+
+    return step
 
 
 def _check_weights(cells: Sequence[Cell]) -> None:
@@ -108,26 +166,12 @@ def _check_weights(cells: Sequence[Cell]) -> None:
             raise ValueError(f"row {row}: {error}; or leave it out of study.run") from error
 
 
-def _finish(
-    cell: Cell, dataset: Path, command: str, run_cell: Callable[[Cell, Path, str], None]
-) -> float:
-    """Runs a cell and marks it as finished; returns the seconds that it took."""
-    began = time.perf_counter()
-    run_cell(cell, dataset, command)
-    seconds = time.perf_counter() - began
-    workdirs.write_json(cell.folder / "cell.json", {"cell": str(cell), "seconds": seconds})
-    (cell.folder / "failed.txt").unlink(missing_ok=True)
-    jax.clear_caches()  # programs of a hundred cells would fill the memory
-    return seconds
-
-
 def _remaining(cells: Sequence[Cell], here: Sequence[tuple[str, float]]) -> str:
     """How long the unfinished cells will take, from what their rows, or all, took here."""
     if not here:
         return "ETA unknown"
     total = 0.0
-    for cell in cells:
-        if not cell.finished:
-            alike = [s for row, s in here if row == cell.row] or [s for _, s in here]
-            total += sum(alike) / len(alike)
+    for row in (cell.row for cell in cells if not cell.finished):
+        alike = [s for of, s in here if of == row] or [s for _, s in here]
+        total += sum(alike) / len(alike)
     return f"ETA {clock(total)}"

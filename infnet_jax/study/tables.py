@@ -52,22 +52,16 @@ DICE_NOTE = (
 
 
 def write(
-    study: ConfigDict,
-    cells: Sequence[Cell],
-    *,
-    workdir: Path,
-    failures: Mapping[str, str],
-    command: str,
+    study: ConfigDict, cells: Sequence[Cell], workdir: Path, failed: Mapping[str, str], command: str
 ) -> Path:
     """Writes `table1.md`, `table2.md`, their CSV, the figures and `study.md`, and returns the last.
 
-    Args:
-      cells: the finished ones; failures: of the others, cell -> message.
+    `cells` are the finished ones; `failed` has the messages of the others.
     """
     parts = ["# Study", f"```\n{command}\n```"]
-    if failures:
-        listed = "\n".join(f"- {cell}: {message}" for cell, message in failures.items())
-        parts += [f"## {len(failures)} cells failed\n\nThe same command tries them again.", listed]
+    if failed:
+        listed = "\n".join(f"- {cell}: {message}" for cell, message in failed.items())
+        parts += [f"## {len(failed)} cells failed\n\nThe same command tries them again.", listed]
     results = collect(cells)
     results.sort(key=lambda r: (study.run.index(r.row), -(r.labels or 1 << 30)))
     if results:
@@ -166,19 +160,15 @@ def _figures(study: ConfigDict, results: Sequence[Results], workdir: Path) -> li
 def label_curve(curves: Mapping[str, Sequence[tuple[float, ...]]], path: Path) -> None:
     """Draws a line a row of the study, with bars from the low to the high end of its intervals.
 
-    Args:
-      curves: title -> (labelled slices, mean, low, high), rising in the first.
-      path: the PNG to write.
+    A curve holds (labelled slices, mean, low, high), rising in the first.
     """
     with canvas(path, width=6.4, height=4.2) as figure:
         ax = figure.subplots()
         for k, (colour, title) in enumerate(zip(cycle(COLOURS), curves, strict=False)):
             x, y, low, high = np.array(curves[title], float).T
             x = x * 1.015 ** (k - (len(curves) - 1) / 2)  # or the bars would hide each other
-            style: dict[str, Any] = dict(
-                color=colour, label=title, marker="o", markersize=5, capsize=3
-            )
-            ax.errorbar(x, y, [y - low, high - y], **style)
+            style: dict[str, Any] = dict(color=colour, marker="o", markersize=5, capsize=3)
+            ax.errorbar(x, y, [y - low, high - y], label=title, **style)
         counts = sorted({round(point[0]) for points in curves.values() for point in points})
         ax.set_xscale("log")
         ax.set_xticks(counts, [str(n) for n in counts])
@@ -190,9 +180,7 @@ def label_curve(curves: Mapping[str, Sequence[tuple[float, ...]]], path: Path) -
 def scatter(pairs: Sequence[tuple[str, str, np.ndarray, np.ndarray]], path: Path) -> None:
     """Draws a panel a comparison: each point is a slice, above the diagonal where the row gains.
 
-    Args:
-      pairs: (title of the reference, title of the row, Dice of each, [slices]).
-      path: the PNG to write.
+    A pair is (title of the reference, title of the row, Dice of each, [slices]).
     """
     columns = min(4, len(pairs))
     lines = -(-len(pairs) // columns)

@@ -43,14 +43,12 @@ def measure(backbone: str, batch: int, size: int, steps: int) -> Iterator[tuple[
     """Measures the three training steps in turn, each in memory alone.
 
     Args:
-      backbone: one of `infnet.BACKBONES`.
-      batch: examples in a batch.
+      backbone: one of `infnet.BACKBONES`; batch: examples in a batch.
       size: side of the square images, pixels; a multiple of the trunk's stride.
       steps: counted steps of each kind, after one that does not count.
 
     Yields:
-      Its name, steps per second, and the seconds of tracing and compilation, few where a
-      compilation cache serves it.
+      Its name, steps per second, and the seconds of tracing and compilation.
 
     Raises:
       ValueError: unknown backbone, a size that does not fit, fewer than one step or example.

@@ -13,7 +13,7 @@ import numpy as np
 
 from infnet_jax.clinic import case, imaging
 from infnet_jax.data import sources
-from infnet_jax.verbs import lungs
+from infnet_jax.verbs import scans
 
 if TYPE_CHECKING:
     from infnet_jax.evaluation.predictor import Predictor
@@ -27,15 +27,11 @@ _NUMBER = re.compile(r"patient[ _-]*0*(\d+)", re.IGNORECASE)
 
 @dataclasses.dataclass
 class Slice:
-    """One slice; what is not known of it is None.
+    """One slice, its maps [H, W]; what is not known of it is None.
 
     Attributes:
-      name: of the slice.
       unit: patient or volume; the slice's own name where nobody knows it.
-      image: uint8 [H, W], lung window.
-      mask: bool [H, W], infection.
-      lung: bool [H, W].
-      regions: uint8 [H, W], 0..20.
+      image: uint8, lung window; mask: bool, infection; lung: bool; regions: uint8, 0..20.
       experts: those of `EXPERT_SCORES` that readers gave.
     """
 
@@ -130,17 +126,11 @@ def given(slices: Iterable[Slice], folder: Path) -> Iterator[tuple[Slice, np.nda
 
 
 def inside_lung(
-    one: Slice, mask: np.ndarray, finder: lungs.Finder | None
+    one: Slice, mask: np.ndarray, finder: scans.Finder | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns a predicted mask without what touches no lung, and that lung, both bool [H, W].
 
-    Args:
-      one: the slice.
-      mask: bool [H, W].
-      finder: of the lungs; None takes the true one.
-
-    Raises:
-      ValueError: the true lung is not known.
+    Without a `finder` it is the true lung; ValueError if that is not known.
     """
     if finder is not None:
         lung = finder(one.scan)[0] > 0
@@ -173,7 +163,7 @@ def _prepared(folder: Path, split: str) -> Iterator[Slice]:
 def _folder(folder: Path) -> Iterator[Slice]:
     units = _units(folder / "index.csv")
     kinds = [kind for kind in ("label", "lung") if (folder / kind).is_dir()]
-    readers = {kind: lungs.given(folder / kind, kind) for kind in kinds}
+    readers = {kind: scans.given_maps(folder / kind, kind) for kind in kinds}
     for source in imaging.find([folder / "img"]):
         name, scan = source.name, imaging.read(source)
         maps = {kind: reader(scan) for kind, reader in readers.items()}

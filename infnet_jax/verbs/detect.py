@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from infnet_jax.data import sources
 from infnet_jax.evaluation import statistics
 from infnet_jax.files import write_csv
-from infnet_jax.verbs import cohort, lungs
-from infnet_jax.verbs.arguments import add_checkpoint, add_lungs, existing
+from infnet_jax.verbs import cohort, scans
 
 if TYPE_CHECKING:
     from infnet_jax.evaluation.predictor import Predictor
@@ -24,13 +23,13 @@ NEGATIVE = "labels that mean not infected (default: all others but unknown)"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     add = parser.add_argument
-    add_checkpoint(parser)
-    add("--dataset", type=existing, required=True, metavar="DIR", help=DATASET)
+    scans.add_checkpoint(parser)
+    add("--dataset", type=scans.existing, required=True, metavar="DIR", help=DATASET)
     add("--split", default="test", help="default: %(default)s")
     add("--positive", nargs="+", default=[], metavar="LABEL", help=POSITIVE)
     add("--negative", nargs="+", default=[], metavar="LABEL", help=NEGATIVE)
     add("--csv", type=Path, metavar="OUT", help="also write one row a patient")
-    add_lungs(parser, "as in predict (default: %(default)s)")
+    scans.add_lungs(parser, "as in predict (default: %(default)s)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -38,17 +37,14 @@ def run(options: argparse.Namespace) -> int:
 
     A patient (a `group`) is infected if one of the slices is labelled so. The score is the
     infected share of the lung found in all of them together; patients without any are left out.
-
-    Raises:
-      FileNotFoundError: nothing prepared in `--dataset`, or no run in `--checkpoint`.
-      ValueError: labels that do not exist, or patients of one kind only.
+    Raises FileNotFoundError if a dataset or run is missing, else as `choose` and `report` do.
     """
     from infnet_jax.evaluation.predictor import Predictor
 
     source = sources.open_split(options.dataset, options.split)
     names = sources.label_names(options.dataset)
     infected, healthy = choose(names, options.positive, options.negative)
-    finder, _ = lungs.choose(options.lungs)
+    finder, _ = scans.choose_lungs(options.lungs)
     kinds = [[names.index(name) for name in group] for group in (infected, healthy)]
     rows = patients(Predictor.load(options.checkpoint), finder, source, *kinds)
     print(report(options.split, rows, infected, healthy))
@@ -60,15 +56,10 @@ def run(options: argparse.Namespace) -> int:
 def choose(
     names: Sequence[str], positive: Sequence[str], negative: Sequence[str]
 ) -> tuple[list[str], list[str]]:
-    """Returns the labels that mean infected, and those that mean not.
+    """Returns those of the labels `names` that mean infected, and those that mean not.
 
-    Args:
-      names: all labels of the dataset.
-      positive: those named as infected; none: those of `INFECTED` that there are.
-      negative: those named as not infected; none: all others but `unknown`.
-
-    Raises:
-      ValueError: unknown labels, or none on one side.
+    An empty `positive` stands for those of `INFECTED` that there are, an empty `negative` for all
+    others but `unknown`. ValueError for unknown labels, or none on one side.
     """
     infected = list(positive) or [name for name in names if name in INFECTED]
     healthy = list(negative) or [n for n in names if n not in (*infected, *NOBODY)]
@@ -84,7 +75,7 @@ def choose(
 
 def patients(
     network: "Predictor",
-    finder: lungs.Finder,
+    finder: scans.Finder,
     source: sources.Source,
     infected: Sequence[int],
     healthy: Sequence[int],
@@ -92,8 +83,7 @@ def patients(
     """Returns a row a patient, in the order of first appearance.
 
     Args:
-      network: segments slices.
-      finder: of their lungs.
+      network: segments slices; finder: finds their lungs.
       source: examples with `label`, `group`, `id` and `image`.
       infected, healthy: numbers of labels; slices of other labels are passed over.
 
@@ -127,11 +117,8 @@ def report(
 ) -> str:
     """Returns three lines: who was looked at, ROC-AUC, and the sensitivity.
 
-    Args:
-      split: its name; rows: as `patients` returns them; infected, healthy: names of labels.
-
-    Raises:
-      ValueError: patients of one kind only.
+    `rows` are those of `patients`; `infected` and `healthy` names of labels. ValueError if the
+    patients are of one kind only.
     """
     scored = [row for row in rows if row["lung_pixels"]]
     curve = statistics.roc([r["share"] for r in scored], [r["infected"] for r in scored])

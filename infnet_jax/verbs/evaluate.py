@@ -15,7 +15,7 @@ import numpy as np
 
 from infnet_jax.evaluation import metrics
 from infnet_jax.files import write_csv
-from infnet_jax.verbs.arguments import existing
+from infnet_jax.verbs.scans import existing
 
 LABELS = {"ggo": 1, "consolidation": 2}
 SUFFIXES = (".png", ".jpg", ".jpeg")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from infnet_jax.verbs.arguments import RUN, existing
+from infnet_jax.verbs.scans import RUN, existing
 
 BESIDE = ("config.json", "statistics.json", "thresholds.json")  # the last one only where chosen
 
@@ -25,14 +25,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def export(workdir: Path, out: Path) -> Path:
-    """Writes the weights used for evaluation, without optimiser and history.
+    """Writes the weights used for evaluation, without optimiser and history; returns their path.
 
     The folder gets `weights.safetensors` (arrays by `<stage>/<number>/<collection>/<path>`, those
     of a multi-class network's priors among them) and the run's `config.json`, `statistics.json`
     and `thresholds.json`. `predictor.Predictor` reads it as it reads the run.
-
-    Returns:
-      The path of the weights.
 
     Raises:
       FileNotFoundError: no run there, or it has not trained its last network yet.

@@ -16,8 +16,8 @@ from infnet_jax import __version__
 from infnet_jax.clinic import case, imaging
 from infnet_jax.files import write_json, write_npz
 from infnet_jax.runs.logs import clock
-from infnet_jax.verbs import lungs, scans
-from infnet_jax.verbs.arguments import add_checkpoint, add_lungs, add_tta, existing
+from infnet_jax.verbs import scans
+from infnet_jax.verbs.scans import existing
 
 if TYPE_CHECKING:
     from infnet_jax.evaluation.predictor import Predictor
@@ -35,12 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     add = parser.add_argument
     add("inputs", type=existing, nargs="+", metavar="INPUT", help=INPUT)
-    add_checkpoint(parser)
+    scans.add_checkpoint(parser)
     add("--out", type=Path, required=True, metavar="DIR")
-    add_tta(parser, TTA)
+    scans.add_tta(parser, TTA)
     add("--batch", type=int, default=0, metavar="N", help="slices at once")
     add("--device", choices=["cpu", "gpu", "tpu"], help="default: the fastest")
-    add_lungs(parser, LUNGS)
+    scans.add_lungs(parser, LUNGS)
     add("--lobes", type=existing, metavar="PATH", help="your own lobe maps 1..5")
     add("--one-patient", action="store_true", help="all inputs are one patient's")
     add("--continue", dest="go_on", action="store_true", help=CONTINUE)
@@ -48,28 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--keep-identifiers", action="store_true", help=IDENTIFIERS)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Loads the network and hands over to `predict`.
-
-    Raises:
-      FileNotFoundError, ValueError: no input at all, or no usable checkpoint.
-    """
-    if options.device:  # read by jax when it is first imported
-        os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(options.device, options.device)
-    from infnet_jax.evaluation.predictor import Predictor
-
-    sources = imaging.find(options.inputs)
-    network = Predictor.load(options.checkpoint, tta=options.tta, batch_size=options.batch)
-    finder, lung_name = lungs.choose(options.lungs, alone=len(sources) == 1)
-    return predict(options, sources, network, finder, lung_name)
-
-
-def predict(
+def run(
     options: argparse.Namespace,
-    sources: Sequence[imaging.Source],
-    network: "Predictor",
-    finder: lungs.Finder,
-    lung_name: str,
+    network: "Predictor | None" = None,
+    lungs: tuple[scans.Finder, str] | None = None,
 ) -> int:
     """Segments and scores scans; one that fails is named and does not stop the others.
 
@@ -78,20 +60,30 @@ def predict(
 
     Args:
       options: the verb's.
-      sources: the scans.
-      network: segments slices.
-      finder, lung_name: from `lungs.choose`; lobes go before morphology.
+      network: segments slices; None loads that of `--checkpoint`.
+      lungs: as `scans.choose_lungs` returns them, by default for `--lungs`; lobes go before
+        morphology.
 
     Returns:
       0, or 1 if any input failed.
 
     Raises:
-      ValueError, OSError: lobes that are not there, or `--out` cannot be written.
+      ValueError, OSError: no input at all, no usable checkpoint, lobes that are not there, or
+        `--out` cannot be written.
     """
+    if options.device:  # read by jax when it is first imported
+        os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(options.device, options.device)
+    sources = imaging.find(options.inputs)
+    if network is None:
+        from infnet_jax.evaluation.predictor import Predictor
+
+        network = Predictor.load(options.checkpoint, tta=options.tta, batch_size=options.batch)
+    alone = len(sources) == 1
+    finder, lung_name = lungs or scans.choose_lungs(options.lungs, alone=alone)
     lobes_of = None
     if options.lobes is not None:
-        lobes_of = lungs.given(options.lobes, "lobes", alone=len(sources) == 1)
-        if lung_name == lungs.MORPHOLOGY:
+        lobes_of = scans.given_maps(options.lobes, "lobes", alone=alone)
+        if lung_name == scans.MORPHOLOGY:
             finder, lung_name = lobes_of, "given lobes"
     model = network.identity | {"lungs": lung_name}
     (options.out / "masks").mkdir(parents=True, exist_ok=True)
@@ -102,8 +94,8 @@ def predict(
         return _case(options, scan, network, finder(scan), lobes, model)
 
     patient = options.out.resolve().name if options.one_patient else None
-    shown = _progress(sources)
-    return scans.score("predict", shown, read_case, options.out, model=model, patient=patient)
+    watched = _progress(sources)
+    return scans.score("predict", watched, read_case, options.out, model=model, patient=patient)
 
 
 def segment(
@@ -116,8 +108,7 @@ def segment(
     """Runs the network over the slices of a scan, from the first to the last that shows lung.
 
     Args:
-      network: segments slices.
-      scan: as read.
+      network: segments slices; scan: as read.
       lung: bool [D, H, W]; None runs every slice.
       keep_probs: False spares their memory.
 
@@ -151,7 +142,7 @@ def _case(
     model: dict[str, str],
 ) -> case.Case:
     """One scan: its mask written, its case returned."""
-    out, classes = options.out, network.classes
+    out, folder, classes = options.out, options.out / "masks", network.classes
     marker = out / ".finished" / f"{scan.name}.json"
     mine = {"model": model, "thresholds": network.thresholds}
     if options.go_on and marker.exists():
@@ -160,23 +151,17 @@ def _case(
             raise ValueError(
                 f"{scan.name}: {out} has a mask of another model or other lungs; use another --out"
             )
-        mask = imaging.read_labels(out / "masks" / before["file"], scan)
+        mask = imaging.read_labels(folder / before["file"], scan)
         return case.assess(scan, mask, lung, lobes=lobes, classes=classes)
-    span = lung if len(lung) > 1 else None
-    mask, unsure, probs = segment(network, scan, span, keep_probs=options.save_probabilities)
+    shown = lung if len(lung) > 1 else None
+    mask, unsure, probs = segment(network, scan, shown, keep_probs=options.save_probabilities)
     n_marked = np.count_nonzero(mask)
     if dropped := case.drop_detached(mask, lung > 0):
         share = f"{100 * dropped / n_marked:.0f} % of the marked pixels"
         scan.warnings.append(f"{scan.name}: {share} touched no lung and were dropped")
     found = case.assess(scan, mask, lung, lobes=lobes, uncertainty=unsure, classes=classes)
-    files, notes = imaging.write_mask(
-        scan,
-        mask,
-        out / "masks",
-        classes=classes,
-        keep_identifiers=options.keep_identifiers,
-        version=__version__,
-    )
+    how = {"keep_identifiers": options.keep_identifiers, "version": __version__}
+    files, notes = imaging.write_mask(scan, mask, folder, classes=classes, **how)
     found.warnings.extend(notes)
     if probs is not None:
         on_grid = {name: scan.grid.source(probs[..., c]) for c, name in enumerate(classes)}

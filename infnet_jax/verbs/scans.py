@@ -1,10 +1,96 @@
-"""Scans to scores, one by one, with their page and tables: what `predict` and `severity` share."""
+"""What several verbs share: arguments, the lungs of a scan, and scans scored one by one."""
 
+import argparse
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from infnet_jax.clinic import case, imaging, page
+import numpy as np
+
+from infnet_jax.clinic import case, imaging, lung_network, lungs, page
+
+if TYPE_CHECKING:
+    from infnet_jax.evaluation.predictor import Predictor
+
+RUN = "the --workdir of a finished run of main.py, or an export of it"
+MORPHOLOGY = "morphology"
+
+Finder = Callable[[imaging.Scan], np.ndarray]  # a scan to its lungs, > 0 inside, [D, H, W]
+
+
+def existing(text: str) -> Path:
+    """A path that must exist; argparse turns the error into the usage line."""
+    path = Path(text)
+    if not path.exists():
+        raise argparse.ArgumentTypeError(f"{text} does not exist")
+    return path
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Adds the required `--checkpoint`."""
+    parser.add_argument("--checkpoint", type=existing, required=True, metavar="DIR", help=RUN)
+
+
+def add_tta(parser: argparse.ArgumentParser, text: str) -> None:
+    """Adds `--tta` and `--no-tta`; `tta` is None without either."""
+    parser.add_argument("--tta", action=argparse.BooleanOptionalAction, default=None, help=text)
+
+
+def add_lungs(parser: argparse.ArgumentParser, text: str) -> None:
+    """Adds `--lungs`, read by `choose_lungs`."""
+    parser.add_argument("--lungs", default=MORPHOLOGY, metavar="WAY", help=text)
+
+
+def choose_lungs(way: str, *, alone: bool = False) -> tuple[Finder, str]:
+    """Returns a function that finds the lungs of a scan, and what to call it.
+
+    Args:
+      way: `morphology`; the workdir of a run of configs/lung.py; or a file or folder with the
+        user's own lung masks, by the scans' names.
+      alone: there is one scan only; then a single file need not bear its name.
+
+    Raises:
+      ValueError: none of these, or a run that finds something else.
+    """
+    path = Path(way)
+    if way == MORPHOLOGY:
+        return (lambda scan: lungs.segment(scan.pictures())), MORPHOLOGY
+    if (path / "config.json").is_file():
+        from infnet_jax.evaluation.predictor import Predictor
+
+        network = Predictor.load(path, lungs=True)
+        name = f"network, run {network.identity['run']}, weights {network.identity['weights']}"
+        return (lambda scan: learned_lungs(network, scan)), name
+    if not path.exists():
+        raise ValueError(
+            f"--lungs {way}: give morphology, the workdir of a run of "
+            "configs/lung.py, or a file or folder with lung masks"
+        )
+    return given_maps(path, "lungs", alone=alone), "given masks"
+
+
+def given_maps(path: Path, what: str, *, alone: bool = False) -> Finder:
+    """Returns a function from a scan to the label map of its name in a file or folder.
+
+    `what` is the option that gave the path, for messages; `alone` is that of `choose_lungs`.
+    """
+    maps = imaging.by_name(path)
+
+    def look_up(scan: imaging.Scan) -> np.ndarray:
+        found = imaging.partner(scan.name, maps, what, alone=alone)
+        return imaging.read_labels(found.files[0], scan)
+
+    return look_up
+
+
+def learned_lungs(network: "Predictor", scan: imaging.Scan) -> np.ndarray:
+    """Returns the lungs that a network finds, bool [D, H, W], by `lung_network.find`."""
+
+    def run(pictures: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        return (found.probs.reshape(found.mask.shape) for found in network(iter(pictures)))
+
+    return lung_network.find(run, list(scan.pictures()), network.thresholds["lung"])
 
 
 def score(

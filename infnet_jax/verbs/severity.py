@@ -1,13 +1,11 @@
 """`infnet-jax severity`: scores existing masks (ours, nnU-Net's, a radiologist's), no model."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-from infnet_jax.clinic import imaging
-from infnet_jax.clinic.case import Case, assess, infection
+from infnet_jax.clinic import case, imaging
 from infnet_jax.verbs import scans
-from infnet_jax.verbs.arguments import existing
 
 MAPS = {  # option -> what it gives, files of the masks' grids paired with them by name
     "images": "the scans",
@@ -20,10 +18,10 @@ MAPS = {  # option -> what it gives, files of the masks' grids paired with them 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     add = parser.add_argument
-    add("masks", type=existing, nargs="+", metavar="MASK", help="files or folders")
+    add("masks", type=scans.existing, nargs="+", metavar="MASK", help="files or folders")
     add("--out", type=Path, required=True, metavar="DIR")
     for name, what in MAPS.items():
-        add(f"--{name}", type=existing, metavar="PATH", help=what)
+        add(f"--{name}", type=scans.existing, metavar="PATH", help=what)
     add("--one-patient", action="store_true", help="all are slices of one patient")
     add("--one-class", action="store_true", help="label 1 is any infection")
 
@@ -48,10 +46,11 @@ def run(options: argparse.Namespace) -> int:
     maps = {name: imaging.by_name(path) for name, path in given.items() if path is not None}
     options.out.mkdir(parents=True, exist_ok=True)
 
-    def read_case(source: imaging.Source) -> Case:
+    def read_case(source: imaging.Source) -> case.Case:
         return _case(source, maps, alone=len(sources) == 1, one_class=options.one_class)
 
-    patient = _patient_name(options.masks) if options.one_patient else None
+    first = options.masks[0].resolve()
+    patient = (first if first.is_dir() else first.parent).name if options.one_patient else None
     return scans.score("severity", sources, read_case, options.out, model={}, patient=patient)
 
 
@@ -61,7 +60,8 @@ def _case(
     *,
     alone: bool,
     one_class: bool,
-) -> Case:
+) -> case.Case:
+    """The case of a mask with the maps of its name."""
     path = source.files[0]
     found = {k: imaging.partner(source.name, v, k, alone=alone) for k, v in maps.items()}
     if source.kind == "dicom":
@@ -71,11 +71,7 @@ def _case(
     else:
         scan = imaging.scan_of_labels(path, source.name)
     labels = imaging.read_labels(path, scan)
-    mask, classes, notes = infection(labels, path.name, one_class=one_class)
+    mask, classes, notes = case.infection(labels, path.name, one_class=one_class)
     scan.warnings += notes
     known = {k: imaging.read_labels(partner.files[0], scan) for k, partner in found.items()}
-    return assess(scan, mask, known.pop("lung", None), **known, classes=classes)
-
-
-def _patient_name(masks: Sequence[Path]) -> str:
-    return masks[0].resolve().name if masks[0].is_dir() else masks[0].resolve().parent.name
+    return case.assess(scan, mask, known.pop("lung", None), **known, classes=classes)

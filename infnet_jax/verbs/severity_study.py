@@ -15,14 +15,12 @@ import numpy as np
 
 from infnet_jax.clinic import case, severity
 from infnet_jax.files import write_csv, write_text
-from infnet_jax.verbs import cohort, lungs, severity_tables as tables
-from infnet_jax.verbs.arguments import add_lungs, add_tta, existing
+from infnet_jax.verbs import cohort, scans, severity_tables as tables
 from infnet_jax.verbs.severity_tables import SIDES, Row
 
 if TYPE_CHECKING:
     from infnet_jax.evaluation.predictor import Predictor
 
-TITLE = "# Severity: predicted against true"
 TRUE_LUNGS = "true"
 SOURCES = "prepared datasets, or folders with img/, label/ and lung/"
 LUNGS = "for the prediction: true, or as in predict (default: %(default)s)"
@@ -30,30 +28,19 @@ LUNGS = "for the prediction: true, or as in predict (default: %(default)s)"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
-    add = parser.add_argument
+    add, existing = parser.add_argument, scans.existing
     add("sources", type=existing, nargs="+", metavar="SOURCE", help=SOURCES)
     add("--checkpoint", type=existing, metavar="DIR", help="a run that predicts; or")
     add("--masks", type=existing, metavar="DIR", help="predicted masks")
     add("--out", type=Path, required=True, metavar="DIR")
-    add_lungs(parser, LUNGS)
+    scans.add_lungs(parser, LUNGS)
     add("--split", default="test", help="of prepared datasets (default: %(default)s)")
-    add_tta(parser, "average eight views (default: as the run did)")
+    scans.add_tta(parser, "average eight views (default: as the run did)")
     add("--clinical", type=existing, metavar="FILE", help="iCTCF's Patients.xlsx")
 
 
-def run(options: argparse.Namespace) -> int:
-    """Loads the network, if masks are to be predicted, and hands over to `study`."""
-    if (options.checkpoint is None) == (options.masks is None):
-        raise ValueError("give either --checkpoint or --masks")
-    if options.checkpoint is None:
-        return study(options, None)
-    from infnet_jax.evaluation.predictor import Predictor
-
-    return study(options, Predictor.load(options.checkpoint, tta=options.tta))
-
-
-def study(options: argparse.Namespace, network: "Predictor | None") -> int:
-    """Scores what is predicted and what is true, and writes how they agree.
+def run(options: argparse.Namespace, network: "Predictor | None" = None) -> int:
+    """Scores what is predicted and what is true, writes how they agree, and returns 0.
 
     Writes into `--out`: `scores.csv` (a row a slice and a row a patient) and `summary.md`; where
     truth is known `agreement.csv` and `bland_altman_<source>.png`; where experts gave scores
@@ -61,19 +48,22 @@ def study(options: argparse.Namespace, network: "Predictor | None") -> int:
 
     Args:
       options: the verb's.
-      network: predicts masks; None reads those of `--masks`.
-
-    Returns:
-      0.
+      network: predicts masks; None loads that of `--checkpoint`, or reads `--masks`.
 
     Raises:
       ValueError, FileNotFoundError: a source, mask or table that cannot be used, or no slice with
         anything to compare.
     """
+    if (options.checkpoint is None) == (options.masks is None):
+        raise ValueError("give either --checkpoint or --masks")
+    if options.checkpoint is not None and network is None:
+        from infnet_jax.evaluation.predictor import Predictor
+
+        network = Predictor.load(options.checkpoint, tta=options.tta)
     out, morbidity = options.out, options.clinical and cohort.read_morbidity(options.clinical)
     finder, lung_name = None, "true masks"
     if options.lungs != TRUE_LUNGS:
-        finder, lung_name = lungs.choose(options.lungs)
+        finder, lung_name = scans.choose_lungs(options.lungs)
     rows: list[Row] = []
     left_out: list[str] = []
     for name, source in _names(options.sources).items():
@@ -92,18 +82,14 @@ def study(options: argparse.Namespace, network: "Predictor | None") -> int:
     write_csv(out / "scores.csv", rows)
     model = {"masks": str(options.masks)} if network is None else network.identity
     model = model | {"lungs of predicted masks": lung_name}
-    parts = [TITLE, "\n".join(f"- {name}: {value}" for name, value in model.items())]
+    parts = ["# Severity: predicted against true"]
+    parts.append("\n".join(f"- {name}: {value}" for name, value in model.items()))
     if groups:
-        agreed = [tables.compare(found) for found in groups.values()]
-        write_csv(out / "agreement.csv", agreed)
-        parts += tables.agreement_section(agreed, tables.draw(out, groups))
+        parts += tables.agreement_section(out, groups)
     if judged:
-        write_csv(out / "experts.csv", judged)
-        parts += tables.experts_section(judged)
+        parts += tables.experts_section(out, judged)
     if morbidity is not None:
-        joined = tables.join(morbidity, rows)
-        write_csv(out / "clinical.csv", joined.rows)
-        parts += tables.clinical_section(joined)
+        parts += tables.clinical_section(out, tables.join(morbidity, rows))
     if left_out:
         parts += tables.left_out_section(left_out)
     text = "\n\n".join(parts) + "\n"
@@ -115,14 +101,13 @@ def study(options: argparse.Namespace, network: "Predictor | None") -> int:
 def score(
     dataset: str,
     pairs: Iterable[tuple[cohort.Slice, np.ndarray]],
-    finder: lungs.Finder | None,
+    finder: scans.Finder | None,
     left_out: list[str],
 ) -> list[Row]:
     """Scores slices, and patients by their pooled counts.
 
     Args:
-      dataset: its name.
-      pairs: slices with their predicted mask, bool [H, W].
+      dataset: its name; pairs: slices with their predicted mask, bool [H, W].
       finder: of the lungs under predicted masks; None takes the true ones.
       left_out: gets a line for each side of a slice that cannot be scored. A patient's other
         slices still count.

@@ -1,6 +1,6 @@
 """How predicted severity meets what is known: true masks, experts, a clinical table.
 
-Each comparison of `severity-study`, and its section of the page in Markdown.
+Each comparison of `severity-study`, with its CSV and its section of the page in Markdown.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from infnet_jax.evaluation import figures as house, statistics
+from infnet_jax.evaluation import figures, statistics
 from infnet_jax.evaluation.markdown import markdown_table
+from infnet_jax.files import write_csv
 from infnet_jax.verbs.cohort import EXPERT_SCORES, GRADES, patient_number
 
 SCORES = {"share": (100, "infected share of the lung, %"), "ct_ss": (1, "CT-SS, 0 to 40")}
@@ -23,6 +24,11 @@ STATISTICS = {  # of a score, column of agreement.csv -> heading
     "low": "lower limit",
     "high": "upper limit",
     "spearman": "Spearman",
+}
+GRADE_STATISTICS = {
+    "kappa": "quadratic kappa",
+    "accuracy": "accuracy",
+    "majority": "always the majority",
 }
 AGREEMENT = """Lines: the mean of the differences and 1.96 standard deviations to either side. \
 Neighbouring slices are near copies, so limits per slice look surer than they are."""
@@ -47,54 +53,46 @@ class Joined(NamedTuple):
       unknown: names left out: no patient number in them, or none of the table.
     """
 
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     suspected: int
     unknown: list[str]
 
 
-def both_sides(
-    rows: Sequence[Mapping[str, Any]], key: str, factor: float = 1
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the true and the predicted values of a score, times `factor`, float64 [N] each."""
-    t, p = (factor * np.array([r[f"{side}_{key}"] for r in rows], float) for side in SIDES)
-    return t, p
-
-
-def group(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
-    """Returns the rows with both sides known, by dataset and level."""
-    found: dict[tuple[str, str], list[Row]] = {}
+def group(rows: Iterable[Row]) -> dict[str, dict[str, list[Row]]]:
+    """Returns the rows with both sides known, by dataset, then level."""
+    found: dict[str, dict[str, list[Row]]] = {}
     for row in rows:
         if row["true_share"] is not None and row["predicted_share"] is not None:
-            found.setdefault((row["dataset"], row["level"]), []).append(row)
+            found.setdefault(row["dataset"], {}).setdefault(row["level"], []).append(row)
     return found
 
 
 def compare(rows: Sequence[Row]) -> Row:
-    """Returns how predicted scores meet true ones.
+    """Returns how predicted scores meet true ones, of one dataset and level.
 
-    Args:
-      rows: of one dataset and level, with both sides known.
-
-    Returns:
-      `dataset`, `level`, `n`; for each of `SCORES` its `STATISTICS`; and `grade_kappa`,
-      `grade_accuracy`, `grade_majority`.
+    `dataset`, `level`, `n`; for each of `SCORES` its `STATISTICS`; and `grade_kappa`,
+    `grade_accuracy`, `grade_majority`.
     """
     found: Row = {"dataset": rows[0]["dataset"], "level": rows[0]["level"], "n": len(rows)}
     for key, (factor, _) in SCORES.items():
-        t, p = both_sides(rows, key, factor)
+        t, p = _both_sides(rows, key, factor)
         error, ranks = statistics.mean_absolute_error(t, p), statistics.spearman(t, p)
         values = (float(t.mean()), float(p.mean()), error, *statistics.limits(t, p), ranks)
         found |= {f"{key}_{name}": v for name, v in zip(STATISTICS, values, strict=True)}
     grades = statistics.classes(*([row[f"{side}_grade"] for row in rows] for side in SIDES))
-    return found | {f"grade_{k}": getattr(grades, k) for k in ("kappa", "accuracy", "majority")}
+    return found | {f"grade_{name}": getattr(grades, name) for name in GRADE_STATISTICS}
+
+
+def _both_sides(rows: Sequence[Row], key: str, factor: float) -> Iterable[np.ndarray]:
+    """The true and the predicted values of a score, times `factor`, float64 [N] each."""
+    return (factor * np.array([row[f"{side}_{key}"] for row in rows], float) for side in SIDES)
 
 
 def experts(rows: Iterable[Row]) -> list[Row]:
     """Returns how the predicted share ranks beside the scores that experts gave.
 
-    Returns:
-      Of each dataset and score with such slices: `dataset`, `score`, `n`, `mean_score`,
-      `mean_share` (percent) and `spearman` of the two.
+    Of each dataset and score with such slices: `dataset`, `score`, `n`, `mean_score`,
+    `mean_share` (percent) and `spearman` of the two.
     """
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for row in rows:
@@ -111,17 +109,12 @@ def experts(rows: Iterable[Row]) -> list[Row]:
     return tables
 
 
-def join(table: Mapping[int, str], rows: Iterable[Mapping[str, Any]]) -> Joined:
-    """Brings the table and predicted scores together.
+def join(table: Mapping[int, str], rows: Iterable[Row]) -> Joined:
+    """Brings the table of `cohort.read_morbidity` and the rows of scored patients together.
 
-    Args:
-      table: as `cohort.read_morbidity` returns it.
-      rows: of `severity_study.score`; those of slices, or without a prediction, are passed over.
-
-    Raises:
-      ValueError: two rows of one patient.
+    Rows of slices, or without a prediction, are passed over; ValueError for two of one patient.
     """
-    named: dict[int, tuple[str, Mapping[str, Any]]] = {}
+    named: dict[int, tuple[str, Row]] = {}
     unknown = []
     for row in rows:
         if row["level"] != "patient" or row["predicted_share"] is None:
@@ -147,9 +140,7 @@ def compare_classes(joined: Joined) -> dict[str, float]:
     """Returns accuracy, majority, macro-F1 and kappa of the grade against the clinical class.
 
     And the AUC of infected share and CT-SS for severe or worse (NaN where all are alike).
-
-    Raises:
-      ValueError: no patient is left.
+    ValueError if no patient is left.
     """
     if not joined.rows:
         raise ValueError("no scored patient has a class in the clinical table")
@@ -162,65 +153,53 @@ def compare_classes(joined: Joined) -> dict[str, float]:
     return found
 
 
-def draw(folder: Path, groups: Mapping[tuple[str, str], Sequence[Row]]) -> dict[str, Path]:
-    """Draws predicted - true against their mean, a figure a dataset, with limits of agreement.
-
-    Args:
-      folder: of the figures.
-      groups: (dataset, level) to rows with both sides known, as in `severity_study.score`.
-
-    Returns:
-      Each dataset's figure.
-    """
-    datasets: dict[str, dict[str, Sequence[Row]]] = {}
-    for (dataset, level), rows in groups.items():
-        datasets.setdefault(dataset, {})[level] = rows
-    paths = {dataset: folder / f"bland_altman_{dataset}.png" for dataset in datasets}
-    for dataset, path in paths.items():
-        _draw(path, datasets[dataset])
-    return paths
-
-
 def _draw(path: Path, levels: Mapping[str, Sequence[Row]]) -> None:
-    """One figure with a row of axes a level."""
-    with house.canvas(path, width=8.4, height=3.1 * len(levels) + 0.2) as figure:
+    """Draws predicted - true against their mean, a row of axes a level, with their limits."""
+    with figures.canvas(path, width=8.4, height=3.1 * len(levels) + 0.2) as figure:
         grid = figure.subplots(len(levels), len(SCORES), squeeze=False)
         for axes, (level, rows) in zip(grid, levels.items(), strict=True):
             for ax, (key, (factor, title)) in zip(axes, SCORES.items(), strict=True):
-                t, p = both_sides(rows, key, factor)
+                t, p = _both_sides(rows, key, factor)
                 found = statistics.limits(t, p)
-                ax.scatter((t + p) / 2, p - t, s=14, color=house.BLUE, alpha=0.6, linewidths=0)
+                ax.scatter((t + p) / 2, p - t, s=14, color=figures.BLUE, alpha=0.6, linewidths=0)
                 for value, style in zip(found, ("-", "--", "--"), strict=True):
                     if np.isfinite(value):
-                        ax.axhline(value, color=house.ORANGE, linestyle=style)
+                        ax.axhline(value, color=figures.ORANGE, linestyle=style)
                 ax.set_title(f"{title} (per {level}, n = {len(rows)})")
                 ax.set(xlabel="mean of predicted and true", ylabel="predicted - true")
 
 
-def agreement_section(tables: Sequence[Row], figures: Mapping[str, Path]) -> list[str]:
-    """Returns Markdown of the rows of `agreement.csv`, with each dataset's figure."""
-    rows, grades = [], []
+def agreement_section(out: Path, groups: Mapping[str, Mapping[str, Sequence[Row]]]) -> list[str]:
+    """Writes `agreement.csv` and a figure a dataset; returns Markdown of them."""
+    tables = [compare(rows) for levels in groups.values() for rows in levels.values()]
+    write_csv(out / "agreement.csv", tables)
+    rows, grades, shown = [], [], []
     for found in tables:
         where = [found["dataset"], found["level"], found["n"]]
         for key, (_, title) in SCORES.items():
             rows.append([*where, title, *(found[f"{key}_{name}"] for name in STATISTICS)])
-        grades.append([*where, *(found[f"grade_{n}"] for n in ("kappa", "accuracy", "majority"))])
+        grades.append([*where, *(found[f"grade_{name}"] for name in GRADE_STATISTICS)])
+    for dataset, levels in groups.items():
+        name = f"bland_altman_{dataset}.png"
+        _draw(out / name, levels)
+        shown.append(f"![{dataset}]({name})")
     head = ["dataset", "per", "n"]
     scores = markdown_table([*head, "score", *STATISTICS.values()], rows)
-    graded = markdown_table([*head, "quadratic kappa", "accuracy", "always the majority"], grades)
-    shown = [f"![{name}]({path.name})" for name, path in figures.items()]
+    graded = markdown_table([*head, *GRADE_STATISTICS.values()], grades)
     return ["## Agreement", scores, GRADED, graded, *shown, AGREEMENT]
 
 
-def experts_section(tables: Sequence[Row]) -> list[str]:
-    """Returns Markdown of the rows of `experts.csv`."""
+def experts_section(out: Path, tables: Sequence[Row]) -> list[str]:
+    """Writes `experts.csv` from the rows of `experts`; returns Markdown of it."""
+    write_csv(out / "experts.csv", tables)
     head = ["dataset", "score", "slices", "mean score", "mean predicted share, %", "Spearman"]
     table = markdown_table(head, [list(row.values()) for row in tables])
     return ["## Beside the scores of experts", table, EXPERTS]
 
 
-def clinical_section(joined: Joined) -> list[str]:
-    """Returns Markdown of the grades beside the clinical classes."""
+def clinical_section(out: Path, joined: Joined) -> list[str]:
+    """Writes `clinical.csv`; returns Markdown of the grades beside the clinical classes."""
+    write_csv(out / "clinical.csv", joined.rows)
     head = ["patients", "accuracy", "always the majority", "macro-F1", "quadratic kappa"]
     head += ["AUC of the share", "AUC of CT-SS"]
     table = markdown_table(head, [[len(joined.rows), *compare_classes(joined).values()]])
