@@ -10,3 +10,8 @@ def pixels_of(path, colour) -> int:
     with Image.open(path) as picture:
         rgb = np.asarray(picture.convert("RGB"), float)
     return int((np.abs(rgb - 255 * np.array(to_rgb(colour))).max(-1) < 12).sum())
+
+
+def cells_of(table: str) -> list[list[str]]:
+    """The cells of a Markdown table, row by row."""
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]

@@ -1,4 +1,6 @@
-"""What is drawn is what was given: curves, tints, contours; checked in data or in pixels."""
+"""What is drawn is what was given: curves, tints, contours, tables, links; in data or in pixels."""
+
+import re
 
 import numpy as np
 import pytest
@@ -137,3 +139,50 @@ def test_nothing_to_draw_is_an_error(tmp_path):
         figures.overlays([], tmp_path / "o.png")
     with pytest.raises(ValueError, match="no rows"):
         figures.inpainting_panel([], tmp_path / "i.png")
+
+
+def _write(workdir, page, timings=()):
+    written = {"name": "selfsup", "command": "python main.py", "timings": timings}
+    return figures.write_summary(workdir, page, **written).read_text()
+
+
+def test_links_are_relative_and_lead_to_the_figures(tmp_path):
+    figure = tmp_path / "segment" / "figures" / "my curves.png"
+    figure.parent.mkdir(parents=True)
+    figure.touch()
+    text = _write(tmp_path, figures.Page([(figure, "The loss falls.")]))
+    (link,) = re.findall(r"\]\(<(.+)>\)", text)
+    assert (tmp_path / link).samefile(figure) and not link.startswith("/")
+    assert "*The loss falls.*" in text
+
+
+def test_a_missing_figure_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="gone.png"):
+        _write(tmp_path, figures.Page([(tmp_path / "gone.png", "")]))
+
+
+def test_stages_with_different_keys_share_one_table(tmp_path):
+    stages = [
+        {"name": "pretrain", "seconds": 83.2, "steps": 400, "images_per_second": 33.333},
+        {"name": "evaluate", "seconds": 4000.0, "slices": 48},
+    ]
+    text = _write(tmp_path, figures.Page(notes=["Dice is the toolbox reading."]), stages)
+    assert "| stage | time | steps | images/s | slices |" in text
+    assert "| pretrain | 1:23 | 400 | 33.3 |  |" in text
+    assert "| evaluate | 1:06:40 |  |  | 48 |" in text
+    assert "- Dice is the toolbox reading." in text
+
+
+def test_markdown_table_shows_undefined_and_escapes():
+    table = figures.markdown_table(
+        ["case", "Dice"], [["a|b", 0.12345], ["c", float("nan")], ["d", None]]
+    )
+    assert table.splitlines() == [
+        "| case | Dice |",
+        "| --- | ---: |",
+        "| a\\|b | 0.123 |",
+        "| c | – |",
+        "| d | – |",
+    ]
+    with pytest.raises(ValueError, match="has 1 cells"):
+        figures.markdown_table(["case", "Dice"], [["a"]])

@@ -11,10 +11,10 @@ from PIL import Image
 from configs import lung, multi, multi_selfsup, selfsup, semisup, supervised
 from infnet_jax.data.batches import resize
 from infnet_jax.data.sources import decode, open_split, text
-from infnet_jax.evaluation import figures, lung_scores, metrics, run_figures, summary
+from infnet_jax.evaluation import figures, metrics, out_of_fold, summary, test_split
 from infnet_jax.files import write_json, write_npz
 from infnet_jax.plan import resolve
-from tests.drawn import pixels_of
+from tests.drawn import cells_of, pixels_of
 
 
 def log(folder, *rows):
@@ -153,11 +153,11 @@ def test_the_page_of_lungs_shows_the_worst(phantom, tmp_path):
     rows = {}
     for i in range(4):
         name = text(source[i]["id"])
-        path = lung_scores.picture_of(stage.folder / "lungs", name)
+        path = stage.folder / "lungs" / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), 255 * np.eye(*decode(source[i], "image").shape[:2], dtype=np.uint8))
         rows[name] = {"dice": 0.9 - i / 10, "kept": 1.0}
-    score = lung_scores.summarise(rows)
+    score = out_of_fold.summarise_lungs(rows)
     write_json(stage.folder / "cross_validation.json", score)
     page = summary.page(stage, plan)
     assert page.notes[-1] == (
@@ -181,7 +181,7 @@ def test_pseudo_labels_are_shown_each_with_its_own_slice(phantom, tmp_path):
             for n in part
         }
         write_npz(stage.folder / f"round000{k}.npz", maps)
-    cases = run_figures.pseudo_label_cases(stage, plan)
+    cases = summary.pseudo_label_cases(stage, plan)
     assert [case[0] for case in cases] == [f"{names[i]}\n{i / 8:.1%} marked" for i in (0, 2, 4, 7)]
     for i, (_, image, truth, marked, prob) in zip((0, 2, 4, 7), cases, strict=True):
         whole = decode(source[i], "image")
@@ -227,3 +227,48 @@ def test_whose_weights_are_evaluated(changes, words, tmp_path):
         assert words in first
         assert bool(more) == (teaches and "folds" in changes)
         assert all(note.startswith("They share a start") for note in more)
+
+
+@pytest.fixture
+def found():
+    """What `evaluation.json` holds of a class: Dice 16 / 17 at 0.5, 1 of the masks."""
+    truth = np.zeros((4, 4), bool)
+    truth[:2] = True  # 8 of 16 pixels
+    prob = np.where(truth, 0.9, 0.1).astype(np.float32)
+    prob[3, 3] = 0.8  # one false positive, below the masks' threshold of .85
+
+    def readings(values):
+        records = [metrics.toolbox(values, truth)]
+        return {reading: metrics.summarise(records, reading) for reading in metrics.READINGS}
+
+    masks = readings((prob >= 0.85).astype(np.float32))
+    made = readings(prob) | {"masks": masks, "floors": metrics.floors([truth], [truth])}
+    return json.loads(json.dumps(made))
+
+
+def test_result_table_holds_the_model_in_both_readings_and_the_floors(found):
+    head, _, *rows = cells_of(test_split.result_table({"classes": {"infection": found}}))
+    assert head[1:4] == ["Dice (mean over 256 thresholds)", "Dice at 0.5", "IoU at 0.5"]
+    assert head[4:] == ["Sen", "Spe", "S", "E", "wF", "MAE", "ROC-AUC"]
+    assert [row[0] for row in rows] == [
+        "model, toolbox reading",
+        "model, empty-aware reading",
+        "masks, toolbox reading",
+        "masks, empty-aware reading",
+        "floor: all positive",
+        "floor: mean training mask",
+    ]
+    assert [rows[i][2] for i in (0, 2, 5)] == [f"{16 / 17:.3f}", "1.000", "1.000"]
+    assert rows[4][2] == f"{2 * 8 / 24:.3f}"  # all positive: 2 * 8 / (8 + 16)
+    assert rows[0][3] == f"{8 / 9:.3f}" and rows[2][9:] == ["0.000", "1.000"]
+
+
+def test_result_table_of_two_classes_and_a_map_cut_by_itself(found):
+    cut = {"threshold": 0.35, "cross_validated": 0.5, **found["masks"]}
+    classes = {"ggo": found | {"cut": cut}, "consolidation": found}
+    names = [row[0] for row in cells_of(test_split.result_table({"classes": classes}))[2:]]
+    assert names[4:6] == [
+        "ggo, map cut at 0.35, toolbox reading",
+        "ggo, map cut at 0.35, empty-aware reading",
+    ]
+    assert names[8] == "consolidation, model, toolbox reading" and len(names) == 8 + 6

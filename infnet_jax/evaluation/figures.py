@@ -1,12 +1,19 @@
-"""Pictures of a run: learning curves, inpaintings, overlays, ROC, augmentation; arrays to PNG."""
+"""What pages are made of: pictures of arrays, Markdown tables, and a page that shows them.
 
+What draws a picture writes it to `path`, a PNG, and returns that.
+"""
+
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from infnet_jax.files import write_text
+from infnet_jax.runs.logs import clock
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,19 +36,39 @@ _STYLE: dict[Any, Any] = {
 }
 ERASED = np.array([0.90, 0.62, 0.0])  # ORANGE, laid half opaque over what a mask hides
 
-Panel = tuple[str, Mapping[str, str]]
+_COLUMNS = {  # key of a stage's timing -> heading; other keys are shown under their own names
+    "seconds": "time",
+    "steps": "steps",
+    "steps_per_second": "steps/s",
+    "images_per_second": "images/s",
+    "compile_seconds": "first steps, with compilation",
+}
+
+Panel = tuple[str, Mapping[str, str]]  # title, {key of a row: label}
 Case = tuple[str, np.ndarray, np.ndarray | None, np.ndarray, np.ndarray | None]
+Picture = tuple[Path, str]  # a file and its caption
+
+
+class Page(NamedTuple):
+    """What there is to show: pictures, tables (title and Markdown) and notes.
+
+    Notes are the readings and choices that the numbers rest on, one sentence or two each.
+    """
+
+    pictures: Sequence[Picture] = ()
+    tables: Sequence[tuple[str, str]] = ()
+    notes: Sequence[str] = ()
 
 
 def learning_curves(rows: Sequence[Mapping[str, Any]], path: Path, panels: Sequence[Panel]) -> Path:
     """Draws scalars against the step, one panel beside the other.
 
+    A restless curve of 40 points or more is drawn pale, with its running mean over a twentieth of
+    the points on top.
+
     Args:
-      rows: rows of a metrics.jsonl, see `logs.load_rows`; a row need not hold every key, and None
-        is left out. A step that appears twice for a key keeps its last value.
-      path: the PNG to write.
-      panels: (title, {key of a row: label}), one panel each. A curve of 40 points or more is
-        drawn pale, with its running mean over a twentieth of the points on top.
+      rows: of a metrics.jsonl; see `series`.
+      panels: titles and curves.
 
     Raises:
       ValueError: if no row holds a key.
@@ -66,7 +93,6 @@ def inpainting_panel(
       epoch_rows: (label, images, visible, reconstruction), each array [n, H, W]; images and
         reconstruction in one grey scale, shown from the smallest to the largest value of the
         images; visible 1 = shown to the network, 0 = erased (soft values are allowed).
-      path: the PNG to write.
 
     Raises:
       ValueError: if there is no row.
@@ -85,9 +111,10 @@ def inpainting_panel(
                 _picture(line[3 * i + 1], grey[..., None] * (1 - tint) + ERASED * tint)
                 _picture(line[3 * i + 2], reconstruction[i], low, high)
             line[0].set_ylabel(label)
-        for i in range(n):
-            for k, title in enumerate(("slice", "erased by the coach", "inpainting")):
-                grid[0, 3 * i + k].set_title(title)
+        for ax, title in zip(
+            grid[0], ("slice", "erased by the coach", "inpainting") * n, strict=True
+        ):
+            ax.set_title(title)
     return path
 
 
@@ -95,10 +122,9 @@ def overlays(cases: Sequence[Case], path: Path) -> Path:
     """Draws a row a case: the slice, truth and prediction as contours, and the probability map.
 
     Args:
-      cases: (title, image, truth, found, prob): [H, W] image in any grey scale, [H, W] bool twice,
-        [H, W] probability in 0..1. Where there is no truth, or no probability, None in all cases
-        leaves it out. Rows may differ in size. An empty mask draws no contour.
-      path: the PNG to write.
+      cases: (title, image, truth, found, prob): image [H, W] in any grey scale, masks bool [H, W],
+        probability [H, W] in 0..1. No truth, or no probability: None in all cases. Rows may differ
+        in size. An empty mask draws no contour.
 
     Raises:
       ValueError: if there is no case.
@@ -129,14 +155,7 @@ def overlays(cases: Sequence[Case], path: Path) -> Path:
 
 
 def roc(fpr: np.ndarray, tpr: np.ndarray, auc: float, path: Path) -> Path:
-    """Draws a receiver operating characteristic with the diagonal of chance.
-
-    Args:
-      fpr: [n] false positive rates in 0..1, ascending.
-      tpr: [n] true positive rates in 0..1.
-      auc: the area, shown in the legend.
-      path: the PNG to write.
-    """
+    """Draws a ROC (false and true positive rates [n] in 0..1, ascending) and its area."""
     with canvas(path, width=4.2, height=4.0) as figure:
         ax = figure.subplots()
         ax.plot([0, 1], [0, 1], color="#999999", linestyle="--", linewidth=1, label="chance")
@@ -154,18 +173,15 @@ def augmentation(
     """Draws slices beside their augmented selves, with lesions outlined (paper, Fig. 5).
 
     Args:
-      before: slices [n, H, W] in any one grey scale and masks [n, H, W], not 0 = lesion; outlined,
-        so that a mask which did not move with its slice shows.
-      after: the same after augmentation, in the same scale.
-      path: the PNG to write.
+      before, after: slices [n, H, W] in one grey scale and masks [n, H, W], not 0 = lesion; a
+        mask that did not move with its slice shows.
     """
     n, low, high = len(before[0]), float(np.min(before[0])), float(np.max(before[0]))
     with canvas(path, width=5.4, height=2.5 * n + 0.4) as figure:
         grid = figure.subplots(n, 2, squeeze=False)
-        for column, title, side in zip(
-            grid.T, ("original", "augmented"), (before, after), strict=True
-        ):
-            column[0].set_title(title)
+        grid[0, 0].set_title("original")
+        grid[0, 1].set_title("augmented")
+        for column, side in zip(grid.T, (before, after), strict=True):
             for ax, picture, mask in zip(column, *side, strict=True):
                 _picture(ax, picture, low, high)
                 _contour(ax, np.asarray(mask) != 0, SKY)
@@ -188,7 +204,7 @@ def canvas(path: Path, *, width: float, height: float) -> Iterator["Figure"]:
 
 
 def series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of a key, sorted by step."""
+    """Steps and values of a key, by step; None is left out, the last value of a step counts."""
     points = {row["step"]: row[key] for row in rows if row.get(key) is not None}
     if not points:
         present = sorted({k for row in rows for k in row} - {"step", "stage"})
@@ -210,17 +226,12 @@ def curve(ax: "Axes", steps: np.ndarray, values: np.ndarray, *, label: str, colo
     ax.plot(steps, smooth, color=colour, label=label)
 
 
-def _picture(
-    ax: "Axes",
-    array: np.ndarray,
-    low: float | None = None,
-    high: float | None = None,
-    cmap: str = "gray",
-) -> Any:
-    """An image without ticks or frame; the y label stays usable."""
+def _picture(ax: "Axes", array: np.ndarray, *limits: float, cmap: str = "gray") -> Any:
+    """An image, black and white at the limits, without ticks or frame; the y label stays usable."""
     ax.set(xticks=[], yticks=[])
     ax.grid(False)
     ax.spines[:].set_visible(False)
+    low, high = limits or (None, None)
     return ax.imshow(array, cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
 
 
@@ -228,3 +239,71 @@ def _contour(ax: "Axes", mask: np.ndarray, colour: str) -> None:
     """The outline of a mask, if it has one."""
     if mask.any() and not mask.all():
         ax.contour(np.asarray(mask, float), levels=[0.5], colors=[colour], linewidths=1.5)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table; floats have three decimals, NaN and None (undefined) are `–`.
+
+    Raises:
+      ValueError: if a row has not as many cells as the header.
+    """
+    for row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"row {list(row)} has {len(row)} cells, the header {len(header)}")
+
+    def cell(value: Any) -> str:
+        if value is None or value != value:
+            return "–"
+        return f"{value:.3f}" if isinstance(value, float) else str(value).replace("|", "\\|")
+
+    align = ["---"] + ["---:"] * (len(header) - 1)
+    lines = [list(header), align, *([cell(value) for value in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def write_summary(
+    workdir: Path, page: Page, *, name: str, command: str, timings: Sequence[Mapping[str, Any]]
+) -> Path:
+    """Writes `workdir/summary.md` and returns its path.
+
+    Args:
+      workdir: the run's folder; links are relative to it, so it may be moved as a whole.
+      page: what to show.
+      name: what ran, such as "selfsup:semiseg"; command: the line that repeats it.
+      timings: one a stage, see `RunLog.timing`; a key that a stage lacks is an empty cell.
+
+    Raises:
+      FileNotFoundError: if a picture does not exist.
+    """
+    parts = [f"# {name}", f"```\n{command}\n```"]
+    for title, table in page.tables:
+        parts += [f"## {title}", table]
+    if page.pictures:
+        parts.append("## Figures")
+    for path, caption in page.pictures:
+        if not path.is_file():
+            raise FileNotFoundError(f"figure {path} of the summary does not exist")
+        link = Path(os.path.relpath(path.resolve(), workdir.resolve())).as_posix()
+        parts += [f"![{path.stem.replace('_', ' ')}](<{link}>)", f"*{caption}*"]
+    if timings:
+        parts += ["## Time", _time_table(timings)]
+    if page.notes:
+        parts += ["## How to read these numbers", "\n".join(f"- {note}" for note in page.notes)]
+    parts.append("Research use only; not a medical device.")
+    write_text(workdir / "summary.md", "\n\n".join(parts) + "\n")
+    return workdir / "summary.md"
+
+
+def _time_table(stages: Sequence[Mapping[str, Any]]) -> str:
+    """Seconds as a clock, speeds with three digits; columns as in `_COLUMNS`, then as met."""
+    known = dict.fromkeys([*_COLUMNS, *(key for stage in stages for key in stage)])
+    keys = [key for key in known if key != "name" and any(key in stage for stage in stages)]
+
+    def cell(key: str, value: Any) -> Any:
+        if value == "" or not key.endswith(("seconds", "_per_second")):
+            return value
+        return clock(value) if key.endswith("seconds") else f"{value:.3g}"
+
+    rows = [[stage["name"], *(cell(key, stage.get(key, "")) for key in keys)] for stage in stages]
+    headings = [_COLUMNS.get(key, key.replace("_", " ")) for key in keys]
+    return markdown_table(["stage", *headings], rows)

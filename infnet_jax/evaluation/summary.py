@@ -9,19 +9,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from infnet_jax.evaluation import figures, run_figures
-from infnet_jax.evaluation.markdown import (
-    Page,
-    Picture,
-    lung_table,
-    markdown_table,
-    result_table,
-    write_summary,
-)
+from infnet_jax.data import splits
+from infnet_jax.data.batches import resize
+from infnet_jax.data.sources import decode, text
+from infnet_jax.evaluation import figures, out_of_fold, test_split
+from infnet_jax.evaluation.figures import Page, Picture, markdown_table
+from infnet_jax.files import read_npz, write_text
 from infnet_jax.plan import Plan, Stage
 from infnet_jax.runs.logs import load_rows
-from infnet_jax.runs.workdir import write_text
+from infnet_jax.tasks import augment
 
 
 class Kind(NamedTuple):
@@ -40,13 +39,8 @@ class Kind(NamedTuple):
 def write(plan: Plan, *, timings: Sequence[Mapping[str, Any]], name: str, command: str) -> Path:
     """Draws `figures/*.png` and writes `summary.md` and `table.txt`; the first process only.
 
-    Args:
-      plan: of a run whose stages are finished.
-      timings: of the stages, see `write_summary`.
-      name, command: what ran, and the line that repeats it.
-
-    Returns:
-      The path of `summary.md`.
+    The stages of the run are finished; `timings`, `name` and `command` as in
+    `figures.write_summary`. Returns the path of `summary.md`.
     """
     if jax.process_index():
         return plan.workdir / "summary.md"
@@ -55,11 +49,34 @@ def write(plan: Plan, *, timings: Sequence[Mapping[str, Any]], name: str, comman
     notes = [f"Input normalisation `{plan.final.norm}`, the same in every stage."]
     notes += dict.fromkeys(f"Single-class loss `{s.section.loss.kind}`." for s in single)
     whole = Page(
-        [*run_figures.augmentation(plan), *(picture for one in pages for picture in one.pictures)],
+        [_augmentation(plan), *(picture for one in pages for picture in one.pictures)],
         [table for one in pages[-1:] + pages[:-1] for table in one.tables],  # the result first
         [*notes, *(note for one in pages for note in one.notes)],
     )
-    return write_summary(plan.workdir, whole, name=name, command=command, timings=timings)
+    return figures.write_summary(plan.workdir, whole, name=name, command=command, timings=timings)
+
+
+def _augmentation(plan: Plan) -> Picture:
+    """Three training slices before and after augmentation, as the paper's Fig. 5."""
+    trained = (s for s in plan.stages if s.supervised and s.net.classes == 1)
+    section = next(trained, plan.final).section
+    source = splits.open_whole(plan.data.train, plan.data)
+    chosen = [source[int(i)] for i in np.linspace(0, len(source) - 1, 3)]
+    images, masks = (
+        np.stack([resize(decode(e, name), section.size, labels=name == "mask") for e in chosen])
+        for name in ("image", "mask")
+    )
+    fields = {"image": jnp.asarray(images, jnp.float32) / 255.0, "mask": jnp.float32(masks > 0)}
+    moved = augment.augment(jax.random.key(plan.seed), fields, **section.augmentation)
+    before, after = (
+        (np.asarray(side["image"])[..., 0], np.asarray(side["mask"])[..., 0])
+        for side in (fields, moved)
+    )
+    path = figures.augmentation(before, after, plan.workdir / "figures" / "augmentation.png")
+    return path, (
+        "Training slices before and after augmentation; the outline is the mask, which must move "
+        "with its slice."
+    )
 
 
 def page(stage: Stage, plan: Plan) -> Page:
@@ -71,8 +88,16 @@ def _train(stage: Stage, plan: Plan) -> Page:
     """Networks that learn: their curves, and what else their kind shows."""
     kind, pictures = KINDS[stage.learns], []
     for network in stage.networks:
+        rows = load_rows(network.folder / "metrics.jsonl")
+        panels = [
+            p for p in kind.panels if any(row.get(k) is not None for row in rows for k in p[1])
+        ]
+        if not panels:
+            continue
+        name = "_".join(network.folder.relative_to(plan.workdir).parts)
+        path = plan.workdir / "figures" / f"{name}_curves.png"
         caption = f"{kind.caption} {network.folder.name}." if stage.averages else kind.caption
-        pictures += run_figures.curves(network.folder, plan.workdir, kind.panels, caption)
+        pictures.append((figures.learning_curves(rows, path, panels), caption))
     more, notes = kind.page(stage, plan), []
     if (listing := stage.folder / "mix.json").exists():
         parts = json.loads(listing.read_text())
@@ -95,7 +120,7 @@ def _inpaint(stage: Stage, plan: Plan) -> Page:
         f"{s.kld_weight:g}, coach gradient `{s.coach_grad}`"
     )
     note += f"; `{taken[0]}` weights transferred." if taken else "."
-    pictures, tables = run_figures.inpainting(stage, plan.workdir), []
+    tables = []
     judged = [r for r in load_rows(stage.folder / "metrics.jsonl") if "rec_coach" in r]
     if judged:
         keys = ("rec_coach", "rec_random", "harder_share", "mask_difference")
@@ -109,13 +134,28 @@ def _inpaint(stage: Stage, plan: Plan) -> Page:
         }
         table = markdown_table(["held-out slices, last evaluation", "value"], [*rows.items()])
         tables.append((f"Is the coach hard?{of}", table))
-    return Page(pictures, tables, [note])
+    return Page(_inpaintings(stage, plan), tables, [note])
 
 
-def _rotation(stage: Stage, plan: Plan) -> Page:
-    return Page(notes=["Pre-training: rotation prediction; the trunk alone is transferred."])
+def _inpaintings(stage: Stage, plan: Plan) -> list[Picture]:
+    """Masks and inpaintings at four moments of a stage; nothing where it kept no panels."""
+    panels = sorted((stage.folder / "panels").glob("*.npz"))
+    if not panels:
+        return []
+    lines = []
+    for i in sorted({round(i * (len(panels) - 1) / 3) for i in range(4)}):
+        with np.load(panels[i]) as z:
+            shown = z["image"], z["visible_coach"], z["filled_coach"]
+        lines.append((f"step {int(panels[i].stem)}", *shown))
+    name = "inpainting.png" if stage.net.classes == 1 else "inpainting_multi.png"
+    caption = (
+        "Held-out slices at several moments of pre-training: what the coach erases (orange) and "
+        "what Inf-Net paints in."
+    )
+    return [(figures.inpainting_panel(lines, plan.workdir / "figures" / name), caption)]
 
 
+_ROTATION = Page(notes=["Pre-training: rotation prediction; the trunk alone is transferred."])
 _LEARNING_RATE = ("Learning rate", {"lr": "rate"})
 _SINGLE = Kind(
     "Fine-tuning.",
@@ -125,6 +165,8 @@ _SINGLE = Kind(
         _LEARNING_RATE,
     ),
 )
+_TYPES = {"dice_ggo": "ground glass", "dice_consolidation": "consolidation"}
+_MASKS = {"rec_coach": "under coach masks", "rec_random": "under random masks"}
 KINDS = {  # by what networks learn
     "infection": _SINGLE,
     "lung": _SINGLE,
@@ -132,10 +174,7 @@ KINDS = {  # by what networks learn
         "The multi-class network.",
         (
             ("Training loss", {"loss": "total"}),
-            (
-                "Dice at 0.5, held-out slices",
-                {"dice_ggo": "ground glass", "dice_consolidation": "consolidation"},
-            ),
+            ("Dice at 0.5, held-out slices", _TYPES),
             _LEARNING_RATE,
         ),
     ),
@@ -145,10 +184,7 @@ KINDS = {  # by what networks learn
         (
             ("Inpainter", {"rec": "erased pixels, training", "loss": "total loss"}),
             ("Coach", {"coach_rec": "reconstruction error", "coach_loss": "coach loss, 1 - error"}),
-            (
-                "Held-out error",
-                {"rec_coach": "under coach masks", "rec_random": "under random masks"},
-            ),
+            ("Held-out error", _MASKS),
         ),
         _inpaint,
     ),
@@ -158,7 +194,7 @@ KINDS = {  # by what networks learn
             ("Which quarter turn: training", {"loss": "cross-entropy"}),
             ("Held-out slices, chance 0.25", {"accuracy": "share of turns told"}),
         ),
-        _rotation,
+        lambda stage, plan: _ROTATION,
     ),
 }
 
@@ -171,8 +207,14 @@ def _out_of_fold(stage: Stage, plan: Plan) -> Page:
     trained = len(stage.networks)
     if stage.learns == "lung":
         note = f"Cross-validation: each slice by one of {trained} networks that had not seen it."
-        tables = [("Cross-validation", lung_table(score))]
-        return Page(run_figures.lungs(stage, plan, score), tables, [note])
+        source = splits.open_whole(plan.data.train, plan.data)
+        cases = out_of_fold.worst_lungs(score, source, stage.folder / "lungs")
+        path = figures.overlays(cases, plan.workdir / "figures" / "lungs.png")
+        caption = (
+            "The lungs with the lowest Dice of each part, by a network that had not seen them."
+        )
+        tables = [("Cross-validation", out_of_fold.lung_table(score))]
+        return Page([(path, caption)], tables, [note])
     repeats = trained // stage.folds
     note = (
         f"The prior of each training slice comes from {'one' if repeats == 1 else repeats} of "
@@ -199,13 +241,32 @@ def _pseudo_labels(stage: Stage, plan: Plan) -> Page:
         f"they mark {found['marked']:.1%} of the pixels, the true masks of the labelled slices "
         f"{found['marked_in_masks']:.1%}."
     )
-    return Page(run_figures.pseudo_labels(stage, plan), notes=[note])
+    path = plan.workdir / "figures" / "pseudo_labels.png"
+    caption = "Unlabelled slices, from the least marked to the most, and their soft pseudo-labels."
+    return Page([(figures.overlays(pseudo_label_cases(stage, plan), path), caption)], notes=[note])
+
+
+def pseudo_label_cases(stage: Stage, plan: Plan) -> list[figures.Case]:
+    """Four pseudo-labelled slices, from the least marked to the most; none has a truth."""
+    assert stage.semi is not None
+    maps = read_npz(stage.folder, "round*.npz")
+    source = splits.open_training(stage.semi.split, plan.data, masks=False)
+    known = {text(source[i]["id"]): source[i] for i in range(len(source))}
+    by_share = sorted(maps, key=lambda name: ((maps[name] >= 128).mean(), name))
+    cases: list[figures.Case] = []
+    for rank in np.unique(np.linspace(0, len(by_share) - 1, 4).astype(int)):
+        name = by_share[rank]
+        image = resize(decode(known[name], "image"), len(maps[name]), labels=False)[..., 0]
+        prob, marked = maps[name] / 255, maps[name] >= 128
+        label = name if len(name) <= 30 else f"…{name[-29:]}"
+        cases.append((f"{label}\n{marked.mean():.1%} marked", image, None, marked, prob))
+    return cases
 
 
 def _evaluate(stage: Stage, plan: Plan) -> Page:
     """The test split: the table, the pictures of each class and how the numbers came about."""
     result = json.loads((plan.workdir / "evaluation.json").read_text())
-    table = result_table(result)
+    table = test_split.result_table(result)
     write_text(plan.workdir / "table.txt", table + "\n")
     cuts = ", ".join(f"{label} {cut:g}" for label, cut in result["thresholds"].items())
     pictures: list[Picture] = []
@@ -223,7 +284,7 @@ def _evaluate(stage: Stage, plan: Plan) -> Page:
             f"it, empty-aware: {dice:.3f}."
         )
     for label, summaries in result["classes"].items():
-        pictures += run_figures.evaluation(plan.workdir, label, summaries)
+        pictures += test_split.draw(plan.workdir, label, summaries)
         if cut := summaries.get("cut"):
             notes.append(
                 f"Cross-validated Dice of the map of {label} cut at {cut['threshold']:g} (best in "
@@ -239,23 +300,18 @@ def _evaluate(stage: Stage, plan: Plan) -> Page:
 
 def what_is_evaluated(plan: Plan) -> list[str]:
     """Whose weights are evaluated: the notes on the final networks."""
-    count, held_out = len(plan.final.networks), plan.final.section.get("validation", 0)
-    if not plan.final.averages and held_out:
+    final, held_out = plan.final, plan.final.section.get("validation", 0)
+    if not final.averages:
+        if not held_out:
+            return ["No slice was held out: the last averaged weights are evaluated."]
         return [
             f"{held_out} training slices (whole groups) were held out to choose the checkpoint."
         ]
-    if not plan.final.averages:
-        return ["No slice was held out: the last averaged weights are evaluated."]
-    if not plan.final.folds:
-        return [
-            f"The mean of {count} networks is evaluated, each trained on all training slices by a "
-            "seed of its own."
-        ]
+    how = "folds of the training slices but" if final.folds else "training slices by a seed of"
     notes = [
-        f"The mean of {count} networks is evaluated, each trained on all folds of the training "
-        "slices but its own."
+        f"The mean of {len(final.networks)} networks is evaluated, each trained on all {how} its own."
     ]
-    if any(stage.runs == "pseudo_labels" for stage in plan.stages):
+    if final.folds and any(stage.runs == "pseudo_labels" for stage in plan.stages):
         notes.append(
             "They share a start that a teacher of all training slices taught, through its maps of "
             "other slices: figures of unseen training slices may be a little too high. The test "

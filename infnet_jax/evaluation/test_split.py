@@ -1,6 +1,6 @@
 """Scores the final networks on the test split: once, maps and tables on disk."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,13 +10,14 @@ import numpy as np
 
 from infnet_jax.clinic.imaging import pictures
 from infnet_jax.data.sources import Source, examples
-from infnet_jax.evaluation import metrics, thresholds as cuts
+from infnet_jax.evaluation import figures, metrics, out_of_fold as folds
 from infnet_jax.evaluation.predictor import Predictor, full_size, mark
 from infnet_jax.files import whole, write_csv, write_npz
 from infnet_jax.plan import Plan
 from infnet_jax.runs.workdir import write_json
 
 CASES = ("best", "median", "worst")
+FIELDS = ("image", "truth", "found", "prob")  # kept of each, for the figures
 
 
 def evaluate(
@@ -26,7 +27,7 @@ def evaluate(
     part: str,
     test: Source,
     train: Source,
-    out_of_fold: cuts.OutOfFold | None = None,
+    out_of_fold: folds.OutOfFold | None = None,
 ) -> dict[str, Any]:
     """Evaluates the final networks of a run on a test split.
 
@@ -49,9 +50,9 @@ def evaluate(
     """
     chosen, alone = dict.fromkeys(predictor.classes, plan.evaluate.threshold), {}
     if plan.evaluate.choose_threshold and out_of_fold:
-        chosen = cuts.choose(out_of_fold)
+        chosen = folds.choose(out_of_fold)
         write_json(plan.workdir / "thresholds.json", chosen)
-        alone = cuts.choose_alone(out_of_fold) if len(chosen) > 1 else {}
+        alone = folds.choose_alone(out_of_fold) if len(chosen) > 1 else {}
     cases, fitted = list(examples(test)), list(examples(train))
     pairs = zip(predictor.maps(test), cases, strict=True)
     maps = [full_size(probs, case["mask"].shape[:2]) for probs, case in pairs]
@@ -61,63 +62,55 @@ def evaluate(
     several = len(chosen) > 1
     for label, name in enumerate(chosen, start=1):
         truths, known = ([_true(c, label, several) for c in some] for some in (cases, fitted))
-        slices = _Class(
-            name if several else "",
-            probs=[each[..., label - 1 - len(chosen)] for each in maps],
-            found=[mask == label for mask in masks],
-            truths=truths,
-        )
-        scores, dice = _score(slices, plan.evaluate.threshold, alone.get(name), rows, name)
+        probs = [each[..., label - 1 - len(chosen)] for each in maps]
+        slices = _Class(name, probs, [mask == label for mask in masks], truths)
+        scores = _score(slices, plan.evaluate.threshold, alone.get(name), rows)
         result["classes"][name] = scores | {"floors": metrics.floors(known, truths)}
         if jax.process_index() == 0:
-            _write_maps(plan.workdir / "predictions" / slices.folder, cases, slices.probs)
-            _keep_cases(plan.workdir / "evaluate" / f"{name}.npz", cases, slices, dice)
+            # Maps are kept in 8 bits, as the published toolbox reads them.
+            greys = (np.round(prob * 255).astype(np.uint8) for prob in probs)
+            encoded = (cv2.imencode(".png", grey)[1].tobytes() for grey in greys)
+            _write_pictures(
+                plan.workdir / "predictions" / (name if several else ""), cases, encoded
+            )
+            _keep_cases(plan.workdir, cases, slices, [row[f"dice_{name}"] for row in rows])
     if out_of_fold:
-        result["cross_validated"] = cuts.cross_validated(out_of_fold, chosen)
+        result["cross_validated"] = folds.cross_validated(out_of_fold, chosen)
     if jax.process_index() == 0:
-        _write_masks(plan.workdir / "masks", cases, masks)
+        _write_pictures(plan.workdir / "masks", cases, map(pictures.encode_mask, masks))
         write_csv(plan.workdir / "evaluation.csv", rows)
         write_json(plan.workdir / "evaluation.json", result)
     return result
 
 
 class _Class(NamedTuple):
-    """The test slices of one class, at their own size.
+    """The test slices of one class, [H, W] at their own size: `probs` float32, the others bool."""
 
-    `folder` below `predictions`; `probs` float32, `found` and `truths` bool, [H, W] each.
-    """
-
-    folder: str
+    name: str
     probs: list[np.ndarray]
     found: list[np.ndarray]
     truths: list[np.ndarray]
 
 
 def _score(
-    slices: _Class,
-    threshold: float,
-    alone: tuple[float, float] | None,
-    rows: list[dict[str, Any]],
-    name: str,
-) -> tuple[dict[str, Any], list[float]]:
-    """Summaries of maps, masks and the map cut `alone`; and the masks' Dice, also into `rows`."""
+    slices: _Class, threshold: float, alone: tuple[float, float] | None, rows: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Summaries of maps, masks and the map cut `alone`; adds columns of the class to `rows`."""
 
-    def measure(maps: list[np.ndarray]) -> list[dict[str, Any]]:
+    def measure(maps: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+        pairs = zip(maps, slices.truths, strict=True)
         return [
-            metrics.toolbox(each, truth, threshold=threshold)
-            for each, truth in zip(maps, slices.truths, strict=True)
+            metrics.toolbox(np.asarray(each, np.float32), truth, threshold) for each, truth in pairs
         ]
 
-    of_maps = measure(slices.probs)
-    of_masks = measure([found.astype(np.float32) for found in slices.found])
+    of_maps, of_masks = measure(slices.probs), measure(slices.found)
+    for row, of_map, of_mask in zip(rows, of_maps, of_masks, strict=True):
+        row |= metrics.slice_scores(slices.name, of_map, of_mask)
     scores = _readings(of_maps) | {"masks": _readings(of_masks)}
     if alone:
-        cut = measure([(p >= np.float32(alone[0])).astype(np.float32) for p in slices.probs])
+        cut = measure([probs >= np.float32(alone[0]) for probs in slices.probs])
         scores["cut"] = {"threshold": alone[0], "cross_validated": alone[1], **_readings(cut)}
-    dice = [metrics.threshold_scores(r, "none", "empty_aware")["dice"] for r in of_masks]
-    for row, of_map, of_mask in zip(rows, of_maps, of_masks, strict=True):
-        row |= metrics.slice_scores(name, of_map, of_mask)
-    return scores, dice
+    return scores
 
 
 def _readings(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -130,38 +123,73 @@ def _true(case: Mapping[str, Any], label: int, several: bool) -> np.ndarray:
     return mask == label if several else mask > 0
 
 
-def _write_maps(folder: Path, cases: Sequence[Mapping], maps: Sequence[np.ndarray]) -> None:
-    """Writes maps as 8-bit pictures, as the toolbox reads them.
-
-    Raises:
-      OSError: a picture could not be written.
-    """
-    for case, prob in zip(cases, maps, strict=True):
-        grey = np.round(prob * 255).astype(np.uint8)
-        _write_picture(folder, case, cv2.imencode(".png", grey)[1].tobytes())
-
-
-def _write_masks(folder: Path, cases: Sequence[Mapping], masks: Sequence[np.ndarray]) -> None:
-    """Writes masks as pictures whose pixels are the labels, coloured by a palette."""
-    for case, mask in zip(cases, masks, strict=True):
-        _write_picture(folder, case, pictures.encode_mask(mask))
-
-
-def _write_picture(folder: Path, case: Mapping[str, Any], data: bytes) -> None:
-    with whole(folder / f"{case['id'].replace('/', '_')}.png") as fresh:
-        fresh.write_bytes(data)
+def _write_pictures(folder: Path, cases: Sequence[Mapping], data: Iterable[bytes]) -> None:
+    """Writes the picture of each slice under its id."""
+    for case, picture in zip(cases, data, strict=True):
+        with whole(folder / f"{case['id'].replace('/', '_')}.png") as fresh:
+            fresh.write_bytes(picture)
 
 
 def _keep_cases(
-    path: Path, cases: Sequence[Mapping], slices: _Class, dice: Sequence[float]
+    workdir: Path, cases: Sequence[Mapping], slices: _Class, dice: Sequence[float]
 ) -> None:
     """Keeps the slices with the best, median and worst Dice for the figures."""
     order = [i for i in np.argsort(dice) if not np.isnan(dice[i])]
     chosen = [order[-1], order[len(order) // 2], order[0]] if order else [0, 0, 0]
-    kept: dict[str, Any] = {}
+    kept: dict[str, np.ndarray] = {}
     for title, i in zip(CASES, chosen, strict=True):
-        kept[f"{title}_image"] = cases[i]["image"][..., 0]
-        kept[f"{title}_truth"], kept[f"{title}_found"] = slices.truths[i], slices.found[i]
-        kept[f"{title}_prob"] = slices.probs[i]
-        kept[f"{title}_dice"] = np.float32(dice[i])
-    write_npz(path, kept)
+        arrays = (cases[i]["image"][..., 0], slices.truths[i], slices.found[i], slices.probs[i])
+        kept |= {f"{title}_{field}": array for field, array in zip(FIELDS, arrays, strict=True)}
+        kept[f"{title}_dice"] = np.asarray(dice[i], np.float32)
+    write_npz(workdir / "evaluate" / f"{slices.name}.npz", kept)
+
+
+def result_table(result: Mapping[str, Any]) -> str:
+    """`evaluation.json` in Markdown: of each class maps and masks in both readings, and floors."""
+    threshold = next(iter(result["classes"].values()))["toolbox"]["threshold"]
+    header = [""]
+    for score in metrics.TABLE:
+        header += [title for title in (score.mean, score.fixed.format(threshold)) if title]
+    rows = []
+    for name, found in result["classes"].items():
+        of = "" if len(result["classes"]) == 1 else f"{name}, "
+        answers = [(f"{of}model", found, "minmax"), (f"{of}masks", found["masks"], "none")]
+        if "cut" in found:
+            cut = found["cut"]
+            answers.append((f"{of}map cut at {cut['threshold']:g}", cut, "none"))
+        for label, both, at in answers:
+            rows.append(_row(f"{label}, toolbox reading", both["toolbox"], at))
+            rows.append(_row(f"{label}, empty-aware reading", both["empty_aware"], "none"))
+        for floor, both in found["floors"].items():
+            rows.append(_row(f"{of}floor: {floor.replace('_', ' ')}", both["toolbox"], "minmax"))
+    return figures.markdown_table(header, rows)
+
+
+def _row(label: str, summary: Mapping[str, Any], at: str) -> list[Any]:
+    """One line of the test table; `at` says which map the scores at a threshold are of."""
+    row: list[Any] = [label]
+    for score in metrics.TABLE:
+        if score.mean:
+            row.append((summary["mean"] if score.of == "threshold" else summary)[score.key])
+        if score.fixed:
+            row.append(summary[at][score.key])
+    return row
+
+
+def draw(workdir: Path, name: str, summaries: Mapping[str, Any]) -> list[figures.Picture]:
+    """Draws best, median and worst slice of a class, and its ROC, from what `evaluate` wrote."""
+    with np.load(workdir / "evaluate" / f"{name}.npz") as z:
+        cases: list[Any] = [
+            (f"{t}, Dice {float(z[f'{t}_dice']):.2f}", *(z[f"{t}_{field}"] for field in FIELDS))
+            for t in CASES
+        ]
+    folder, pooled = workdir / "figures", summaries["toolbox"]
+    fpr, tpr = (np.asarray(rates) for rates in pooled["roc"])
+    overlay = figures.overlays(cases, folder / f"test_{name}.png")
+    roc = figures.roc(fpr, tpr, pooled["roc_auc"], folder / f"roc_{name}.png")
+    captions = (
+        f"Test slices with the highest, median and lowest Dice of {name}; true and predicted masks "
+        "as contours.",
+        f"{name.capitalize()}: all test pixels pooled, raw probabilities.",
+    )
+    return list(zip((overlay, roc), captions, strict=True))

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from infnet_jax.evaluation.figures import BLUE, COLOURS, canvas
-from infnet_jax.evaluation.markdown import markdown_table
+from infnet_jax.evaluation.figures import BLUE, COLOURS, canvas, markdown_table
 from infnet_jax.evaluation.metrics import SLICE_SCORES as DICE
 from infnet_jax.evaluation.statistics import interval, mean, per_slice
 from infnet_jax.files import write_csv

@@ -16,7 +16,7 @@ import numpy as np
 from infnet_jax.data import splits
 from infnet_jax.data.sources import Source, examples, select, text
 from infnet_jax.dice import dice
-from infnet_jax.evaluation import lung_scores, networks
+from infnet_jax.evaluation import networks, out_of_fold
 from infnet_jax.evaluation.predictor import Predictor
 from infnet_jax.evaluation.soft_metrics import resize_map
 from infnet_jax.plan import Plan, Stage
@@ -30,7 +30,7 @@ def run(stage: Stage, run: Run) -> dict | None:
 
     Writes `fold<k>.npz` (the fold's maps of every split) and `cross_validation.json`: the mean Dice
     of the training slices' maps at the threshold. Of lungs, `fold<k>.json`, `lungs/` and the last
-    file hold what `lung_scores` measures.
+    file hold what `out_of_fold` measures.
 
     Returns:
       The timing, None if asked to stop.
@@ -92,7 +92,7 @@ def _write_lungs(
     def maps(source: Source) -> list[np.ndarray]:
         return [probs[..., 0] for probs in predictor.maps(source)]
 
-    write_json(path, lung_scores.measure(unseen, maps, plan.evaluate.threshold, pictures))
+    write_json(path, out_of_fold.measure_lungs(unseen, maps, plan.evaluate.threshold, pictures))
 
 
 def _score(plan: Plan, source: Source) -> dict:
@@ -111,4 +111,4 @@ def _score(plan: Plan, source: Source) -> dict:
 def _score_lungs(stage: Stage) -> dict:
     """What all folds found of lungs."""
     rows = [json.loads(fold.read_text()) for fold in sorted(stage.folder.glob("fold*.json"))]
-    return lung_scores.summarise({k: row[k] for row in rows for k in row})
+    return out_of_fold.summarise_lungs({k: row[k] for row in rows for k in row})

@@ -13,8 +13,8 @@ from infnet_jax.data import splits
 from infnet_jax.data.sources import select, statistics as statistics_of
 from infnet_jax.data.splits import Mix
 from infnet_jax.evaluation import networks, summary, test_split
+from infnet_jax.evaluation.out_of_fold import OutOfFold
 from infnet_jax.evaluation.predictor import Predictor
-from infnet_jax.evaluation.thresholds import OutOfFold
 from infnet_jax.plan import Plan, Stage, resolve
 from infnet_jax.runs import mesh as meshes
 from infnet_jax.runs.workdir import claim, write_json

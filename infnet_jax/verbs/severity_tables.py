@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from infnet_jax.evaluation import figures, statistics
-from infnet_jax.evaluation.markdown import markdown_table
+from infnet_jax.evaluation.figures import markdown_table
 from infnet_jax.files import write_csv
 from infnet_jax.verbs.cohort import EXPERT_SCORES, GRADES, patient_number
 
