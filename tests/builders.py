@@ -44,6 +44,14 @@ def skipped(folder):
     return report(folder)["skipped"]
 
 
+def assert_equal_bytes(first, second):
+    """Two version folders hold the same files."""
+    names = sorted(path.name for path in first.iterdir())
+    assert names == sorted(path.name for path in second.iterdir())
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
 def dummy(name, folder):
     """The dummy source files of `builder/config`, written below a folder."""
     builder, _, config = name.partition("/")

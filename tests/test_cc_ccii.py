@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from tests import builders
-from tests.builders import add, encoded as png, read, report, skipped
+from tests.builders import add, assert_equal_bytes, encoded as png, read, report, skipped
 from tfds_builders import RESUMABLE, shard_writers, shards
 from tfds_builders.cc_ccii import cc_ccii_dataset_builder as cc_ccii, dummy_data, layout
 from tfds_builders.report import Report
@@ -48,13 +48,6 @@ def archive(tmp_path):
 
 
 build = partial(builders.build, "cc_ccii/slices")
-
-
-def assert_equal_bytes(first, second):
-    names = sorted(path.name for path in first.iterdir())
-    assert names == sorted(path.name for path in second.iterdir())
-    for name in names:
-        assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
 def test_every_slice_arrives_with_what_the_tables_say(source, tmp_path):

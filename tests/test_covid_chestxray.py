@@ -167,24 +167,15 @@ def test_unfit_files_are_skipped_with_a_reason(config, damage, file, words, sour
     assert len(read(folder)) == (5 if "e.png" in file else 6)
 
 
-VOLUMES = [  # bytes of the volume, words of the reason
-    (lambda data: data[:100], "not a readable NIfTI"),
-    (lambda data: b"no volume", "not a readable NIfTI"),
-    (lambda data: gzip.decompress(data)[:400], "not a readable NIfTI"),
-]
-
-
-@pytest.mark.parametrize(("damage", "words"), VOLUMES, ids=range(len(VOLUMES)))
-def test_a_damaged_volume_is_skipped(damage, words, source, tmp_path):
+def test_a_damaged_volume_is_skipped(source, tmp_path):
     path = source / "volumes/coronacases_org_001.nii.gz"
-    whole = path.read_bytes()
-    path.with_name("second.nii.gz").write_bytes(damage(whole))
+    path.with_name("second.nii.gz").write_bytes(gzip.decompress(path.read_bytes())[:400])
     table = source / "metadata.csv"
     row = table.read_text().splitlines()[-1].replace("coronacases_org_001", "second")
     table.write_text(table.read_text() + row + "\n")  # the same patient: the split is not empty
     folder = build(source, tmp_path, "ct_volume")
     ((file, reason),) = skipped(folder).items()
-    assert file == "second.nii.gz" and words in reason and len(read(folder)) == 3
+    assert file == "second.nii.gz" and "not a readable NIfTI" in reason and len(read(folder)) == 3
 
 
 def test_voxels_that_are_no_numbers_are_refused(tmp_path):

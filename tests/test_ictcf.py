@@ -2,14 +2,13 @@
 
 import collections
 import io
-import zipfile
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from tests.builders import build_and_read
+from tests.builders import add, build_and_read
 from tfds_builders.ictcf import clinical, dummy_data
 from tfds_builders.ictcf.ictcf_dataset_builder import Picture
 
@@ -72,16 +71,27 @@ def saved(picture, form, **kwargs):
     return file.getvalue()
 
 
-def test_messy_files_are_read_or_skipped_with_the_reason(source, tmp_path):
+def test_pictures_of_any_form_are_read(source, tmp_path):
     grey = Image.open(io.BytesIO(dummy_data.picture(1)))
-    below = source / "Patient 2/CT"
-    good = {
+    files = {
         "webp.png": saved(grey, "WEBP", lossless=True),
         "rgb.jpg": saved(grey.convert("RGB"), "PNG"),
         "palette.png": saved(grey.convert("P"), "PNG"),
         "bits.png": saved(grey.convert("1"), "PNG"),
         "肺 ünïcode.jpg": saved(grey, "PNG"),
     }
+    for name, data in files.items():
+        (source / "Patient 2/CT" / name).write_bytes(data)
+    found, report = build_and_read("ictcf/patients", source, tmp_path)
+    everything = found["train"] | found["test"]
+    for name in files:
+        assert f"patient0002/CT/{name.rsplit('.', 1)[0]}" in everything
+    np.testing.assert_array_equal(everything["patient0002/CT/webp"]["image"][..., 0], grey)
+    assert set(everything["patient0002/CT/bits"]["image"].ravel()) == {0, 255}
+    assert not report["skipped"]
+
+
+def test_messy_files_are_skipped_with_the_reason(source, tmp_path):
     bad = {
         "cut.jpg": dummy_data.picture(1)[:200],
         "empty.jpg": b"",
@@ -89,25 +99,18 @@ def test_messy_files_are_read_or_skipped_with_the_reason(source, tmp_path):
         "deep.png": saved(Image.fromarray(np.zeros((4, 4), np.uint16)), "PNG"),
         "movie.avi": b"RIFF",
     }
-    for name, data in (good | bad).items():
-        (below / name).write_bytes(data)
+    for name, data in bad.items():
+        (source / "Patient 2/CT" / name).write_bytes(data)
     (source / "Patient 99").mkdir()
     (source / "Patient 99/a.jpg").write_bytes(dummy_data.picture(2))
     whole = (source / "Patient 5.zip").read_bytes()
     (source / "Patient 5.zip").write_bytes(whole[: len(whole) // 2])
-    with zipfile.ZipFile(source / "Patient 7.zip", "a") as archive:
-        archive.writestr("../../escaped Patient 7/x.jpg", dummy_data.picture(3))
+    add(source / "Patient 7.zip", "../../escaped Patient 7/x.jpg", dummy_data.picture(3))
     spoiled = bytearray((source / "Patient 9.zip").read_bytes())
     spoiled[200] ^= 255  # inside the first picture: its checksum fails
     (source / "Patient 9.zip").write_bytes(spoiled)
-    found, report = build_and_read("ictcf/patients", source, tmp_path)
-    everything = found["train"] | found["test"]
-    for name in good:
-        assert f"patient0002/CT/{name.rsplit('.', 1)[0]}" in everything
-    np.testing.assert_array_equal(everything["patient0002/CT/webp"]["image"][..., 0], grey)
-    assert set(everything["patient0002/CT/bits"]["image"].ravel()) == {0, 255}
-    skipped = report["skipped"]
-    assert set(skipped) == {f"Patient 2/CT/{name}" for name in bad} | {
+    _, report = build_and_read("ictcf/patients", source, tmp_path)
+    assert set(skipped := report["skipped"]) == {f"Patient 2/CT/{name}" for name in bad} | {
         "Patient 99/a.jpg",
         "Patient 5.zip",
         "Patient 7.zip/../../escaped Patient 7/x.jpg",
