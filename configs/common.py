@@ -42,6 +42,7 @@ def augmentation(**kwargs) -> ConfigDict:
         quarter_turns=True,
         rotate_degrees=0.0,
         scale=(1.0, 1.0),
+        shift=0.0,
         cutout=0.0,
         cutout_mode="area",
         cutout_prob=1.0,

@@ -309,7 +309,8 @@ def what_is_evaluated(plan: Plan) -> list[str]:
         ]
     how = "folds of the training slices but" if final.folds else "training slices by a seed of"
     notes = [
-        f"The mean of {len(final.networks)} networks is evaluated, each trained on all {how} its own."
+        f"The mean of {len(final.networks)} networks is evaluated, each trained on all {how} its "
+        "own."
     ]
     if final.folds and any(stage.runs == "pseudo_labels" for stage in plan.stages):
         notes.append(

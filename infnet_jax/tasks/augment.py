@@ -31,6 +31,7 @@ def augment(
     quarter_turns: bool = True,
     rotate_degrees: float = 0.0,
     scale: Pair = (1.0, 1.0),
+    shift: float = 0.0,
     crop: Pair | None = None,
     cutout: float = 0.0,
     cutout_mode: str = "area",
@@ -51,6 +52,7 @@ def augment(
       quarter_turns: turn by 0, 90, 180 or 270 degrees, equally likely; needs H = W.
       rotate_degrees: rotation uniform in +- this, about the centre.
       scale: range of the zoom, log-uniform; above 1 enlarges.
+      shift: uniform in +- this fraction of each side.
       crop: (probability, fraction): a random square of fraction * min(H, W), resized back.
       cutout: size of a rectangle of one random grey level in the image, 0 for none.
       cutout_mode: `area`: that share of the image (the paper's reading), relative sides within
@@ -72,8 +74,8 @@ def augment(
     _check(fields, quarter_turns, scale, crop, cutout, cutout_mode)
     k_exact, k_affine, k_grey, k_cutout = jax.random.split(key, 4)
     out = _flip_and_turn(k_exact, fields, flip_h, flip_v, quarter_turns)
-    if rotate_degrees or crop is not None or tuple(scale) != (1.0, 1.0):
-        grid = _affine_grid(k_affine, fields[IMAGE].shape, rotate_degrees, scale, crop)
+    if rotate_degrees or shift or crop is not None or tuple(scale) != (1.0, 1.0):
+        grid = _affine_grid(k_affine, fields[IMAGE].shape, rotate_degrees, scale, shift, crop)
         out = {n: _sample(x, *grid, smooth=n == IMAGE) for n, x in out.items()}
     image = out[IMAGE]
     for k_ellipse in jax.random.split(jax.random.fold_in(key, 4), 2) if dense else ():
@@ -169,13 +171,20 @@ def _per_example(values: jax.Array) -> jax.Array:
 
 
 def _affine_grid(
-    key: jax.Array, shape: tuple[int, ...], degrees: float, scale: Pair, crop: Pair | None
+    key: jax.Array,
+    shape: tuple[int, ...],
+    degrees: float,
+    scale: Pair,
+    shift: float,
+    crop: Pair | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Row and column, float32 [B, H, W] each, of the input under every output pixel."""
     batch, height, width = shape[:3]
-    keys = jax.random.split(key, 7)  # two are free: their number fixes the draws of the others
+    keys = jax.random.split(key, 7)
     angle = jnp.deg2rad(_draw(keys[0], batch, -degrees, degrees))
     zoom = jnp.exp(_draw(keys[1], batch, float(np.log(scale[0])), float(np.log(scale[1]))))
+    row_shift = height * _draw(keys[2], batch, -shift, shift)[:, None]
+    column_shift = width * _draw(keys[3], batch, -shift, shift)[:, None]
     # Pixel i covers i..i+1, so a crop of side s maps i to start + (i + .5) s / H - .5.
     rows = jnp.broadcast_to(jnp.arange(height, dtype=jnp.float32), (batch, height))
     columns = jnp.broadcast_to(jnp.arange(width, dtype=jnp.float32), (batch, width))
@@ -187,7 +196,8 @@ def _affine_grid(
         rows = jnp.where(cropped, top + (rows + 0.5) * (side / height) - 0.5, rows)
         columns = jnp.where(cropped, left + (columns + 0.5) * (side / width) - 0.5, columns)
     row, column = (height - 1) / 2, (width - 1) / 2
-    y, x = (rows - row)[:, :, None], (columns - column)[:, None, :]
+    y = (rows - row - row_shift)[:, :, None]
+    x = (columns - column - column_shift)[:, None, :]
     cosine, sine = (f(angle)[:, None, None] / zoom[:, None, None] for f in (jnp.cos, jnp.sin))
     return row + cosine * y + sine * x, column - sine * y + cosine * x
 
@@ -222,7 +232,10 @@ def _change_grey(
         return image
     keys = jax.random.split(key, 5)
     low_high = ((-gamma, gamma), (-contrast, contrast), (-brightness, brightness), (0.0, noise))
-    drawn = [_per_example(_draw(k, len(image), *ends)) for k, ends in zip(keys[:4], low_high)]
+    drawn = [
+        _per_example(_draw(k, len(image), *ends))
+        for k, ends in zip(keys[:4], low_high, strict=True)
+    ]
     if gamma:
         image = jnp.clip(image, 0.0, 1.0) ** jnp.exp(drawn[0])
     if contrast:

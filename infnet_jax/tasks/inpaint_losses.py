@@ -5,6 +5,7 @@ return one scalar. All of them raise ValueError on unequal shapes.
 """
 
 from collections.abc import Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -109,10 +110,10 @@ def inpaint_loss(
     Returns:
       The loss, float32 [], and {'rec', 'context', 'rec/<head>'...}, unweighted.
     """
-    given = (outputs, target, visible)
     options = dict(kind=kind, reduction=reduction, activation=activation)
-    rec, rec_parts = reconstruction(*given, **options)
-    context, _ = reconstruction(*given, region="visible", heads=context_heads, **options)
+    error = partial(reconstruction, outputs, target, visible, **options)
+    rec, rec_parts = error()
+    context, _ = error(region="visible", heads=context_heads)
     parts = {"rec": rec, "context": context, **{f"rec/{k}": v for k, v in rec_parts.items()}}
     return rec_weight * rec + (1.0 - rec_weight) * context, parts
 
