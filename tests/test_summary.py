@@ -223,7 +223,7 @@ def test_whose_weights_are_evaluated(changes, words, tmp_path):
     for module, teaches in ((supervised, False), (semisup, True)):
         config = module.get_config("tiny")
         config.segment.update(changes)
-        first, *more = summary.what_is_evaluated(resolve(config, tmp_path))
+        first, *more = test_split.what_is_evaluated(resolve(config, tmp_path))
         assert words in first
         assert bool(more) == (teaches and "folds" in changes)
         assert all(note.startswith("They share a start") for note in more)

@@ -61,14 +61,10 @@ class Page(NamedTuple):
 
 
 def learning_curves(rows: Sequence[Mapping[str, Any]], path: Path, panels: Sequence[Panel]) -> Path:
-    """Draws scalars against the step, one panel beside the other.
+    """Draws scalars of a metrics.jsonl (see `series`) against the step, a panel beside the other.
 
     A restless curve of 40 points or more is drawn pale, with its running mean over a twentieth of
     the points on top.
-
-    Args:
-      rows: of a metrics.jsonl; see `series`.
-      panels: titles and curves.
 
     Raises:
       ValueError: if no row holds a key.
@@ -89,10 +85,9 @@ def inpainting_panel(
 ) -> Path:
     """Draws how masks and inpaintings change: a row an epoch, three columns a slice.
 
-    Args:
-      epoch_rows: (label, images, visible, reconstruction), each array [n, H, W]; images and
-        reconstruction in one grey scale, shown from the smallest to the largest value of the
-        images; visible 1 = shown to the network, 0 = erased (soft values are allowed).
+    Each row is a label and three arrays [n, H, W]: images, visible (1 = shown to the network, 0 =
+    erased, soft values are allowed) and reconstruction; images and reconstruction in one grey
+    scale, shown from the smallest to the largest value of the images.
 
     Raises:
       ValueError: if there is no row.
@@ -167,14 +162,11 @@ def roc(fpr: np.ndarray, tpr: np.ndarray, auc: float, path: Path) -> Path:
     return path
 
 
-def augmentation(
-    before: tuple[np.ndarray, np.ndarray], after: tuple[np.ndarray, np.ndarray], path: Path
-) -> Path:
+def augmentation(before: Sequence[np.ndarray], after: Sequence[np.ndarray], path: Path) -> Path:
     """Draws slices beside their augmented selves, with lesions outlined (paper, Fig. 5).
 
-    Args:
-      before, after: slices [n, H, W] in one grey scale and masks [n, H, W], not 0 = lesion; a
-        mask that did not move with its slice shows.
+    Each side holds slices [n, H, W], all in one grey scale, and masks [n, H, W], not 0 = lesion: a
+    mask that did not move with its slice shows.
     """
     n, low, high = len(before[0]), float(np.min(before[0])), float(np.max(before[0]))
     with canvas(path, width=5.4, height=2.5 * n + 0.4) as figure:
@@ -268,7 +260,6 @@ def write_summary(
 
     Args:
       workdir: the run's folder; links are relative to it, so it may be moved as a whole.
-      page: what to show.
       name: what ran, such as "selfsup:semiseg"; command: the line that repeats it.
       timings: one a stage, see `RunLog.timing`; a key that a stage lacks is an empty cell.
 
@@ -300,9 +291,9 @@ def _time_table(stages: Sequence[Mapping[str, Any]]) -> str:
     keys = [key for key in known if key != "name" and any(key in stage for stage in stages)]
 
     def cell(key: str, value: Any) -> Any:
-        if value == "" or not key.endswith(("seconds", "_per_second")):
-            return value
-        return clock(value) if key.endswith("seconds") else f"{value:.3g}"
+        if value != "" and key.endswith("_per_second"):
+            return f"{value:.3g}"
+        return clock(value) if value != "" and key.endswith("seconds") else value
 
     rows = [[stage["name"], *(cell(key, stage.get(key, "")) for key in keys)] for stage in stages]
     headings = [_COLUMNS.get(key, key.replace("_", " ")) for key in keys]

@@ -3,6 +3,7 @@
 The formulas are those of the toolbox with which Inf-Net's tables were made.
 """
 
+import cv2
 import numpy as np
 from scipy import ndimage
 
@@ -17,11 +18,8 @@ def minmax(values: np.ndarray) -> np.ndarray:
 
 def resize_map(prob_map: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Resizes a float64 map [h, w] bilinearly (half-pixel centres, no antialias) to `shape`."""
-    if prob_map.shape == tuple(shape):
-        return prob_map
-    import cv2
-
-    return cv2.resize(prob_map, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR)
+    same = prob_map.shape == tuple(shape)
+    return prob_map if same else cv2.resize(prob_map, shape[::-1], interpolation=cv2.INTER_LINEAR)
 
 
 def e_measure_of_counts(
@@ -46,10 +44,8 @@ def s_measure(values: np.ndarray, truth: np.ndarray) -> float:
     An empty truth scores 1 - mean(map), a full one mean(map).
     """
     share = truth.mean()
-    if share == 0:
-        return float(1 - values.mean())
-    if share == 1:
-        return float(values.mean())
+    if share in (0, 1):
+        return float(values.mean() if share else 1 - values.mean())
     objects = share * _object_score(values[truth])
     objects += (1 - share) * _object_score(1 - values[~truth])
     return float(max(0.0, 0.5 * objects + 0.5 * _region_score(values, truth)))
@@ -81,9 +77,7 @@ def _similarity(x: np.ndarray, y: np.ndarray) -> float:
     covariance = ((x - mean_x) * (y - mean_y)).sum() / free
     above = 4 * mean_x * mean_y * covariance
     below = (mean_x**2 + mean_y**2) * (var_x + var_y)
-    if above != 0:
-        return above / (below + EPS)
-    return 1.0 if below == 0 else 0.0
+    return above / (below + EPS) if above != 0 else float(below == 0)
 
 
 def weighted_f(values: np.ndarray, truth: np.ndarray) -> float:

@@ -2,7 +2,7 @@
 
 Scores of several seeds on the same slices are arrays [seeds, slices, classes], NaN where undefined.
 Pairs of true and predicted scores hold no NaN: what is not known has to be left out, and counted,
-before.
+before. Unequal lengths, no pairs and NaN raise a ValueError there.
 """
 
 from collections.abc import Sequence
@@ -18,13 +18,9 @@ DRAWS, LEVEL = 2000, 0.95  # of a bootstrap and its interval
 
 
 def mean(values: np.ndarray) -> float:
-    """Mean over seeds and slices of each class, then over classes; undefined values left out.
+    """Mean of [seeds, slices, classes] over seeds and slices of each class, then over classes.
 
-    Args:
-      values: [seeds, slices, classes].
-
-    Returns:
-      NaN where a class has no defined value.
+    Undefined values are left out; NaN where a class has no defined value.
     """
     seeds, slices, _ = values.shape
     return float(_means(values, np.ones((1, seeds)), np.ones((1, slices)))[0])
@@ -34,9 +30,6 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     """95 % bootstrap interval of `mean`: seeds and slices are drawn again, independently.
 
     With one seed it is the interval over slices alone. The same values give the same interval.
-
-    Args:
-      values: [seeds, slices, classes].
     """
     rng, (seeds, slices, _) = np.random.default_rng(0), values.shape
     weights = [rng.multinomial(n, np.full(n, 1 / n), size=DRAWS) for n in (seeds, slices)]
@@ -62,16 +55,11 @@ def per_slice(values: np.ndarray) -> np.ndarray:
 
 
 def wilcoxon(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Two-sided p of the paired signed-rank test over slices.
+    """Two-sided p of the paired signed-rank test over slices, [slices] each; NaN without a pair.
 
     A slice is one pair, its seeds averaged: seeds see the same slices, so counting each seed as a
-    pair of its own would pretend to more patients than there are.
-
-    Args:
-      ours, theirs: [slices] each; pairs with an undefined value are left out.
-
-    Returns:
-      1 where no pair differs, NaN where there is no pair.
+    pair of its own would pretend to more patients than there are. Pairs with an undefined value
+    are left out; where no pair differs, p is 1.
     """
     difference = ours - theirs
     difference = difference[~np.isnan(difference)]
@@ -148,11 +136,7 @@ def roc_from_histograms(
 
 
 def roc(shares: Values, infected: Sequence[bool]) -> Roc:
-    """The ROC of the infected share.
-
-    Args:
-      shares: float [N], infected share of each patient's lung, 0..1.
-      infected: bool [N], whether the patient is.
+    """The ROC of the infected share [N] of each patient's lung, 0..1, against `infected` [N].
 
     Raises:
       ValueError: lengths that differ, a NaN, or patients of one kind only.
@@ -171,23 +155,21 @@ def roc(shares: Values, infected: Sequence[bool]) -> Roc:
 
 
 def sensitivity_at(curve: Roc, specificity: float) -> tuple[float, float, float]:
-    """The greatest sensitivity of an operating point whose specificity is at least this, 0..1.
+    """The most sensitive operating point whose specificity is at least this, 0..1.
 
     Returns:
       Its sensitivity, specificity and threshold; 0, 1 and infinity where only calling nobody
       infected is as specific.
     """
-    best = int(np.flatnonzero(curve.specificity >= specificity)[-1])
-    a, b, c = (v[best] for v in (curve.sensitivity, curve.specificity, curve.threshold))
-    return float(a), float(b), float(c)
+    i = int(np.flatnonzero(curve.specificity >= specificity)[-1])
+    return float(curve.sensitivity[i]), float(curve.specificity[i]), float(curve.threshold[i])
 
 
 class Limits(NamedTuple):
     """Bland and Altman's limits of agreement, in the unit of the scores.
 
-    Attributes:
-      bias: mean of predicted - true.
-      low, high: bias -+ 1.96 standard deviations (n - 1) of the differences; NaN for one pair.
+    `bias` is the mean of predicted - true; `low` and `high` lie 1.96 standard deviations (n - 1) of
+    the differences below and above it: NaN for one pair.
     """
 
     bias: float
@@ -196,13 +178,11 @@ class Limits(NamedTuple):
 
 
 class Classes(NamedTuple):
-    """Agreement of classes.
+    """Agreement of classes: accuracy, 0..1, and others.
 
-    Attributes:
-      accuracy: 0..1.
-      majority: accuracy of always answering the most frequent true class, 0..1.
-      macro_f1: mean F1 over the classes that are true or predicted at least once, 0..1.
-      kappa: quadratically weighted (Cohen 1968), -1..1; NaN where both sides are one same class.
+    `majority` is the accuracy of always answering the most frequent true class, `macro_f1` the mean
+    F1 over the classes that are true or predicted at least once; `kappa` is quadratically weighted
+    (Cohen 1968), -1..1; NaN where both sides are one same class.
     """
 
     accuracy: float
@@ -212,17 +192,13 @@ class Classes(NamedTuple):
 
 
 def mean_absolute_error(true: Values, predicted: Values) -> float:
-    """Mean |predicted - true|. Errors as in `limits`."""
+    """Mean |predicted - true|."""
     t, p = _pair(true, predicted)
     return float(np.abs(p - t).mean())
 
 
 def limits(true: Values, predicted: Values) -> Limits:
-    """Limits of agreement (Bland and Altman 1986).
-
-    Raises:
-      ValueError: lengths that differ, no pairs, or a NaN.
-    """
+    """Limits of agreement (Bland and Altman 1986)."""
     t, p = _pair(true, predicted)
     bias, n = (p - t).mean(), t.size
     spread = 1.96 * (p - t).std(ddof=1) if n > 1 else np.nan
@@ -230,21 +206,14 @@ def limits(true: Values, predicted: Values) -> Limits:
 
 
 def spearman(true: Values, predicted: Values) -> float:
-    """Rank correlation, -1..1, ties at their mean rank; NaN where a side is constant.
-
-    Errors as in `limits`.
-    """
+    """Rank correlation, -1..1, ties at their mean rank; NaN where a side is constant."""
     a, b = (stats.rankdata(v) - (len(v) + 1) / 2 for v in _pair(true, predicted))
     scale = np.sqrt((a @ a) * (b @ b))
     return float(a @ b / scale) if scale else float("nan")
 
 
 def classes(true: Sequence[int], predicted: Sequence[int]) -> Classes:
-    """Agreement of ordered classes 0, 1, 2, ...; the distance of two is squared for kappa.
-
-    Raises:
-      ValueError: lengths that differ, no pairs, or something that is no class.
-    """
+    """Agreement of ordered classes; ValueError if one is not a whole number from 0."""
     t, p = _pair(true, predicted)
     if (t % 1).any() or (p % 1).any() or min(t.min(), p.min()) < 0:
         raise ValueError("classes are whole numbers from 0")
@@ -262,6 +231,7 @@ def classes(true: Sequence[int], predicted: Sequence[int]) -> Classes:
 
 
 def _pair(true: Values, predicted: Values) -> tuple[np.ndarray, np.ndarray]:
+    """Both sides as arrays; ValueError for lengths that differ, no pairs, or a NaN."""
     t, p = np.asarray(true, float), np.asarray(predicted, float)
     if t.ndim != 1 or t.shape != p.shape or not t.size:
         raise ValueError(f"{t.shape} true and {p.shape} predicted values: give pairs")

@@ -1,7 +1,4 @@
-"""The page of a finished run, summary.md: what each of its stages has to tell.
-
-A new pretext needs one entry, in `KINDS`.
-"""
+"""The page of a finished run, summary.md. A new pretext needs one entry, in `KINDS`."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -37,17 +34,16 @@ class Kind(NamedTuple):
 
 
 def write(plan: Plan, *, timings: Sequence[Mapping[str, Any]], name: str, command: str) -> Path:
-    """Draws `figures/*.png` and writes `summary.md` and `table.txt`; the first process only.
+    """Draws `figures/*.png`, writes `summary.md` (its path is returned); the first process only.
 
-    The stages of the run are finished; `timings`, `name` and `command` as in
-    `figures.write_summary`. Returns the path of `summary.md`.
+    The stages of the run are finished; the other arguments are as in `figures.write_summary`.
     """
     if jax.process_index():
         return plan.workdir / "summary.md"
     pages = [page(stage, plan) for stage in plan.stages]
-    single = [s for s in plan.stages if s.supervised and s.net.classes == 1]
+    losses = {s.section.loss.kind for s in plan.stages if s.supervised and s.net.classes == 1}
     notes = [f"Input normalisation `{plan.final.norm}`, the same in every stage."]
-    notes += dict.fromkeys(f"Single-class loss `{s.section.loss.kind}`." for s in single)
+    notes += [f"Single-class loss `{kind}`." for kind in sorted(losses)]
     whole = Page(
         [_augmentation(plan), *(picture for one in pages for picture in one.pictures)],
         [table for one in pages[-1:] + pages[:-1] for table in one.tables],  # the result first
@@ -63,15 +59,12 @@ def _augmentation(plan: Plan) -> Picture:
     source = splits.open_whole(plan.data.train, plan.data)
     chosen = [source[int(i)] for i in np.linspace(0, len(source) - 1, 3)]
     images, masks = (
-        np.stack([resize(decode(e, name), section.size, labels=name == "mask") for e in chosen])
-        for name in ("image", "mask")
+        np.stack([resize(decode(e, k), section.size, labels=k == "mask") for e in chosen])
+        for k in ("image", "mask")
     )
     fields = {"image": jnp.asarray(images, jnp.float32) / 255.0, "mask": jnp.float32(masks > 0)}
     moved = augment.augment(jax.random.key(plan.seed), fields, **section.augmentation)
-    before, after = (
-        (np.asarray(side["image"])[..., 0], np.asarray(side["mask"])[..., 0])
-        for side in (fields, moved)
-    )
+    before, after = ([np.asarray(side[k])[..., 0] for k in fields] for side in (fields, moved))
     path = figures.augmentation(before, after, plan.workdir / "figures" / "augmentation.png")
     return path, (
         "Training slices before and after augmentation; the outline is the mask, which must move "
@@ -89,9 +82,8 @@ def _train(stage: Stage, plan: Plan) -> Page:
     kind, pictures = KINDS[stage.learns], []
     for network in stage.networks:
         rows = load_rows(network.folder / "metrics.jsonl")
-        panels = [
-            p for p in kind.panels if any(row.get(k) is not None for row in rows for k in p[1])
-        ]
+        seen = {key for row in rows for key in row if row[key] is not None}
+        panels = [panel for panel in kind.panels if not seen.isdisjoint(panel[1])]
         if not panels:
             continue
         name = "_".join(network.folder.relative_to(plan.workdir).parts)
@@ -252,10 +244,10 @@ def pseudo_label_cases(stage: Stage, plan: Plan) -> list[figures.Case]:
     maps = read_npz(stage.folder, "round*.npz")
     source = splits.open_training(stage.semi.split, plan.data, masks=False)
     known = {text(source[i]["id"]): source[i] for i in range(len(source))}
+    ranks = np.unique(np.linspace(0, len(maps) - 1, 4).astype(int))
     by_share = sorted(maps, key=lambda name: ((maps[name] >= 128).mean(), name))
     cases: list[figures.Case] = []
-    for rank in np.unique(np.linspace(0, len(by_share) - 1, 4).astype(int)):
-        name = by_share[rank]
+    for name in (by_share[rank] for rank in ranks):
         image = resize(decode(known[name], "image"), len(maps[name]), labels=False)[..., 0]
         prob, marked = maps[name] / 255, maps[name] >= 128
         label = name if len(name) <= 30 else f"…{name[-29:]}"
@@ -295,30 +287,7 @@ def _evaluate(stage: Stage, plan: Plan) -> Page:
             "The thresholds of the masks are those with the best Dice on training slices that the "
             "network had not seen."
         )
-    return Page(pictures, [("Test split", table)], [*notes, *what_is_evaluated(plan)])
-
-
-def what_is_evaluated(plan: Plan) -> list[str]:
-    """Whose weights are evaluated: the notes on the final networks."""
-    final, held_out = plan.final, plan.final.section.get("validation", 0)
-    if not final.averages:
-        if not held_out:
-            return ["No slice was held out: the last averaged weights are evaluated."]
-        return [
-            f"{held_out} training slices (whole groups) were held out to choose the checkpoint."
-        ]
-    how = "folds of the training slices but" if final.folds else "training slices by a seed of"
-    notes = [
-        f"The mean of {len(final.networks)} networks is evaluated, each trained on all {how} its "
-        "own."
-    ]
-    if final.folds and any(stage.runs == "pseudo_labels" for stage in plan.stages):
-        notes.append(
-            "They share a start that a teacher of all training slices taught, through its maps of "
-            "other slices: figures of unseen training slices may be a little too high. The test "
-            "split is untouched by this."
-        )
-    return notes
+    return Page(pictures, [("Test split", table)], [*notes, *test_split.what_is_evaluated(plan)])
 
 
 PAGES = {  # by what runs a stage

@@ -193,3 +193,24 @@ def draw(workdir: Path, name: str, summaries: Mapping[str, Any]) -> list[figures
         f"{name.capitalize()}: all test pixels pooled, raw probabilities.",
     )
     return list(zip((overlay, roc), captions, strict=True))
+
+
+def what_is_evaluated(plan: Plan) -> list[str]:
+    """Whose weights are evaluated: the notes on the final networks."""
+    final, held_out = plan.final, plan.final.section.get("validation", 0)
+    if not final.averages:
+        if not held_out:
+            return ["No slice was held out: the last averaged weights are evaluated."]
+        return [
+            f"{held_out} training slices (whole groups) were held out to choose the checkpoint."
+        ]
+    how = "folds of the training slices but" if final.folds else "training slices by a seed of"
+    count = len(final.networks)
+    notes = [f"The mean of {count} networks is evaluated, each trained on all {how} its own."]
+    if final.folds and any(stage.runs == "pseudo_labels" for stage in plan.stages):
+        notes.append(
+            "They share a start that a teacher of all training slices taught, through its maps of "
+            "other slices: figures of unseen training slices may be a little too high. The test "
+            "split is untouched by this."
+        )
+    return notes
