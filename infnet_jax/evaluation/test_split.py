@@ -70,9 +70,8 @@ def evaluate(
             # Maps are kept in 8 bits, as the published toolbox reads them.
             greys = (np.round(prob * 255).astype(np.uint8) for prob in probs)
             encoded = (cv2.imencode(".png", grey)[1].tobytes() for grey in greys)
-            _write_pictures(
-                plan.workdir / "predictions" / (name if several else ""), cases, encoded
-            )
+            folder = plan.workdir / "predictions" / (name if several else "")
+            _write_pictures(folder, cases, encoded)
             _keep_cases(plan.workdir, cases, slices, [row[f"dice_{name}"] for row in rows])
     if out_of_fold:
         result["cross_validated"] = folds.cross_validated(out_of_fold, chosen)
