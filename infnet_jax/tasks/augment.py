@@ -61,12 +61,11 @@ def augment(
       gamma, contrast, brightness: u uniform in +- this, in turn for grey ** exp(u), for the
         distance from the mean grey times 1 + u, and for grey + u.
       noise: Gaussian noise per pixel, of standard deviation uniform in 0..this.
-      dense: probability of each of two ragged ellipses, inside `mask` on its rim, about as bright
-        as the brightest tenth of the image: dense lesions at the wall of a lung.
+      dense: probability of each of two bright ragged ellipses inside `mask` on its rim: dense
+        lesions at the wall of a lung.
 
     Returns:
-      The same fields, shapes and dtypes: the image sampled bilinearly, others by the nearest
-      pixel, all of them 0 outside the image.
+      The same fields, shapes and dtypes: the image bilinear, others nearest, 0 from outside.
 
     Raises:
       ValueError: no image, an integer image, sizes that differ or a setting out of range.
