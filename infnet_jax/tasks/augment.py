@@ -54,10 +54,9 @@ def augment(
       scale: range of the zoom, log-uniform; above 1 enlarges.
       shift: uniform in +- this fraction of each side.
       crop: (probability, fraction): a random square of fraction * min(H, W), resized back.
-      cutout: size of a rectangle of one random grey level in the image, 0 for none.
+      cutout, cutout_prob: size and probability of a rectangle of one random grey, 0 for none.
       cutout_mode: `area`: that share of the image (the paper's reading), relative sides within
         2:1; `max_side`: each side uniform in {0..int(min(H, W) * cutout)} (the public code's).
-      cutout_prob: probability of a cutout.
       gamma, contrast, brightness: u uniform in +- this, in turn for grey ** exp(u), for the
         distance from the mean grey times 1 + u, and for grey + u.
       noise: Gaussian noise per pixel, of standard deviation uniform in 0..this.
