@@ -1,0 +1,86 @@
+"""Algorithm 1's order of play, and the masks that it is played with (eq. 2-3)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+
+from infnet_jax.models import coach as coach_lib
+
+Size = Sequence[int]
+
+
+def make_rounds(
+    *,
+    schedule: str,
+    epochs: int,
+    steps_per_epoch: int,
+    coach_steps: int,
+    net_steps: int,
+    blocks: Sequence[int],
+    warmup_random_rounds: int,
+    use_coach: bool,
+) -> tuple[list[tuple[str, int]], int]:
+    """The order of play, as (`coach` or `net`, steps) pairs, and the first steps' number.
+
+    Before that number of steps the masks are random; the network plays alone.
+
+    Args:
+      schedule: `per_epoch` (Algorithm 1: each of `epochs` rounds has coach steps, then network
+        steps) or `blocks` (the public code: round i trains the coach for `blocks[i]` epochs, then
+        the network).
+      steps_per_epoch: batches in one pass over the data.
+      coach_steps, net_steps: of a `per_epoch` round; 0 is one pass.
+      warmup_random_rounds: first rounds without a coach (random masks only).
+      use_coach: False keeps random masks to the end (the baseline without a coach).
+
+    Raises:
+      ValueError: unknown schedule.
+    """
+    if schedule == "per_epoch":
+        plan = [(coach_steps or steps_per_epoch, net_steps or steps_per_epoch)] * epochs
+    elif schedule == "blocks":
+        plan = [(n * steps_per_epoch, n * steps_per_epoch) for n in blocks]
+    else:
+        raise ValueError(f"pretrain.rounds.schedule={schedule!r}: choose per_epoch or blocks")
+    n_alone = warmup_random_rounds if use_coach else len(plan)
+    alone = [("net", n_net) for _, n_net in plan[:n_alone]]
+    both = [turn for pair in plan[n_alone:] for turn in zip(("coach", "net"), pair, strict=True)]
+    return alone + both, sum(n for _, n in alone)
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Mask makers, each to [B, H, W, 1] float32, 1 = visible (eq. 2-3); sizes are (H, W).
+
+    Attributes:
+      keep_ratio: share of cells left visible (the public `drop_ratio` *keeps* this share).
+      alpha_train, alpha_use: steepness of eq. 3 while the coach learns, and while it serves.
+      hard_use: threshold the mask when it serves the network.
+      inclusive: keep the k-th cell itself (False: as coded, k - 1 cells are kept).
+    """
+
+    keep_ratio: float = 0.75
+    alpha_train: float = 1.0
+    alpha_use: float = 100.0
+    hard_use: bool = True
+    inclusive: bool = True
+
+    def train(self, score: jax.Array, size: Size) -> jax.Array:
+        """Masks through which the coach learns, of its scores."""
+        return self._make(score, size, self.alpha_train, False)
+
+    def use(self, score: jax.Array, size: Size) -> jax.Array:
+        """Masks that serve the network, of the coach's scores."""
+        return self._make(score, size, self.alpha_use, self.hard_use)
+
+    def random(self, key: jax.Array, batch: int, size: Size) -> jax.Array:
+        """Masks without a coach."""
+        score = coach_lib.random_score(key, (batch, size[0] // 16, size[1] // 16, 1))
+        return self._make(score, size, self.alpha_use, True)
+
+    def _make(self, score: jax.Array, size: Size, alpha: float, hard: bool) -> jax.Array:
+        visible = coach_lib.visible_from_score(
+            score, keep_ratio=self.keep_ratio, alpha=alpha, hard=hard, inclusive=self.inclusive
+        )
+        return coach_lib.upsample_mask(visible, (size[0], size[1]))
