@@ -11,7 +11,11 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.parametrize(
     "words",
-    [("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy", "infnet_jax")],
+    [
+        ("ruff", "check", "."),
+        ("ruff", "format", "--check", "."),
+        pytest.param(("mypy", "infnet_jax"), marks=pytest.mark.slow),
+    ],
     ids=" ".join,
 )
 def test_the_tree_is_clean(words):
