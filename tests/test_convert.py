@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from infnet_jax import models
 from infnet_jax.weights import convert
-from infnet_jax.weights.torch_names import NETWORKS, detect_network, torch_name
+from infnet_jax.weights.convert import NETWORKS, detect_network, torch_name
 
 
 def _state(network: str, inpaint_head: str = "none") -> dict[str, np.ndarray]:

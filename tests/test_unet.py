@@ -10,7 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from infnet_jax import models
-from infnet_jax.models.fcn8s import doubling
+from infnet_jax.models.vgg import doubling
 
 
 def make(trunk: str = "plain", **options: Any) -> Any:

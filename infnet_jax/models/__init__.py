@@ -13,12 +13,11 @@ import flax.linen as nn
 from jax import Array
 
 from infnet_jax.models.efficientnet import EfficientNetLite0
-from infnet_jax.models.fcn8s import FCN8s
 from infnet_jax.models.infnet import InfNet
 from infnet_jax.models.layers import INPAINT_HEADS
 from infnet_jax.models.resnet import ResNet
 from infnet_jax.models.unet import Encoder, UNet
-from infnet_jax.models.vgg import VGG16
+from infnet_jax.models.vgg import VGG16, FCN8s
 
 
 class Trunk(NamedTuple):
@@ -111,8 +110,7 @@ def _check(decoder: str, trunk: str, classes: int, options: Mapping[str, Any]) -
 
 def _words(names: Iterable[str]) -> str:
     """Returns "a, b or c"."""
-    *first, last = names
-    return f"{', '.join(first)} or {last}" if first else last
+    return " or ".join(", ".join(names).rsplit(", ", 1))
 
 
 def final_map(outputs: Mapping[str, Array]) -> Array:

@@ -37,13 +37,10 @@ class Coach(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool, key: Array | None = None) -> dict[str, Array]:
-        """Returns score [B, H/16, W/16, 1], mu and logvar [B, H/16, W/16, 100], float32.
+        """Maps [B, H, W, C] to score [B, H/16, W/16, 1], and mu and logvar of 100 channels.
 
-        Args:
-          x: images [B, H, W, C], H and W divisible by 16.
-          train: whether batch normalisation uses (and updates by) batch statistics.
-          key: draws z = mu + exp(logvar / 2) * noise; None means z = mu. The public code draws
-            always, in evaluation too.
+        `key` draws z = mu + exp(logvar / 2) * noise; None means z = mu. The public code draws
+        always, in evaluation too.
 
         Raises:
           ValueError: if H or W is not divisible by 16.
@@ -52,23 +49,22 @@ class Coach(nn.Module):
         trunk = ResNet("resnet18", self.width, max_pool=False, dtype=self.dtype, name="trunk")
         x = trunk(x, train=train)[-1]
 
-        def conv(name: str, features: int, init: nn.initializers.Initializer) -> Conv:
-            return Conv(features, 1, use_bias=True, kernel_init=init, dtype=self.dtype, name=name)
+        def conv(name: str, x: Array, features: int, init: nn.initializers.Initializer) -> Array:
+            layer = Conv(features, 1, use_bias=True, kernel_init=init, dtype=self.dtype, name=name)
+            return layer(x).astype(jnp.float32)
 
         plain = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # torch's default
-        mu = conv("mu", LATENT, plain)(x).astype(jnp.float32)
-        logvar = conv("logvar", LATENT, plain)(x).astype(jnp.float32)
+        mu, logvar = (conv(name, x, LATENT, plain) for name in ("mu", "logvar"))
         z = mu
         if key is not None:
             z = mu + jnp.exp(0.5 * logvar) * jax.random.normal(key, mu.shape, mu.dtype)
-        score = conv("score", 1, he_fan_out)(z).astype(jnp.float32)
-        return {"score": score, "mu": mu, "logvar": logvar}
+        return {"score": conv("score", z, 1, he_fan_out), "mu": mu, "logvar": logvar}
 
 
 def visible_from_score(
     score: Array, *, keep_ratio: float, alpha: float, hard: bool, inclusive: bool = False
 ) -> Array:
-    """Turns scores into masks of visible cells (paper Eq. 3), 1 = visible.
+    """Turns scores [B, h, w, 1] into float32 masks of visible cells (paper Eq. 3), 1 = visible.
 
     The threshold is the k-th largest score of each example, k = int(keep_ratio * cells).
 
@@ -81,26 +77,21 @@ def visible_from_score(
       inclusive: for hard masks, whether the k-th cell itself stays visible: k cells then, else
         k - 1 as in the public code (where the k-th is exactly at the threshold).
 
-    Returns:
-      float32 [B, h, w, 1].
-
     Raises:
       ValueError: if keep_ratio leaves k outside 1..cells.
     """
     cells = score.shape[1] * score.shape[2]
     k = int(keep_ratio * cells)
     if not 1 <= k <= cells:
-        raise ValueError(
-            f"keep_ratio must keep between 1 and all of {cells} cells, got {keep_ratio}"
-        )
+        message = f"keep_ratio must keep between 1 and all of {cells} cells, got {keep_ratio}"
+        raise ValueError(message)
     score = score.astype(jnp.float32)
     # A full sort instead of top_k: it stays split over the batch on several devices.
     ordered = jnp.sort(score.reshape(score.shape[0], cells), axis=-1)
     threshold = ordered[:, cells - k].reshape(-1, 1, 1, 1)
     if not hard:
         return jax.nn.sigmoid(alpha * (score - threshold))
-    visible = score >= threshold if inclusive else score > threshold
-    return visible.astype(jnp.float32)
+    return (score >= threshold if inclusive else score > threshold).astype(jnp.float32)
 
 
 def random_score(key: Array, shape: tuple[int, ...]) -> Array:

@@ -4,7 +4,6 @@ On a CPU, XLA (0.10) computes filter gradients on one core, from transposed copi
 There they are written as one matrix product; forward passes and all other devices keep XLA's.
 """
 
-from collections.abc import Sequence
 from functools import partial, reduce
 
 import flax.linen as nn
@@ -16,10 +15,6 @@ from jax.typing import DTypeLike
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 Pair = tuple[int, int]
 Saved = tuple[Array, Array]  # input and kernel, or their gradients
-
-
-def _pair(value: int | Sequence[int]) -> Pair:
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
 def convolve(x: Array, kernel: Array, *, stride: int, padding: Pair, dilation: int) -> Array:
@@ -47,10 +42,6 @@ def _convolve_cpu(x: Array, kernel: Array, padding: Pair, dilation: int) -> Arra
     return _convolve(x, kernel, 1, padding, dilation)
 
 
-def _forward(x: Array, kernel: Array, padding: Pair, dilation: int) -> tuple[Array, Saved]:
-    return _convolve_cpu(x, kernel, padding, dilation), (x, kernel)
-
-
 def _backward(padding: Pair, dilation: int, saved: Saved, gradient: Array) -> Saved:
     x, kernel = saved
     _, pull = jax.vjp(lambda x: _convolve(x, kernel, 1, padding, dilation), x)
@@ -58,7 +49,7 @@ def _backward(padding: Pair, dilation: int, saved: Saved, gradient: Array) -> Sa
     return pull(gradient)[0], weights
 
 
-_convolve_cpu.defvjp(_forward, _backward)
+_convolve_cpu.defvjp(lambda x, kernel, *at: (_convolve_cpu(x, kernel, *at), (x, kernel)), _backward)
 
 
 def _filter_gradient(
@@ -86,12 +77,8 @@ class Conv(nn.Module):
     Attributes:
       features: output channels O.
       kernel: window, one int or (rows, columns).
-      stride: one int for both axes.
-      dilation: one int for both axes.
-      padding: cells added on each side, one int or (rows, columns); None means
-        `dilation * (kernel // 2)`, which keeps the size at stride 1.
-      use_bias: adds a bias of shape [O].
-      kernel_init: initializer of the [kh, kw, I, O] kernel.
+      padding: zeros added on each side; None means `dilation * (kernel // 2)`, which keeps the
+        size at stride 1.
       dtype: compute and output dtype; parameters stay float32.
     """
 
@@ -99,19 +86,20 @@ class Conv(nn.Module):
     kernel: int | tuple[int, int] = 1
     stride: int = 1
     dilation: int = 1
-    padding: int | tuple[int, int] | None = None
+    padding: int | None = None
     use_bias: bool = False
     kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kh, kw = _pair(self.kernel)
+        kh, kw = (self.kernel,) * 2 if isinstance(self.kernel, int) else self.kernel
         kernel = self.param("kernel", self.kernel_init, (kh, kw, x.shape[-1], self.features))
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        default = (self.dilation * (kh // 2), self.dilation * (kw // 2))
-        ph, pw = default if self.padding is None else _pair(self.padding)
-        y = convolve(x, kernel, stride=self.stride, padding=(ph, pw), dilation=self.dilation)
+        padding = (self.dilation * (kh // 2), self.dilation * (kw // 2))
+        if self.padding is not None:
+            padding = (self.padding, self.padding)
+        y = convolve(x, kernel, stride=self.stride, padding=padding, dilation=self.dilation)
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         return y
@@ -136,10 +124,6 @@ def _depthwise(x: Array, kernel: Array, stride: int) -> Array:
     return reduce(jnp.add, products)
 
 
-def _depthwise_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, Saved]:
-    return _depthwise(x, kernel, stride), (x, kernel)
-
-
 def _depthwise_backward(stride: int, saved: Saved, gradient: Array) -> Saved:
     x, kernel = saved
     k = kernel.shape[0]
@@ -157,16 +141,11 @@ def _depthwise_backward(stride: int, saved: Saved, gradient: Array) -> Saved:
     return _depthwise(spread, kernel[::-1, ::-1], 1), weights.reshape(kernel.shape)
 
 
-_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+_depthwise.defvjp(lambda x, kernel, s: (_depthwise(x, kernel, s), (x, kernel)), _depthwise_backward)
 
 
 class DepthwiseConv(nn.Module):
-    """One kernel a channel, [B, H, W, C] -> [B, H', W', C], padded by `same_padding`.
-
-    Attributes:
-      kernel: side of the window; stride: one int for both axes.
-      dtype: compute and output dtype; parameters stay float32.
-    """
+    """One square kernel a channel, [B, H, W, C] -> [B, H', W', C], padded by `same_padding`."""
 
     kernel: int
     stride: int = 1

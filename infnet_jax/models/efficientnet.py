@@ -56,10 +56,8 @@ class InvertedBottleneck(nn.Module):
 class EfficientNetLite0(nn.Module):
     """Trunk of 3.0 million parameters; windows of stride 2 are padded as in TensorFlow.
 
-    Attributes:
-      max_pool: False gives the stem stride 1, so that every map is twice as large (there is no
-        pool here; the name is that of the ResNets' switch).
-      dtype: compute dtype.
+    `max_pool=False` gives the stem stride 1, so that every map is twice as large (there is no pool
+    here; the name is that of the ResNets' switch).
     """
 
     max_pool: bool = True

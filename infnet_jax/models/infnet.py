@@ -1,6 +1,6 @@
 """Inf-Net: partial decoder, edge branch and three reverse-attention stages on a shared trunk.
 
-Fan et al. 2020 (paper Fig. 1), with inpainting heads in two readings:
+Fan et al. 2020 (paper Fig. 1), on NHWC feature maps, with inpainting heads in two readings:
 
 - `linear_replace` (paper Fig. 3): the last layer of every output gives way to a linear
   convolution to the image's channels, and these outputs are what the cascade carries.
@@ -11,12 +11,155 @@ Fan et al. 2020 (paper Fig. 1), with inpainting heads in two readings:
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from infnet_jax.models.infnet_blocks import RFB, EdgeBranch, PartialDecoder, ReverseAttention
-from infnet_jax.models.layers import check_divisible, check_head, resize_bilinear
+from infnet_jax.models.conv import Conv
+from infnet_jax.models.layers import BatchNorm, check_divisible, check_head, resize_bilinear
+
+
+class ConvBN(nn.Module):
+    """Bias-free convolution and batch norm, no activation: [B, H, W, C] -> [B, H, W, features]."""
+
+    features: int
+    kernel: int | tuple[int, int] = 1
+    dilation: int = 1
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        conv = Conv(self.features, self.kernel, 1, self.dilation, dtype=self.dtype, name="conv")
+        return BatchNorm(dtype=self.dtype, name="bn")(conv(x), train=train)
+
+
+class RFB(nn.Module):
+    """Receptive-field block, four branches of growing reach and a shortcut: C -> 32 channels."""
+
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        def conv(name: str, y: Array, kernel: int | tuple[int, int], dilation: int = 1) -> Array:
+            return ConvBN(32, kernel, dilation, self.dtype, name=name)(y, train=train)
+
+        branches = [conv("branch0_0", x, 1)]
+        for j, k in enumerate((3, 5, 7), start=1):
+            y = conv(f"branch{j}_0", x, 1)
+            y = conv(f"branch{j}_1", y, (1, k))
+            y = conv(f"branch{j}_2", y, (k, 1))
+            branches.append(conv(f"branch{j}_3", y, 3, k))
+        joined = conv("join", jnp.concatenate(branches, axis=-1), 3)
+        return nn.relu(joined + conv("shortcut", x, 1))
+
+
+class OutputLayers(nn.Module):
+    """The last layers of one output: a segmentation layer and, where asked for, an inpainting one.
+
+    Attributes:
+      inpaint_head: one of `layers.INPAINT_HEADS`.
+      image_channels: channels of an inpainting output.
+      kernel: window of the last layers.
+      plain: whether the layers have a bias and no batch normalisation (the partial decoder's);
+        `linear_replace` always does.
+    """
+
+    inpaint_head: str
+    image_channels: int
+    kernel: int = 1
+    plain: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    def outputs(
+        self, x: Array, carry: Array | None, *, head: str, train: bool, carries_on: bool = True
+    ) -> tuple[Array, Array]:
+        """Returns (carry for the next stage, this output), both [B, H, W, channels of the head].
+
+        Args:
+          x: features [B, H, W, C].
+          carry: output of the stage before at x's resolution, added to both; None adds nothing.
+          head: "segment" or "inpaint".
+          train: mode of the batch normalisation.
+          carries_on: False if nothing follows, so that a parallel head leaves the segmentation
+            layer (and its running statistics) untouched.
+        """
+
+        def last(name: str, channels: int, plain: bool) -> Array:
+            if plain:
+                init = nn.initializers.lecun_normal()
+                layer = Conv(channels, self.kernel, 1, 1, None, True, init, self.dtype, name=name)
+                y = layer(x)
+            else:
+                y = ConvBN(channels, self.kernel, 1, self.dtype, name=name)(x, train=train)
+            return y if carry is None else y + carry
+
+        if head == "segment":
+            out = last("out_seg", 1, self.plain)
+            return out, out
+        replaced = self.inpaint_head == "linear_replace"
+        out = last("out_inpaint", self.image_channels, self.plain or replaced)
+        if replaced:
+            return out, out
+        return (last("out_seg", 1, self.plain) if carries_on else out), jnp.tanh(out)
+
+
+class PartialDecoder(OutputLayers):
+    """Joins the three RFB maps, coarsest first, into the coarse map at the finest's resolution."""
+
+    @nn.compact
+    def __call__(
+        self, f32: Array, f16: Array, f8: Array, *, head: str, train: bool
+    ) -> tuple[Array, Array]:
+        def up(x: Array, like: Array) -> Array:
+            return resize_bilinear(x, like.shape[1:3], align_corners=True)
+
+        def conv(name: str, x: Array) -> Array:
+            return ConvBN(x.shape[-1], 3, 1, self.dtype, name=name)(x, train=train)
+
+        coarse = up(f32, f16)
+        gated16 = conv("up1", coarse) * f16
+        gated8 = conv("up2", up(coarse, f8)) * conv("up3", up(f16, f8)) * f8
+        x = conv("concat2", jnp.concatenate([gated16, conv("up4", coarse)], axis=-1))
+        x = jnp.concatenate([gated8, conv("up5", up(x, f8))], axis=-1)
+        return self.outputs(conv("conv4", conv("concat3", x)), None, head=head, train=train)
+
+
+class EdgeBranch(OutputLayers):
+    """Edge features (the guidance of all reverse-attention stages) and the edge output."""
+
+    features: int = 64
+
+    @nn.compact
+    def __call__(self, x: Array, *, head: str, train: bool) -> tuple[Array, Array]:
+        for i, kernel in enumerate((1, 3, 3), start=1):
+            x = ConvBN(self.features, kernel, 1, self.dtype, name=f"conv{i}")(x, train=train)
+        return x, self.outputs(x, None, head=head, train=train, carries_on=False)[1]
+
+
+class ReverseAttention(OutputLayers):
+    """Refines the carried map where it is not yet confident: weight 1 - sigmoid(carry).
+
+    A carry of several channels (`linear_replace`) weighs by the mean of its channels.
+    """
+
+    features: int = 64
+    inner: tuple[int, ...] = (3, 3)  # windows of the inner convolutions, each followed by a ReLU
+
+    @nn.compact
+    def __call__(
+        self, x: Array, guidance: Array, carry: Array, *, head: str, train: bool, carries_on: bool
+    ) -> tuple[Array, Array]:
+        def conv(name: str, x: Array, kernel: int) -> Array:
+            return ConvBN(self.features, kernel, 1, self.dtype, name=name)(x, train=train)
+
+        size = x.shape[1:3]
+        carry = resize_bilinear(carry, size)
+        x = (1 - jax.nn.sigmoid(jnp.mean(carry, axis=-1, keepdims=True))) * x
+        x = jnp.concatenate([conv("squeeze", x, 1), resize_bilinear(guidance, size)], axis=-1)
+        for i, kernel in enumerate(self.inner):
+            x = nn.relu(conv(f"conv_{i}", x, kernel))
+        return self.outputs(x, carry, head=head, train=train, carries_on=carries_on)
 
 
 class InfNet(nn.Module):
@@ -42,13 +185,9 @@ class InfNet(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
-        self.rfb8, self.rfb16, self.rfb32 = (RFB(dtype=self.dtype) for _ in range(3))
-        heads: dict[str, Any] = {
-            "inpaint_head": self.inpaint_head,
-            "image_channels": self.image_channels,
-            "dtype": self.dtype,
-        }
-        n = self.width
+        self.rfb8, self.rfb16, self.rfb32 = (RFB(self.dtype) for _ in range(3))
+        heads: dict[str, Any] = {"inpaint_head": self.inpaint_head, "dtype": self.dtype}
+        heads["image_channels"], n = self.image_channels, self.width
         self.partial_decoder = PartialDecoder(plain=True, **heads)
         self.edge_branch = EdgeBranch(features=n, kernel=3, **heads)
         self.reverse_attention32 = ReverseAttention(features=4 * n, inner=(5, 5, 5), **heads)
@@ -56,10 +195,10 @@ class InfNet(nn.Module):
         self.reverse_attention8 = ReverseAttention(features=n, kernel=3, **heads)
 
     def __call__(self, x: Array, *, train: bool, head: str = "segment") -> dict[str, Array]:
-        """Maps images to five outputs at the input's size.
+        """Maps images [B, H, W, C] to five outputs of the same size.
 
         Args:
-          x: images [B, H, W, C], H and W multiples of `multiple`.
+          x: images, H and W multiples of `multiple`.
           train: whether batch normalisation uses (and updates by) batch statistics.
           head: "segment" (one channel of logits) or "inpaint" (image_channels, linear or tanh by
             `inpaint_head`).
@@ -69,8 +208,7 @@ class InfNet(nn.Module):
           code's map5, map4, map3, map2 and edge.
 
         Raises:
-          ValueError: an unknown head, an inpainting call of a network without inpainting heads, or
-            a size that does not fit.
+          ValueError: an unknown head, one that is not there, or a size that does not fit.
         """
         check_head(head, self.inpaint_head)
         check_divisible(x, self.multiple, f"Inf-Net on {type(self.trunk).__name__}")
@@ -89,12 +227,11 @@ class InfNet(nn.Module):
         """The five outputs by name, each at the size of its features."""
         f4, f8, f16, f32 = taps
         mode: dict[str, Any] = {"head": head, "train": train}
-        out: dict[str, Array] = {}
         guidance, edge = self.edge_branch(f4, **mode)
-        carry, out["coarse"] = self.partial_decoder(*reduced, **mode)
+        carry, coarse = self.partial_decoder(*reduced, **mode)
         if head == "inpaint" and self.inpaint_head == "tanh_parallel":
-            out["coarse"] = jnp.tanh(out["coarse"])  # the authors' code applies it twice here
-        refine = self.reverse_attention32, self.reverse_attention16, self.reverse_attention8
-        for name, stage, tap in zip(("s32", "s16", "s8"), refine, (f32, f16, f8), strict=True):
-            carry, out[name] = stage(tap, guidance, carry, **mode, carries_on=name != "s8")
-        return {**out, "edge": edge}
+            coarse = jnp.tanh(coarse)  # the authors' code applies it twice here
+        carry, s32 = self.reverse_attention32(f32, guidance, carry, **mode, carries_on=True)
+        carry, s16 = self.reverse_attention16(f16, guidance, carry, **mode, carries_on=True)
+        _, s8 = self.reverse_attention8(f8, guidance, carry, **mode, carries_on=False)
+        return {"coarse": coarse, "s32": s32, "s16": s16, "s8": s8, "edge": edge}

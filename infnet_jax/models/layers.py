@@ -27,10 +27,8 @@ class BatchNorm(nn.Module):
     The batch is normalised by its biased variance while the running variance takes the unbiased
     one (n / (n - 1)); `flax.linen.BatchNorm` uses the biased one for both. Statistics are float32.
 
-    Attributes:
-      epsilon: added to the variance.
-      momentum: weight of the old running statistics (torch's convention is 1 - momentum).
-      dtype: output dtype.
+    `momentum` weighs the old running statistics (torch's convention is 1 - momentum), and `dtype`
+    is the output's.
     """
 
     epsilon: float = 1e-5
@@ -115,11 +113,7 @@ def _window(x: Array, axis: int, start: int, count: int, stride: int) -> Array:
 
 
 def box_filter(x: Array, size: int) -> Array:
-    """Mean over a centred size x size box, same shape; outside is zero and counts (stride 1).
-
-    Args:
-      x: [B, H, W, C], float.
-      size: odd side of the box.
+    """Mean of float [B, H, W, C] over a centred size x size box; zeros outside, which count.
 
     Raises:
       ValueError: if size is even.
@@ -136,28 +130,16 @@ def box_filter(x: Array, size: int) -> Array:
 
 def _bilinear_weights(n_in: int, n_out: int, align_corners: bool) -> np.ndarray:
     """Matrix [n_out, n_in] that interpolates linearly along one axis, edges repeated."""
-    out = np.arange(n_out, dtype=np.float64)
-    if align_corners:
-        position = out * ((n_in - 1) / max(n_out - 1, 1))
-    else:
-        position = np.maximum((out + 0.5) * (n_in / n_out) - 0.5, 0.0)
-    low = np.minimum(np.floor(position).astype(int), n_in - 1)
-    high = np.minimum(low + 1, n_in - 1)
-    fraction = np.clip(position - low, 0.0, 1.0)
-    weights = np.zeros((n_out, n_in))
-    np.add.at(weights, (np.arange(n_out), low), 1.0 - fraction)
-    np.add.at(weights, (np.arange(n_out), high), fraction)
-    return weights
+    out = np.arange(n_out)
+    centres = (out + 0.5) * (n_in / n_out) - 0.5
+    position = out * ((n_in - 1) / max(n_out - 1, 1)) if align_corners else centres
+    return np.stack([np.interp(position, np.arange(n_in), unit) for unit in np.eye(n_in)], 1)
 
 
 def resize_bilinear(x: Array, size: Sequence[int], *, align_corners: bool = False) -> Array:
-    """Resizes [B, H, W, C] to [B, size[0], size[1], C] linearly, without antialias.
+    """Resizes float [B, H, W, C] to [B, size[0], size[1], C] linearly, without antialias.
 
-    Args:
-      x: float array.
-      size: (rows, columns) of the result.
-      align_corners: whether the corner pixels' centres (True) or the images' outer borders
-        (False) coincide.
+    With `align_corners` the corner pixels' centres coincide, else the images' outer borders.
     """
     for axis, n_out in zip((_ROWS, _COLUMNS), size, strict=True):
         n_in = x.shape[axis]

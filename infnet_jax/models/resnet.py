@@ -93,8 +93,7 @@ class ResNet(nn.Module):
       kind: a key of KINDS.
       width: channels of the first stage's 3x3 convolutions (64 as published); each stage doubles
         it, and bottlenecks have four times as many at their outputs.
-      max_pool: False leaves out the 3x3/2 pool after the stem, so that every later map is twice as
-        large: for small inputs, and for the coach.
+      max_pool: False leaves out the pool after the stem, so that every later map is twice as large.
       dtype: compute dtype.
     """
 
@@ -115,8 +114,7 @@ class ResNet(nn.Module):
         else:
             x = nn.relu(layer(x, "conv1", "bn1", self.width, 7, 2))
         taps = [x]
-        if self.max_pool:
-            x = max_pool(x, 3, 2, 1)
+        x = max_pool(x, 3, 2, 1) if self.max_pool else x
         for stage, blocks in enumerate(stages):
             for i in range(blocks):
                 stride = 2 if stage > 0 and i == 0 else 1

@@ -30,10 +30,7 @@ from infnet_jax.models.layers import (
 
 
 class DoubleConv(nn.Module):
-    """Twice a 3x3 convolution with bias, batch norm, ReLU: [B, H, W, C] -> [B, H, W, features].
-
-    There are `middle` channels between the two.
-    """
+    """Twice 3x3 convolution, batch norm, ReLU: [B, H, W, C] to `middle` to `features` channels."""
 
     features: int
     middle: int
@@ -48,12 +45,9 @@ class DoubleConv(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The U-Net's own trunk, for images of any size from 16 x 16 on.
+    """The U-Net's own trunk, for images of any size from 16 x 16 on; `width` channels at stride 1.
 
-    Attributes:
-      width: channels at stride 1.
-      improved: appends the input, resized to nearest pixels, to the features at strides 4 and 16.
-      dtype: compute dtype.
+    `improved` appends the input, resized to nearest pixels, to the features at strides 4 and 16.
     """
 
     width: int = 64
@@ -66,10 +60,8 @@ class Encoder(nn.Module):
         source, features = x, []
         if min(x.shape[1:3]) < 16:
             raise ValueError(f"U-Net needs at least 16 x 16 pixels, got {x.shape[1:3]}")
-        for level, factor in enumerate((1, 2, 4, 8, 8)):
-            if level:
-                x = max_pool(x, 2, 2)
-            width = factor * self.width
+        for level, width in enumerate(n * self.width for n in (1, 2, 4, 8, 8)):
+            x = max_pool(x, 2, 2) if level else x
             x = DoubleConv(width, width, self.dtype, name=f"down{level}")(x, train=train)
             if self.improved and level in (2, 4):
                 again = resize_nearest(source, x.shape[1:3]).astype(x.dtype)
@@ -147,8 +139,7 @@ class UNet(nn.Module):
           in -1..1 with tanh.
 
         Raises:
-          ValueError: an unknown head, an inpainting call without inpainting head, or a size that
-            does not fit.
+          ValueError: an unknown head, one that is not there, or a size that does not fit.
         """
         check_head(head, self.inpaint_head)
         check_divisible(x, self.multiple, f"U-Net on {type(self.trunk).__name__}")

@@ -1,4 +1,7 @@
-"""VGG-16 feature trunk without batch normalisation, as Inf-Net and FCN8s use it."""
+"""VGG-16 without batch normalisation, a trunk, and FCN8s on it.
+
+FCN8s (after Long et al. 2015) is the multi-class baseline of the public code.
+"""
 
 from functools import partial
 
@@ -8,10 +11,9 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from infnet_jax.models.conv import Conv, he_fan_out
-from infnet_jax.models.layers import avg_pool, max_pool
+from infnet_jax.models.layers import BatchNorm, avg_pool, check_divisible, max_pool
 
 _STAGES = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))  # (multiple of the width, convolutions)
-_POOLS = {"avg": avg_pool, "max": max_pool}
 
 
 class VGG16(nn.Module):
@@ -34,10 +36,55 @@ class VGG16(nn.Module):
         `train` is accepted for the trunks' common signature and changes nothing.
         """
         conv = partial(Conv, use_bias=True, kernel_init=he_fan_out, dtype=self.dtype)
+        pool = avg_pool if self.pool == "avg" else max_pool
         taps: list[Array] = []
         for stage, (multiple, convolutions) in enumerate(_STAGES, start=1):
-            x = _POOLS[self.pool](x, 2, 2) if taps else x
+            x = pool(x, 2, 2) if taps else x
             for i in range(1, convolutions + 1):
                 x = nn.relu(conv(multiple * self.width, 3, name=f"conv{stage}_{i}")(x))
             taps.append(x)
         return taps
+
+
+def doubling(features: int, dtype: DTypeLike, name: str | None = None) -> nn.ConvTranspose:
+    """Transposed 3x3 convolution, stride 2: [B, H, W, C] -> [B, 2 H, 2 W, `features`].
+
+    Padding 1 and output padding 1 of the public code: row r reaches rows 2r - 1 to 2r + 1.
+    """
+    layer = partial(nn.ConvTranspose, kernel_init=he_fan_out, dtype=dtype, name=name)
+    return layer(features, (3, 3), (2, 2), padding=((1, 2), (1, 2)))
+
+
+class FCN8s(nn.Module):
+    """VGG-16 with max-pooling, and five transposed convolutions back to the input's size.
+
+    Differs from the original FCN8s as the public code does: skips are added after the ReLU of
+    512- and 256-channel maps, before their batch norm, instead of to class scores.
+
+    Attributes:
+      classes: channels of the logits.
+      width: channels of VGG's first stage (64 as published); all others follow.
+      dtype: compute dtype; the output is float32.
+    """
+
+    classes: int = 3
+    width: int = 64
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> dict[str, Array]:
+        """Maps [B, H, W, C] to {"logits": float32 [B, H, W, classes]}.
+
+        Raises:
+          ValueError: H or W is not a multiple of 32.
+        """
+        check_divisible(x, 32, "FCN8s")
+        taps = VGG16(self.width, "max", self.dtype, name="trunk")(x, train=train)
+        pool3, pool4, x = (max_pool(tap, 2, 2) for tap in taps[2:])
+        for i, factor in enumerate((8.0, 4.0, 2.0, 1.0, 0.5), start=1):
+            x = nn.relu(doubling(int(factor * self.width), self.dtype, f"deconv{i}")(x))
+            if i <= 2:
+                x = x + (pool4, pool3)[i - 1]
+            x = BatchNorm(dtype=self.dtype, name=f"bn{i}")(x, train=train)
+        logits = Conv(self.classes, 1, use_bias=True, dtype=self.dtype, name="out_seg")(x)
+        return {"logits": logits.astype(jnp.float32)}

@@ -22,6 +22,7 @@ from infnet_jax.weights.convert import convert, make_network
 
 TOLERANCE = 1e-4
 _OUTPUTS = {"coarse": "map5", "s32": "map4", "s16": "map3", "s8": "map2"}  # ours -> public
+_RANGES = {"norm_weight": (0.4, 0.9), "running_var": (0.5, 1.5)}
 _BLOCK_HEADS = {"forward": "segment", "forward_inpainting": "inpaint"}
 
 
@@ -71,32 +72,29 @@ def rule_tensor(name: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
       ValueError: for an unknown kind.
     """
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    if kind == "weight":
-        value = rng.standard_normal(shape) * np.sqrt(1.5 / np.prod(shape[1:]))
-    elif kind == "norm_weight":
-        value = rng.uniform(0.4, 0.9, shape)
-    elif kind in ("bias", "running_mean"):
-        value = 0.1 * rng.standard_normal(shape)
-    elif kind == "running_var":
-        value = rng.uniform(0.5, 1.5, shape)
+    if kind in _RANGES:
+        value = rng.uniform(*_RANGES[kind], shape)
+    elif kind in ("weight", "bias", "running_mean"):
+        scale = np.sqrt(1.5 / np.prod(shape[1:])) if kind == "weight" else 0.1
+        value = rng.standard_normal(shape) * scale
     else:
         raise ValueError(f"tensor {name}: unknown kind {kind!r}")
     return value.astype(np.float32)
 
 
-def _rule_state(params: list[list[Any]]) -> dict[str, np.ndarray]:
-    return {name: rule_tensor(name, tuple(shape), kind) for name, shape, kind in params}
-
-
-def _rule_input(spec: dict[str, Any]) -> np.ndarray:
-    return np.random.default_rng(spec["seed"]).standard_normal(spec["shape"]).astype(np.float32)
+def _rule_case(spec: dict[str, Any]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """State dict and input of a reference."""
+    state = {name: rule_tensor(name, tuple(shape), kind) for name, shape, kind in spec["params"]}
+    rng = np.random.default_rng(spec["input"]["seed"])
+    return state, rng.standard_normal(spec["input"]["shape"]).astype(np.float32)
 
 
 def _network_outputs(spec: dict[str, Any], names: list[str]) -> dict[str, jax.Array]:
     """Maps of an Inf-Net or a U-Net, [B, H / stride, W / stride, C], by the names stored."""
-    variables, report = convert(_rule_state(spec["params"]))
+    state, image = _rule_case(spec)
+    variables, report = convert(state)
     model = make_network(report["network"], report["inpaint_head"])
-    image, stride, ours = _rule_input(spec["input"]), spec["stride"], {}
+    stride, ours = spec["stride"], {}
     for block in sorted({name.split("/")[0] for name in names} & set(_BLOCK_HEADS)):
         head = _BLOCK_HEADS[block]
         if head == "inpaint" and report["inpaint_head"] == "none":
@@ -109,15 +107,11 @@ def _network_outputs(spec: dict[str, Any], names: list[str]) -> dict[str, jax.Ar
 
 def _coach_outputs(spec: dict[str, Any], names: list[str]) -> dict[str, jax.Array]:
     """Outputs [B, h, w, C] of the coach, and masks [B, h, w, 1] made of its scores."""
-    variables, _ = convert(_rule_state(spec["params"]))
-    apply = jax.jit(functools.partial(Coach().apply, train=False))
-    ours = apply(variables, _rule_input(spec["input"]))
-    score = ours["score"]
-    return {
-        **ours,
-        "mask_eval": visible_from_score(score, keep_ratio=0.75, alpha=100.0, hard=True),
-        "mask_soft_alpha1": visible_from_score(score, keep_ratio=0.75, alpha=1.0, hard=False),
-    }
+    state, image = _rule_case(spec)
+    ours = jax.jit(functools.partial(Coach().apply, train=False))(convert(state)[0], image)
+    mask = functools.partial(visible_from_score, ours["score"], keep_ratio=0.75)
+    masks = {"mask_eval": mask(alpha=100.0, hard=True)}
+    return {**ours, **masks, "mask_soft_alpha1": mask(alpha=1.0, hard=False)}
 
 
 def _loss_outputs(spec: dict[str, Any], names: list[str]) -> dict[str, jax.Array]:
@@ -144,12 +138,9 @@ def _loss_outputs(spec: dict[str, Any], names: list[str]) -> dict[str, jax.Array
     }
 
 
+_NETWORKS = "infnet_resnet50 infnet_res2net50 infnet_vgg16 unet_multi unet_multi_improved".split()
 _PAIRS = {
-    "infnet_resnet50": _network_outputs,
-    "infnet_res2net50": _network_outputs,
-    "infnet_vgg16": _network_outputs,
-    "unet_multi": _network_outputs,
-    "unet_multi_improved": _network_outputs,
+    **dict.fromkeys(_NETWORKS, _network_outputs),
     "coach": _coach_outputs,
     "losses": _loss_outputs,
 }

@@ -15,18 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+Arrays = dict[str, np.ndarray]
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_TYPES = {
-    "DoubleStorage": "<f8",
-    "FloatStorage": "<f4",
-    "HalfStorage": "<f2",
-    "LongStorage": "<i8",
-    "IntStorage": "<i4",
-    "ShortStorage": "<i2",
-    "CharStorage": "<i1",
-    "ByteStorage": "<u1",
-    "BoolStorage": "?",
-}
+_KINDS = {"Double": "<f8", "Float": "<f4", "Half": "<f2", "Long": "<i8", "Int": "<i4"}
+_KINDS |= {"Short": "<i2", "Char": "<i1", "Byte": "<u1", "Bool": "?"}
 
 
 class _Tensor(NamedTuple):
@@ -38,6 +30,18 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
+def _rebuild(storage: str, offset: int, shape: tuple, strides: tuple, *_: Any) -> _Tensor:
+    return _Tensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
+
+
+_CONSTRUCTORS: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild,
+    ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+    **{("torch", f"{kind}Storage"): dtype for kind, dtype in _KINDS.items()},
+}
+
+
 class _Unpickler(pickle.Unpickler):
     """Notes which storages the tensors lie in, and refuses everything else."""
 
@@ -46,16 +50,9 @@ class _Unpickler(pickle.Unpickler):
         self.storages: dict[str, tuple[str, int]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        allowed = {
-            ("collections", "OrderedDict"): OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2"): _rebuild,
-            ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
-        }
-        if module == "torch" and name in _TYPES:
-            return _TYPES[name]
-        if (module, name) not in allowed:
+        if (module, name) not in _CONSTRUCTORS:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no weights need")
-        return allowed[module, name]
+        return _CONSTRUCTORS[module, name]
 
     def persistent_load(self, pid: Any) -> str:
         kind, dtype, key, _, count = pid[:5]
@@ -65,11 +62,7 @@ class _Unpickler(pickle.Unpickler):
         return str(key)
 
 
-def _rebuild(storage: str, offset: int, shape: tuple, strides: tuple, *_: Any) -> _Tensor:
-    return _Tensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
-
-
-def load(path: Path | str) -> dict[str, np.ndarray]:
+def load(path: Path | str) -> Arrays:
     """The tensors of a state dict by name, in their own types and torch's layouts.
 
     A mapping that holds one under "state_dict" gives that one.
@@ -105,9 +98,7 @@ def _array(path: Path, name: str, tensor: _Tensor, storage: np.ndarray) -> np.nd
     return np.lib.stride_tricks.as_strided(start, tensor.shape, strides).copy()
 
 
-def _storages(
-    found: Mapping[str, tuple[str, int]], read: Callable[[str, int], bytes]
-) -> dict[str, np.ndarray]:
+def _storages(found: Mapping[str, tuple[str, int]], read: Callable[[str, int], bytes]) -> Arrays:
     """Arrays of all storages; `read` gives so many bytes of the one with a key."""
     arrays = {}
     for key, (dtype, count) in found.items():
@@ -119,7 +110,7 @@ def _storages(
     return arrays
 
 
-def _read_zip(path: Path) -> tuple[Any, dict[str, np.ndarray]]:
+def _read_zip(path: Path) -> tuple[Any, Arrays]:
     with zipfile.ZipFile(path) as archive:
         (index,) = (n for n in archive.namelist() if n.count("/") == 1 and n.endswith("/data.pkl"))
         folder = index.removesuffix("data.pkl")
@@ -136,7 +127,7 @@ def _read_zip(path: Path) -> tuple[Any, dict[str, np.ndarray]]:
         return content, _storages(unpickler.storages, read)
 
 
-def _read_legacy(path: Path) -> tuple[Any, dict[str, np.ndarray]]:
+def _read_legacy(path: Path) -> tuple[Any, Arrays]:
     """Magic number, version, machine, content, storages' keys; then each one's count and bytes."""
     with path.open("rb") as file:
         if _Unpickler(file).load() != _LEGACY_MAGIC:
