@@ -1,6 +1,5 @@
 """Pictures and volumes in, masks out, on the same grid. Knows nothing of networks."""
 
-import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from infnet_jax.clinic.imaging import dicom, dicom_seg, nifti, pictures
+from infnet_jax.clinic.imaging import dicom, nifti, pictures
 from infnet_jax.clinic.imaging.scan import Grid, MaskInfo, NoMask, Scan, spacing_of
 from infnet_jax.files import whole
 
@@ -16,24 +15,17 @@ NAMES = {"infection": "Infection", "ggo": "Ground-glass opacity", "consolidation
 
 
 class Format(NamedTuple):
-    """A kind of scan: how its files are read, and how masks of it are read and written.
+    """A kind of scan: how its files are read, and how masks of it are read and written."""
 
-    Attributes:
-      suffixes: of its files, in lower case.
-      read: from the files and the name of a scan to the scan.
-      read_labels: from a file to a label map, uint8 [D, H, W] canonical, and its affine or None;
-        None where such files hold no label maps.
-      writers: by suffix, what writes a mask to a path, from the scan, the mask on the grid of the
-        scan's file, and what the file may say beside it. Raises `NoMask` if the format cannot.
-    """
-
-    suffixes: tuple[str, ...]
-    read: Callable[[Sequence[Path], str], Scan]
+    suffixes: tuple[str, ...]  # of its files, in lower case
+    read: Callable[[Sequence[Path], str], Scan]  # from the files and the name of a scan
+    # From a file to a label map, uint8 [D, H, W] canonical, and its affine or None.
     read_labels: Callable[[Path], tuple[np.ndarray, np.ndarray | None]] | None
+    # By suffix: writes a mask on the grid of the scan's file to a path; `NoMask` if it cannot.
     writers: Mapping[str, Callable[[Path, Scan, np.ndarray, MaskInfo], None]]
 
 
-_OF_SERIES = {".nii.gz": nifti.write_mask, ".dcm": dicom_seg.write_mask}
+_OF_SERIES = {".nii.gz": nifti.write_mask, ".dcm": dicom.write_mask}
 FORMATS = {
     "picture": Format(
         pictures.SUFFIXES, pictures.read, pictures.read_labels, {".png": pictures.write_mask}
@@ -44,19 +36,12 @@ FORMATS = {
 Found = tuple[Path, str, tuple[Path, ...]]  # where a scan lies, its kind, its files
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """One scan to be read: a picture, a volume, or the files of a DICOM series.
+class Source(NamedTuple):
+    """One scan to be read: a picture, a volume, or the files of a DICOM series."""
 
-    Attributes:
-      name: unique among the sources found together; names the output files.
-      kind: a key of `FORMATS`.
-      files: one file, or all of a series.
-    """
-
-    name: str
-    kind: str
-    files: tuple[Path, ...]
+    name: str  # unique among the sources found together; names the output files
+    kind: str  # a key of `FORMATS`
+    files: tuple[Path, ...]  # one file, or all of a series
 
 
 def find(paths: Iterable[Path]) -> list[Source]:
@@ -70,7 +55,7 @@ def find(paths: Iterable[Path]) -> list[Source]:
       ValueError: a file is of no known kind, or there is nothing to read at all.
     """
     found: list[Found] = []
-    for path in map(Path, paths):
+    for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist")
         if path.is_dir():
@@ -98,13 +83,10 @@ def by_name(path: Path) -> dict[str, Source]:
 
 
 def partner(name: str, found: dict[str, Source], what: str, *, alone: bool) -> Source:
-    """The source that belongs to the scan called `name`.
+    """The one of the sources found, by name, that belongs to the scan called `name`.
 
-    Args:
-      name: of the scan.
-      found: by name.
-      what: the option that gave them, for the message.
-      alone: whether there is one scan only; then a single file need not bear its name.
+    `what` is the option that gave them, for messages. Where there is one scan `alone`, a single
+    file need not bear its name.
 
     Raises:
       ValueError: there is none.
@@ -118,8 +100,8 @@ def partner(name: str, found: dict[str, Source], what: str, *, alone: bool) -> S
 
 def scan_of_picture(name: str, picture: np.ndarray) -> Scan:
     """A slice in memory, uint8 [H, W] in the lung window, as a scan of its own."""
-    values = picture[None]
-    return Scan(name, "picture", values, False, False, None, Grid.plain(values.shape), None)
+    grid = Grid.plain((1, *picture.shape))
+    return Scan(name, "picture", picture[None], False, False, None, grid, None)
 
 
 def scan_of_labels(path: Path, name: str) -> Scan:
@@ -132,11 +114,7 @@ def scan_of_labels(path: Path, name: str) -> Scan:
 
 
 def read_labels(path: Path, scan: Scan | None = None) -> np.ndarray:
-    """A mask or label map as uint8 [D, H, W] on the canonical grid.
-
-    Args:
-      path: a picture (palette indices count) or NIfTI.
-      scan: the scan it belongs to; its grid must be the mask's.
+    """A mask or label map (a picture or NIfTI), uint8 [D, H, W], on the grid of its scan.
 
     Raises:
       ValueError: unreadable, or on another grid than the scan.
@@ -144,13 +122,12 @@ def read_labels(path: Path, scan: Scan | None = None) -> np.ndarray:
     labels, affine = _labels(path)
     if scan is None:
         return labels
-    if affine is not None and scan.affine is not None and scan.oriented:
-        if not np.allclose(affine, scan.affine, atol=0.01):
-            raise ValueError(f"{path}: has another affine than its scan; resample it first")
+    both = affine is not None and scan.affine is not None and scan.oriented
+    if both and not np.allclose(affine, scan.affine, atol=0.01):
+        raise ValueError(f"{path}: has another affine than its scan; resample it first")
     if labels.shape != scan.values.shape:
-        raise ValueError(
-            f"{path}: shape {labels.shape} (slices, rows, columns), its scan {scan.values.shape}"
-        )
+        shapes = f"shape {labels.shape} (slices, rows, columns), its scan {scan.values.shape}"
+        raise ValueError(f"{path}: {shapes}")
     return labels
 
 
@@ -167,11 +144,9 @@ def write_mask(
 
     Args:
       scan: where it belongs; the files bear its name.
-      mask: integer [D, H, W], canonical.
-      folder: for the files.
+      mask: integer [D, H, W], canonical; folder: for the files.
       classes: what labels 1, 2, ... are, by the keys of `NAMES`.
-      keep_identifiers: lets names, ids and dates pass from the scan's headers.
-      version: of this software, for the SEG.
+      keep_identifiers, version: see `MaskInfo`.
 
     Returns:
       The files written, each whole, and warnings (why there is no SEG).
@@ -184,10 +159,9 @@ def write_mask(
         try:
             with whole(path) as fresh:
                 write(fresh, scan, array, info)
+            written.append(path)
         except NoMask as reason:
             notes.append(f"{scan.name}: {reason}")
-        else:
-            written.append(path)
     return written, notes
 
 

@@ -1,5 +1,9 @@
-"""DICOM series in: from a folder or a zip, sorted by position, checked for gaps and mixtures."""
+"""DICOM series in, sorted by position, checked for gaps and mixtures; masks out as DICOM-SEG.
 
+A SEG is what viewers lay over a series; headers are stripped first.
+"""
+
+import datetime
 import io
 import zipfile
 from collections import Counter
@@ -9,9 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from infnet_jax.clinic.imaging.scan import Scan, finish, one_line, plain_values
+from infnet_jax.clinic.imaging.scan import MaskInfo, NoMask, Scan, finish, one_line, plain_values
 
 if TYPE_CHECKING:
+    import highdicom as hd
     import pydicom
 
 SUFFIXES = (".dcm", ".dicom", ".zip")
@@ -19,6 +24,17 @@ SUFFIXES = (".dcm", ".dicom", ".zip")
 NOT_CT = frozenset(
     "CR DX RG MG MR US PT XA RF ECG SR SEG PR KO RTSTRUCT RTDOSE RTPLAN OP ES SM".split()
 )
+# What a SEG needs of each slice: geometry, and the UIDs that tie it to the series it lies on.
+_KEPT = """
+SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID Modality
+Rows Columns PixelSpacing SliceThickness SpacingBetweenSlices ImagePositionPatient
+ImageOrientationPatient SamplesPerPixel BitsAllocated BitsStored HighBit PixelRepresentation
+PhotometricInterpretation
+""".split()
+_IDENTIFIERS = """
+PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime StudyID AccessionNumber
+ReferringPhysicianName StudyDescription
+""".split()
 
 Slice = tuple[str, "pydicom.Dataset"]  # where a header comes from, for messages, and the header
 
@@ -200,3 +216,105 @@ def _made_up_affine(header: "pydicom.Dataset") -> np.ndarray:
     """The affine [4, 4] of a series without positions, as if it lay in radiological display."""
     dy, dx = (float(v) for v in header.get("PixelSpacing") or (1.0, 1.0))
     return np.diag([-dx, -dy, _thickness(header), 1.0])
+
+
+def write_mask(path: Path, scan: Scan, array: np.ndarray, info: MaskInfo) -> None:
+    """Writes a mask on the grid of its series.
+
+    Args:
+      path: the file.
+      scan: where the mask belongs; its `origin` holds the headers of the slices.
+      array: uint8 [x, y, z], slices in the order of the headers.
+      info: names the classes. The UIDs of study and series are kept in any case: without them no
+        viewer finds the scan.
+
+    Raises:
+      NoMask: highdicom is not installed, a mask without a marked voxel, or headers that are too
+        poor for a SEG.
+    """
+    if not scan.oriented:
+        raise NoMask("no DICOM-SEG, since the series has no positions")
+    headers = [_strip(header, info.keep_identifiers) for header in scan.origin]
+    try:
+        found = _segmentation(np.ascontiguousarray(array.transpose(2, 1, 0)), headers, info)
+        found.save_as(path)
+    except (ImportError, ValueError, AttributeError, TypeError) as error:
+        raise NoMask(f"no DICOM-SEG ({one_line(error)})") from None
+
+
+def _strip(header: "pydicom.Dataset", keep_identifiers: bool) -> "pydicom.Dataset":
+    """A new header with geometry and UIDs only; names, ids and dates are empty or kept."""
+    import pydicom
+
+    out = pydicom.Dataset()
+    for tag in _KEPT:
+        if tag in header:
+            setattr(out, tag, header.get(tag))
+    for tag in _IDENTIFIERS:
+        value = header.get(tag) if keep_identifiers else None
+        setattr(out, tag, value if value is not None else "")
+    out.file_meta = pydicom.dataset.FileMetaDataset()
+    out.file_meta.TransferSyntaxUID = header.file_meta.TransferSyntaxUID
+    return out
+
+
+def _segmentation(
+    mask: np.ndarray, headers: Sequence["pydicom.Dataset"], info: MaskInfo
+) -> "hd.seg.Segmentation":
+    """The SEG of a mask, uint8 [D, H, W], with a segment for each class that is marked."""
+    try:
+        import highdicom as hd
+    except ImportError:
+        message = "DICOM-SEG needs more packages: pip install 'infnet-jax[dicom]'"
+        raise ImportError(message) from None
+    if not mask.any():
+        raise ValueError("no infection found: an empty mask is written as NIfTI only")
+    labels = enumerate(info.classes.items(), start=1)
+    present = [(label, *names) for label, names in labels if (mask == label).any()]
+    # One plane a segment: numbers start at 1 without a gap, whatever the labels are.
+    planes = np.stack([mask == label for label, _, _ in present], axis=-1).astype(np.uint8)
+    version = info.version or "0"
+    found = hd.seg.Segmentation(
+        source_images=headers,
+        pixel_array=planes,
+        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=[
+            _description(i, code, name, version)
+            for i, (_, code, name) in enumerate(present, start=1)
+        ],
+        series_instance_uid=hd.UID(),
+        series_number=900,
+        sop_instance_uid=hd.UID(),
+        instance_number=1,
+        manufacturer="infnet-jax",
+        manufacturer_model_name="infnet-jax",
+        software_versions=version,
+        device_serial_number="0",
+        series_description="infection (research use)",
+        content_label="INFECTION",
+    )
+    now = datetime.datetime.now()
+    found.SeriesDate = now.date()  # type: ignore[assignment]  # pydicom converts them
+    found.SeriesTime = now.time()  # type: ignore[assignment]
+    return found
+
+
+def _description(number: int, code: str, name: str, version: str) -> "hd.seg.SegmentDescription":
+    """Says of a segment what it is and what found it."""
+    import highdicom as hd
+    from highdicom.sr.coding import CodedConcept
+
+    return hd.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=name,
+        segmented_property_category=CodedConcept(
+            "49755003", "SCT", "Morphologically Abnormal Structure"
+        ),
+        segmented_property_type=CodedConcept(code, "99INFNET", name),
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=hd.AlgorithmIdentificationSequence(
+            name="infnet-jax",
+            version=version,
+            family=CodedConcept("123110", "DCM", "Artificial Intelligence"),
+        ),
+    )

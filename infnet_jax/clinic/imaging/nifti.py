@@ -34,15 +34,10 @@ def read_labels(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_mask(path: Path, scan: Scan, array: np.ndarray, info: MaskInfo) -> None:
-    """Writes a mask, compressed, with the affine of its scan and the affine's codes.
+    """Writes a mask, uint8 on the grid of the scan's file, compressed, with the scan's affine.
 
-    Only geometry is taken from the scan's header: its free texts may name a patient.
-
-    Args:
-      path: the file, of any name.
-      scan: where the mask belongs.
-      array: uint8 on the grid of the scan's file.
-      info: not used: NIfTI has no place for it.
+    Only geometry is taken from the scan's header: its free texts may name a patient. `info` is
+    not used: NIfTI has no place for it.
     """
     image, like = nib.Nifti1Image(array, scan.affine), scan.origin
     if isinstance(like, nib.Nifti1Header):

@@ -39,9 +39,7 @@ def read(files: Sequence[Path], name: str) -> Scan:
 
 
 def read_labels(path: Path) -> tuple[np.ndarray, None]:
-    """Labels of a mask picture, uint8 [1, H, W]: palette indices, or grey levels as they are.
-
-    Pictures have no affine: None stands in its place.
+    """Labels of a mask picture, uint8 [1, H, W] (palette indices or grey levels), and no affine.
 
     Raises:
       ValueError: unreadable, or a label above 255; names the file.

@@ -22,35 +22,27 @@ class Grid(NamedTuple):
     patient's right to the left (radiological display).
     """
 
-    shape: tuple[int, ...]  # of the file's array
-    cube: tuple[int, ...]  # the same with three axes
-    order: tuple[int, ...]  # the file's axes that become slices, rows, columns
+    shape: tuple[int, ...]  # of the file's array, of two axes or more
+    order: tuple[int, ...]  # the file's axes that become slices, rows, columns; a third if missing
     flips: tuple[bool, ...]  # of the canonical axes
 
     @classmethod
     def plain(cls, shape: tuple[int, ...]) -> "Grid":
         """The grid of an array [H, W] or [D, H, W] that is canonical already."""
-        return cls(shape, (1, *shape)[-3:], (0, 1, 2), (False, False, False))
+        return cls(shape, (0, 1, 2) if len(shape) == 3 else (2, 0, 1), (False, False, False))
 
     @classmethod
     def of(cls, affine: np.ndarray, shape: tuple[int, ...]) -> "Grid":
         """The grid of an array [x, y, z] with a RAS affine; oblique axes go to the nearest one."""
-        return cls(shape, (*shape, 1, 1)[:3], *_orientation(affine))
+        return cls(shape, *_orientation(affine))
 
     def canonical(self, array: np.ndarray) -> np.ndarray:
-        """A view [D, H, W] of an array on the file's grid, of the same dtype.
-
-        Raises:
-          ValueError: it is not on that grid.
-        """
-        if array.shape != self.shape:
-            raise ValueError(f"array of shape {array.shape} on a grid of {self.shape}")
-        return self._flip(array.reshape(self.cube).transpose(self.order))
+        """A view [D, H, W] of an array on the file's grid, of the same dtype."""
+        return self._flip(array.reshape((*self.shape, 1, 1)[:3]).transpose(self.order))
 
     def source(self, array: np.ndarray) -> np.ndarray:
         """The inverse of `canonical`: [D, H, W] back on the file's grid."""
-        back = np.argsort(self.order)
-        return self._flip(array).transpose(back).reshape(self.shape)
+        return self._flip(array).transpose(np.argsort(self.order)).reshape(self.shape)
 
     def _flip(self, array: np.ndarray) -> np.ndarray:
         return array[tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)]
@@ -58,33 +50,19 @@ class Grid(NamedTuple):
 
 @dataclasses.dataclass
 class Scan:
-    """A scan as read.
+    """A scan as read; `values` are uint8, int16 or float32 [D, H, W], canonical."""
 
-    Attributes:
-      name: unique short name, for output files; never from a header.
-      kind: of its file, a key of `imaging.FORMATS`.
-      values: uint8, int16 or float32 [D, H, W] canonical, HU where `is_hu`, else grey levels.
-      is_hu: whether the values are Hounsfield units.
-      oriented: whether the file says how the patient lies; pictures do not.
-      spacing: (slice, row, column) in mm, or None.
-      grid: the way back to the file's array.
-      origin: what writers of masks need beside it (a NIfTI header, DICOM headers), or None.
-      warnings: one line each, about what had to be assumed.
-      affine: float [4, 4], from indices of the file's array to RAS in mm, or None.
-      window: the values that are shown black and white.
-    """
-
-    name: str
-    kind: str
-    values: np.ndarray
+    name: str  # unique and short, for output files; never from a header
+    kind: str  # of its file, a key of `imaging.FORMATS`
+    values: np.ndarray  # Hounsfield units where `is_hu`, else grey levels
     is_hu: bool
-    oriented: bool
-    spacing: tuple[float, float, float] | None
-    grid: Grid
-    origin: Any
-    warnings: list[str] = dataclasses.field(default_factory=list)
-    affine: np.ndarray | None = None
-    window: tuple[float, float] = dataclasses.field(init=False)
+    oriented: bool  # whether the file says how the patient lies; pictures do not
+    spacing: tuple[float, float, float] | None  # slice, row, column in mm
+    grid: Grid  # the way back to the file's array
+    origin: Any  # what writers of masks need beside it: a NIfTI header, DICOM headers, or None
+    warnings: list[str] = dataclasses.field(default_factory=list)  # what had to be assumed
+    affine: np.ndarray | None = None  # float [4, 4], indices of the file's array to RAS in mm
+    window: tuple[float, float] = dataclasses.field(init=False)  # shown black and white
     _pictures: np.ndarray | None = dataclasses.field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -137,13 +115,9 @@ def finish(
     origin: Any = None,
     warnings: Sequence[str] = (),
 ) -> Scan:
-    """Checks an array on its file's grid and makes the scan of it.
+    """Checks an array on its file's grid and makes the scan of it; `file` is for messages.
 
-    Args:
-      name, kind, oriented, origin, warnings: as in `Scan`.
-      array: [x, y, z] with an affine; a picture [H, W], which is never in HU, without.
-      file: for messages.
-      affine: float [4, 4], RAS in mm.
+    The array is [x, y, z] with an affine; without, a picture [H, W], which is never in HU.
 
     Raises:
       ValueError: NaN, a constant image, or something that is no chest CT; names the file.
@@ -153,11 +127,9 @@ def finish(
     if array.size == 0 or array.min() == array.max():
         raise ValueError(f"{file}: empty or of one grey level only; not a CT")
     notes = list(warnings)
-    if affine is None:
-        grid, spacing, hu = Grid.plain(array.shape), None, False
-    else:
-        grid, spacing = Grid.of(affine, array.shape), spacing_of(affine)
-        hu = _looks_like_hu(array)
+    grid, spacing, hu = Grid.plain(array.shape), None, False
+    if affine is not None:
+        grid, spacing, hu = Grid.of(affine, array.shape), spacing_of(affine), _looks_like_hu(array)
         span = f"values {array.min():g} to {array.max():g}"
         notes += [] if hu else [f"{name}: {span} cannot be HU; taken as a picture in a lung window"]
     values = grid.canonical(array)
