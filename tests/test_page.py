@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 import pytest
 
-from infnet_jax.clinic import outlines, severity
+from infnet_jax.clinic import severity
 from infnet_jax.clinic.case import Case
-from infnet_jax.clinic.page import Page
+from infnet_jax.clinic.page import SIDE, Page
 
 
 def _case(depth=12, size=64, name="scan", **changes):
@@ -136,8 +136,8 @@ def test_large_slices_are_shown_smaller(tmp_path):
     case = _case(depth=2, size=size)
     text = _write(tmp_path / "r.html", case)
     one = _Slices(text).slices[1]
-    assert (one["w"], one["h"]) == (outlines.SIDE, outlines.SIDE)
-    assert max(float(x) for x in re.findall(r"[\d.]+", one["lung"])) < outlines.SIDE
+    assert (one["w"], one["h"]) == (SIDE, SIDE)
+    assert max(float(x) for x in re.findall(r"[\d.]+", one["lung"])) < SIDE
 
 
 def test_several_scans_follow_each_other(tmp_path):

@@ -5,6 +5,7 @@ volume of 300 slices costs a few megabytes and one picture at a time. Patients a
 disk as they are added.
 """
 
+import base64
 import html
 import json
 import math
@@ -16,8 +17,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import cv2
+import numpy as np
+
 from infnet_jax.clinic.case import Case
-from infnet_jax.clinic.outlines import describe
 from infnet_jax.clinic.severity import CT_SS_CUTOFF, N_REGIONS, Severity
 from infnet_jax.files import whole
 
@@ -26,6 +29,7 @@ CLASSES = {
     "ggo": "Ground glass (G)",
     "consolidation": "Consolidation (C)",
 }
+SIDE = 448  # pixels of the longer side of a picture in the page
 GRADES = ("0 (below 1 %)", "1 (1 % to below 50 %)", "2 (50 % and more)")
 
 
@@ -36,11 +40,9 @@ class Page:
     """
 
     def __init__(self, path: Path, *, model: Mapping[str, Any]):
-        """Prepares a page.
+        """Prepares the .html file `path`, whose folder must exist.
 
-        Args:
-          path: the .html file; its folder must exist.
-          model: name to text, the identity of model and config; {} for masks from elsewhere.
+        `model` identifies model and config, name to text; {} for masks from elsewhere.
         """
         self.path, self._model = path, model
         self._rows: list[str] = []
@@ -65,7 +67,7 @@ class Page:
         )
         slices = [(case, i) for case in cases for i in range(len(case.mask))]
         for index, (case, i) in enumerate(slices):
-            data = json.dumps(describe(case, i, classes)).replace("</", "<\\/")
+            data = json.dumps(_slice(case, i, classes)).replace("</", "<\\/")
             write(f'<script type="application/json" data-slice="{index}">{data}</script>\n')
         write("</section>\n")
 
@@ -83,9 +85,8 @@ class Page:
             if kind is not None:
                 return
             template = string.Template((Path(__file__).parent / "report.html").read_text("utf-8"))
-            filled = template.safe_substitute(
-                model=_identity(self._model), overview=_overview(self._rows)
-            )
+            model, overview = _identity(self._model), _overview(self._rows)
+            filled = template.safe_substitute(model=model, overview=overview)
             head, foot = filled.split("<!-- patients -->")
             body.seek(0)
             with whole(self.path) as fresh, fresh.open("w", encoding="utf-8") as out:
@@ -97,10 +98,8 @@ class Page:
 def _identity(model: Mapping[str, Any]) -> str:
     if not model:
         return "<p>Masks were given; no model was run.</p>"
-    items = "".join(
-        f"<dt>{html.escape(str(k))}</dt><dd><code>{html.escape(str(v))}</code></dd>"
-        for k, v in model.items()
-    )
+    pairs = ((html.escape(str(k)), html.escape(str(v))) for k, v in model.items())
+    items = "".join(f"<dt>{k}</dt><dd><code>{v}</code></dd>" for k, v in pairs)
     return f"<details><summary>Model and config</summary><dl>{items}</dl></details>"
 
 
@@ -171,19 +170,19 @@ def _heat(s: Severity) -> str:
         return ""
     cells = []
     for k, (share, points) in enumerate(zip(s.region_shares, s.ct_ss_regions, strict=True), 1):
-        used = points >= 0
-        colours = ("transparent", "var(--text)")
-        if used and share > 0:  # the same scale as the page's script: yellow, over orange, to red
+        back, front, text = "transparent", "var(--text)", _percent(share)
+        if points < 0:
+            text = "not used"
+        elif share > 0:  # the same scale as the page's script: yellow, over orange, to red
             hue, light = 50 - 50 * min(1, share * 2), 72 - 27 * share
-            colours = (f"hsl({hue:.0f} 95% {light:.0f}%)", "#14171c")
+            back, front = f"hsl({hue:.0f} 95% {light:.0f}%)", "#14171c"
         cells.append(
-            f'<div role="listitem" style="background:{colours[0]};color:{colours[1]}">'
-            f"<strong>{k}</strong><br>{_percent(share) if used else 'not used'}</div>"
+            f'<div role="listitem" style="background:{back};color:{front}">'
+            f"<strong>{k}</strong><br>{text}</div>"
         )
-    lungs = (("Right lung", cells[:10]), ("Left lung", cells[10:]))
     return "<h3>Infected share per region</h3>" + "".join(
         f'<p class="dim">{side}</p><div class="heat" role="list">{"".join(ten)}</div>'
-        for side, ten in lungs
+        for side, ten in (("Right lung", cells[:10]), ("Left lung", cells[10:]))
     )
 
 
@@ -202,3 +201,51 @@ def _text(value: float | None, form: str = "{:g}") -> str | None:
 
 def _percent(share: float | None) -> str | None:
     return None if share is None else _text(100 * share, "{:.1f} %")
+
+
+def _slice(case: Case, i: int, classes: Sequence[str]) -> dict[str, Any]:
+    """What the page holds of slice `i`, ready for JSON; with one class, it is all infection."""
+    maps = (case.pictures, case.mask, case.lung, case.regions)
+    picture, mask, lung, regions = (of_all[i] for of_all in maps)
+    scale = min(1.0, SIDE / max(picture.shape))
+    width, height = (max(round(n * scale), 1) for n in picture.shape[::-1])
+    small = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+    inside, infected = int(lung.sum()), int((mask > 0).sum())
+    labels = mask if len(classes) > 1 else (mask > 0).astype(np.uint8)
+    return {
+        "name": case.name,
+        "number": i + 1,
+        "of": len(case.mask),
+        "text": f"{100 * infected / inside:.1f} % of the lung infected" if inside else "no lung",
+        "w": width,
+        "h": height,
+        "image": _data(small, "jpeg", [cv2.IMWRITE_JPEG_QUALITY, 82]),
+        "classes": [[name, _path(labels == k, scale)] for k, name in enumerate(classes, start=1)],
+        "lung": _path(lung, scale),
+        "regions": [[int(r), _path(regions == r, scale)] for r in np.unique(regions) if r],
+        "unsure": None if case.uncertainty is None else _unsure(case.uncertainty[i], small.shape),
+    }
+
+
+def _path(mask: np.ndarray, scale: float) -> str:
+    """The outlines of a mask, bool [H, W], as an SVG path, in pixels of the shown picture."""
+    lines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    path = ""
+    for line in lines:
+        points = (cv2.approxPolyDP(line, 0.4 / scale, True)[:, 0].astype(float) + 0.5) * scale
+        if len(points) > 1:
+            path += f"M{'L'.join(f'{x:.1f} {y:.1f}' for x, y in points)}Z"
+    return path
+
+
+def _unsure(values: np.ndarray, shape: tuple[int, int]) -> str:
+    """Uncertainty, float [H, W] 0..1, as a green picture, the more opaque the more uncertain."""
+    small = cv2.resize(values.astype(np.float32), shape[::-1], interpolation=cv2.INTER_AREA)
+    out = np.full((*shape, 4), (120, 255, 120, 0), np.uint8)
+    out[..., 3] = np.round(np.clip(small, 0, 1) * 255)
+    return _data(out, "png", [])
+
+
+def _data(picture: np.ndarray, kind: str, options: Sequence[int]) -> str:
+    _, encoded = cv2.imencode(f".{kind}", picture, options)
+    return f"data:image/{kind};base64,{base64.b64encode(encoded.tobytes()).decode()}"

@@ -122,9 +122,9 @@ def read_labels(path: Path, scan: Scan | None = None) -> np.ndarray:
     labels, affine = _labels(path)
     if scan is None:
         return labels
-    both = affine is not None and scan.affine is not None and scan.oriented
-    if both and not np.allclose(affine, scan.affine, atol=0.01):
-        raise ValueError(f"{path}: has another affine than its scan; resample it first")
+    if affine is not None and scan.affine is not None and scan.oriented:
+        if not np.allclose(affine, scan.affine, atol=0.01):
+            raise ValueError(f"{path}: has another affine than its scan; resample it first")
     if labels.shape != scan.values.shape:
         shapes = f"shape {labels.shape} (slices, rows, columns), its scan {scan.values.shape}"
         raise ValueError(f"{path}: {shapes}")

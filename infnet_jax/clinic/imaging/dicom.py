@@ -65,15 +65,12 @@ def read(files: Sequence[Path], name: str) -> Scan:
         pictures.append(plain_values(_pixels(label, header)))
         del header.PixelData  # one copy of a volume is enough
     headers = [header for _, header in ordered]
+    array, known = np.stack(pictures).transpose(2, 1, 0), affine is not None  # x, y, z
+    if affine is None:  # as if the series lay in radiological display
+        dy, dx = (float(v) for v in headers[0].get("PixelSpacing") or (1.0, 1.0))
+        affine = np.diag([-dx, -dy, _thickness(headers[0]), 1.0])
     return finish(
-        name,
-        "dicom",
-        np.stack(pictures).transpose(2, 1, 0),  # as NIfTI has it: x, y, z
-        folder,
-        affine=_made_up_affine(headers[0]) if affine is None else affine,
-        oriented=affine is not None,
-        origin=headers,
-        warnings=notes,
+        name, "dicom", array, folder, affine=affine, oriented=known, origin=headers, warnings=notes
     )
 
 
@@ -131,17 +128,20 @@ def _in_order(
     slices: Sequence[Slice], folder: str, notes: list[str]
 ) -> tuple[list[Slice], np.ndarray | None]:
     """Slices in order of position, with the RAS affine; by number, None where none is given."""
-    axes = [_axes(header) if "ImagePositionPatient" in header else None for _, header in slices]
+    axes = [_axes(header) for _, header in slices]
     known = [pair for pair in axes if pair is not None]
-    if known and len(known) < len(slices):
-        bad = slices[[pair is None for pair in axes].index(True)][0]
-        raise ValueError(f"{bad}: has no position, unlike the other slices of its series")
     if not known:
         notes.append("slices without positions, ordered by number, the first at the feet")
-        tag = "SliceLocation"
-        if not all(header.get(tag) for _, header in slices):
-            tag = "InstanceNumber"
-        return _sorted(slices, [_number(label, header, tag) for label, header in slices]), None
+        located = all(header.get("SliceLocation") for _, header in slices)
+        tag = "SliceLocation" if located else "InstanceNumber"
+        bad = next((label for label, header in slices if header.get(tag) is None), None)
+        if bad is not None:
+            end = "has neither a position nor a number; slices cannot be ordered"
+            raise ValueError(f"{bad}: {end}")
+        return _sorted(slices, [float(header.get(tag)) for _, header in slices]), None
+    if len(known) < len(slices):
+        bad = next(label for (label, _), pair in zip(slices, axes, strict=True) if pair is None)
+        raise ValueError(f"{bad}: has no position, unlike the other slices of its series")
     if not np.allclose(known, known[0], atol=1e-3):
         raise ValueError(f"{folder}: slices of several orientations mixed (a localizer?)")
     row, column = known[0]
@@ -168,23 +168,16 @@ def _sorted(slices: Sequence[Slice], heights: Sequence[float]) -> list[Slice]:
         raise ValueError(f"{b}: at the same position as {a}; give each slice once")
     if len(steps) > 1 and steps.max() > 1.5 * usual:
         k = int(steps.argmax())
-        raise ValueError(
-            f"{ordered[k + 1][0]}: slices are missing before it (a step of {steps[k]:g}, "
-            f"usually {usual:g})"
-        )
+        gap = f"(a step of {steps[k]:g}, usually {usual:g})"
+        raise ValueError(f"{ordered[k + 1][0]}: slices are missing before it {gap}")
     return ordered
-
-
-def _number(label: str, header: "pydicom.Dataset", tag: str) -> float:
-    if header.get(tag) is None:
-        raise ValueError(f"{label}: has neither a position nor a number; slices cannot be ordered")
-    return float(header.get(tag))
 
 
 def _axes(header: "pydicom.Dataset") -> tuple[np.ndarray, np.ndarray] | None:
     """Unit vectors (3,) along a row and along a column, in the patient's LPS; None if unknown."""
     values = np.array(header.get("ImageOrientationPatient") or [], float)
-    if values.size != 6 or np.linalg.norm(np.cross(values[:3], values[3:])) < 0.5:
+    placed = "ImagePositionPatient" in header and values.size == 6
+    if not placed or np.linalg.norm(np.cross(values[:3], values[3:])) < 0.5:
         return None
     return values[:3], values[3:]
 
@@ -212,21 +205,10 @@ def _thickness(header: "pydicom.Dataset") -> float:
     return next((abs(float(value)) for value in given if value), 0.0) or 1.0
 
 
-def _made_up_affine(header: "pydicom.Dataset") -> np.ndarray:
-    """The affine [4, 4] of a series without positions, as if it lay in radiological display."""
-    dy, dx = (float(v) for v in header.get("PixelSpacing") or (1.0, 1.0))
-    return np.diag([-dx, -dy, _thickness(header), 1.0])
-
-
 def write_mask(path: Path, scan: Scan, array: np.ndarray, info: MaskInfo) -> None:
-    """Writes a mask on the grid of its series.
+    """Writes a mask, uint8 [x, y, z], slices in the order of the headers in the scan's `origin`.
 
-    Args:
-      path: the file.
-      scan: where the mask belongs; its `origin` holds the headers of the slices.
-      array: uint8 [x, y, z], slices in the order of the headers.
-      info: names the classes. The UIDs of study and series are kept in any case: without them no
-        viewer finds the scan.
+    The UIDs of study and series are kept in any case: without them no viewer finds the scan.
 
     Raises:
       NoMask: highdicom is not installed, a mask without a marked voxel, or headers that are too
@@ -270,18 +252,15 @@ def _segmentation(
     if not mask.any():
         raise ValueError("no infection found: an empty mask is written as NIfTI only")
     labels = enumerate(info.classes.items(), start=1)
-    present = [(label, *names) for label, names in labels if (mask == label).any()]
+    present = [(label, names) for label, names in labels if (mask == label).any()]
     # One plane a segment: numbers start at 1 without a gap, whatever the labels are.
-    planes = np.stack([mask == label for label, _, _ in present], axis=-1).astype(np.uint8)
-    version = info.version or "0"
+    planes = np.stack([mask == label for label, _ in present], axis=-1).astype(np.uint8)
+    version, numbered = info.version or "0", enumerate(present, start=1)
     found = hd.seg.Segmentation(
         source_images=headers,
         pixel_array=planes,
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=[
-            _description(i, code, name, version)
-            for i, (_, code, name) in enumerate(present, start=1)
-        ],
+        segment_descriptions=[_description(i, *names, version) for i, (_, names) in numbered],
         series_instance_uid=hd.UID(),
         series_number=900,
         sop_instance_uid=hd.UID(),
@@ -304,17 +283,13 @@ def _description(number: int, code: str, name: str, version: str) -> "hd.seg.Seg
     import highdicom as hd
     from highdicom.sr.coding import CodedConcept
 
+    abnormal = CodedConcept("49755003", "SCT", "Morphologically Abnormal Structure")
+    family = CodedConcept("123110", "DCM", "Artificial Intelligence")
     return hd.seg.SegmentDescription(
         segment_number=number,
         segment_label=name,
-        segmented_property_category=CodedConcept(
-            "49755003", "SCT", "Morphologically Abnormal Structure"
-        ),
+        segmented_property_category=abnormal,
         segmented_property_type=CodedConcept(code, "99INFNET", name),
         algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-        algorithm_identification=hd.AlgorithmIdentificationSequence(
-            name="infnet-jax",
-            version=version,
-            family=CodedConcept("123110", "DCM", "Artificial Intelligence"),
-        ),
+        algorithm_identification=hd.AlgorithmIdentificationSequence("infnet-jax", family, version),
     )
