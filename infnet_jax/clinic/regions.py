@@ -2,7 +2,8 @@
 
 Grids are canonical: [rows, columns] or [slices, rows, columns], slices from the feet up, rows
 from the front to the back, columns from the patient's right to the left (radiological display).
-A map of regions is uint8: 0 outside, 1..10 the patient's right lung, 11..20 the left.
+A map of regions is uint8: 0 outside, 1..10 the patient's right lung, 11..20 the left. A map of
+sides, from `sides.split`, holds 0 outside, 1 in the right lung, 2 in the left.
 """
 
 from collections.abc import Callable, Iterable
@@ -20,13 +21,7 @@ def slice_regions(sides: np.ndarray) -> np.ndarray:
 
     Each lung is cut front to back into five bands of equal area by row quantiles, and each band
     into a medial and a lateral half by its column median: band b (0 in front) is 1 + 2 b (medial)
-    and 2 + 2 b (lateral).
-
-    Args:
-      sides: integer [H, W], 0 outside, 1 right lung, 2 left lung.
-
-    Returns:
-      uint8 [H, W], 0..20.
+    and 2 + 2 b (lateral). Sides are integer [H, W], regions uint8 [H, W].
     """
     return _cut(sides[None], ((RIGHT, 1, _cut_slice, -1), (LEFT, 11, _cut_slice, 1)))[0]
 
@@ -34,11 +29,7 @@ def slice_regions(sides: np.ndarray) -> np.ndarray:
 def volume_regions(sides: np.ndarray) -> np.ndarray:
     """20 regions of a volume: per lung three thirds by volume from the top, cut into 3, 2 and 5.
 
-    Args:
-      sides: integer [D, H, W], 0 outside, 1 right lung, 2 left lung.
-
-    Returns:
-      uint8 [D, H, W], 0..20.
+    Sides are integer [D, H, W], regions uint8 [D, H, W].
     """
     thirds = ((0, _cut_upper), (3, _cut_sides), (5, _cut_lower))
     plan = [
@@ -50,13 +41,9 @@ def volume_regions(sides: np.ndarray) -> np.ndarray:
 
 
 def lobe_regions(lobes: np.ndarray) -> np.ndarray:
-    """20 regions of a volume whose lobes are known.
+    """20 regions of a volume whose lobes are known; integer [D, H, W] to uint8 [D, H, W].
 
-    Args:
-      lobes: integer [D, H, W], 1..5: left upper, left lower, right upper, middle, lower.
-
-    Returns:
-      uint8 [D, H, W], 0..20. The lowest third of the left upper lobe stands for the lingula.
+    The lowest third of the left upper lobe stands for the lingula.
     """
     plan = (
         (RIGHT_UPPER, 1, _cut_upper, -1),
@@ -69,16 +56,10 @@ def lobe_regions(lobes: np.ndarray) -> np.ndarray:
 
 
 def zones(sides: np.ndarray) -> np.ndarray:
-    """Six zones: right upper, middle, lower 1..3, left 4..6.
+    """Six zones of sides, integer [D, H, W]: right upper, middle, lower 1..3, left 4..6, uint8.
 
     The levels of the carina and the lower pulmonary vein are not known here: thirds of each
     lung's volume stand for them.
-
-    Args:
-      sides: integer [D, H, W], 0 outside, 1 right lung, 2 left lung.
-
-    Returns:
-      uint8 [D, H, W], 0..6.
     """
     return _cut(sides, ((RIGHT, 1, _cut_thirds, 1), (LEFT, 4, _cut_thirds, 1)))
 
@@ -103,10 +84,9 @@ Rule = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 def _cut(labels: np.ndarray, plan: Iterable[tuple[int, int, Rule, int]]) -> np.ndarray:
     """Regions, uint8 [D, H, W], from labels, integer [D, H, W], each of which a rule cuts.
 
-    Of each label, `plan` has its number, that of its first region, its rule, and -1 or 1: times
-    this, columns grow away from the middle of the body. A rule takes slices, rows and columns of
-    the label's voxels, int16 [n] each, and numbers the voxels from 0, int8 [n].
-    Works slice by slice with int16: a lung has millions of voxels.
+    `plan` has each label, its first region, its rule, and -1 or 1: times this, columns grow away
+    from the middle of the body. A rule takes slices, rows and columns of the label's voxels,
+    int16 [n] each (a lung has millions of voxels), and numbers the voxels from 0, int8 [n].
     """
     out = np.zeros(labels.shape, np.uint8)
     for label, first, cut, outward in plan:
@@ -173,11 +153,9 @@ def _cut_lower(z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 def _cut_upper_and_lingula(z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """0..2 as in `_cut_upper`; of the lowest third, 3 the upper and 4 the lower half."""
-    lingula = _quantile_bands(-z, 3) == 2
+    lingula = _quantile_bands(-z, 3) == 2  # the top slice is never in it, so the rest is not empty
     out = np.zeros(z.shape, np.int8)
-    if (~lingula).any():
-        rest = ~lingula
-        out[rest] = _cut_upper(z[rest], y[rest], x[rest])
+    out[~lingula] = _cut_upper(z[~lingula], y[~lingula], x[~lingula])
     if lingula.any():
         out[lingula] = 3 + _quantile_bands(-z[lingula], 2)
     return out

@@ -12,17 +12,16 @@ _SMALL = 256  # pixels of the longer side at which bridges between the lungs are
 
 
 def split(lung: np.ndarray, *, upright: bool = True) -> np.ndarray:
-    """Tells the right lung from the left.
+    """Tells the right lung from the left, each slice on its own, in the middle of all lungs.
 
     Args:
-      lung: bool or integer, > 0 inside, [H, W] or [D, H, W] (each slice is split on its own, in
-        the middle of all lungs).
+      lung: bool or integer, > 0 inside, [H, W] or [D, H, W].
       upright: columns run from the patient's right to the left; if not, rows do.
 
     Returns:
       uint8, the same shape: 0 outside, 1 the patient's right lung, 2 the left.
     """
-    inside = np.asarray(lung) > 0
+    inside = lung > 0
     if not upright:
         return np.swapaxes(split(np.swapaxes(inside, -1, -2)), -1, -2)
     columns = np.flatnonzero(inside.reshape(-1, inside.shape[-1]).any(0))
@@ -36,13 +35,9 @@ def split(lung: np.ndarray, *, upright: bool = True) -> np.ndarray:
 def lies_on_side(lung: np.ndarray) -> bool:
     """Whether the two lungs lie above each other in a slice, as in transposed pictures.
 
-    Args:
-      lung: bool or integer [H, W], > 0 inside.
-
-    Returns:
-      False where fewer than two lungs are seen.
+    The slice is bool or integer [H, W], > 0 inside; False where fewer than two lungs are seen.
     """
-    labels = two_lungs(np.asarray(lung) > 0)
+    labels = two_lungs(lung > 0)
     if labels.max() < 2:
         return False
     (r1, c1), (r2, c2) = ndimage.center_of_mass(labels > 0, labels, [1, 2])
@@ -50,24 +45,18 @@ def lies_on_side(lung: np.ndarray) -> bool:
 
 
 def unite(labels: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Labels (lungs, lobes, regions) spread over the infection that they miss, by nearness.
+    """A copy of labels (lungs, lobes, regions), spread over the infection that they miss.
 
-    In a volume the nearest label of the same slice counts; of the nearest slice that has any,
+    Labels are integer, 0 outside, [H, W] or [D, H, W]; the mask, of the same shape, is infected
+    where > 0. The nearest label of the same slice counts; of the nearest slice that has any,
     where the slice has none.
-
-    Args:
-      labels: integer, 0 outside, [H, W] or [D, H, W].
-      mask: same shape, infected where > 0.
-
-    Returns:
-      A new array like `labels`; without a label anywhere, a copy.
 
     Raises:
       ValueError: shapes that differ.
     """
-    if labels.shape != np.shape(mask):
-        raise ValueError(f"labels of shape {labels.shape} and a mask of {np.shape(mask)}")
-    out, infected = labels.copy(), np.asarray(mask) > 0
+    if labels.shape != mask.shape:
+        raise ValueError(f"labels of shape {labels.shape} and a mask of {mask.shape}")
+    out, infected = labels.copy(), mask > 0
     if labels.ndim == 2:
         return _unite_slice(out, out, infected)
     labelled = np.flatnonzero(labels.any((1, 2)))
@@ -78,13 +67,9 @@ def unite(labels: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def two_lungs(lung: np.ndarray) -> np.ndarray:
-    """Finds the two largest pieces of a slice's lungs, thin bridges cut.
+    """The two largest pieces of a slice's lungs, bool [H, W], thin bridges cut.
 
-    Args:
-      lung: bool [H, W].
-
-    Returns:
-      Integer [H, W]: 0 outside, 1 the larger piece, 2 the other; only 0 and 1 if it has one.
+    Integer [H, W]: 0 outside, 1 the larger piece, 2 the other; only 0 and 1 if it has one.
     """
     scale = min(1.0, _SMALL / max(lung.shape))
     marked = lung.astype(np.uint8)
@@ -94,17 +79,16 @@ def two_lungs(lung: np.ndarray) -> np.ndarray:
         labels, areas = components(cv2.erode(whole, disk(radius)) if radius else whole)
         first, second = np.argsort(-areas)[:2] if len(areas) > 2 else (0, 0)
         if areas[second] > 0.15 * areas.sum():
-            seeds = np.where(labels == first, 1, np.where(labels == second, 2, 0)).astype(np.uint8)
+            seeds = np.select([labels == first, labels == second], [1, 2]).astype(np.uint8)
             wide = cv2.resize(_nearest(seeds), lung.shape[::-1], interpolation=cv2.INTER_NEAREST)
             return np.where(lung, wide, 0)
     return marked
 
 
 def components(mask: np.ndarray, connectivity: int = 8) -> tuple[np.ndarray, np.ndarray]:
-    """Connected components of a mask, bool or uint8 [H, W].
+    """Connected components of a mask, bool or uint8 [H, W]: labels, int32 [H, W], 0 outside.
 
-    Returns:
-      Labels, int32 [H, W], 0 outside, and the pixels of each label, int32 [n + 1], 0 for label 0.
+    And the pixels of each label, int32 [n + 1], 0 for label 0.
     """
     mask = mask.astype(np.uint8, copy=False)
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=connectivity)
