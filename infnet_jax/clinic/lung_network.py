@@ -45,14 +45,7 @@ def find(
 
 
 def tidy(found: np.ndarray) -> np.ndarray:
-    """Drops specks and islands of what a network marks as lung, and fills small holes.
-
-    Args:
-      found: bool [D, H, W].
-
-    Returns:
-      bool [D, H, W].
-    """
+    """What a network marks as lung, bool [D, H, W], without specks, islands and small holes."""
     out = np.zeros(found.shape, bool)
     for i, marked in enumerate(found):
         labels, areas = sides.components(marked)
@@ -61,15 +54,9 @@ def tidy(found: np.ndarray) -> np.ndarray:
 
 
 def close_each(lung: np.ndarray) -> np.ndarray:
-    """Closes small notches of each of a slice's two lungs, so that what lies between stays out.
+    """A slice, bool [H, W], with small notches of each lung closed; what lies between stays out.
 
-    Large ones are the heart and the domes of the diaphragm.
-
-    Args:
-      lung: bool [H, W].
-
-    Returns:
-      bool [H, W].
+    Large notches are the heart and the domes of the diaphragm.
     """
     out, labels = lung.copy(), sides.two_lungs(lung)
     for side in np.unique(labels[labels > 0]):

@@ -10,8 +10,7 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
-from infnet_jax.clinic import sides
-from infnet_jax.clinic.sides import components, disk
+from infnet_jax.clinic.sides import components, disk, two_lungs
 
 SOFT_SHARE = 0.75  # the threshold's place between lung and soft tissue: ground glass is below it
 BACKGROUND_CONTACT = 0.35  # share of its outline on the picture's edge that makes air outside
@@ -34,10 +33,7 @@ class _Part(NamedTuple):
 
 
 def segment(grey: np.ndarray) -> np.ndarray:
-    """Finds the lungs.
-
-    Args:
-      grey: uint8 [H, W], or [D, H, W] for a volume of neighbouring slices, in a lung window.
+    """Finds the lungs in uint8 [H, W], or [D, H, W] for a volume of neighbouring slices.
 
     Returns:
       bool, the same shape; all False where no lung was found. Vessels, small holes, and notches
@@ -56,20 +52,15 @@ def segment(grey: np.ndarray) -> np.ndarray:
 
 
 def without_islands(lung: np.ndarray) -> np.ndarray:
-    """Drops what hangs together with no lung in a volume, such as gas in the bowel.
+    """A volume, bool [D, H, W], without what hangs together with no lung: gas in the bowel.
 
-    Args:
-      lung: bool [D, H, W].
-
-    Returns:
-      bool [D, H, W]; a single slice as it is.
+    A single slice stays as it is.
     """
     if len(lung) < 2 or not lung.any():
         return lung
     height, width = lung.shape[1:]
     scale = min(1.0, 128 / max(height, width))  # touching or not is seen on a coarse grid too
-    shrink = {"dsize": None, "fx": scale, "fy": scale, "interpolation": cv2.INTER_AREA}
-    coarse = np.stack([cv2.resize(s.astype(np.float32), **shrink) > 0 for s in lung])
+    coarse = np.stack([_resized(s.astype(np.float32), scale) > 0 for s in lung])
     labels, _ = ndimage.label(coarse, np.ones((3, 3, 3)))
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
@@ -79,15 +70,9 @@ def without_islands(lung: np.ndarray) -> np.ndarray:
 
 
 def without_newcomers(lung: np.ndarray) -> np.ndarray:
-    """Drops parts of a slice that lie under no lung: gas in the bowel, once the lungs recede.
+    """A volume, bool [D, H, W], without parts of a slice that lie under no lung: gas again.
 
     From the slice with the largest lungs up and down, since they only narrow towards their ends.
-
-    Args:
-      lung: bool [D, H, W].
-
-    Returns:
-      bool [D, H, W].
     """
     out = lung.copy()
     # By the two largest parts of each slice, its lungs, whatever else is marked.
@@ -97,21 +82,22 @@ def without_newcomers(lung: np.ndarray) -> np.ndarray:
         for i in indices:
             labels, areas = components(out[i])
             common = np.bincount(labels[before], minlength=len(areas))
-            kept = (common >= UNDER_LUNG * areas) & (areas > 0)
-            out[i] = kept[labels]
+            out[i] = ((common >= UNDER_LUNG * areas) & (areas > 0))[labels]
             before = out[i] if out[i].any() else before
     return out
 
 
 def _segment_slice(grey: np.ndarray) -> np.ndarray:
     """Works at most at WORK pixels a side; larger slices are shrunk, and their masks enlarged."""
-    height, width = grey.shape
-    scale = WORK / max(height, width)
+    scale = WORK / max(grey.shape)
     if scale >= 1:
         return _segment_small(grey)
-    small = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    lung = _segment_small(small).astype(np.float32)
-    return cv2.resize(lung, (width, height), interpolation=cv2.INTER_LINEAR) > 0.5
+    lung = _segment_small(_resized(grey, scale)).astype(np.float32)
+    return cv2.resize(lung, grey.shape[::-1], interpolation=cv2.INTER_LINEAR) > 0.5
+
+
+def _resized(picture: np.ndarray, scale: float) -> np.ndarray:
+    return cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
 
 def _segment_small(grey: np.ndarray) -> np.ndarray:
@@ -126,7 +112,8 @@ def _segment_small(grey: np.ndarray) -> np.ndarray:
     outside = _outside_air(dark)
     inner = cv2.morphologyEx(dark * ~outside, cv2.MORPH_OPEN, disk(OPENING * n))
     labels, parts = _parts(inner, smooth, _body(1 - dark))
-    parts = _without_gas(parts, smooth, outside, float(soft), grey.size)
+    around = float(np.median(smooth[outside])) if outside.any() else 0.0
+    parts = _without_gas(parts, around, float(soft), grey.size)
     lung = np.isin(labels, [part.label for part in parts])
     if not lung.any():
         return lung
@@ -143,8 +130,7 @@ def _outside_air(dark: np.ndarray) -> np.ndarray:
     frame = np.ones(dark.shape, bool)
     frame[1:-1, 1:-1] = False
     rim = (dark > 0) & ~ndimage.binary_erosion(dark, border_value=1)
-    on_frame = np.bincount(labels[frame], minlength=n)
-    on_rim = np.bincount(labels[rim], minlength=n)
+    on_frame, on_rim = (np.bincount(labels[line], minlength=n) for line in (frame, rim))
     outside = on_frame > BACKGROUND_CONTACT * (on_frame + on_rim)
     outside[0] = False
     return outside[labels]
@@ -171,11 +157,8 @@ def _parts(
     return labels, parts
 
 
-def _without_gas(
-    parts: list[_Part], smooth: np.ndarray, outside: np.ndarray, soft: float, size: int
-) -> list[_Part]:
+def _without_gas(parts: list[_Part], air: float, soft: float, size: int) -> list[_Part]:
     """Leaves out windpipe and bowel: as dark as the air outside, or small and darker than lung."""
-    air = float(np.median(smooth[outside])) if outside.any() else 0.0
     kept = []
     for part in parts:
         others = [o.grey for o in parts if o is not part and o.area >= 0.3 * part.area]
@@ -196,7 +179,7 @@ def fill_holes(lung: np.ndarray) -> np.ndarray:
 
 def _fill_notches(lung: np.ndarray, n: float) -> np.ndarray:
     """Fills notches of each lung's hull that open to the chest wall, not to the other lung."""
-    labels = sides.two_lungs(lung)
+    labels = two_lungs(lung)
     if labels.max() < 2:
         return lung
     out, both = lung.copy(), depth(_hull(lung))
