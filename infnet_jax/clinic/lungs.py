@@ -107,13 +107,15 @@ def _segment_small(grey: np.ndarray) -> np.ndarray:
     low, high = smooth <= otsu, smooth > otsu
     if not low.any() or not high.any():
         return np.zeros(grey.shape, bool)
-    air, soft = np.median(smooth[low]), np.median(smooth[high])
+    air, soft = (float(np.median(smooth[here])) for here in (low, high))
     dark = (smooth < air + SOFT_SHARE * (soft - air)).astype(np.uint8)
     outside = _outside_air(dark)
     inner = cv2.morphologyEx(dark * ~outside, cv2.MORPH_OPEN, disk(OPENING * n))
-    labels, parts = _parts(inner, smooth, _body(1 - dark))
+    bright, areas = components(1 - dark)
+    body = (areas >= 0.05 * max(areas.max(), 1))[bright]  # the table and its like are small
+    labels, parts = _parts(inner, smooth, body)
     around = float(np.median(smooth[outside])) if outside.any() else 0.0
-    parts = _without_gas(parts, around, float(soft), grey.size)
+    parts = _without_gas(parts, around, soft, grey.size)
     lung = np.isin(labels, [part.label for part in parts])
     if not lung.any():
         return lung
@@ -134,12 +136,6 @@ def _outside_air(dark: np.ndarray) -> np.ndarray:
     outside = on_frame > BACKGROUND_CONTACT * (on_frame + on_rim)
     outside[0] = False
     return outside[labels]
-
-
-def _body(bright: np.ndarray) -> np.ndarray:
-    """Bool: the large bright parts; the table and its like are thin and small."""
-    labels, areas = components(bright)
-    return (areas >= 0.05 * max(areas.max(), 1))[labels]
 
 
 def _parts(

@@ -14,7 +14,6 @@ import string
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import cv2
@@ -74,12 +73,7 @@ class Page:
     def __enter__(self) -> "Page":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Puts head, overview and patients together, if all went well."""
         with self._body as body:  # which removes it
             if kind is not None:
@@ -115,10 +109,17 @@ def _overview(rows: list[str]) -> str:
 def _viewer(title: str, cases: Sequence[Case], classes: Sequence[str]) -> str:
     """Picture, slider, switches; starts at the slice of most infection. The title is escaped."""
     infected = [int((m > 0).sum()) for case in cases for m in case.mask]
-    switches = "".join(_switch(name, CLASSES[name]) for name in classes)
-    switches += _switch("lung", "Lung (L)") + _switch("region", "Regions by share (R)", on=False)
+    kinds = {name: CLASSES[name] for name in classes}
+    kinds |= {"lung": "Lung (L)", "region": "Regions by share (R)"}
     if any(case.uncertainty is not None for case in cases):
-        switches += _switch("unsure", "Uncertainty (U)", on=False)
+        kinds["unsure"] = "Uncertainty (U)"
+    switches = "".join(
+        f'<label><input type="checkbox" data-kind="{kind}"'
+        f"{'' if kind in ('region', 'unsure') else ' checked'}>"
+        f'<span class="swatch {kind}" style="border-color:var(--{kind},#dfe6ee)"></span>'
+        f"{text}</label>"
+        for kind, text in kinds.items()
+    )
     return (
         f'<div class="stage" tabindex="0" role="group" aria-label="Slices of {title}; arrow keys '
         'move through them"><img class="ct" alt="CT slice"><img class="unsure" alt="" hidden>'
@@ -128,14 +129,6 @@ def _viewer(title: str, cases: Sequence[Case], classes: Sequence[str]) -> str:
         f'<p class="said dim" aria-live="polite"></p><div class="controls">{switches}'
         '<label>Opacity <input class="opacity" type="range" min="0" max="100" value="35">'
         "</label></div>"
-    )
-
-
-def _switch(kind: str, text: str, *, on: bool = True) -> str:
-    return (
-        f'<label><input type="checkbox" data-kind="{kind}"{" checked" if on else ""}>'
-        f'<span class="swatch {kind}" style="border-color:var(--{kind},#dfe6ee)"></span>'
-        f"{text}</label>"
     )
 
 

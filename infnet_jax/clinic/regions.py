@@ -128,10 +128,9 @@ def _cut_thirds(z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 def _cut_upper(z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """0 the top third, 1 the back and 2 the front of the rest; x grows outwards."""
     below = _quantile_bands(-z, 3) > 0
-    out = np.zeros(z.shape, np.int8)
-    if below.any():
-        out[below] = np.where(y[below] > np.median(y[below]), 1, 2)
-    return out
+    if not below.any():
+        return np.zeros(z.shape, np.int8)
+    return np.where(below, np.where(y > np.median(y[below]), np.int8(1), np.int8(2)), np.int8(0))
 
 
 def _cut_sides(z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:

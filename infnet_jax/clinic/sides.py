@@ -56,13 +56,13 @@ def unite(labels: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """
     if labels.shape != mask.shape:
         raise ValueError(f"labels of shape {labels.shape} and a mask of {mask.shape}")
-    out, infected = labels.copy(), mask > 0
     if labels.ndim == 2:
-        return _unite_slice(out, out, infected)
+        return unite(labels[None], mask[None])[0]
+    out, missed = labels.copy(), (mask > 0) & (labels == 0)
     labelled = np.flatnonzero(labels.any((1, 2)))
-    for i in range(len(out)) if labelled.size else ():
-        source = labelled[np.abs(labelled - i).argmin()]
-        out[i] = _unite_slice(out[i], labels[source], infected[i])
+    for i in np.flatnonzero(missed.any((1, 2))) if labelled.size else ():
+        source = labels[labelled[np.abs(labelled - i).argmin()]]
+        out[i] = np.where(missed[i], _nearest(source), labels[i])
     return out
 
 
@@ -103,15 +103,8 @@ def disk(radius: float) -> np.ndarray:
     return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * r + 1, 2 * r + 1))
 
 
-def _unite_slice(labels: np.ndarray, source: np.ndarray, infected: np.ndarray) -> np.ndarray:
-    missed = infected & (labels == 0)
-    return np.where(missed, _nearest(source), labels) if missed.any() else labels
-
-
 def _nearest(labels: np.ndarray) -> np.ndarray:
-    """The nearest label of each pixel [H, W]; all 0 where there is none."""
-    if not labels.any():
-        return labels
+    """The nearest label of each pixel [H, W]; there must be one."""
     near = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
     return labels[tuple(near)]
 
@@ -122,6 +115,6 @@ def _split_slice(inside: np.ndarray, middle: float) -> np.ndarray:
     if two.max() == 2:
         centres = [ndimage.center_of_mass(two == k)[1] for k in (1, 2)]
         if (centres[0] < middle) != (centres[1] < middle):
-            right = 1 if centres[0] < middle else 2
-            return np.where(two == right, 1, np.where(two > 0, 2, 0)).astype(np.uint8)
+            turned = (0, 1, 2) if centres[0] < middle else (0, 2, 1)
+            return np.array(turned, np.uint8)[two]
     return np.where(inside, np.where(column <= middle, 1, 2), 0).astype(np.uint8)

@@ -34,7 +34,12 @@ class Grid(NamedTuple):
     @classmethod
     def of(cls, affine: np.ndarray, shape: tuple[int, ...]) -> "Grid":
         """The grid of an array [x, y, z] with a RAS affine; oblique axes go to the nearest one."""
-        return cls(shape, *_orientation(affine))
+        found = nib.orientations.io_orientation(affine)
+        if np.isnan(found).any():  # an affine without volume says nothing
+            return cls(shape, (2, 1, 0), (False, False, False))
+        steps = nib.orientations.ornt_transform(found, nib.orientations.axcodes2ornt(_AXES))
+        order = tuple(int(i) for i in np.argsort(steps[:, 0]))
+        return cls(shape, order, tuple(bool(steps[i, 1] < 0) for i in order))
 
     def canonical(self, array: np.ndarray) -> np.ndarray:
         """A view [D, H, W] of an array on the file's grid, of the same dtype."""
@@ -142,7 +147,7 @@ def finish(
 
 def spacing_of(affine: np.ndarray) -> tuple[float, float, float]:
     """Canonical (slice, row, column) spacing in mm of a RAS affine, float [4, 4]."""
-    zooms, (order, _) = nib.affines.voxel_sizes(affine), _orientation(affine)
+    zooms, order = nib.affines.voxel_sizes(affine), Grid.of(affine, ()).order
     slices, rows, columns = (float(zooms[i]) for i in order)
     return slices, rows, columns
 
@@ -163,16 +168,6 @@ def plain_values(array: np.ndarray) -> np.ndarray:
     return array.astype(np.int16 if fits else np.float32, copy=False)
 
 
-def _orientation(affine: np.ndarray) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-    """The axes of an array that become slices, rows and columns, and which of them are flipped."""
-    found = nib.orientations.io_orientation(affine)
-    if np.isnan(found).any():  # an affine without volume says nothing
-        return (2, 1, 0), (False, False, False)
-    steps = nib.orientations.ornt_transform(found, nib.orientations.axcodes2ornt(_AXES))
-    order = tuple(int(i) for i in np.argsort(steps[:, 0]))
-    return order, tuple(bool(steps[i, 1] < 0) for i in order)
-
-
 def _looks_like_hu(array: np.ndarray) -> bool:
     """Whether values may be HU: some lung or air, some soft tissue, nothing impossible."""
     some = array.ravel(order="K")[:: max(array.size // 500_000, 1)]
@@ -190,7 +185,6 @@ def _looks_like_ct(picture: np.ndarray) -> bool:
         return False
     within = (dark.var() * dark.size + bright.var() * bright.size) / small.size
     rim = cv2.dilate(mask, np.ones((3, 3), np.uint8)) > mask
-    near = np.ones((5, 5), np.uint8)
-    jump = np.median((cv2.dilate(values, near) - cv2.erode(values, near))[rim])
-    step = bright.mean() - dark.mean()
-    return bool(1 - within / values.var() >= TWO_TONED and jump >= SHARP * step)
+    jumps = cv2.morphologyEx(values, cv2.MORPH_GRADIENT, np.ones((5, 5), np.uint8))[rim]
+    sharp = np.median(jumps) >= SHARP * (bright.mean() - dark.mean())
+    return bool(1 - within / values.var() >= TWO_TONED and sharp)
