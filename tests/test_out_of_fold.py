@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from infnet_jax.clinic import lung_network
+from infnet_jax.clinic import lungs
 from infnet_jax.data.sources import decode, open_split, text
 from infnet_jax.evaluation import out_of_fold
 from infnet_jax.evaluation.out_of_fold import OutOfFold, choose, choose_alone, cross_validated
@@ -98,7 +98,7 @@ def test_how_much_of_the_lesions_is_kept(phantom, monkeypatch, tmp_path):
         return maps
 
     # So much room that the second pass would see the whole picture, and is left out.
-    monkeypatch.setattr(lung_network, "ROOM", 9.0)
+    monkeypatch.setattr(lungs, "ROOM", 9.0)
     rows = out_of_fold.measure_lungs(source, run, 0.5, tmp_path)
     assert len(rows) == len(source)
     kept = {name: row["kept"] for name, row in rows.items() if row["kept"] is not None}
@@ -144,8 +144,8 @@ def volume(gas=False):
 
 def test_lungs_of_a_volume_are_tidied_together(monkeypatch, tmp_path):
     """Gas below the lungs hangs together with none of them, so it goes, in a volume only."""
-    monkeypatch.setattr(lung_network, "ROOM", 9.0)  # one pass
-    monkeypatch.setattr(lung_network, "CLOSING_EACH", 0.0)
+    monkeypatch.setattr(lungs, "ROOM", 9.0)  # one pass
+    monkeypatch.setattr(lungs, "CLOSING_EACH", 0.0)
     made, run = volume(gas=True)
     n = 780  # pixels of both lungs, of which four are missed: a corner
     rows = out_of_fold.measure_lungs(made, run, 0.5, tmp_path)

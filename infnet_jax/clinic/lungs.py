@@ -1,9 +1,10 @@
-"""Lungs of chest-CT pictures by morphology; no training needed.
+"""Lungs of chest-CT pictures: by morphology (`segment`, no training needed), or by a network.
 
 Written for 8-bit pictures in a lung window, whole or cropped close to the lungs, in any turn: no
 rule asks where the front is. Sizes are relative to the picture's side, sqrt(H W).
 """
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -22,6 +23,9 @@ MAX_NOTCH = 0.3  # of a lung: larger notches in its outer wall are no lesion
 WORK = 320  # pixels of the longer side; finer detail does not matter to these rules
 UNDER_LUNG = 0.4  # share of a part that the lung of the slice before must cover
 _PAD = 0.12  # room around the picture for the closing
+ROOM = 0.05  # margin around the lungs in the second pass, as a fraction of their extent
+CLOSING_EACH = 0.2  # closing radius, as a fraction of sqrt(lung area)
+MAX_ADDED = 0.025  # of the lung's area: larger notches stay open
 
 
 class _Part(NamedTuple):
@@ -202,3 +206,70 @@ def _hull(mask: np.ndarray) -> np.ndarray:
 def depth(mask: np.ndarray) -> np.ndarray:
     """Distance to the outside of a mask, bool [H, W], in pixels, float32 [H, W]."""
     return cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5)
+
+
+def find(
+    run: Callable[[Iterable[np.ndarray]], Iterable[np.ndarray]],
+    pictures: Sequence[np.ndarray],
+    threshold: float,
+) -> np.ndarray:
+    """Finds lungs with a network, in two passes: the second sees them as large as it can.
+
+    Args:
+      run: the network, from uint8 [H, W] pictures to as many maps of lung, 0..1, of any size.
+      pictures: the slices of a volume in order, or one picture; of one size.
+      threshold: from which a pixel is lung.
+
+    Returns:
+      bool [D, H, W], tidied, each lung closed, since dense lesions at the wall leave notches; all
+      False where the first pass found none.
+    """
+
+    def marked(crop: tuple[slice, slice]) -> np.ndarray:
+        shown, out = [np.ascontiguousarray(picture[crop]) for picture in pictures], empty.copy()
+        for one, prob in zip(out, run(shown), strict=True):  # map by map: few are in memory
+            wide = cv2.resize(prob, shown[0].shape[::-1], interpolation=cv2.INTER_LINEAR)
+            one[crop] = wide >= threshold
+        return tidy(out)
+
+    empty = np.zeros((len(pictures), *pictures[0].shape), bool)
+    found = marked(np.s_[:, :])
+    if not found.any():
+        return found
+    rows, columns = (np.flatnonzero(found.any(axes)) for axes in ((0, 2), (0, 1)))
+    crop = (_with_room(rows), _with_room(columns))
+    if empty[0][crop].size <= 0.9 * empty[0].size:
+        found = marked(crop)
+    return np.stack([close_each(one) for one in found])
+
+
+def _with_room(at: np.ndarray) -> slice:
+    """From the first to the last of these indices, and a margin."""
+    room = ROOM * np.ptp(at)
+    return slice(max(0, int(at[0] - room)), int(at[-1] + 1 + room))
+
+
+def tidy(found: np.ndarray) -> np.ndarray:
+    """What a network marks as lung, bool [D, H, W], without specks, islands and small holes."""
+    out = np.zeros(found.shape, bool)
+    for i, marked in enumerate(found):
+        labels, areas = components(marked)
+        out[i] = fill_holes((areas >= max(MIN_PART * areas.max(), 1))[labels])
+    return without_islands(out)
+
+
+def close_each(lung: np.ndarray) -> np.ndarray:
+    """A slice, bool [H, W], with small notches of each lung closed; what lies between stays out.
+
+    Large notches are the heart and the domes of the diaphragm.
+    """
+    out, labels = lung.copy(), two_lungs(lung)
+    for side in np.unique(labels[labels > 0]):
+        own = labels == side
+        radius = CLOSING_EACH * np.sqrt(own.sum())
+        pad = int(radius) + 2
+        grown = depth(~np.pad(own, pad)) <= radius  # by distances: a wide disk would be slow
+        added = (depth(grown) > radius)[pad:-pad, pad:-pad] & ~lung
+        notches, areas = components(added)
+        out |= ((areas > 0) & (areas <= MAX_ADDED * own.sum()))[notches]
+    return out

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from infnet_jax.clinic import lung_network
+from infnet_jax.clinic import lungs
 from infnet_jax.data.batches import resize
 from infnet_jax.data.sources import Source, decode, examples, text
 from infnet_jax.dice import defined_mean, dice, dice_of_counts
@@ -159,7 +159,7 @@ def measure_lungs(
     for indices in volumes.values():
         indices.sort(key=lambda i: _in_order(text(source[i]["id"])))
         pictures = [decode(source[i], "image")[..., 0] for i in indices]
-        found = lung_network.find(of_pictures, pictures, threshold)
+        found = lungs.find(of_pictures, pictures, threshold)
         for i, lung in zip(indices, found, strict=True):
             truth, lesion = (decode(source[i], k)[..., 0] > 0 for k in ("lung", "lesion"))
             name = text(source[i]["id"])

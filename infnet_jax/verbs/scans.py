@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from infnet_jax.clinic import case, imaging, lung_network, lungs, page
+from infnet_jax.clinic import case, imaging, lungs, page
 
 if TYPE_CHECKING:
     from infnet_jax.evaluation.predictor import Predictor
@@ -85,12 +85,12 @@ def given_maps(path: Path, what: str, *, alone: bool = False) -> Finder:
 
 
 def learned_lungs(network: "Predictor", scan: imaging.Scan) -> np.ndarray:
-    """Returns the lungs that a network finds, bool [D, H, W], by `lung_network.find`."""
+    """Returns the lungs that a network finds, bool [D, H, W], by `lungs.find`."""
 
     def run(pictures: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         return (found.probs.reshape(found.mask.shape) for found in network(iter(pictures)))
 
-    return lung_network.find(run, list(scan.pictures()), network.thresholds["lung"])
+    return lungs.find(run, list(scan.pictures()), network.thresholds["lung"])
 
 
 def score(

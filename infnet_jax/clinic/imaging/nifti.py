@@ -77,11 +77,5 @@ def _values(image: Any) -> np.ndarray:
     stored, slope, inter = image.dataobj.get_unscaled(), image.dataobj.slope, image.dataobj.inter
     if (slope, inter) == (1, 0):
         return plain_values(stored)
-    parts = [
-        plain_values(stored[..., i] * np.float64(slope) + np.float64(inter))
-        for i in range(stored.shape[-1])
-    ]
-    out = np.empty(stored.shape, np.result_type(*{part.dtype for part in parts}), order="F")
-    for i, part in enumerate(parts):
-        out[..., i] = part
-    return out
+    slices = (stored[..., i] * np.float64(slope) for i in range(stored.shape[-1]))
+    return np.stack([plain_values(one + np.float64(inter)).T for one in slices]).T
