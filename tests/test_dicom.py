@@ -59,27 +59,32 @@ def _save(path, i, **changes):
     _slice(i, **changes).save_as(path, enforce_file_format=True)
 
 
-def _series(folder):
-    folder.mkdir()
-    for i in range(DEPTH):  # file names out of order: positions count
-        _save(folder / f"im{(7 * i) % 5}", i)
-    return folder
-
-
 def _read(path):
     return imaging.read(imaging.find([path])[0])
 
 
-def test_a_series_is_sorted_by_position_and_is_hu(tmp_path):
-    scan = _read(_series(tmp_path / "a"))
+@pytest.fixture
+def folder(tmp_path):
+    """A good series, its file names out of order: positions count."""
+    (tmp_path / "a").mkdir()
+    for i in range(DEPTH):
+        _save(tmp_path / "a" / f"im{(7 * i) % 5}", i)
+    return tmp_path / "a"
+
+
+@pytest.fixture
+def scan(folder):
+    return _read(folder)
+
+
+def test_a_series_is_sorted_by_position_and_is_hu(scan):
     assert (scan.name, scan.kind, scan.warnings) == ("a", "dicom", [])
     assert scan.is_hu and scan.oriented
     np.testing.assert_array_equal(scan.values, _values()[::-1])  # from the feet up
     assert scan.spacing == pytest.approx((2.5, 0.8, 0.7))
 
 
-def test_masks_as_nifti_and_dicom_seg_lie_on_the_series(tmp_path):
-    scan = _read(_series(tmp_path / "a"))
+def test_masks_as_nifti_and_dicom_seg_lie_on_the_series(scan, tmp_path):
     mask = np.zeros(scan.values.shape, np.uint8)
     mask[3, 3, 4], mask[0, 12, 20:23] = 1, 2  # canonical slice 3 is the series' second
     (nifti, seg), notes = imaging.write_mask(scan, mask, tmp_path)
@@ -98,13 +103,11 @@ def test_masks_as_nifti_and_dicom_seg_lie_on_the_series(tmp_path):
     for frame, group in zip(frames, groups, strict=True):
         segment = group.SegmentIdentificationSequence[0].ReferencedSegmentNumber
         z = group.PlanePositionSequence[0].ImagePositionPatient[2]
-        want = (mask == segment)[round((z - 290) / 2.5)]
-        np.testing.assert_array_equal(frame > 0, want)
+        np.testing.assert_array_equal(frame > 0, mask[round((z - 290) / 2.5)] == segment)
     assert found.SOPInstanceUID != "1.2.3.4.2" and found.FrameOfReferenceUID == "1.2.9"
 
 
-def test_a_single_class_is_called_infection(tmp_path):
-    scan = _read(_series(tmp_path / "a"))
+def test_a_single_class_is_called_infection(scan, tmp_path):
     mask = np.ones(scan.values.shape, np.uint8)
     (_, seg), _ = imaging.write_mask(scan, mask, tmp_path, classes=("infection",))
     (segment,) = pydicom.dcmread(seg).SegmentSequence
@@ -114,47 +117,39 @@ def test_a_single_class_is_called_infection(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_nothing_identifying_passes_unless_asked_for(keep, tmp_path):
-    scan = _read(_series(tmp_path / "a"))
+def test_nothing_identifying_passes_unless_asked_for(keep, scan, tmp_path):
     mask = np.ones(scan.values.shape, np.uint8)
-    out = tmp_path / "out"
-    out.mkdir()
-    files, _ = imaging.write_mask(scan, mask, out, keep_identifiers=keep)
-    assert len(files) == 2
-    seg = files[1].read_bytes()
+    files, _ = imaging.write_mask(scan, mask, tmp_path / "out", keep_identifiers=keep)
+    nifti, seg = (path.read_bytes() for path in files)
     for word in (*SECRET, "ACC1", "20200401"):
         assert (word.encode() in seg) == keep, word
     for word in (*SECRET, "General Hospital"):
-        assert word.encode() not in files[0].read_bytes()
+        assert word.encode() not in nifti
     assert b"General Hospital" not in seg
     assert not any(word in str(scan.warnings) + scan.name for word in SECRET)
 
 
-def test_an_empty_mask_has_no_seg_but_a_nifti(tmp_path):
-    scan = _read(_series(tmp_path / "a"))
+def test_an_empty_mask_has_no_seg_but_a_nifti(scan, tmp_path):
     files, notes = imaging.write_mask(scan, np.zeros(scan.values.shape, np.uint8), tmp_path)
     assert [f.name for f in files] == ["a.nii.gz"] and "no infection" in notes[0]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "a.nii.gz"]
 
 
-def test_a_zip_is_read_like_its_folder(tmp_path):
-    folder = _series(tmp_path / "a")
+def test_a_zip_is_read_like_its_folder(folder, scan, tmp_path):
     shutil.make_archive(tmp_path / "b", "zip", folder)
-    np.testing.assert_array_equal(_read(tmp_path / "b.zip").values, _read(folder).values)
+    np.testing.assert_array_equal(_read(tmp_path / "b.zip").values, scan.values)
 
 
 def test_a_tilted_series_keeps_its_geometry(tmp_path):
     axes = np.array([0.96, 0, 0.28, 0, 1, 0])
     normal = np.cross(axes[:3], axes[3:])
-    folder = tmp_path / "a"
-    folder.mkdir()
     for i in range(DEPTH):
         place = (np.array([5, 6, 7]) - 3 * i * normal).tolist()
         changes = {"ImageOrientationPatient": axes.tolist(), "ImagePositionPatient": place}
-        _save(folder / f"{i}", i, **changes)
-    scan = _read(folder)
+        _save(tmp_path / f"{i}", i, **changes)
+    scan = _read(tmp_path)
     assert scan.spacing == pytest.approx((3, 0.8, 0.7))
-    files, _ = imaging.write_mask(scan, np.ones(scan.values.shape, np.uint8), tmp_path)
+    files, _ = imaging.write_mask(scan, np.ones(scan.values.shape, np.uint8), tmp_path / "out")
     affine = nib.load(files[0]).affine
     np.testing.assert_allclose(affine[:3, 0], [-0.96 * 0.7, 0, 0.28 * 0.7], atol=1e-5)
 
@@ -163,47 +158,40 @@ def _truncate(path, end):
     path.write_bytes(path.read_bytes()[:end])
 
 
+def _third(**changes):
+    return lambda folder: _save(folder / "im4", 2, **changes)
+
+
 BROKEN = {  # words of the line: what is done to the folder; im4 is the third from the head
     "slices are missing": lambda folder: (folder / "im4").unlink(),
     "same position": lambda folder: shutil.copy(folder / "im0", folder / "again"),
     "2 series mixed": lambda folder: _save(folder / "other", 2, series="1.2.3.5"),
-    "2 sizes mixed": lambda folder: _save(
-        folder / "im4", 2, Rows=12, PixelData=bytes(12 * COLS * 2)
-    ),
-    "modality CR": lambda folder: _save(folder / "im4", 2, Modality="CR"),
-    "has no position": lambda folder: _save(folder / "im4", 2, ImagePositionPatient=None),
-    "several orientations": lambda folder: _save(
-        folder / "im4", 2, ImageOrientationPatient=[0, 1, 0, 1, 0, 0]
-    ),
+    "2 sizes mixed": _third(Rows=12, PixelData=bytes(12 * COLS * 2)),
+    "modality CR": _third(Modality="CR"),
+    "has no position": _third(ImagePositionPatient=None),
+    "several orientations": _third(ImageOrientationPatient=[0, 1, 0, 1, 0, 0]),
     "im4: truncated or unreadable pixels": lambda folder: _truncate(folder / "im4", -ROWS * COLS),
     "im4: damaged or no DICOM|im4: holds no": lambda folder: _truncate(folder / "im4", 300),
 }
 
 
 @pytest.mark.parametrize("words", BROKEN)
-def test_a_broken_series_is_one_line_that_names_it(words, tmp_path):
-    folder = _series(tmp_path / "a")
+def test_a_broken_series_is_one_line_that_names_it(words, folder):
     BROKEN[words](folder)
     with pytest.raises(ValueError, match=words) as caught:
         _read(folder)
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "name, data, words",
-    [("bad.zip", b"PK nothing", "damaged zip"), ("a.dcm", b"nothing", "damaged or no DICOM")],
-)
-def test_broken_files(name, data, words, tmp_path):
-    (tmp_path / name).write_bytes(data)
-    with pytest.raises(ValueError, match=words):
-        _read(tmp_path / name)
-
-
-def test_a_zip_without_slices(tmp_path):
+def test_broken_files(tmp_path):
+    (tmp_path / "bad.zip").write_bytes(b"PK nothing")
+    (tmp_path / "a.dcm").write_bytes(b"nothing")
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("readme.txt", "x")
-    with pytest.raises(ValueError, match="a.zip: no DICOM slice"):
-        _read(tmp_path / "a.zip")
+    said = {"bad.zip": "damaged zip", "a.dcm": "damaged or no DICOM", "a.zip": "no DICOM slice"}
+    for name, words in said.items():
+        with pytest.raises(ValueError, match=f"{name}: {words}"):
+            _read(tmp_path / name)
 
 
 @pytest.mark.filterwarnings("ignore")  # the headers of this series are as poor as can be

@@ -11,6 +11,7 @@ from PIL import Image
 from infnet_jax.clinic import imaging
 
 SIZE = 40
+FLAT = np.diag([-1.0, -1, 1, 1])  # an affine without a turn
 
 
 def _chest(depth=6, size=SIZE):
@@ -22,6 +23,11 @@ def _chest(depth=6, size=SIZE):
     hu[((x - 28) / 5) ** 2 + ((y - 21) / 8) ** 2 < 1] = -820
     hu[0, 18:22, 10:13] = 30  # a lesion in the patient's right lung, at the feet
     return hu
+
+
+def _shown():
+    """The chest in a lung window, 0..1."""
+    return np.clip((_chest().astype(float) + 1350) / 1500, 0, 1)
 
 
 def _affine(seed=0):
@@ -58,10 +64,8 @@ def test_a_mask_lies_on_the_grid_and_affine_of_its_oblique_volume(seed, tmp_path
     np.testing.assert_array_equal(back.affine, source.affine)
     np.testing.assert_array_equal(np.asarray(back.dataobj), array > 0)
     assert back.get_data_dtype() == np.uint8
-    assert (back.header["sform_code"], back.header["qform_code"]) == (
-        source.header["sform_code"],
-        source.header["qform_code"],
-    )
+    for code in ("sform_code", "qform_code"):
+        assert back.header[code] == source.header[code]
     assert b"DOE" not in back.header["descrip"].tobytes()
 
 
@@ -99,8 +103,7 @@ def test_flipped_and_permuted_copies_are_read_alike(tmp_path):
 
 
 def test_hu_are_shown_in_the_stated_window(tmp_path):
-    path = _nifti(tmp_path / "a.nii", _chest().transpose(2, 1, 0), np.diag([-1.0, -1, 1, 1]))
-    scan = _read(path)
+    scan = _read(_nifti(tmp_path / "a.nii", _chest().transpose(2, 1, 0), FLAT))
     assert scan.window == (-1350, 150) and scan.pictures().dtype == np.uint8
     assert scan.picture(1)[20, 12] == round((1350 - 850) / 1500 * 255)
     np.testing.assert_array_equal(scan.pictures()[2], scan.picture(2))
@@ -108,15 +111,14 @@ def test_hu_are_shown_in_the_stated_window(tmp_path):
 
 @pytest.mark.parametrize("scale, dtype", [(1, np.uint8), (16, np.int16), (1 / 255, np.float32)])
 def test_values_that_cannot_be_hu_are_a_lung_window_with_a_warning(scale, dtype, tmp_path):
-    grey = np.clip((_chest().astype(float) + 1350) / 1500, 0, 1) * 255
-    array = (grey * scale).astype(dtype).transpose(2, 1, 0)
-    scan = _read(_nifti(tmp_path / "a.nii", array, np.diag([-1.0, -1, 1, 1])))
+    array = (_shown() * 255 * scale).astype(dtype).transpose(2, 1, 0)
+    scan = _read(_nifti(tmp_path / "a.nii", array, FLAT))
     assert not scan.is_hu and "cannot be HU" in scan.warnings[0]
     assert abs(int(scan.picture(1)[20, 12]) - 85) <= 25 and scan.picture(1).max() >= 235
 
 
 def test_pictures_of_8_and_16_bits_and_a_visible_mask(tmp_path):
-    grey = np.clip((_chest()[1].astype(float) + 1350) / 1500, 0, 1)
+    grey = _shown()[1]
     cv2.imwrite(str(tmp_path / "a.png"), np.round(grey * 255).astype(np.uint8))
     cv2.imwrite(str(tmp_path / "b.png"), np.round(grey * 65535).astype(np.uint16))
     cv2.imwrite(str(tmp_path / "c.jpg"), np.round(grey * 255).astype(np.uint8))
@@ -209,19 +211,17 @@ def test_unknown_and_missing_inputs(tmp_path):
 
 def test_a_mask_of_another_grid_is_refused(tmp_path):
     array = _chest().transpose(2, 1, 0)
-    scan = _read(_nifti(tmp_path / "a.nii", array, np.diag([-1.0, -1, 1, 1])))
-    mask = (array > 0).astype(np.uint8)
-    with pytest.raises(ValueError, match="m1.nii: shape"):
-        imaging.read_labels(_nifti(tmp_path / "m1.nii", mask[1:], np.diag([-1.0, -1, 1, 1])), scan)
-    with pytest.raises(ValueError, match="another affine"):
-        imaging.read_labels(_nifti(tmp_path / "m2.nii", mask, np.diag([-2.0, -1, 1, 1])), scan)
-    with pytest.raises(ValueError, match="not a label map"):
-        imaging.read_labels(_nifti(tmp_path / "m3.nii", mask + 0.5, np.diag([-1.0, -1, 1, 1])))
+    scan, mask = _read(_nifti(tmp_path / "a.nii", array, FLAT)), (array > 0).astype(np.uint8)
+    wide = np.diag([-2.0, -1, 1, 1])
+    bad = {"shape": (mask[1:], FLAT), "has another affine": (mask, wide)}
+    for words, (labels, affine) in (bad | {"not a label map": (mask + 0.5, FLAT)}).items():
+        with pytest.raises(ValueError, match=f"m.nii: {words}"):
+            imaging.read_labels(_nifti(tmp_path / "m.nii", labels, affine), scan)
 
 
 def test_a_mask_that_cannot_be_written_leaves_the_old_one(tmp_path):
-    shown = np.clip((_chest()[1].astype(float) + 1350) / 1500, 0, 1) * 255
-    scan, out = _read(_picture(tmp_path / "a.png", shown.astype(np.uint8))), tmp_path / "out"
+    picture, out = (_shown()[1] * 255).astype(np.uint8), tmp_path / "out"
+    scan = _read(_picture(tmp_path / "a.png", picture))
     (path,), _ = imaging.write_mask(scan, np.ones(scan.values.shape, np.uint8), out)
     before = path.read_bytes()
     with pytest.raises(ValueError, match="label 4: 0 to 3 allowed"):

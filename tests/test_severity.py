@@ -27,14 +27,16 @@ def _score(mask, lung, **known):
     return severity.grade(severity.count(mask, lung, **known))
 
 
+def _totals(s):
+    return s.infected_share, s.grade, s.ct_ss, s.lobar_25, s.tss, s.six_zone
+
+
 def test_all_infected_is_the_greatest_and_none_the_least():
     lung = np.ones(SHAPE, bool)
     most = _score(np.ones(SHAPE, np.uint8), lung, **_maps())
     least = _score(np.zeros(SHAPE, np.uint8), lung, **_maps())
-    assert (most.ct_ss, most.lobar_25, most.tss, most.six_zone, most.grade) == (40, 25, 20, 24, 2)
-    assert (most.infected_share, most.po_percent, most.severe) == (1.0, 100.0, True)
-    assert (least.ct_ss, least.lobar_25, least.tss, least.six_zone, least.grade) == (0, 0, 0, 0, 0)
-    assert (least.infected_share, least.severe) == (0.0, False)
+    assert _totals(most) == (1.0, 2, 40, 25, 20, 24) and _totals(least) == (0.0, 0, 0, 0, 0, 0)
+    assert (most.po_percent, most.severe, least.severe) == (100.0, True, False)
 
 
 @pytest.mark.parametrize("percent, points", [(0, 0), (1, 1), (49, 1), (50, 2), (51, 2), (100, 2)])
@@ -79,18 +81,16 @@ def test_more_infection_never_lowers_a_score():
     mask, last = np.zeros(SHAPE, np.uint8), None
     for n in range(0, 2001, 50):
         mask.ravel()[order[:n]] = 1 + (order[:n] % 2)
-        s = _score(mask, np.ones(SHAPE), **_maps())
-        now = (s.infected_share, s.grade, s.ct_ss, s.lobar_25, s.tss, s.six_zone)
+        now = _totals(_score(mask, np.ones(SHAPE), **_maps()))
         assert last is None or all(b >= a for a, b in zip(last, now, strict=True))
         last = now
     assert last == (1.0, 2, 40, 25, 20, 24)
 
 
 def test_slices_are_pooled_before_they_are_graded():
-    lung, one = np.ones((1, 100), np.uint8), np.ones((1, 100), np.uint8)
-    full, empty = np.ones((1, 100), np.uint8), np.zeros((1, 300), np.uint8)
-    ill = severity.count(full, lung, regions=one)
-    well = severity.count(empty, np.ones((1, 300)), regions=np.ones((1, 300), np.uint8))
+    few, many = np.ones((1, 100), np.uint8), np.ones((1, 300), np.uint8)
+    ill = severity.count(few, few, regions=few)
+    well = severity.count(0 * many, many, regions=many)
     s = severity.grade(ill + well)  # 100 of 400 pixels of region 1: 1 point, where 2 + 0 were two
     assert (s.infected_share, s.ct_ss_regions[0], s.regions_used) == (0.25, 1, 1)
     assert s.ct_ss == 20  # one point of one used region, rescaled to 20 regions
@@ -153,12 +153,11 @@ def test_slices_of_other_spacing_are_not_pooled():
 @pytest.mark.parametrize("patient", [0, 2, 4])  # number 4 is healthy
 def test_ct_ss_of_a_phantom_is_its_known_truth(patient):
     slices = list(make_patient(3, patient, n_slices=4, size=96))
-    tally = None
-    for e in slices:
-        one = severity.count(e["mask"], e["lung"], regions=e["region"])
+    tallies = [severity.count(e["mask"], e["lung"], regions=e["region"]) for e in slices]
+    for e, one in zip(slices, tallies, strict=True):
         share = severity.grade(one).region_shares
         np.testing.assert_allclose(np.nan_to_num(share), e["region_share"], atol=1e-6)
-        tally = one if tally is None else tally + one
+    tally = sum(tallies[1:], tallies[0])
     truth = 0
     for r in range(1, 21):  # counted by hand, region by region over all slices
         whole = sum(int((e["region"] == r).sum()) for e in slices)
