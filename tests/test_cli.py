@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 import infnet_jax
-from infnet_jax import cli
-from infnet_jax.weights import convert
+from infnet_jax import cli, weights
 
 FOLDERS = ["--predictions", ".", "--truth", "."]
 
@@ -101,7 +100,7 @@ def test_a_bug_in_a_verb_keeps_its_traceback(verb):
 
 def test_import_torch_tells_what_was_not_used(monkeypatch, tmp_path, capsys):
     report = {"network": "coach", "matched": {"a": "b"}, "unused": {"fc.bias": "no classifier"}}
-    monkeypatch.setattr(convert, "import_torch", lambda file, out: report)
+    monkeypatch.setattr(weights, "import_torch", lambda file, out: report)
     (tmp_path / "a.pth").touch()
     assert cli.main(["import-torch", str(tmp_path / "a.pth"), "out"]) == 0
     said = capsys.readouterr().out

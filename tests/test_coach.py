@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infnet_jax.models.coach import Coach, random_score, upsample_mask, visible_from_score
+from infnet_jax.models.coach import Coach, visible_from_score
 
 
 def test_coach_has_the_published_count():
@@ -19,7 +19,7 @@ def test_coach_has_the_published_count():
 @pytest.mark.parametrize(("size", "kept"), [(352, 362), (128, 47)])
 def test_hard_masks_keep_one_cell_less_than_k_unless_inclusive(size, kept):
     side = size // 16
-    score = random_score(jax.random.key(3), (2, side, side, 1))
+    score = jax.random.uniform(jax.random.key(3), (2, side, side, 1))
     options = {"keep_ratio": 0.75, "alpha": 100.0, "hard": True}
     mask = visible_from_score(score, **options)
     assert mask.sum((1, 2, 3)).tolist() == [kept, kept]
@@ -46,12 +46,6 @@ def test_soft_mask_is_half_at_the_threshold_and_its_gradient_reaches_it():
 def test_keep_ratio_outside_the_cells_is_refused(keep_ratio):
     with pytest.raises(ValueError, match="keep_ratio must keep"):
         visible_from_score(jnp.ones((1, 4, 4, 1)), keep_ratio=keep_ratio, alpha=1.0, hard=True)
-
-
-def test_upsampled_mask_repeats_cells():
-    mask = jnp.asarray([[1.0, 0.0], [0.0, 1.0]]).reshape(1, 2, 2, 1)
-    big = upsample_mask(mask, (32, 32))[0, :, :, 0]
-    np.testing.assert_array_equal(big, np.kron(np.eye(2), np.ones((16, 16))))
 
 
 def test_coach_scores_cells_and_draws_only_with_a_key():

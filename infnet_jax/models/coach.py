@@ -1,10 +1,8 @@
-"""The coach: a ResNet-18 variational network that scores cells, and the masks made of its scores.
+"""The coach: a variational network that scores cells of an image, and masks made of its scores.
 
 A mask holds 1 where the image stays visible and 0 where it is erased. The public code calls the
 visible share "drop ratio"; here it is `keep_ratio`.
 """
-
-from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -13,23 +11,17 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from infnet_jax.models.conv import Conv, he_fan_out
-from infnet_jax.models.layers import check_divisible, resize_nearest
+from infnet_jax.models.layers import check_divisible
 from infnet_jax.models.resnet import ResNet
-
-CELL = 16  # pixels on a side of one mask cell, the trunk's total stride without its pool
-LATENT = 100
 
 
 class Coach(nn.Module):
-    """Scores each 16 x 16 cell of an image (Singh et al.; paper Fig. 2).
+    """Scores each 16 x 16 cell of an image (Singh et al.; paper Fig. 2) by a ResNet-18.
 
     All kernels are drawn He-normal by fan-out except those of mu and logvar. The public code also
     draws the score's bias at random; a common shift of all scores leaves the masks unchanged, so
-    ours starts at zero.
-
-    Attributes:
-      width: channels of the trunk's first stage (64 as published).
-      dtype: compute dtype; the three outputs are float32.
+    ours starts at zero. `width` is the channels of the trunk's first stage (64 as published),
+    `dtype` that of the computation; the three outputs are float32.
     """
 
     width: int = 64
@@ -45,7 +37,7 @@ class Coach(nn.Module):
         Raises:
           ValueError: if H or W is not divisible by 16.
         """
-        check_divisible(x, CELL, "coach")
+        check_divisible(x, 16, "coach")
         trunk = ResNet("resnet18", self.width, max_pool=False, dtype=self.dtype, name="trunk")
         x = trunk(x, train=train)[-1]
 
@@ -54,7 +46,7 @@ class Coach(nn.Module):
             return layer(x).astype(jnp.float32)
 
         plain = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # torch's default
-        mu, logvar = (conv(name, x, LATENT, plain) for name in ("mu", "logvar"))
+        mu, logvar = (conv(name, x, 100, plain) for name in ("mu", "logvar"))
         z = mu
         if key is not None:
             z = mu + jnp.exp(0.5 * logvar) * jax.random.normal(key, mu.shape, mu.dtype)
@@ -69,11 +61,10 @@ def visible_from_score(
     The threshold is the k-th largest score of each example, k = int(keep_ratio * cells).
 
     Args:
-      score: [B, h, w, 1].
       keep_ratio: share of cells that stays visible, in (0, 1].
-      alpha: steepness of the soft mask, sigmoid(alpha * (score - threshold)).
-      hard: cuts to 0 or 1 (no gradient). Soft masks pass gradients to every score, and through
-        the threshold to the k-th one.
+      alpha: steepness of the soft mask, sigmoid(alpha * (score - threshold)), which passes
+        gradients to every score, and through the threshold to the k-th one.
+      hard: cuts to 0 or 1 instead (no gradient).
       inclusive: for hard masks, whether the k-th cell itself stays visible: k cells then, else
         k - 1 as in the public code (where the k-th is exactly at the threshold).
 
@@ -92,13 +83,3 @@ def visible_from_score(
     if not hard:
         return jax.nn.sigmoid(alpha * (score - threshold))
     return (score >= threshold if inclusive else score > threshold).astype(jnp.float32)
-
-
-def random_score(key: Array, shape: tuple[int, ...]) -> Array:
-    """Uniform scores in [0, 1) of the given shape [B, h, w, 1]: a random mask without a coach."""
-    return jax.random.uniform(key, shape, jnp.float32)
-
-
-def upsample_mask(mask: Array, size: Sequence[int]) -> Array:
-    """Enlarges a cell mask [B, h, w, 1] to [B, size[0], size[1], 1] by nearest neighbour."""
-    return resize_nearest(mask, size)

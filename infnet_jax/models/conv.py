@@ -5,6 +5,7 @@ There they are written as one matrix product; forward passes and all other devic
 """
 
 from functools import partial, reduce
+from itertools import product
 
 import flax.linen as nn
 import jax
@@ -57,8 +58,7 @@ def _filter_gradient(
 ) -> Array:
     """[kh, kw, I, O] at stride 1: x shifted by columns times the gradient shifted by rows."""
     (kh, kw), (ph, pw) = window, padding
-    height, channels = x.shape[1], x.shape[-1]
-    width, features = gradient.shape[2:]
+    (height, _, channels), (width, features) = x.shape[1:], gradient.shape[2:]
     x = jnp.pad(x, ((0, 0), (0, 0), (pw, pw), (0, 0)))
     columns = [x[:, :, q * dilation : q * dilation + width] for q in range(kw)]
     short = (kh - 1) * dilation - ph  # negative: rows that see nothing but padding fall away
@@ -74,12 +74,8 @@ def _filter_gradient(
 class Conv(nn.Module):
     """2-D convolution [B, H, W, I] -> [B, H', W', O] with symmetric explicit padding.
 
-    Attributes:
-      features: output channels O.
-      kernel: window, one int or (rows, columns).
-      padding: zeros added on each side; None means `dilation * (kernel // 2)`, which keeps the
-        size at stride 1.
-      dtype: compute and output dtype; parameters stay float32.
+    `padding` is the zeros added on each side; None means `dilation * (kernel // 2)`, which keeps
+    the size at stride 1. `dtype` is of the computation and the output; parameters stay float32.
     """
 
     features: int
@@ -97,8 +93,7 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (kh, kw, x.shape[-1], self.features))
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         padding = (self.dilation * (kh // 2), self.dilation * (kw // 2))
-        if self.padding is not None:
-            padding = (self.padding, self.padding)
+        padding = padding if self.padding is None else (self.padding, self.padding)
         y = convolve(x, kernel, stride=self.stride, padding=padding, dilation=self.dilation)
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
@@ -116,12 +111,11 @@ def _depthwise(x: Array, kernel: Array, stride: int) -> Array:
     """Sum of shifted products, fused into one pass: [B, H, W, C] with [k, k, C], unpadded."""
     k = kernel.shape[0]
     spans = [stride * ((n - k) // stride) + 1 for n in x.shape[1:3]]
-    products = (
+    windows = (
         x[:, i : i + spans[0] : stride, j : j + spans[1] : stride] * kernel[i, j]
-        for i in range(k)
-        for j in range(k)
+        for i, j in product(range(k), repeat=2)
     )
-    return reduce(jnp.add, products)
+    return reduce(jnp.add, windows)
 
 
 def _depthwise_backward(stride: int, saved: Saved, gradient: Array) -> Saved:

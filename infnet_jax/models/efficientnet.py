@@ -1,6 +1,7 @@
-"""EfficientNet-lite0 feature trunk (Tan & Le 2019; the lite form has ReLU6 and no gates).
+"""EfficientNet-lite0 trunk (Tan & Le 2019; lite: ReLU6, no gates); extra `pretrained` has weights.
 
-A light trunk whose ImageNet weights come from the package registry (extra `pretrained`).
+The momentum is BatchNorm's .9, not the published .99 for long training: in some hundred steps a
+share of ImageNet's statistics would stay in the running ones.
 """
 
 from functools import partial
@@ -14,23 +15,14 @@ from infnet_jax.models.conv import DepthwiseConv, same_padding
 from infnet_jax.models.layers import BatchNorm, conv_bn
 
 # Of each stage: blocks, kernel, stride, expansion, output channels.
-_STAGES = (
-    (1, 3, 1, 1, 16),
-    (2, 3, 2, 6, 24),
-    (2, 5, 2, 6, 40),
-    (3, 3, 2, 6, 80),
-    (3, 5, 1, 6, 112),
-    (4, 5, 2, 6, 192),
-    (1, 3, 1, 6, 320),
-)
+_STAGES = [(1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80)]
+_STAGES += [(3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320)]
 _TAPS = (0, 1, 2, 4, 6)  # the last stage of each resolution
-# The momentum is BatchNorm's .9, not the published .99 for long training: in some hundred steps a
-# share of ImageNet's statistics would stay in the running ones.
 _EPSILON = 1e-3
 
 
 class InvertedBottleneck(nn.Module):
-    """1x1 expansion, depthwise convolution, 1x1 projection; a shortcut where shapes allow it.
+    """1x1 expansion, depthwise convolution, 1x1 projection, and a shortcut where shapes allow it.
 
     Maps [B, H, W, C] to [B, H', W', `channels`].
     """

@@ -19,6 +19,8 @@ from jax.typing import DTypeLike
 from infnet_jax.models.conv import Conv
 from infnet_jax.models.layers import BatchNorm, check_divisible, check_head, resize_bilinear
 
+Pair = tuple[Array, Array]
+
 
 class ConvBN(nn.Module):
     """Bias-free convolution and batch norm, no activation: [B, H, W, C] -> [B, H, W, features]."""
@@ -63,26 +65,21 @@ class OutputLayers(nn.Module):
       kernel: window of the last layers.
       plain: whether the layers have a bias and no batch normalisation (the partial decoder's);
         `linear_replace` always does.
+      carries_on: False if nothing follows, so that a parallel head leaves the segmentation layer
+        (and its running statistics) untouched.
     """
 
     inpaint_head: str
     image_channels: int
     kernel: int = 1
     plain: bool = False
+    carries_on: bool = True
     dtype: DTypeLike = jnp.float32
 
-    def outputs(
-        self, x: Array, carry: Array | None, *, head: str, train: bool, carries_on: bool = True
-    ) -> tuple[Array, Array]:
-        """Returns (carry for the next stage, this output), both [B, H, W, channels of the head].
+    def outputs(self, x: Array, carry: Array | None, *, head: str, train: bool) -> Pair:
+        """Returns (carry for the next stage, this output), [B, H, W, channels] of x [B, H, W, C].
 
-        Args:
-          x: features [B, H, W, C].
-          carry: output of the stage before at x's resolution, added to both; None adds nothing.
-          head: "segment" or "inpaint".
-          train: mode of the batch normalisation.
-          carries_on: False if nothing follows, so that a parallel head leaves the segmentation
-            layer (and its running statistics) untouched.
+        `carry`, the output of the stage before at x's resolution, is added to both.
         """
 
         def last(name: str, channels: int, plain: bool) -> Array:
@@ -101,16 +98,14 @@ class OutputLayers(nn.Module):
         out = last("out_inpaint", self.image_channels, self.plain or replaced)
         if replaced:
             return out, out
-        return (last("out_seg", 1, self.plain) if carries_on else out), jnp.tanh(out)
+        return (last("out_seg", 1, self.plain) if self.carries_on else out), jnp.tanh(out)
 
 
 class PartialDecoder(OutputLayers):
     """Joins the three RFB maps, coarsest first, into the coarse map at the finest's resolution."""
 
     @nn.compact
-    def __call__(
-        self, f32: Array, f16: Array, f8: Array, *, head: str, train: bool
-    ) -> tuple[Array, Array]:
+    def __call__(self, f32: Array, f16: Array, f8: Array, *, head: str, train: bool) -> Pair:
         def up(x: Array, like: Array) -> Array:
             return resize_bilinear(x, like.shape[1:3], align_corners=True)
 
@@ -131,25 +126,24 @@ class EdgeBranch(OutputLayers):
     features: int = 64
 
     @nn.compact
-    def __call__(self, x: Array, *, head: str, train: bool) -> tuple[Array, Array]:
+    def __call__(self, x: Array, *, head: str, train: bool) -> Pair:
         for i, kernel in enumerate((1, 3, 3), start=1):
             x = ConvBN(self.features, kernel, 1, self.dtype, name=f"conv{i}")(x, train=train)
-        return x, self.outputs(x, None, head=head, train=train, carries_on=False)[1]
+        return x, self.outputs(x, None, head=head, train=train)[1]
 
 
 class ReverseAttention(OutputLayers):
     """Refines the carried map where it is not yet confident: weight 1 - sigmoid(carry).
 
-    A carry of several channels (`linear_replace`) weighs by the mean of its channels.
+    A carry of several channels (`linear_replace`) weighs by the mean of its channels. `inner` has
+    the windows of the inner convolutions, each followed by a ReLU.
     """
 
     features: int = 64
-    inner: tuple[int, ...] = (3, 3)  # windows of the inner convolutions, each followed by a ReLU
+    inner: tuple[int, ...] = (3, 3)
 
     @nn.compact
-    def __call__(
-        self, x: Array, guidance: Array, carry: Array, *, head: str, train: bool, carries_on: bool
-    ) -> tuple[Array, Array]:
+    def __call__(self, x: Array, guidance: Array, carry: Array, *, head: str, train: bool) -> Pair:
         def conv(name: str, x: Array, kernel: int) -> Array:
             return ConvBN(self.features, kernel, 1, self.dtype, name=name)(x, train=train)
 
@@ -159,7 +153,7 @@ class ReverseAttention(OutputLayers):
         x = jnp.concatenate([conv("squeeze", x, 1), resize_bilinear(guidance, size)], axis=-1)
         for i, kernel in enumerate(self.inner):
             x = nn.relu(conv(f"conv_{i}", x, kernel))
-        return self.outputs(x, carry, head=head, train=train, carries_on=carries_on)
+        return self.outputs(x, carry, head=head, train=train)
 
 
 class InfNet(nn.Module):
@@ -174,7 +168,6 @@ class InfNet(nn.Module):
         many).
       inpaint_head: one of `layers.INPAINT_HEADS`.
       image_channels: channels of an inpainting output.
-      dtype: compute dtype; outputs are float32.
     """
 
     trunk: nn.Module
@@ -188,24 +181,20 @@ class InfNet(nn.Module):
         self.rfb8, self.rfb16, self.rfb32 = (RFB(self.dtype) for _ in range(3))
         heads: dict[str, Any] = {"inpaint_head": self.inpaint_head, "dtype": self.dtype}
         heads["image_channels"], n = self.image_channels, self.width
+        last = {"carries_on": False, "kernel": 3, **heads}
         self.partial_decoder = PartialDecoder(plain=True, **heads)
-        self.edge_branch = EdgeBranch(features=n, kernel=3, **heads)
+        self.edge_branch = EdgeBranch(features=n, **last)
         self.reverse_attention32 = ReverseAttention(features=4 * n, inner=(5, 5, 5), **heads)
         self.reverse_attention16 = ReverseAttention(features=n, kernel=3, **heads)
-        self.reverse_attention8 = ReverseAttention(features=n, kernel=3, **heads)
+        self.reverse_attention8 = ReverseAttention(features=n, **last)
 
     def __call__(self, x: Array, *, train: bool, head: str = "segment") -> dict[str, Array]:
-        """Maps images [B, H, W, C] to five outputs of the same size.
+        """Maps images [B, H, W, C] to five float32 outputs [B, H, W, channels].
 
-        Args:
-          x: images, H and W multiples of `multiple`.
-          train: whether batch normalisation uses (and updates by) batch statistics.
-          head: "segment" (one channel of logits) or "inpaint" (image_channels, linear or tanh by
-            `inpaint_head`).
-
-        Returns:
-          coarse, s32, s16, s8 (the final map) and edge, float32 [B, H, W, channels]; the public
-          code's map5, map4, map3, map2 and edge.
+        They are coarse, s32, s16, s8 (the final map) and edge; the public code's map5, map4, map3,
+        map2 and edge. `train` is whether batch normalisation uses (and updates by) batch
+        statistics; `head` is "segment" (one channel of logits) or "inpaint" (image_channels,
+        linear or tanh by `inpaint_head`).
 
         Raises:
           ValueError: an unknown head, one that is not there, or a size that does not fit.
@@ -215,23 +204,21 @@ class InfNet(nn.Module):
         _, *taps = self.trunk(x, train=train)
         rfbs = (self.rfb32, self.rfb16, self.rfb8)
         reduced = [rfb(tap, train=train) for rfb, tap in zip(rfbs, taps[:0:-1], strict=True)]
+        other = {"segment": "inpaint", "inpaint": "segment"}[head]
         if self.is_initializing() and self.inpaint_head != "none":
-            self._heads(taps, reduced, "segment" if head == "inpaint" else "inpaint", train)
-        outputs = self._heads(taps, reduced, head, train)
+            self._heads(taps, reduced, head=other, train=train)
+        outputs = self._heads(taps, reduced, head=head, train=train)
         size = x.shape[1:3]
         return {k: resize_bilinear(v.astype(jnp.float32), size) for k, v in outputs.items()}
 
-    def _heads(
-        self, taps: list[Array], reduced: list[Array], head: str, train: bool
-    ) -> dict[str, Array]:
-        """The five outputs by name, each at the size of its features."""
+    def _heads(self, taps: list[Array], reduced: list[Array], **mode: Any) -> dict[str, Array]:
+        """The five outputs by name, each at the size of its features; `mode` is head and train."""
         f4, f8, f16, f32 = taps
-        mode: dict[str, Any] = {"head": head, "train": train}
         guidance, edge = self.edge_branch(f4, **mode)
         carry, coarse = self.partial_decoder(*reduced, **mode)
-        if head == "inpaint" and self.inpaint_head == "tanh_parallel":
+        if mode["head"] == "inpaint" and self.inpaint_head == "tanh_parallel":
             coarse = jnp.tanh(coarse)  # the authors' code applies it twice here
-        carry, s32 = self.reverse_attention32(f32, guidance, carry, **mode, carries_on=True)
-        carry, s16 = self.reverse_attention16(f16, guidance, carry, **mode, carries_on=True)
-        _, s8 = self.reverse_attention8(f8, guidance, carry, **mode, carries_on=False)
+        carry, s32 = self.reverse_attention32(f32, guidance, carry, **mode)
+        carry, s16 = self.reverse_attention16(f16, guidance, carry, **mode)
+        _, s8 = self.reverse_attention8(f8, guidance, carry, **mode)
         return {"coarse": coarse, "s32": s32, "s16": s16, "s8": s8, "edge": edge}

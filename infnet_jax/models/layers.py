@@ -5,11 +5,10 @@ outputs of a converted network: down-scaling has no antialias filter, stride-2 w
 equally on both sides (XLA's "SAME" is not), and running variances are the unbiased ones.
 """
 
-import functools
 from collections.abc import Sequence
+from functools import reduce
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -19,20 +18,17 @@ from infnet_jax.models.conv import Conv, he_fan_out
 
 INPAINT_HEADS = ("none", "tanh_parallel", "linear_replace")
 _ROWS, _COLUMNS = 1, 2
+_KEEP = 0.9  # weight of the old running statistics (torch's momentum is one minus it)
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over all but the last axis, as torch does it.
+    """Batch normalisation over all but the last axis, as torch does it; `dtype` is the output's.
 
     The batch is normalised by its biased variance while the running variance takes the unbiased
     one (n / (n - 1)); `flax.linen.BatchNorm` uses the biased one for both. Statistics are float32.
-
-    `momentum` weighs the old running statistics (torch's convention is 1 - momentum), and `dtype`
-    is the output's.
     """
 
     epsilon: float = 1e-5
-    momentum: float = 0.9
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -53,9 +49,9 @@ class BatchNorm(nn.Module):
             mean = shift + offset
             var = jnp.maximum(jnp.mean(jnp.square(x - shift), axes) - jnp.square(offset), 0.0)
             if not self.is_initializing():
-                keep, unbiased = self.momentum, var * (n / max(n - 1, 1))
-                run_mean.value = keep * run_mean.value + (1 - keep) * lax.stop_gradient(mean)
-                run_var.value = keep * run_var.value + (1 - keep) * lax.stop_gradient(unbiased)
+                unbiased = var * (n / max(n - 1, 1))
+                run_mean.value = _KEEP * run_mean.value + (1 - _KEEP) * lax.stop_gradient(mean)
+                run_var.value = _KEEP * run_var.value + (1 - _KEEP) * lax.stop_gradient(unbiased)
         factor = scale * lax.rsqrt(var + self.epsilon)
         return (x * factor + (bias - mean * factor)).astype(self.dtype)
 
@@ -79,30 +75,28 @@ def conv_bn(
     the other arguments are those of `Conv` and `BatchNorm`.
     """
     layer = Conv(features, kernel, stride, 1, padding, False, he_fan_out, dtype, name=conv)
-    return BatchNorm(epsilon, dtype=dtype, name=norm)(layer(x), train=train)
+    return BatchNorm(epsilon, dtype, name=norm)(layer(x), train=train)
 
 
 def max_pool(x: Array, size: int, stride: int, padding: int = 0) -> Array:
     """Max-pool [B, H, W, C] over size x size windows by slices, padded with -inf on every side."""
     for axis in (_ROWS, _COLUMNS):
-        x = functools.reduce(jnp.maximum, _shifted(x, axis, size, stride, padding, -jnp.inf))
+        x = reduce(jnp.maximum, _shifted(x, axis, size, stride, padding, -jnp.inf))
     return x
 
 
 def avg_pool(x: Array, size: int, stride: int, padding: int = 0) -> Array:
     """Mean of [B, H, W, C] over size x size windows; zeros around, which count."""
     for axis in (_ROWS, _COLUMNS):
-        total = functools.reduce(jnp.add, _shifted(x, axis, size, stride, padding, 0.0))
+        total = reduce(jnp.add, _shifted(x, axis, size, stride, padding, 0.0))
         x = total * jnp.asarray(1.0 / size, x.dtype)
     return x
 
 
-def _shifted(
-    x: Array, axis: int, size: int, stride: int, padding: int, outside: float
-) -> list[Array]:
+def _shifted(x: Array, axis: int, size: int, stride: int, pad: int, outside: float) -> list[Array]:
     """The first, second, ... cell of every window along one axis, `size` arrays."""
-    if padding:
-        config = [(padding, padding, 0) if i == axis else (0, 0, 0) for i in range(x.ndim)]
+    if pad:
+        config = [(pad, pad, 0) if i == axis else (0, 0, 0) for i in range(x.ndim)]
         x = lax.pad(x, jnp.asarray(outside, x.dtype), config)
     count = (x.shape[axis] - size) // stride + 1
     return [_window(x, axis, start, count, stride) for start in range(size)]
@@ -113,11 +107,7 @@ def _window(x: Array, axis: int, start: int, count: int, stride: int) -> Array:
 
 
 def box_filter(x: Array, size: int) -> Array:
-    """Mean of float [B, H, W, C] over a centred size x size box; zeros outside, which count.
-
-    Raises:
-      ValueError: if size is even.
-    """
+    """Mean of float [B, H, W, C] over a centred box of odd size; zeros outside, which count."""
     if size % 2 == 0:
         raise ValueError(f"box_filter needs an odd size, got {size}")
     half = size // 2
@@ -168,13 +158,12 @@ def resize_nearest(x: Array, size: Sequence[int]) -> Array:
     return x
 
 
-def check_divisible(x: Array | jax.ShapeDtypeStruct, multiple: int, network: str) -> None:
+def check_divisible(x: Array, multiple: int, network: str) -> None:
     """Raises ValueError unless H and W of x [B, H, W, C] are multiples of `multiple`, from 1 on."""
     height, width = x.shape[1:3]
     if height % multiple or width % multiple or not height or not width:
-        raise ValueError(
-            f"{network} needs height and width divisible by {multiple}, got {height} x {width}"
-        )
+        found = f"got {height} x {width}"
+        raise ValueError(f"{network} needs height and width divisible by {multiple}, {found}")
 
 
 def check_head(head: str, inpaint_head: str) -> None:

@@ -1,9 +1,9 @@
-"""ResNet-18, ResNet-50 and Res2Net-50 feature trunks.
+"""ResNet-18, ResNet-50 (He et al. 2016, the stride on the 3x3) and Res2Net-50 feature trunks.
 
-ResNets after He et al. 2016, the stride on the 3x3 of a bottleneck. Res2Net-50 v1b 26w x 4s after
-Gao et al. 2019, the original Inf-Net's default.
+Res2Net-50 v1b 26w x 4s after Gao et al. 2019, the original Inf-Net's default.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -14,38 +14,27 @@ from jax.typing import DTypeLike
 from infnet_jax.models.layers import avg_pool, conv_bn, max_pool
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut: [B, H, W, C] -> [B, H', W', `channels`]."""
+class Residual(nn.Module):
+    """Convolutions and a shortcut, [B, H, W, C] to four (`deep`) or one times `channels`.
+
+    Two 3x3, the first strided, or (`deep`, the bottleneck) 1x1, 3x3 strided, 1x1.
+    """
 
     channels: int
     stride: int
+    deep: bool
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         layer = partial(conv_bn, train=train, dtype=self.dtype)
-        y = nn.relu(layer(x, "conv1", "bn1", self.channels, 3, self.stride))
-        y = layer(y, "conv2", "bn2", self.channels, 3)
+        n, s = self.channels, self.stride
+        shapes = ((n, 1, 1), (n, 3, s), (4 * n, 1, 1)) if self.deep else ((n, 3, s), (n, 3, 1))
+        y = x
+        for i, shape in enumerate(shapes, start=1):
+            y = layer(nn.relu(y) if i > 1 else y, f"conv{i}", f"bn{i}", *shape)
         if x.shape != y.shape:
-            x = layer(x, "downsample_conv", "downsample_bn", self.channels, 1, self.stride)
-        return nn.relu(y + x)
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3 (strided), 1x1 and a shortcut: [B, H, W, C] -> [B, H', W', 4 * `channels`]."""
-
-    channels: int
-    stride: int
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        layer = partial(conv_bn, train=train, dtype=self.dtype)
-        y = nn.relu(layer(x, "conv1", "bn1", self.channels, 1))
-        y = nn.relu(layer(y, "conv2", "bn2", self.channels, 3, self.stride))
-        y = layer(y, "conv3", "bn3", 4 * self.channels, 1)
-        if x.shape != y.shape:
-            x = layer(x, "downsample_conv", "downsample_bn", 4 * self.channels, 1, self.stride)
+            x = layer(x, "downsample_conv", "downsample_bn", y.shape[-1], 1, s)
         return nn.relu(y + x)
 
 
@@ -79,9 +68,9 @@ class Bottle2neck(nn.Module):
 
 
 # Of each trunk: its block, and how many of them a stage has.
-KINDS: dict[str, tuple[type[nn.Module], tuple[int, ...]]] = {
-    "resnet18": (BasicBlock, (2, 2, 2, 2)),
-    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+KINDS: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...]]] = {
+    "resnet18": (partial(Residual, deep=False), (2, 2, 2, 2)),
+    "resnet50": (partial(Residual, deep=True), (3, 4, 6, 3)),
     "res2net50": (Bottle2neck, (3, 4, 6, 3)),
 }
 
@@ -94,7 +83,6 @@ class ResNet(nn.Module):
       width: channels of the first stage's 3x3 convolutions (64 as published); each stage doubles
         it, and bottlenecks have four times as many at their outputs.
       max_pool: False leaves out the pool after the stem, so that every later map is twice as large.
-      dtype: compute dtype.
     """
 
     kind: str
@@ -109,16 +97,15 @@ class ResNet(nn.Module):
         block, stages = KINDS[self.kind]
         if self.kind == "res2net50":
             for i, features in enumerate((self.width // 2, self.width // 2, self.width)):
-                stride = 1 if i else 2
-                x = nn.relu(layer(x, f"stem_conv{i}", f"stem_bn{i}", features, 3, stride))
+                x = nn.relu(layer(x, f"stem_conv{i}", f"stem_bn{i}", features, 3, 1 if i else 2))
         else:
             x = nn.relu(layer(x, "conv1", "bn1", self.width, 7, 2))
         taps = [x]
         x = max_pool(x, 3, 2, 1) if self.max_pool else x
         for stage, blocks in enumerate(stages):
             for i in range(blocks):
-                stride = 2 if stage > 0 and i == 0 else 1
-                name = f"layer{stage + 1}_{i}"
-                x = block(self.width << stage, stride, self.dtype, name=name)(x, train=train)
+                shape = self.width << stage, 2 if stage > 0 and i == 0 else 1
+                layer_name = f"layer{stage + 1}_{i}"
+                x = block(*shape, dtype=self.dtype, name=layer_name)(x, train=train)
             taps.append(x)
         return taps

@@ -18,15 +18,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from infnet_jax.models import layers
 from infnet_jax.models.conv import Conv
-from infnet_jax.models.layers import (
-    BatchNorm,
-    check_divisible,
-    check_head,
-    max_pool,
-    resize_bilinear,
-    resize_nearest,
-)
 
 
 class DoubleConv(nn.Module):
@@ -40,7 +33,7 @@ class DoubleConv(nn.Module):
     def __call__(self, x: Array, *, train: bool) -> Array:
         for i, features in enumerate((self.middle, self.features), start=1):
             x = Conv(features, 3, use_bias=True, dtype=self.dtype, name=f"conv{i}")(x)
-            x = nn.relu(BatchNorm(dtype=self.dtype, name=f"bn{i}")(x, train=train))
+            x = nn.relu(layers.BatchNorm(dtype=self.dtype, name=f"bn{i}")(x, train=train))
         return x
 
 
@@ -61,10 +54,10 @@ class Encoder(nn.Module):
         if min(x.shape[1:3]) < 16:
             raise ValueError(f"U-Net needs at least 16 x 16 pixels, got {x.shape[1:3]}")
         for level, width in enumerate(n * self.width for n in (1, 2, 4, 8, 8)):
-            x = max_pool(x, 2, 2) if level else x
+            x = layers.max_pool(x, 2, 2) if level else x
             x = DoubleConv(width, width, self.dtype, name=f"down{level}")(x, train=train)
             if self.improved and level in (2, 4):
-                again = resize_nearest(source, x.shape[1:3]).astype(x.dtype)
+                again = layers.resize_nearest(source, x.shape[1:3]).astype(x.dtype)
                 x = jnp.concatenate([x, again], -1)
             features.append(x)
         return features
@@ -81,7 +74,7 @@ class Decoder(nn.Module):
         *skips, x = features
         for level, factor in enumerate((4, 2, 1, 1), start=1):
             skip = skips.pop()
-            x = resize_bilinear(x, (2 * x.shape[1], 2 * x.shape[2]), align_corners=True)
+            x = layers.resize_bilinear(x, (2 * x.shape[1], 2 * x.shape[2]), align_corners=True)
             # A pool drops the last row or column of an odd size; zeros make up for it.
             missing = [skip.shape[axis] - x.shape[axis] for axis in (1, 2)]
             x = jnp.pad(x, ((0, 0), *((n // 2, n - n // 2) for n in missing), (0, 0)))
@@ -106,7 +99,6 @@ class UNet(nn.Module):
       inpaint_head: `tanh_parallel` (the public code) or `linear_replace` (no tanh, as the paper
         describes its last layer), or `none`.
       image_channels: channels of the inpainting output, those of the input.
-      dtype: compute dtype; outputs are float32.
     """
 
     trunk: nn.Module
@@ -127,27 +119,22 @@ class UNet(nn.Module):
                 self.decoder_inpaint = Decoder(self.width, self.dtype)
 
     def __call__(self, x: Array, *, train: bool, head: str = "segment") -> dict[str, Array]:
-        """Maps [B, H, W, C], any size that the trunk takes, to one output of the same size.
+        """Maps [B, H, W, C], any size that the trunk takes, to one float32 output of that size.
 
-        Args:
-          x: normalised input; of the multi-class network the slice, then the prior.
-          train: whether batch normalisation uses (and updates by) batch statistics.
-          head: "segment" or "inpaint".
-
-        Returns:
-          {"logits": float32 [B, H, W, classes]}, or {"recon": float32 [B, H, W, image_channels]},
-          in -1..1 with tanh.
+        Head "segment" gives {"logits": [B, H, W, classes]}, "inpaint" {"recon": [B, H, W,
+        image_channels]}, in -1..1 with tanh. `train` is whether batch normalisation uses (and
+        updates by) batch statistics.
 
         Raises:
           ValueError: an unknown head, one that is not there, or a size that does not fit.
         """
-        check_head(head, self.inpaint_head)
-        check_divisible(x, self.multiple, f"U-Net on {type(self.trunk).__name__}")
+        layers.check_head(head, self.inpaint_head)
+        layers.check_divisible(x, self.multiple, f"U-Net on {type(self.trunk).__name__}")
         features = self.trunk(x, train=train)
         if self.is_initializing() and self.inpaint_head != "none":
             self._head(features, "segment" if head == "inpaint" else "inpaint", train)
         outputs = self._head(features, head, train)
-        return {name: resize_bilinear(y, x.shape[1:3]) for name, y in outputs.items()}
+        return {name: layers.resize_bilinear(y, x.shape[1:3]) for name, y in outputs.items()}
 
     def _head(self, features: list[Array], head: str, train: bool) -> dict[str, Array]:
         own = head == "inpaint" and self.improved

@@ -1,7 +1,4 @@
-"""VGG-16 without batch normalisation, a trunk, and FCN8s on it.
-
-FCN8s (after Long et al. 2015) is the multi-class baseline of the public code.
-"""
+"""VGG-16 without batch norm, and FCN8s on it (Long et al. 2015), the public code's baseline."""
 
 from functools import partial
 
@@ -13,16 +10,12 @@ from jax.typing import DTypeLike
 from infnet_jax.models.conv import Conv, he_fan_out
 from infnet_jax.models.layers import BatchNorm, avg_pool, check_divisible, max_pool
 
-_STAGES = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))  # (multiple of the width, convolutions)
-
 
 class VGG16(nn.Module):
     """Trunk that returns the feature maps of its five stages.
 
-    Attributes:
-      width: channels of the first stage, 64 in VGG-16.
-      pool: between stages, "avg" (Inf-Net's change) or "max" (the original).
-      dtype: compute dtype.
+    `width` is the channels of the first stage (64 in VGG-16); `pool` between the stages is "avg"
+    (Inf-Net's change) or "max" (the original).
     """
 
     width: int = 64
@@ -38,10 +31,10 @@ class VGG16(nn.Module):
         conv = partial(Conv, use_bias=True, kernel_init=he_fan_out, dtype=self.dtype)
         pool = avg_pool if self.pool == "avg" else max_pool
         taps: list[Array] = []
-        for stage, (multiple, convolutions) in enumerate(_STAGES, start=1):
+        for stage, (factor, layers) in enumerate(((1, 2), (2, 2), (4, 3), (8, 3), (8, 3)), start=1):
             x = pool(x, 2, 2) if taps else x
-            for i in range(1, convolutions + 1):
-                x = nn.relu(conv(multiple * self.width, 3, name=f"conv{stage}_{i}")(x))
+            for i in range(1, layers + 1):
+                x = nn.relu(conv(factor * self.width, 3, name=f"conv{stage}_{i}")(x))
             taps.append(x)
         return taps
 
@@ -59,12 +52,8 @@ class FCN8s(nn.Module):
     """VGG-16 with max-pooling, and five transposed convolutions back to the input's size.
 
     Differs from the original FCN8s as the public code does: skips are added after the ReLU of
-    512- and 256-channel maps, before their batch norm, instead of to class scores.
-
-    Attributes:
-      classes: channels of the logits.
-      width: channels of VGG's first stage (64 as published); all others follow.
-      dtype: compute dtype; the output is float32.
+    512- and 256-channel maps, before their batch norm, instead of to class scores. `width` is the
+    channels of VGG's first stage (64 as published); all others follow.
     """
 
     classes: int = 3
@@ -73,11 +62,7 @@ class FCN8s(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> dict[str, Array]:
-        """Maps [B, H, W, C] to {"logits": float32 [B, H, W, classes]}.
-
-        Raises:
-          ValueError: H or W is not a multiple of 32.
-        """
+        """Maps [B, H, W, C], H and W multiples of 32, to "logits": float32 [B, H, W, classes]."""
         check_divisible(x, 32, "FCN8s")
         taps = VGG16(self.width, "max", self.dtype, name="trunk")(x, train=train)
         pool3, pool4, x = (max_pool(tap, 2, 2) for tap in taps[2:])

@@ -28,7 +28,7 @@ from infnet_jax.study import tables
 from infnet_jax.study.cells import Cell, borrow, make_cells
 from infnet_jax.tasks import losses, normalise
 from infnet_jax.training import data, run as training
-from infnet_jax.weights import convert
+from infnet_jax.weights import load_imported
 
 MAPS = ("coarse", "s32", "s16", "s8")  # of an Inf-Net; other networks have `logits` alone
 
@@ -161,7 +161,7 @@ def _check_weights(cells: Sequence[Cell]) -> None:
     for row, weights in dict((cell.row, cell.config.weights) for cell in cells).items():
         try:
             if weights:
-                convert.load_imported(weights)
+                load_imported(weights)
         except (ValueError, OSError) as error:
             raise ValueError(f"row {row}: {error}; or leave it out of study.run") from error
 

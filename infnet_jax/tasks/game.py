@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import jax
 
-from infnet_jax.models import coach as coach_lib
+from infnet_jax.models.coach import visible_from_score
+from infnet_jax.models.layers import resize_nearest
 
 Size = Sequence[int]
 
@@ -76,11 +77,11 @@ class Masks:
 
     def random(self, key: jax.Array, batch: int, size: Size) -> jax.Array:
         """Masks without a coach."""
-        score = coach_lib.random_score(key, (batch, size[0] // 16, size[1] // 16, 1))
+        score = jax.random.uniform(key, (batch, size[0] // 16, size[1] // 16, 1))
         return self._make(score, size, self.alpha_use, True)
 
     def _make(self, score: jax.Array, size: Size, alpha: float, hard: bool) -> jax.Array:
-        visible = coach_lib.visible_from_score(
+        visible = visible_from_score(
             score, keep_ratio=self.keep_ratio, alpha=alpha, hard=hard, inclusive=self.inclusive
         )
-        return coach_lib.upsample_mask(visible, (size[0], size[1]))
+        return resize_nearest(visible, (size[0], size[1]))

@@ -20,7 +20,7 @@ from infnet_jax.runs import mesh as meshes
 from infnet_jax.runs.workdir import claim, write_json
 from infnet_jax.training import data, prior, pseudo_labels
 from infnet_jax.training.stage import Run, train
-from infnet_jax.weights import convert
+from infnet_jax.weights import load_imported
 
 
 def run(
@@ -114,7 +114,7 @@ def _check(plan: Plan, mesh: meshes.Mesh) -> None:
         if stage.runs == "evaluate":
             splits.open_test(plan.data)  # a wrong split must not come out after the training
     if plan.weights:
-        convert.load_imported(plan.weights)  # unfit ones must not leave a workdir behind
+        load_imported(plan.weights)  # unfit ones must not leave a workdir behind
     data.check_held_out(plan)
 
 

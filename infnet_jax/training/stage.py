@@ -18,7 +18,7 @@ from infnet_jax.runs.workdir import write_json
 from infnet_jax.tasks.normalise import Norm
 from infnet_jax.tasks.state import Task, TrainState
 from infnet_jax.training import data, loop
-from infnet_jax.weights import convert
+from infnet_jax.weights import load_imported
 
 
 class Run(NamedTuple):
@@ -96,7 +96,7 @@ def start(task: Task, stage: Stage, network: Network, folder: Path, plan: Plan) 
     if network.start is not None:
         learned = networks.load_weights(network.start, "latest")
     elif stage.origin:
-        learned, _ = convert.load_imported(stage.origin)
+        learned, _ = load_imported(stage.origin)
     else:
         return task.start(trees)
     try:

@@ -3,6 +3,7 @@
 import argparse
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,7 +12,6 @@ import numpy as np
 
 from infnet_jax import models
 from infnet_jax.models.coach import Coach
-from infnet_jax.plan import Net
 from infnet_jax.tasks import inpaint, losses, normalise, optim, supervised
 from infnet_jax.tasks.state import Task, TrainState
 from infnet_jax.training import loop
@@ -40,15 +40,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def measure(backbone: str, batch: int, size: int, steps: int) -> Iterator[tuple[str, float, float]]:
-    """Measures the three training steps in turn, each in memory alone.
+    """Yields of the three training steps in turn (name, steps per second, seconds to compile).
 
-    Args:
-      backbone: one of `infnet.BACKBONES`; batch: examples in a batch.
-      size: side of the square images, pixels; a multiple of the trunk's stride.
-      steps: counted steps of each kind, after one that does not count.
-
-    Yields:
-      Its name, steps per second, and the seconds of tracing and compilation.
+    `backbone` is a trunk of `models.make`, `size` the side of the square images in pixels, and
+    `steps` how many of each kind count, after one that does not.
 
     Raises:
       ValueError: unknown backbone, a size that does not fit, fewer than one step or example.
@@ -57,13 +52,13 @@ def measure(backbone: str, batch: int, size: int, steps: int) -> Iterator[tuple[
         raise ValueError(f"batch and steps must be at least 1, got {batch} and {steps}")
     for task in make_tasks(backbone, size):
         for phase in task.steps:
-            step, state, compile_seconds = compile_step(task, phase, batch, size)
+            step, state, seconds = compile_step(task, phase, batch, size)
             state = step(state)
             began = time.perf_counter()
             for _ in range(steps):
                 state = step(state)
             rate = steps / (time.perf_counter() - began)
-            yield _LABELS.get(phase, "segment"), rate, compile_seconds
+            yield _LABELS.get(phase, "segment"), rate, seconds
 
 
 def compile_step(
@@ -91,16 +86,14 @@ def compile_step(
 
 def make_tasks(backbone: str, size: int) -> tuple[Task, Task]:
     """Returns the segmentation and the inpainting task, as published, without augmentation."""
-    common: dict[str, Any] = dict(
-        norm=normalise.make_norm("imagenet", _CHANNELS, (0.0, 1.0)),
-        size=size,
-        augmentation=dict(flip_h=0.0, flip_v=0.0, quarter_turns=False),
-    )
+    still = dict(flip_h=0.0, flip_v=0.0, quarter_turns=False)
+    norm = normalise.make_norm("imagenet", _CHANNELS, (0.0, 1.0))
+    common: dict[str, Any] = dict(norm=norm, size=size, augmentation=still)
     schedule = optim.make_schedule(lr=1e-4, total_steps=1, schedule="constant")
     adam = optim.make_optimizer(schedule, name="adam", clip_value=0.5)
     sgd = optim.make_optimizer(schedule, name="sgd", weight_decay=5e-4)
-    net = Net("infnet", backbone, 1, _CHANNELS, "float32", {"width": 64})
-    fills = net._replace(options={"width": 64, "inpaint_head": "tanh_parallel"})
+    fields: dict[str, Any] = dict(classes=1, channels=_CHANNELS, dtype="float32", width=64)
+    make = partial(models.make, "infnet", backbone, **fields)
     target = supervised.Target(
         classes=("infection",),
         channels=1,
@@ -110,20 +103,9 @@ def make_tasks(backbone: str, size: int) -> tuple[Task, Task]:
         probs=lambda outputs: jax.nn.sigmoid(models.final_map(outputs)),
     )
     once = dict(scales=(1.0,), steps=1, tx=adam, schedule=schedule, ema_decay=0.0)
-    first = supervised.Supervised(models.make(**net.arguments), target, **once, **common)
-    second = inpaint.Inpainting(
-        net=models.make(**fills.arguments),
-        coach=Coach(),
-        rounds=[("coach", 1), ("net", 1)],
-        n_random=0,
-        random_share=0.0,
-        sample_use=True,
-        masks=inpaint.Masks(),
-        loss={},
-        net_tx=sgd,
-        coach_tx=adam,
-        kld_weight=1e-6,
-        coach_grad="through_net",
-        **common,
-    )
-    return first.task(), second.task()
+    first = supervised.Supervised(make(), target, **once, **common)
+    net = make(inpaint_head="tanh_parallel")
+    players: dict[str, Any] = dict(net=net, coach=Coach(), net_tx=sgd, coach_tx=adam, loss={})
+    game: dict[str, Any] = dict(rounds=[("coach", 1), ("net", 1)], n_random=0, random_share=0.0)
+    game |= dict(masks=inpaint.Masks(), sample_use=True, kld_weight=1e-6, coach_grad="through_net")
+    return first.task(), inpaint.Inpainting(**players, **game, **common).task()

@@ -13,10 +13,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Converts the file, prints what was not used, and returns 0; see `convert.import_torch`."""
-    from infnet_jax.weights import convert
+    """Converts the file, prints what was not used, and returns 0; see `weights.import_torch`."""
+    from infnet_jax import weights
 
-    report = convert.import_torch(options.file, options.out)
+    report = weights.import_torch(options.file, options.out)
     print(f"{options.out}: {report['network']}, {len(report['matched'])} tensors converted")
     for name, reason in report["unused"].items():
         print(f"  not used: {name} ({reason})")

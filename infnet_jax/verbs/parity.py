@@ -5,12 +5,11 @@ fills them, a rule for the input, and the outputs in float64. No torch is needed
 """
 
 import argparse
-import functools
 import json
 import zlib
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ import numpy as np
 
 from infnet_jax.models.coach import Coach, visible_from_score
 from infnet_jax.verbs.scans import existing
-from infnet_jax.weights.convert import convert, make_network
+from infnet_jax.weights import convert, make_network
 
 TOLERANCE = 1e-4
 _OUTPUTS = {"coarse": "map5", "s32": "map4", "s16": "map3", "s8": "map2"}  # ours -> public
@@ -26,8 +25,7 @@ _RANGES = {"norm_weight": (0.4, 0.9), "running_var": (0.5, 1.5)}
 _BLOCK_HEADS = {"forward": "segment", "forward_inpainting": "inpaint"}
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One stored output: its pair, its name, and how far ours is from it.
 
     `error` is the largest absolute difference, None if there is none to state; `note` says why
@@ -42,9 +40,7 @@ class Row:
     @property
     def ok(self) -> bool:
         """Whether the row passes: within TOLERANCE, or skipped."""
-        if self.error is None:
-            return self.note.startswith("skipped")
-        return self.error <= TOLERANCE
+        return self.note.startswith("skipped") if self.error is None else self.error <= TOLERANCE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,11 +62,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def rule_tensor(name: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
-    """Returns the value of a state-dict tensor by the references' rule, float32.
-
-    Raises:
-      ValueError: for an unknown kind.
-    """
+    """Returns the float32 value of a state-dict tensor by the references' rule for its kind."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     if kind in _RANGES:
         value = rng.uniform(*_RANGES[kind], shape)
@@ -83,7 +75,6 @@ def rule_tensor(name: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
 
 
 def _rule_case(spec: dict[str, Any]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """State dict and input of a reference."""
     state = {name: rule_tensor(name, tuple(shape), kind) for name, shape, kind in spec["params"]}
     rng = np.random.default_rng(spec["input"]["seed"])
     return state, rng.standard_normal(spec["input"]["shape"]).astype(np.float32)
@@ -95,11 +86,11 @@ def _network_outputs(spec: dict[str, Any], names: list[str]) -> dict[str, jax.Ar
     variables, report = convert(state)
     model = make_network(report["network"], report["inpaint_head"])
     stride, ours = spec["stride"], {}
-    for block in sorted({name.split("/")[0] for name in names} & set(_BLOCK_HEADS)):
-        head = _BLOCK_HEADS[block]
-        if head == "inpaint" and report["inpaint_head"] == "none":
+    for block, head in _BLOCK_HEADS.items():
+        lacks = head == "inpaint" and report["inpaint_head"] == "none"
+        if lacks or not any(name.startswith(f"{block}/") for name in names):
             continue
-        apply = jax.jit(functools.partial(model.apply, train=False, head=head))
+        apply = jax.jit(partial(model.apply, train=False, head=head))
         for name, value in apply(variables, image).items():
             ours[f"{block}/{_OUTPUTS.get(name, name)}"] = value[:, ::stride, ::stride]
     return ours
@@ -108,10 +99,10 @@ def _network_outputs(spec: dict[str, Any], names: list[str]) -> dict[str, jax.Ar
 def _coach_outputs(spec: dict[str, Any], names: list[str]) -> dict[str, jax.Array]:
     """Outputs [B, h, w, C] of the coach, and masks [B, h, w, 1] made of its scores."""
     state, image = _rule_case(spec)
-    ours = jax.jit(functools.partial(Coach().apply, train=False))(convert(state)[0], image)
-    mask = functools.partial(visible_from_score, ours["score"], keep_ratio=0.75)
-    masks = {"mask_eval": mask(alpha=100.0, hard=True)}
-    return {**ours, **masks, "mask_soft_alpha1": mask(alpha=1.0, hard=False)}
+    ours = jax.jit(partial(Coach().apply, train=False))(convert(state)[0], image)
+    mask = partial(visible_from_score, ours["score"], keep_ratio=0.75)
+    soft = mask(alpha=1.0, hard=False)
+    return {**ours, "mask_eval": mask(alpha=100.0, hard=True), "mask_soft_alpha1": soft}
 
 
 def _loss_outputs(spec: dict[str, Any], names: list[str]) -> dict[str, jax.Array]:
@@ -127,23 +118,18 @@ def _loss_outputs(spec: dict[str, Any], names: list[str]) -> dict[str, jax.Array
     visible = jnp.asarray(normal(400, 1) > -0.6, jnp.float32)
     heads = {"edge": jnp.asarray(normal(200, 3), jnp.float32)}
 
-    def inpaint(region: Literal["erased", "visible"]) -> jax.Array:
-        return inpaint_losses.reconstruction(heads, image, visible, region=region)[0]
-
+    rec = partial(inpaint_losses.reconstruction, heads, image, visible)
     return {
         "structure_weighted": losses.structure_loss(logits, target, weighting="boundary"),
         "structure_as_run": losses.structure_loss(logits, target, weighting="none"),
-        "inpaint_rec_clamped_sum3": inpaint("erased"),
-        "inpaint_context_clamped_sum3": inpaint("visible"),
+        "inpaint_rec_clamped_sum3": rec(region="erased")[0],
+        "inpaint_context_clamped_sum3": rec(region="visible")[0],
     }
 
 
-_NETWORKS = "infnet_resnet50 infnet_res2net50 infnet_vgg16 unet_multi unet_multi_improved".split()
-_PAIRS = {
-    **dict.fromkeys(_NETWORKS, _network_outputs),
-    "coach": _coach_outputs,
-    "losses": _loss_outputs,
-}
+_PAIRS = {"coach": _coach_outputs, "losses": _loss_outputs}
+_PAIRS |= dict.fromkeys(("infnet_resnet50", "infnet_res2net50", "infnet_vgg16"), _network_outputs)
+_PAIRS |= dict.fromkeys(("unet_multi", "unet_multi_improved"), _network_outputs)
 
 
 def _row(pair: str, name: str, stored: np.ndarray, ours: dict[str, jax.Array]) -> Row:
@@ -162,11 +148,8 @@ def compare(directory: Path) -> list[Row]:
       FileNotFoundError: if the folder holds no pair, or a .json without its .npz.
       ValueError: if a stored state dict does not convert.
     """
-    specs = sorted(directory.glob("*.json"))
-    if not specs:
-        raise FileNotFoundError(f"no reference pairs (*.json + *.npz) in {directory}")
     rows: list[Row] = []
-    for path in specs:
+    for path in sorted(directory.glob("*.json")):
         pair, arrays = path.stem, path.with_suffix(".npz")
         if not arrays.is_file():
             raise FileNotFoundError(f"{path} has no {arrays.name} beside it")
@@ -176,4 +159,6 @@ def compare(directory: Path) -> list[Row]:
         with np.load(arrays) as stored:
             ours = _PAIRS[pair](json.loads(path.read_text()), stored.files)
             rows += [_row(pair, name, stored[name], ours) for name in stored.files]
+    if not rows:
+        raise FileNotFoundError(f"no reference pairs (*.json + *.npz) in {directory}")
     return rows

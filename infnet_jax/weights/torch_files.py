@@ -63,9 +63,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def load(path: Path | str) -> Arrays:
-    """The tensors of a state dict by name, in their own types and torch's layouts.
-
-    A mapping that holds one under "state_dict" gives that one.
+    """The tensors of a state dict (or of its "state_dict") by name, own types, torch's layouts.
 
     Raises:
       ValueError: no PyTorch file, a damaged one, one that holds no state dict, or one whose
@@ -73,8 +71,7 @@ def load(path: Path | str) -> Arrays:
     """
     path = Path(path)
     try:
-        read = _read_zip if zipfile.is_zipfile(path) else _read_legacy
-        content, storages = read(path)
+        content, storages = (_read_zip if zipfile.is_zipfile(path) else _read_legacy)(path)
     except Exception as error:  # a damaged pickle raises many types
         raise ValueError(f"{path}: not a readable PyTorch weight file ({error})") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
@@ -103,8 +100,7 @@ def _storages(found: Mapping[str, tuple[str, int]], read: Callable[[str, int], b
     arrays = {}
     for key, (dtype, count) in found.items():
         size = count * np.dtype(dtype).itemsize
-        content = read(key, size)
-        if len(content) != size:
+        if len(content := read(key, size)) != size:
             raise ValueError(f"storage {key} has {len(content)} bytes, should have {size}")
         arrays[key] = np.frombuffer(content, dtype)
     return arrays
@@ -114,9 +110,9 @@ def _read_zip(path: Path) -> tuple[Any, Arrays]:
     with zipfile.ZipFile(path) as archive:
         (index,) = (n for n in archive.namelist() if n.count("/") == 1 and n.endswith("/data.pkl"))
         folder = index.removesuffix("data.pkl")
-        if f"{folder}byteorder" in archive.namelist():
-            if archive.read(f"{folder}byteorder") != b"little":
-                raise ValueError("its numbers are big-endian")
+        order = f"{folder}byteorder"
+        if order in archive.namelist() and archive.read(order) != b"little":
+            raise ValueError("its numbers are big-endian")
         unpickler = _Unpickler(io.BytesIO(archive.read(index)))
         content = unpickler.load()
 
