@@ -1,7 +1,6 @@
 """Networks as Flax linen modules, chosen by name: a decoder on a trunk.
 
 All map NHWC arrays to float32 outputs; parameters are float32, the compute dtype is an argument.
-To add a trunk, write its file and give it an entry in TRUNKS.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -60,7 +59,6 @@ def make(
       trunk: a key of TRUNKS; `plain` is for `unet` only, `fcn8s` takes `vgg16` only.
       classes: channels of the segmentation output; 1 for `infnet`.
       channels: of the input and of inpainting outputs.
-      dtype: compute dtype.
       **options: `width` (of the decoder, and of a trunk that has this option), `max_pool`,
         `inpaint_head`, `improved`. One that the decoder does not use may be there with its
         neutral value, False or "none".
@@ -85,9 +83,8 @@ def _check(decoder: str, trunk: str, classes: int, options: Mapping[str, Any]) -
     """Raises ValueError as `make` does."""
     if decoder not in DECODERS:
         raise ValueError(f"model.decoder={decoder!r}: choose {_words(DECODERS)}")
-    trunks = ["vgg16"] if decoder == "fcn8s" else sorted(TRUNKS)
-    if decoder == "infnet":
-        trunks.remove("plain")
+    only = {"fcn8s": {"vgg16"}, "infnet": set(TRUNKS) - {"plain"}}
+    trunks = sorted(only.get(decoder, TRUNKS))
     if trunk not in trunks:
         raise ValueError(f"model.trunk={trunk!r}: choose {_words(trunks)} for decoder {decoder}")
     if decoder == "infnet" and classes != 1:

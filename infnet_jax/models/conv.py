@@ -44,21 +44,11 @@ def _convolve_cpu(x: Array, kernel: Array, padding: Pair, dilation: int) -> Arra
 
 
 def _backward(padding: Pair, dilation: int, saved: Saved, gradient: Array) -> Saved:
+    """That of the filter is x shifted by columns times the gradient shifted by rows."""
     x, kernel = saved
     _, pull = jax.vjp(lambda x: _convolve(x, kernel, 1, padding, dilation), x)
-    weights = _filter_gradient(x, gradient, kernel.shape[:2], padding, dilation)
-    return pull(gradient)[0], weights
-
-
-_convolve_cpu.defvjp(lambda x, kernel, *at: (_convolve_cpu(x, kernel, *at), (x, kernel)), _backward)
-
-
-def _filter_gradient(
-    x: Array, gradient: Array, window: tuple[int, ...], padding: Pair, dilation: int
-) -> Array:
-    """[kh, kw, I, O] at stride 1: x shifted by columns times the gradient shifted by rows."""
-    (kh, kw), (ph, pw) = window, padding
-    (height, _, channels), (width, features) = x.shape[1:], gradient.shape[2:]
+    (for_x,), (kh, kw, channels, features), (ph, pw) = pull(gradient), kernel.shape, padding
+    height, width = x.shape[1], gradient.shape[2]
     x = jnp.pad(x, ((0, 0), (0, 0), (pw, pw), (0, 0)))
     columns = [x[:, :, q * dilation : q * dilation + width] for q in range(kw)]
     short = (kh - 1) * dilation - ph  # negative: rows that see nothing but padding fall away
@@ -67,8 +57,11 @@ def _filter_gradient(
     rows = [gradient[:, r * dilation : r * dilation + height] for r in reversed(range(kh))]
     left = jnp.concatenate(columns, -1).reshape(-1, kw * channels)
     right = jnp.concatenate(rows, -1).reshape(-1, kh * features)
-    product = lax.dot_general(left, right, (((0,), (0,)), ((), ())))
-    return product.reshape(kw, channels, kh, features).transpose(2, 0, 1, 3)
+    weights = lax.dot_general(left, right, (((0,), (0,)), ((), ())))
+    return for_x, weights.reshape(kw, channels, kh, features).transpose(2, 0, 1, 3)
+
+
+_convolve_cpu.defvjp(lambda x, kernel, *at: (_convolve_cpu(x, kernel, *at), (x, kernel)), _backward)
 
 
 class Conv(nn.Module):
@@ -111,11 +104,9 @@ def _depthwise(x: Array, kernel: Array, stride: int) -> Array:
     """Sum of shifted products, fused into one pass: [B, H, W, C] with [k, k, C], unpadded."""
     k = kernel.shape[0]
     spans = [stride * ((n - k) // stride) + 1 for n in x.shape[1:3]]
-    windows = (
-        x[:, i : i + spans[0] : stride, j : j + spans[1] : stride] * kernel[i, j]
-        for i, j in product(range(k), repeat=2)
-    )
-    return reduce(jnp.add, windows)
+    rows, columns = ([slice(i, i + span, stride) for i in range(k)] for span in spans)
+    places = product(enumerate(rows), enumerate(columns))
+    return reduce(jnp.add, (x[:, row, column] * kernel[i, j] for (i, row), (j, column) in places))
 
 
 def _depthwise_backward(stride: int, saved: Saved, gradient: Array) -> Saved:
@@ -147,7 +138,7 @@ class DepthwiseConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        k = self.kernel
-        kernel = self.param("kernel", nn.initializers.he_normal(), (k, k, 1, x.shape[-1]))
-        x = same_padding(x.astype(self.dtype), k, self.stride)
+        shape = (self.kernel, self.kernel, 1, x.shape[-1])
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
+        x = same_padding(x.astype(self.dtype), self.kernel, self.stride)
         return _depthwise(x, kernel[:, :, 0].astype(self.dtype), self.stride)

@@ -4,15 +4,13 @@ The momentum is BatchNorm's .9, not the published .99 for long training: in some
 share of ImageNet's statistics would stay in the running ones.
 """
 
-from functools import partial
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
 from infnet_jax.models.conv import DepthwiseConv, same_padding
-from infnet_jax.models.layers import BatchNorm, conv_bn
+from infnet_jax.models.layers import BatchNorm, Layer
 
 # Of each stage: blocks, kernel, stride, expansion, output channels.
 _STAGES = [(1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80)]
@@ -35,7 +33,7 @@ class InvertedBottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        layer = partial(conv_bn, train=train, dtype=self.dtype, epsilon=_EPSILON)
+        layer = Layer(train, self.dtype, _EPSILON)
         y = x
         if self.expansion > 1:
             y = nn.relu6(layer(y, "expand", "bn0", self.expansion * x.shape[-1], 1))
@@ -59,7 +57,7 @@ class EfficientNetLite0(nn.Module):
     def __call__(self, x: Array, *, train: bool) -> list[Array]:
         """Maps [B, H, W, C] to five maps, strides 2 to 32, of 16, 24, 40, 112, 320 channels."""
         stride = 2 if self.max_pool else 1
-        layer = partial(conv_bn, train=train, dtype=self.dtype, epsilon=_EPSILON, padding=0)
+        layer = Layer(train, self.dtype, _EPSILON, padding=0)
         x = nn.relu6(layer(same_padding(x, 3, stride), "stem", "stem_bn", 32, 3, stride))
         taps, index = [], 0
         for stage, (blocks, kernel, stride, expansion, channels) in enumerate(_STAGES):

@@ -1,11 +1,9 @@
 """Inf-Net: partial decoder, edge branch and three reverse-attention stages on a shared trunk.
 
-Fan et al. 2020 (paper Fig. 1), on NHWC feature maps, with inpainting heads in two readings:
-
-- `linear_replace` (paper Fig. 3): the last layer of every output gives way to a linear
-  convolution to the image's channels, and these outputs are what the cascade carries.
-- `tanh_parallel` (the authors' code): heads with tanh beside the segmentation layers, whose
-  one-channel outputs remain the carries.
+Fan et al. 2020 (paper Fig. 1), with inpainting heads in two readings: `linear_replace` (paper
+Fig. 3), where the last layer of every output gives way to a linear convolution to the image's
+channels, and these outputs are what the cascade carries; and `tanh_parallel` (the authors' code),
+heads with tanh beside the segmentation layers, whose one-channel outputs remain the carries.
 """
 
 from typing import Any
@@ -48,10 +46,8 @@ class RFB(nn.Module):
 
         branches = [conv("branch0_0", x, 1)]
         for j, k in enumerate((3, 5, 7), start=1):
-            y = conv(f"branch{j}_0", x, 1)
-            y = conv(f"branch{j}_1", y, (1, k))
-            y = conv(f"branch{j}_2", y, (k, 1))
-            branches.append(conv(f"branch{j}_3", y, 3, k))
+            y = conv(f"branch{j}_1", conv(f"branch{j}_0", x, 1), (1, k))
+            branches.append(conv(f"branch{j}_3", conv(f"branch{j}_2", y, (k, 1)), 3, k))
         joined = conv("join", jnp.concatenate(branches, axis=-1), 3)
         return nn.relu(joined + conv("shortcut", x, 1))
 
@@ -60,8 +56,7 @@ class OutputLayers(nn.Module):
     """The last layers of one output: a segmentation layer and, where asked for, an inpainting one.
 
     Attributes:
-      inpaint_head: one of `layers.INPAINT_HEADS`.
-      image_channels: channels of an inpainting output.
+      inpaint_head: one of `layers.INPAINT_HEADS`; its output has `image_channels`.
       kernel: window of the last layers.
       plain: whether the layers have a bias and no batch normalisation (the partial decoder's);
         `linear_replace` always does.
@@ -84,9 +79,8 @@ class OutputLayers(nn.Module):
 
         def last(name: str, channels: int, plain: bool) -> Array:
             if plain:
-                init = nn.initializers.lecun_normal()
-                layer = Conv(channels, self.kernel, 1, 1, None, True, init, self.dtype, name=name)
-                y = layer(x)
+                options = None, True, nn.initializers.lecun_normal(), self.dtype
+                y = Conv(channels, self.kernel, 1, 1, *options, name=name)(x)
             else:
                 y = ConvBN(channels, self.kernel, 1, self.dtype, name=name)(x, train=train)
             return y if carry is None else y + carry
@@ -162,12 +156,10 @@ class InfNet(nn.Module):
     Initialisation (`init` with either head) creates the parameters of both heads.
 
     Attributes:
-      trunk: maps an image to five feature maps, finest first; the finest is not used.
-      multiple: height and width must be multiples of this.
-      width: channels of the edge branch and reverse attentions (the deepest has four times as
-        many).
-      inpaint_head: one of `layers.INPAINT_HEADS`.
-      image_channels: channels of an inpainting output.
+      trunk: maps an image, H and W multiples of `multiple`, to five feature maps, finest first;
+        the finest is not used.
+      width: channels of the edge branch and reverse attentions, four times it in the deepest.
+      inpaint_head: one of `layers.INPAINT_HEADS`; its outputs have `image_channels`.
     """
 
     trunk: nn.Module

@@ -1,12 +1,13 @@
 """Array primitives shared by all networks: NHWC, explicit symmetric padding, fast on CPU and TPU.
 
-Three of them differ from what a framework offers by default, and each difference is visible in the
-outputs of a converted network: down-scaling has no antialias filter, stride-2 windows are padded
-equally on both sides (XLA's "SAME" is not), and running variances are the unbiased ones.
+Three differ from what a framework offers by default, visibly in the outputs of a converted network:
+down-scaling has no antialias filter, stride-2 windows are padded equally on both sides (XLA's
+"SAME" is not), and running variances are the unbiased ones.
 """
 
 from collections.abc import Sequence
 from functools import reduce
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -56,26 +57,24 @@ class BatchNorm(nn.Module):
         return (x * factor + (bias - mean * factor)).astype(self.dtype)
 
 
-def conv_bn(
-    x: Array,
-    conv: str,
-    norm: str,
-    features: int,
-    kernel: int,
-    stride: int = 1,
-    *,
-    train: bool,
-    dtype: DTypeLike,
-    padding: int | None = None,
-    epsilon: float = 1e-5,
-) -> Array:
-    """Bias-free convolution and batch norm, [B, H, W, C] -> [B, H', W', features], no activation.
+class Layer(NamedTuple):
+    """Makes bias-free convolutions with batch norm; its fields are those of `Conv`, `BatchNorm`."""
 
-    Makes two submodules, called `conv` and `norm`, of the module whose compact method calls this;
-    the other arguments are those of `Conv` and `BatchNorm`.
-    """
-    layer = Conv(features, kernel, stride, 1, padding, False, he_fan_out, dtype, name=conv)
-    return BatchNorm(epsilon, dtype, name=norm)(layer(x), train=train)
+    train: bool
+    dtype: DTypeLike
+    epsilon: float = 1e-5
+    padding: int | None = None
+
+    def __call__(
+        self, x: Array, conv: str, norm: str, features: int, kernel: int, stride: int = 1
+    ) -> Array:
+        """Maps [B, H, W, C] to [B, H', W', features], no activation.
+
+        Makes two submodules, called `conv` and `norm`, of the module whose compact method calls it.
+        """
+        options = self.padding, False, he_fan_out, self.dtype
+        x = Conv(features, kernel, stride, 1, *options, name=conv)(x)
+        return BatchNorm(self.epsilon, self.dtype, name=norm)(x, train=self.train)
 
 
 def max_pool(x: Array, size: int, stride: int, padding: int = 0) -> Array:
@@ -162,8 +161,8 @@ def check_divisible(x: Array, multiple: int, network: str) -> None:
     """Raises ValueError unless H and W of x [B, H, W, C] are multiples of `multiple`, from 1 on."""
     height, width = x.shape[1:3]
     if height % multiple or width % multiple or not height or not width:
-        found = f"got {height} x {width}"
-        raise ValueError(f"{network} needs height and width divisible by {multiple}, {found}")
+        size = f"got {height} x {width}"
+        raise ValueError(f"{network} needs height and width divisible by {multiple}, {size}")
 
 
 def check_head(head: str, inpaint_head: str) -> None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from infnet_jax.models.layers import avg_pool, conv_bn, max_pool
+from infnet_jax.models.layers import Layer, avg_pool, max_pool
 
 
 class Residual(nn.Module):
@@ -27,7 +27,7 @@ class Residual(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        layer = partial(conv_bn, train=train, dtype=self.dtype)
+        layer = Layer(train, self.dtype)
         n, s = self.channels, self.stride
         shapes = ((n, 1, 1), (n, 3, s), (4 * n, 1, 1)) if self.deep else ((n, 3, s), (n, 3, 1))
         y = x
@@ -51,7 +51,7 @@ class Bottle2neck(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        layer = partial(conv_bn, train=train, dtype=self.dtype)
+        layer = Layer(train, self.dtype)
         width, out = self.channels * 26 // 64, 4 * self.channels
         first = x.shape[-1] != out
         *splits, last = jnp.split(nn.relu(layer(x, "conv1", "bn1", 4 * width, 1)), 4, axis=-1)
@@ -76,13 +76,11 @@ KINDS: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...]]] = {
 
 
 class ResNet(nn.Module):
-    """Trunk that returns the feature maps of its stem and of its four stages.
+    """Trunk, `kind` of KINDS, that returns the feature maps of its stem and of its four stages.
 
-    Attributes:
-      kind: a key of KINDS.
-      width: channels of the first stage's 3x3 convolutions (64 as published); each stage doubles
-        it, and bottlenecks have four times as many at their outputs.
-      max_pool: False leaves out the pool after the stem, so that every later map is twice as large.
+    `width` is the channels of the first stage's 3x3 convolutions (64 as published); each stage
+    doubles it, and bottlenecks have four times as many at their outputs. `max_pool=False` leaves
+    out the pool after the stem, so that every later map is twice as large.
     """
 
     kind: str
@@ -93,7 +91,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> list[Array]:
         """Maps [B, H, W, C] to five maps at strides 2, 4, 8, 16, 32, or 2, 2, 4, 8, 16 unpooled."""
-        layer = partial(conv_bn, train=train, dtype=self.dtype)
+        layer = Layer(train, self.dtype)
         block, stages = KINDS[self.kind]
         if self.kind == "res2net50":
             for i, features in enumerate((self.width // 2, self.width // 2, self.width)):
@@ -105,7 +103,6 @@ class ResNet(nn.Module):
         for stage, blocks in enumerate(stages):
             for i in range(blocks):
                 shape = self.width << stage, 2 if stage > 0 and i == 0 else 1
-                layer_name = f"layer{stage + 1}_{i}"
-                x = block(*shape, dtype=self.dtype, name=layer_name)(x, train=train)
+                x = block(*shape, dtype=self.dtype, name=f"layer{stage + 1}_{i}")(x, train=train)
             taps.append(x)
         return taps

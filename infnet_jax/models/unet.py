@@ -1,12 +1,9 @@
 """U-Net of the multi-class stage in both public variants, and the plain U-Net baseline.
 
-The input holds the slice and the single-class network's map (the prior), concatenated over
-channels. Two variants of the public code:
-
-- plain (its "baseline", and the only one of the original Inf-Net): a U-Net; the inpainting head
-  shares the decoder.
-- improved: the input enters again at strides 4 and 16, and inpainting has a decoder of its own, so
-  that pre-training reaches the encoder only.
+The input holds the slice and the single-class network's map (the prior) as channels. In the plain
+variant (the public code's "baseline", and the only one of the original Inf-Net) the inpainting head
+shares the decoder. In the improved one the input enters again at strides 4 and 16, and inpainting
+has a decoder of its own, so that pre-training reaches the encoder only.
 
 With `classes=1` and the slice alone as input the plain variant is the usual U-Net baseline. On
 other trunks, whose weights may come from ImageNet, the same decoder ends at the stride of the
@@ -91,14 +88,12 @@ class UNet(nn.Module):
     those of Inf-Net where weights move: `trunk`, and `out_*` for last layers.
 
     Attributes:
-      trunk: maps an image to five feature maps, finest first.
-      multiple: height and width must be multiples of this.
+      trunk: maps an image, H and W multiples of `multiple`, to five feature maps, finest first.
       classes: channels of the segmentation logits.
       width: channels of the decoder's last block (64 as published; 16 trains on two cores).
       improved: gives inpainting a decoder of its own.
-      inpaint_head: `tanh_parallel` (the public code) or `linear_replace` (no tanh, as the paper
-        describes its last layer), or `none`.
-      image_channels: channels of the inpainting output, those of the input.
+      inpaint_head: `tanh_parallel` (the public code), `linear_replace` (no tanh, as the paper
+        describes its last layer) or `none`; its output has `image_channels`.
     """
 
     trunk: nn.Module
@@ -113,10 +108,9 @@ class UNet(nn.Module):
     def setup(self) -> None:
         self.decoder = Decoder(self.width, self.dtype)
         self.out_seg = Conv(self.classes, 1, use_bias=True, dtype=self.dtype)
-        if self.inpaint_head != "none":
-            self.out_inpaint = Conv(self.image_channels, 1, use_bias=True, dtype=self.dtype)
-            if self.improved:
-                self.decoder_inpaint = Decoder(self.width, self.dtype)
+        # Have parameters only where they are called.
+        self.decoder_inpaint = Decoder(self.width, self.dtype)
+        self.out_inpaint = Conv(self.image_channels, 1, use_bias=True, dtype=self.dtype)
 
     def __call__(self, x: Array, *, train: bool, head: str = "segment") -> dict[str, Array]:
         """Maps [B, H, W, C], any size that the trunk takes, to one float32 output of that size.

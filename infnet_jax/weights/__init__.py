@@ -169,16 +169,15 @@ def convert(state: Mapping[str, np.ndarray]) -> tuple[Variables, Report]:
     }
     if unknown := sorted(name for name, reason in unused.items() if reason is None):
         raise ValueError(f"{network}: {len(unknown)} unexplained tensors, first {unknown[0]}")
-    report = {"network": network, "inpaint_head": inpaint_head, "matched": matched}
-    return unflatten_dict(flat), {**report, "unused": unused}
+    report = {"network": network, "inpaint_head": inpaint_head}
+    return unflatten_dict(flat), {**report, "matched": matched, "unused": unused}
 
 
 def load_state_dict(path: Path | str) -> dict[str, np.ndarray]:
-    """Reads a state dict from `.safetensors`, `.pth` or `.pt`; torch is not needed for it.
+    """Reads a state dict from an existing `.safetensors`, `.pth` or `.pt` file, without torch.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: for another suffix, an unreadable file, or a pickle of anything but tensors.
+      ValueError: another suffix, an unreadable file, or a pickle of anything but tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -199,7 +198,6 @@ def import_torch(path: Path | str, out: Path | str) -> Report:
     The folder gets `variables.safetensors` (names are flax paths joined by "/") and `report.json`.
 
     Raises:
-      FileNotFoundError: if there is no such weight file.
       ValueError: if `out` is not empty, or as `load_state_dict` and `convert` do.
     """
     out = Path(out)
