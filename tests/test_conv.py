@@ -26,28 +26,19 @@ def check_equal(ours: Any, framework: Any, x: np.ndarray, weights: np.ndarray) -
 
 
 def framework(stride: int, padding: Any, **options: Any) -> Any:
-    options |= {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
-    strides = (stride, stride)
-    return functools.partial(
-        jax.lax.conv_general_dilated, window_strides=strides, padding=padding, **options
-    )
+    options |= {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "padding": padding}
+    options["window_strides"] = (stride, stride)
+    return functools.partial(jax.lax.conv_general_dilated, **options)
 
 
 @pytest.mark.parametrize(
     ("kernel", "stride", "dilation", "padding"),
     [
-        ((1, 1), 1, 1, (0, 0)),
-        ((1, 1), 2, 1, (0, 0)),
-        ((1, 1), 1, 1, (1, 1)),
-        ((3, 3), 1, 1, (1, 1)),
-        ((3, 3), 1, 3, (3, 3)),
-        ((3, 3), 1, 2, (0, 0)),
-        ((3, 3), 1, 1, (2, 1)),
-        ((3, 3), 1, 1, (3, 3)),
-        ((3, 3), 2, 1, (1, 1)),
-        ((1, 5), 1, 1, (0, 2)),
-        ((5, 1), 1, 1, (2, 0)),
-        ((7, 7), 2, 1, (3, 3)),
+        *[((1, 1), stride, 1, (0, 0)) for stride in (1, 2)],
+        *[((3, 3), 1, 1, padding) for padding in ((1, 1), (2, 1), (3, 3))],
+        *[((3, 3), 1, 3, (3, 3)), ((3, 3), 1, 2, (0, 0)), ((1, 1), 1, 1, (1, 1))],
+        *[((3, 3), 2, 1, (1, 1)), ((7, 7), 2, 1, (3, 3))],
+        *[((1, 5), 1, 1, (0, 2)), ((5, 1), 1, 1, (2, 0))],
     ],
 )
 def test_a_convolution_equals_that_of_the_framework(kernel, stride, dilation, padding):

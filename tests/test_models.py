@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from infnet_jax import models
 
 PAIRS = [(d, t) for d in ("infnet", "unet") for t in models.TRUNKS if (d, t) != ("infnet", "plain")]
+BLOCKS = ["edge_branch", "partial_decoder"] + [f"reverse_attention{s}" for s in (8, 16, 32)]
 
 
 def make(decoder: str, trunk: str, classes: int = 1, channels: int = 3, **options: Any) -> Any:
@@ -19,10 +21,12 @@ def make(decoder: str, trunk: str, classes: int = 1, channels: int = 3, **option
     return models.make(decoder, trunk, classes=classes, channels=channels, dtype=dtype, **options)
 
 
-def shapes(net: Any, channels: int = 3) -> Any:
+def shapes(net: Any, channels: int = 3, size: int = 64, **call: Any) -> Any:
     """Shapes of a network's variables."""
-    image = np.zeros((1, 64, 64, channels), np.float32)
-    return jax.eval_shape(functools.partial(net.init, train=False), jax.random.key(0), image)
+    image = np.zeros((1, size, size, channels), np.float32)
+    return jax.eval_shape(
+        functools.partial(net.init, train=False, **call), jax.random.key(0), image
+    )
 
 
 def check_outputs(decoder: str, trunk: str) -> Any:
@@ -89,23 +93,13 @@ def test_five_maps_of_a_trunk(trunk, options, sizes, channels):
     module, image = models.TRUNKS[trunk].module(**options), np.zeros((1, 64, 64, 3), np.float32)
     init = functools.partial(module.init_with_output, train=False)
     taps, _ = jax.eval_shape(init, jax.random.key(0), image)
-    assert [tap.shape[1:] for tap in taps] == [
-        (n, n, c) for n, c in zip(sizes, channels, strict=True)
-    ]
+    assert [tap.shape[1:] for tap in taps] == list(zip(sizes, sizes, channels, strict=True))
 
 
-RESNET50 = {
-    "": 30_911_401,
-    "trunk": 23_508_032,
-    "rfb8": 178_112,
-    "rfb16": 260_032,
-    "rfb32": 423_872,
-    "partial_decoder": 277_473,
-    "edge_branch": 91_074,
-    "reverse_attention32": 5_851_394,
-    "reverse_attention16": 177_090,
-    "reverse_attention8": 144_322,
-}
+RESNET50 = {"": 30_911_401, "trunk": 23_508_032, "rfb8": 178_112, "rfb16": 260_032}
+RESNET50 |= {"rfb32": 423_872, "partial_decoder": 277_473, "edge_branch": 91_074}
+RESNET50 |= {"reverse_attention32": 5_851_394, "reverse_attention16": 177_090}
+RESNET50 |= {"reverse_attention8": 144_322}
 TANH = {"inpaint_head": "tanh_parallel"}
 BOTH = {"inpaint_head": "tanh_parallel", "improved": True}
 IMPROVED = {"trunk": 9_440_256, "decoder": 7_950_102, "decoder_inpaint": 7_950_102}
@@ -130,44 +124,76 @@ IMPROVED = {"trunk": 9_440_256, "decoder": 7_950_102, "decoder_inpaint": 7_950_1
 )
 def test_trainable_parameters_are_the_published_counts(net, options, counts):
     params = shapes(make(*net, **options), net[-1] if len(net) > 2 else 3)["params"]
-    found = {
-        name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in params.items()
-    }
+    found = {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in params.items()}
     found[""] = sum(found.values())
     assert {name: found[name] for name in counts} == counts
 
 
 @pytest.mark.parametrize(
+    ("decoder", "trunk", "options"),
+    [
+        ("infnet", "resnet18", {"inpaint_head": "tanh_parallel"}),
+        ("infnet", "resnet18", {"inpaint_head": "linear_replace"}),
+        ("unet", "plain", {"width": 4, **TANH}),
+        ("unet", "plain", {"width": 4, **BOTH}),
+    ],
+)
+def test_init_makes_both_heads_whichever_is_called(decoder, trunk, options):
+    net = make(decoder, trunk, **options)
+    trees = [flatten_dict(shapes(net, head=head)) for head in ("segment", "inpaint")]
+    first, second = ({path: leaf.shape for path, leaf in tree.items()} for tree in trees)
+    assert first == second
+    last = {"/".join(p[1:3]) for p in first if p[0] == "params" and models.is_output_layer(p)}
+    kinds = ("out_seg", "out_inpaint")
+    if decoder == "infnet":
+        assert last == {f"{block}/{kind}" for block in BLOCKS for kind in kinds}
+    else:
+        assert {path.split("/")[0] for path in last} == set(kinds)
+
+
+@pytest.mark.parametrize(
+    ("net", "options", "call", "size", "message"),
+    [
+        (("infnet", "resnet18"), {}, {}, 48, "Inf-Net on ResNet needs .* divisible by 32, got 48 "),
+        (("infnet", "resnet18"), {"max_pool": False}, {}, 40, "divisible by 16, got 40 x 40"),
+        (("infnet", "vgg16"), {}, {}, 24, "divisible by 16"),
+        (("infnet", "resnet18"), {}, {"head": "inpaint"}, 64, "inpaint_head other than 'none'"),
+        (("infnet", "resnet18"), {}, {"head": "depth"}, 64, "head must be segment or inpaint, got"),
+        (("unet", "plain"), {}, {"head": "inpaint"}, 32, "inpaint_head other than 'none'"),
+        (("unet", "plain"), {}, {"head": "depth"}, 32, "segment or inpaint, got 'depth'"),
+        (("unet", "plain"), {}, {}, 15, r"at least 16 x 16 pixels, got \(15, 15\)"),
+        (("unet", "efficientnet_lite0"), {}, {}, 48, "U-Net on EfficientNetLite0 needs .* by 32, "),
+        (("fcn8s", "vgg16"), {}, {}, 48, "FCN8s needs .* divisible by 32, got 48 x 48"),
+    ],
+)
+def test_a_head_or_size_that_cannot_work_is_named(net, options, call, size, message):
+    with pytest.raises(ValueError, match=message):
+        shapes(make(*net, width=8, **options), size=size, **call)
+
+
+@pytest.mark.parametrize(
     ("net", "options", "message"),
     [
-        (("x", "plain"), {}, "model.decoder='x': choose fcn8s, infnet or unet"),
-        (
-            ("unet", "y"),
-            {},
-            "model.trunk='y': choose efficientnet_lite0, plain, res2net50, .*vgg16",
-        ),
-        (
-            ("infnet", "resnet34"),
-            {},
-            "model.trunk='resnet34': choose .*resnet18, resnet50 or vgg16",
-        ),
-        (("infnet", "plain"), {}, "model.trunk='plain': choose efficientnet_lite0, res2net50, "),
-        (("fcn8s", "resnet18"), {}, "model.trunk='resnet18': choose vgg16 for decoder fcn8s"),
-        (("infnet", "resnet18", 3), {}, "model.decoder='infnet' has one class, not 3"),
-        (("unet", "plain"), {"max_pool": True}, "model.max_pool=True: decoder unet has no such"),
-        (("fcn8s", "vgg16"), TANH, "model.inpaint_head='tanh_parallel': decoder fcn8s has no"),
-        (("fcn8s", "vgg16"), {"improved": True}, "model.improved=True: decoder fcn8s has no such"),
-        (("infnet", "resnet18"), {"improved": True}, "model.improved=True: decoder infnet has no"),
-        (("unet", "vgg16"), {"improved": True}, "model.improved=True: trunk vgg16 has no such"),
-        (("unet", "plain"), {"depth": 3}, "model.depth=3: decoder unet has no such option"),
-        (("infnet", "vgg16"), {"max_pool": False}, "model.max_pool=False: trunk vgg16 has no stem"),
+        (("x", "plain"), {}, "decoder='x': choose fcn8s, infnet or unet"),
+        (("unet", "y"), {}, "trunk='y': choose efficientnet_lite0, plain, res2net50, .*vgg16"),
+        (("infnet", "resnet34"), {}, "trunk='resnet34': choose .*resnet18, resnet50 or vgg16"),
+        (("infnet", "plain"), {}, "trunk='plain': choose efficientnet_lite0, res2net50, "),
+        (("fcn8s", "resnet18"), {}, "trunk='resnet18': choose vgg16 for decoder fcn8s"),
+        (("infnet", "resnet18", 3), {}, "decoder='infnet' has one class, not 3"),
+        (("unet", "plain"), {"max_pool": True}, "max_pool=True: decoder unet has no such"),
+        (("fcn8s", "vgg16"), TANH, "inpaint_head='tanh_parallel': decoder fcn8s has no"),
+        (("fcn8s", "vgg16"), {"improved": True}, "improved=True: decoder fcn8s has no such"),
+        (("infnet", "resnet18"), {"improved": True}, "improved=True: decoder infnet has no"),
+        (("unet", "vgg16"), {"improved": True}, "improved=True: trunk vgg16 has no such"),
+        (("unet", "plain"), {"depth": 3}, "depth=3: decoder unet has no such option"),
+        (("infnet", "vgg16"), {"max_pool": False}, "max_pool=False: trunk vgg16 has no stem"),
         (("unet", "plain"), {"inpaint_head": "tanh"}, "'tanh': choose none, tanh_parallel or lin"),
     ],
 )
 def test_names_and_options_that_do_not_go_together_are_refused_in_a_line(net, options, message):
     with pytest.raises(ValueError, match=message) as error:
         make(*net, **options)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and str(error.value).startswith("model.")
 
 
 @pytest.mark.parametrize("decoder", sorted(models.DECODERS))

@@ -1,6 +1,7 @@
 """Parity with the stored outputs of the public networks, and that a difference would show."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -8,23 +9,15 @@ import pytest
 from infnet_jax import cli
 from infnet_jax.verbs import parity
 
-EXPECTED_ROWS = {
-    "coach": 5,
-    "infnet_res2net50": 5,
-    "infnet_resnet50": 10,
-    "infnet_vgg16": 5,
-    "losses": 4,
-    "unet_multi": 2,
-    "unet_multi_improved": 2,
-}
+ROWS = {"coach": 5, "losses": 4, "unet_multi": 2, "unet_multi_improved": 2}
+ROWS |= {"infnet_res2net50": 5, "infnet_resnet50": 10, "infnet_vgg16": 5}
 
 
 @pytest.mark.slow
-def test_all_stored_outputs_agree(shared, capsys):
+def test_all_stored_outputs_agree(shared):
     rows = parity.compare(shared / "reference")
-    compared = [row for row in rows if row.error is not None]
-    for pair, count in EXPECTED_ROWS.items():
-        assert sum(row.pair == pair for row in compared) == count
+    compared = Counter(row.pair for row in rows if row.error is not None)
+    assert compared.items() >= ROWS.items()
     assert all(row.ok for row in rows)
 
 
@@ -65,11 +58,8 @@ def test_a_stored_output_we_lack_or_shape_differently_fails(losses_pair, capsys)
     assert "shape (3,), stored (5,)" in text
 
 
-def test_not_a_number_fails():
+def test_not_a_number_fails_and_unknown_pairs_are_listed_as_skipped(tmp_path):
     assert not parity.Row("a", "b", float("nan")).ok
-
-
-def test_unknown_pairs_are_listed_as_skipped(tmp_path):
     (tmp_path / "other.json").write_text(json.dumps({}))
     np.savez(tmp_path / "other.npz", a=np.ones(1))
     (row,) = parity.compare(tmp_path)
