@@ -11,9 +11,9 @@ from infnet_jax.models.coach import Coach, visible_from_score
 def test_coach_has_the_published_count():
     image = np.zeros((1, 64, 64, 3), np.float32)
     variables = jax.eval_shape(lambda x: Coach().init(jax.random.key(0), x, train=False), image)
-    leaves = jax.tree.leaves
-    assert sum(leaf.size for leaf in leaves(variables["params"])) == 11_279_213
-    assert sum(leaf.size for leaf in leaves(variables["params"]["trunk"])) == 11_176_512
+    params = variables["params"]
+    whole, trunk = (sum(x.size for x in jax.tree.leaves(t)) for t in (params, params["trunk"]))
+    assert (whole, trunk) == (11_279_213, 11_176_512)
 
 
 @pytest.mark.parametrize(("size", "kept"), [(352, 362), (128, 47)])
@@ -21,10 +21,9 @@ def test_hard_masks_keep_one_cell_less_than_k_unless_inclusive(size, kept):
     side = size // 16
     score = jax.random.uniform(jax.random.key(3), (2, side, side, 1))
     options = {"keep_ratio": 0.75, "alpha": 100.0, "hard": True}
-    mask = visible_from_score(score, **options)
-    assert mask.sum((1, 2, 3)).tolist() == [kept, kept]
-    mask = visible_from_score(score, **options, inclusive=True)
-    assert mask.sum((1, 2, 3)).tolist() == [kept + 1, kept + 1]
+    for inclusive in (False, True):
+        mask = visible_from_score(score, **options, inclusive=inclusive)
+        assert mask.sum((1, 2, 3)).tolist() == [kept + inclusive] * 2
     assert float(score[0][mask[0] == 1].min()) > float(score[0][mask[0] == 0].max())
 
 

@@ -1,6 +1,6 @@
 """Convolutions and their gradients against those of the framework."""
 
-import functools
+from functools import partial
 from typing import Any
 
 import jax
@@ -28,7 +28,7 @@ def check_equal(ours: Any, framework: Any, x: np.ndarray, weights: np.ndarray) -
 def framework(stride: int, padding: Any, **options: Any) -> Any:
     options |= {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "padding": padding}
     options["window_strides"] = (stride, stride)
-    return functools.partial(jax.lax.conv_general_dilated, **options)
+    return partial(jax.lax.conv_general_dilated, **options)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def framework(stride: int, padding: Any, **options: Any) -> Any:
 def test_a_convolution_equals_that_of_the_framework(kernel, stride, dilation, padding):
     sides = [(p, p) for p in padding]
     theirs = framework(stride, sides, rhs_dilation=(dilation, dilation))
-    ours = functools.partial(conv.convolve, stride=stride, padding=padding, dilation=dilation)
+    ours = partial(conv.convolve, stride=stride, padding=padding, dilation=dilation)
     check_equal(ours, theirs, array(2, 9, 10, 3), array(*kernel, 3, 4, seed=1))
 
 

@@ -20,10 +20,7 @@ _EPSILON = 1e-3
 
 
 class InvertedBottleneck(nn.Module):
-    """1x1 expansion, depthwise convolution, 1x1 projection, and a shortcut where shapes allow it.
-
-    Maps [B, H, W, C] to [B, H', W', `channels`].
-    """
+    """1x1 expansion, depthwise, 1x1 projection, shortcut: [B, H, W, C] to `channels` channels."""
 
     channels: int
     kernel: int

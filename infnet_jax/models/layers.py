@@ -117,14 +117,6 @@ def box_filter(x: Array, size: int) -> Array:
     return x / (size * size)
 
 
-def _bilinear_weights(n_in: int, n_out: int, align_corners: bool) -> np.ndarray:
-    """Matrix [n_out, n_in] that interpolates linearly along one axis, edges repeated."""
-    out = np.arange(n_out)
-    centres = (out + 0.5) * (n_in / n_out) - 0.5
-    position = out * ((n_in - 1) / max(n_out - 1, 1)) if align_corners else centres
-    return np.stack([np.interp(position, np.arange(n_in), unit) for unit in np.eye(n_in)], 1)
-
-
 def resize_bilinear(x: Array, size: Sequence[int], *, align_corners: bool = False) -> Array:
     """Resizes float [B, H, W, C] to [B, size[0], size[1], C] linearly, without antialias.
 
@@ -140,9 +132,13 @@ def resize_bilinear(x: Array, size: Sequence[int], *, align_corners: bool = Fals
             left = _window(x, axis, factor // 2 - 1, n_out, factor)
             x = (left + _window(x, axis, factor // 2, n_out, factor)) * 0.5
             continue
-        weights = jnp.asarray(_bilinear_weights(n_in, n_out, align_corners), x.dtype)
+        out = np.arange(n_out)
+        centres = (out + 0.5) * (n_in / n_out) - 0.5
+        place = out * ((n_in - 1) / max(n_out - 1, 1)) if align_corners else centres
+        # Linear interpolation along the axis as a matrix [n_out, n_in]; edges are repeated.
+        matrix = np.stack([np.interp(place, np.arange(n_in), unit) for unit in np.eye(n_in)], 1)
         pattern = "oh,bhwc->bowc" if axis == _ROWS else "ow,bhwc->bhoc"
-        x = jnp.einsum(pattern, weights, x, precision=lax.Precision.HIGHEST)
+        x = jnp.einsum(pattern, jnp.asarray(matrix, x.dtype), x, precision=lax.Precision.HIGHEST)
     return x
 
 

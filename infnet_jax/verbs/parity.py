@@ -26,10 +26,10 @@ _BLOCK_HEADS = {"forward": "segment", "forward_inpainting": "inpaint"}
 
 
 class Row(NamedTuple):
-    """One stored output: its pair, its name, and how far ours is from it.
+    """One stored output, and the largest absolute difference of ours from it.
 
-    `error` is the largest absolute difference, None if there is none to state; `note` says why
-    then: "skipped: ..." for a pair that is left out on purpose, else what went wrong.
+    `error` None is explained by `note`: "skipped: ..." for a pair that is left out on purpose, else
+    what went wrong.
     """
 
     pair: str

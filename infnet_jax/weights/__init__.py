@@ -173,13 +173,12 @@ def convert(state: Mapping[str, np.ndarray]) -> tuple[Variables, Report]:
     return unflatten_dict(flat), {**report, "matched": matched, "unused": unused}
 
 
-def load_state_dict(path: Path | str) -> dict[str, np.ndarray]:
+def load_state_dict(path: Path) -> dict[str, np.ndarray]:
     """Reads a state dict from an existing `.safetensors`, `.pth` or `.pt` file, without torch.
 
     Raises:
       ValueError: another suffix, an unreadable file, or a pickle of anything but tensors.
     """
-    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weight file at {path}")
     if path.suffix in (".pth", ".pt"):
@@ -192,7 +191,7 @@ def load_state_dict(path: Path | str) -> dict[str, np.ndarray]:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
 
 
-def import_torch(path: Path | str, out: Path | str) -> Report:
+def import_torch(path: Path, out: Path) -> Report:
     """Converts a public weight file into the folder `out` and returns the report of `convert`.
 
     The folder gets `variables.safetensors` (names are flax paths joined by "/") and `report.json`.
@@ -200,11 +199,10 @@ def import_torch(path: Path | str, out: Path | str) -> Report:
     Raises:
       ValueError: if `out` is not empty, or as `load_state_dict` and `convert` do.
     """
-    out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not an empty folder; name a new one")
     variables, report = convert(load_state_dict(path))
-    report = {"source": Path(path).name, **report}
+    report = {"source": path.name, **report}
     out.mkdir(parents=True, exist_ok=True)
     flat = flatten_dict(variables, sep="/")
     save_file({k: np.ascontiguousarray(v) for k, v in flat.items()}, out / WEIGHTS_FILE)

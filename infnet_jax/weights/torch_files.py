@@ -62,14 +62,13 @@ class _Unpickler(pickle.Unpickler):
         return str(key)
 
 
-def load(path: Path | str) -> Arrays:
+def load(path: Path) -> Arrays:
     """The tensors of a state dict (or of its "state_dict") by name, own types, torch's layouts.
 
     Raises:
       ValueError: no PyTorch file, a damaged one, one that holds no state dict, or one whose
         pickle asks for anything but tensors.
     """
-    path = Path(path)
     try:
         content, storages = (_read_zip if zipfile.is_zipfile(path) else _read_legacy)(path)
     except Exception as error:  # a damaged pickle raises many types
