@@ -119,8 +119,3 @@ def test_resize_nearest_takes_the_floor_pixel(source):
     x = np.asarray([10.0, 20.0, 30.0])
     ours = layers.resize_nearest(jnp.asarray(x).reshape(1, 3, 1, 1), (len(source), 1))
     np.testing.assert_array_equal(ours[0, :, 0, 0], x[source])
-
-
-def test_check_divisible_names_size_and_multiple():
-    with pytest.raises(ValueError, match="divisible by 32, got 64 x 48"):
-        layers.check_divisible(jnp.ones((1, 64, 48, 1)), 32, "net")

@@ -172,8 +172,8 @@ class InfNet(nn.Module):
     def setup(self) -> None:
         self.rfb8, self.rfb16, self.rfb32 = (RFB(self.dtype) for _ in range(3))
         heads: dict[str, Any] = {"inpaint_head": self.inpaint_head, "dtype": self.dtype}
-        heads["image_channels"], n = self.image_channels, self.width
-        last = {"carries_on": False, "kernel": 3, **heads}
+        heads["image_channels"] = self.image_channels
+        n, last = self.width, {"carries_on": False, "kernel": 3, **heads}
         self.partial_decoder = PartialDecoder(plain=True, **heads)
         self.edge_branch = EdgeBranch(features=n, **last)
         self.reverse_attention32 = ReverseAttention(features=4 * n, inner=(5, 5, 5), **heads)
