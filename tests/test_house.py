@@ -1,10 +1,10 @@
 """The house rules: arrows between rooms run down, every file has a visitor, the door is light."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,16 +52,19 @@ def sources(folder: str) -> list[Path]:
     return sorted((ROOT / folder).rglob("*.py"))
 
 
-def imports(path: Path) -> Iterator[tuple[int, str]]:
+@functools.cache
+def imports(path: Path) -> list[tuple[int, str]]:
     """Line and full dotted name of each import, those inside functions too."""
+    found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
+            found += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             package = path.relative_to(ROOT).parts[:-1]
             base = package[: len(package) - node.level + 1] if node.level else ()
             prefix = ".".join([*base, *filter(None, [node.module])])
-            yield from ((node.lineno, f"{prefix}.{alias.name}") for alias in node.names)
+            found += [(node.lineno, f"{prefix}.{alias.name}") for alias in node.names]
+    return found
 
 
 def room_of(path: Path) -> str:
