@@ -5,6 +5,7 @@ import io
 import zipfile
 
 import numpy as np
+import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
@@ -42,6 +43,20 @@ def report(folder):
 def skipped(folder):
     """File -> reason."""
     return report(folder)["skipped"]
+
+
+def the_skip(folder):
+    """The one file that was skipped, and the reason."""
+    ((file, reason),) = skipped(folder).items()
+    return file, reason
+
+
+def assert_stops(words, name, source, tmp_path, **kwargs):
+    """The build is refused in one line with these words, and leaves no version folder."""
+    with pytest.raises((ValueError, FileNotFoundError), match=words) as caught:
+        build(name, source, tmp_path, **kwargs)
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "data").rglob("[0-9].*.[0-9]"))
 
 
 def assert_equal_bytes(first, second):

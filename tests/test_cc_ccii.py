@@ -1,6 +1,7 @@
 """The cc_ccii builder and the resumable shards below it, on made-up archives."""
 
 import io
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from tests import builders
-from tests.builders import add, assert_equal_bytes, encoded as png, read, report, skipped
+from tests.builders import add, assert_equal_bytes, encoded as png, read, report, skipped, the_skip
 from tfds_builders import RESUMABLE, shard_writers, shards
 from tfds_builders.cc_ccii import cc_ccii_dataset_builder as cc_ccii, dummy_data, layout
 from tfds_builders.report import Report
@@ -37,6 +38,15 @@ def source(tmp_path_factory):
     return dummy_data.make(tmp_path_factory.mktemp("cc") / "CC-CCII", SLICES, size=16)
 
 
+@pytest.fixture(scope="module")
+def straight(source, tmp_path_factory):
+    """What a build that nothing stops makes of `source`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cc_ccii.Builder, "EXAMPLES_PER_SHARD", 30)
+        patch.setattr(shard_writers, "_cores", lambda: 1)
+        return builders.build("cc_ccii/slices", source, tmp_path_factory.mktemp("straight"))
+
+
 @pytest.fixture
 def archive(tmp_path):
     """A folder with one archive of one NCP scan of 3 slices, to add to; and that archive."""
@@ -48,13 +58,13 @@ def archive(tmp_path):
 
 
 build = partial(builders.build, "cc_ccii/slices")
+lesions = partial(builders.build, "cc_ccii/lesions")
 
 
-def test_every_slice_arrives_with_what_the_tables_say(source, tmp_path):
-    folder = build(source, tmp_path)
-    found = read(folder)
-    assert len(found) == SLICES and not skipped(folder)
-    shown = tfds.builder_from_directory(folder).info.splits["train"]
+def test_every_slice_arrives_with_what_the_tables_say(source, straight):
+    found = read(straight)
+    assert len(found) == SLICES and not skipped(straight)
+    shown = tfds.builder_from_directory(straight).info.splits["train"]
     assert shown.num_shards == -(-shown.num_examples // 30) > 1
     with zipfile.ZipFile(source / "COVID19-1.zip") as archive:
         name = archive.namelist()[4]  # 0004.jpg of the first scan: a multiple of 4 is on the list
@@ -69,37 +79,34 @@ def test_every_slice_arrives_with_what_the_tables_say(source, tmp_path):
     assert other["lesion"] == 0 and other["sex"] == b"" and np.isnan(other["age"])
 
 
-def test_a_patient_is_on_one_side(source, tmp_path):
-    sides = {}
-    for example in read(build(source, tmp_path)).values():
-        assert example["group"] == example["patient"]
-        sides.setdefault(example["patient"], set()).add(example["split"])
-    assert len(sides) > 5 and all(len(s) == 1 for s in sides.values())
-    assert set.union(*sides.values()) == {"train", "validation", "test"}
+def test_a_patient_is_on_one_side(straight):
+    found = read(straight).values()
+    sides = {(e["patient"], e["split"]) for e in found}
+    assert len(sides) == len(dict(sides)) > 5 and all(e["group"] == e["patient"] for e in found)
+    assert set(dict(sides).values()) == {"train", "validation", "test"}
 
 
-def test_a_part_of_the_archives_is_split_like_the_whole(source, tmp_path):
-    whole = {key: e["split"] for key, e in read(build(source, tmp_path)).items()}
+def test_a_part_of_the_archives_is_split_like_the_whole(source, straight, tmp_path):
+    whole = {key: e["split"] for key, e in read(straight).items()}
     for label in ("COVID19", "CP", "Normal"):
         part = tmp_path / label
         part.mkdir()
         for name in (f"{label}-1.zip", "unzip_filenames.csv"):
-            (part / name).write_bytes((source / name).read_bytes())
+            shutil.copy(source / name, part)
         found = read(build(part, part))
         assert 0 < len(found) < SLICES
         assert {key: e["split"] for key, e in found.items()} == {key: whole[key] for key in found}
         assert {e["lesion"] for e in found.values()} == {-1}  # no list
 
 
-def test_folders_give_the_records_of_archives(source, tmp_path):
+def test_folders_give_the_records_of_archives(source, straight, tmp_path):
     unpacked = tmp_path / "unpacked"
     for path in source.glob("*-1.zip"):
-        with zipfile.ZipFile(path) as archive:
-            archive.extractall(unpacked)  # ours, so it may be unpacked
+        zipfile.ZipFile(path).extractall(unpacked)  # ours, so it may be unpacked
     for path in source.glob("*.csv"):
-        (unpacked / path.name).write_bytes(path.read_bytes())
-    first, second = build(source, tmp_path), build(unpacked, tmp_path / "other")
-    for path in first.glob("*array_record*"):
+        shutil.copy(path, unpacked)
+    second = build(unpacked, tmp_path)
+    for path in straight.glob("*array_record*"):
         assert path.read_bytes() == (second / path.name).read_bytes()
 
 
@@ -111,36 +118,34 @@ def test_damaged_slices_are_skipped_with_a_reason_and_the_rest_is_right(tmp_path
     assert len(found) + len(reasons) == 120 and 5 < len(reasons) < 50
     assert all(".zip/" in file and "not a readable picture" in r for file, r in reasons.items())
     assert {len({id for id in good if id in file}) for file in reasons} == {1}  # names its slice
-    with pytest.raises(ValueError, match="--strict"):
-        build(spoilt, tmp_path / "strict", strict=True)
-    assert not (tmp_path / "strict/data/cc_ccii/slices/1.0.0").exists()
+    builders.assert_stops("--strict", "cc_ccii/slices", spoilt, tmp_path / "strict", strict=True)
 
 
+BLANK, DEEP = png(np.zeros((8, 8))), cv2.imencode(".png", np.zeros((8, 8), np.uint16))[1].tobytes()
+HUGE = bytearray(BLANK)
+HUGE[16:24] = (8_000).to_bytes(4, "big") * 2  # IHDR's width and height, and then its CRC
+HUGE[29:33] = zlib.crc32(HUGE[12:29]).to_bytes(4, "big")
 REFUSED = [  # member, its bytes, how it is stored, words of the reason
-    ("../NCP/7/70/9.png", png(np.zeros((8, 8))), {}, "leaves the archive"),
-    ("/NCP/7/70/9.png", png(np.zeros((8, 8))), {}, "leaves the archive"),
-    ("C:\\NCP\\7\\70\\9.png", png(np.zeros((8, 8))), {}, "leaves the archive"),
-    ("NCP\\..\\..\\9.png", png(np.zeros((8, 8))), {}, "leaves the archive"),
-    (
-        "NCP/7/70/9.png",
-        bytes(layout.MAX_SLICE + 1),
-        {"compress_type": zipfile.ZIP_DEFLATED},
-        "at most",
-    ),
-    ("NCP/7/70/9.png", bytes(1000), {"compress_type": zipfile.ZIP_LZMA}, "compression"),
-    ("NCP/7/70/9.png", b"", {}, "empty"),
-    ("ncp/7/70/0001.png", png(np.zeros((8, 8))), {}, "came before"),
-    ("NCP/7/70/notes.txt", b"x", {}, "not a slice"),
-    ("9.png", png(np.zeros((8, 8))), {}, "out of place"),
-    ("NCP/7/70/9.png", cv2.imencode(".png", np.zeros((8, 8), np.uint16))[1].tobytes(), {}, "8-bit"),
+    ("../NCP/7/70/9.png", BLANK, zipfile.ZIP_STORED, "leaves the archive"),
+    ("/NCP/7/70/9.png", BLANK, zipfile.ZIP_STORED, "leaves the archive"),
+    ("C:\\NCP\\7\\70\\9.png", BLANK, zipfile.ZIP_STORED, "leaves the archive"),
+    ("NCP\\..\\..\\9.png", BLANK, zipfile.ZIP_STORED, "leaves the archive"),
+    ("NCP/7/70/9.png", bytes(layout.MAX_SLICE + 1), zipfile.ZIP_DEFLATED, "at most"),
+    ("NCP/7/70/9.png", bytes(1000), zipfile.ZIP_LZMA, "compression"),
+    ("NCP/7/70/9.png", b"", zipfile.ZIP_STORED, "empty"),
+    ("ncp/7/70/0001.png", BLANK, zipfile.ZIP_STORED, "came before"),
+    ("NCP/7/70/notes.txt", b"x", zipfile.ZIP_STORED, "not a slice"),
+    ("9.png", BLANK, zipfile.ZIP_STORED, "out of place"),
+    ("NCP/7/70/9.png", DEEP, zipfile.ZIP_STORED, "8-bit"),
+    ("NCP/7/70/9.png", bytes(HUGE), zipfile.ZIP_STORED, "8000 x 8000"),
 ]
 
 
 @pytest.mark.parametrize(("member", "data", "how", "words"), REFUSED, ids=range(len(REFUSED)))
 def test_what_is_refused_is_named_and_the_rest_is_read(member, data, how, words, archive, tmp_path):
-    add(archive, member, data, **how)
+    add(archive, member, data, compress_type=how)
     folder = build(archive.parent, tmp_path)
-    ((file, reason),) = skipped(folder).items()
+    file, reason = the_skip(folder)
     assert file == f"COVID19-1.zip/{member}" and words in reason
     assert sorted(e["image"][0, 0, 0] for e in read(folder).values()) == [10, 11, 12]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "source"]
@@ -153,24 +158,15 @@ def test_a_lie_about_the_size_unpacks_no_more_than_was_declared(archive, tmp_pat
     assert data.count((1 << 20).to_bytes(4, "little")) == 2
     archive.write_bytes(data.replace((1 << 20).to_bytes(4, "little"), (100).to_bytes(4, "little")))
     folder = build(archive.parent, tmp_path)
-    ((file, reason),) = skipped(folder).items()
+    file, reason = the_skip(folder)
     assert file.endswith("9.png") and "damaged" in reason and len(read(folder)) == 3
-
-
-def test_a_picture_that_declares_too_many_pixels_is_refused(archive, tmp_path):
-    data = bytearray(png(np.zeros((8, 8))))
-    data[16:24] = (8_000).to_bytes(4, "big") * 2  # IHDR's width and height, and then its CRC
-    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
-    add(archive, "NCP/7/70/9.png", bytes(data))
-    ((_, reason),) = skipped(build(archive.parent, tmp_path)).items()
-    assert "8000 x 8000" in reason
 
 
 def test_a_file_beyond_the_limit_is_refused_in_a_folder_too(tmp_path):
     below = tmp_path / "source/CP/1/2"
     below.mkdir(parents=True)
-    (below / "3.png").write_bytes(png(np.zeros((8, 8))))
-    (below / "4.png").write_bytes(png(np.zeros((8, 8))) + bytes(layout.MAX_SLICE))
+    (below / "3.png").write_bytes(BLANK)
+    (below / "4.png").write_bytes(BLANK + bytes(layout.MAX_SLICE))
     folder = build(tmp_path / "source", tmp_path)
     assert "at most" in skipped(folder)["CP/1/2/4.png"] and list(read(folder)) == ["CP/1/2/3"]
 
@@ -179,7 +175,7 @@ def test_a_truncated_archive_is_named_and_the_others_are_read(source, archive, t
     data = (source / "CP-1.zip").read_bytes()
     (archive.parent / "CP-1.zip").write_bytes(data[: len(data) // 2])
     folder = build(archive.parent, tmp_path)
-    ((file, reason),) = skipped(folder).items()
+    file, reason = the_skip(folder)
     assert file == "CP-1.zip" and "not a whole zip" in reason and len(read(folder)) == 3
 
 
@@ -210,24 +206,21 @@ def test_shards_and_splits_without_anything_readable(source, tmp_path, monkeypat
     assert report(folder)["skipped_count"] == 8
 
 
-@pytest.mark.parametrize(
-    ("source", "member", "id"),
-    [
+def test_ids_of_members():
+    for source, member, id in (
         ("COVID19-3.zip", "NCP/1/2/0003.jpg", "NCP/1/2/0003"),
         ("NCP-3.zip", "1/2/0003.png", "NCP/1/2/0003"),
         ("Normal-1.zip", "data/normal/1/2/x.y.png", "Normal/1/2/x.y"),
         ("NCP", "1/2/3.png", "NCP/1/2/3"),
         ("below/CP", "1/2/3.png", "CP/1/2/3"),
         ("CP-1.zip", "odd/1/2/3.png", "CP/1/2/3"),
-    ],
-)
-def test_ids_of_members(source, member, id):
-    assert layout.parse(source, member, 0).id == id
+    ):
+        assert layout.parse(source, member, 0).id == id
 
 
 def test_sources_come_in_order_of_their_numbers(tmp_path):
+    (tmp_path / "below").mkdir()
     for name in ("CP-10.zip", "CP-9.zip", "COVID19-1.zip", "below/Normal-2.zip", "other.zip"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     names = [path.relative_to(tmp_path).as_posix() for path in layout.sources(tmp_path)]
     assert names == ["below/Normal-2.zip", "CP-9.zip", "CP-10.zip", "COVID19-1.zip"]
@@ -242,35 +235,28 @@ def test_a_scan_with_other_counts_than_listed_is_noted(archive, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "text", "words"),
-    [
-        ("metadata.csv", "a,b\n1,2\n", ("metadata.csv", "patient_id")),
-        ("unzip_filenames.csv", "", ("unzip_filenames.csv", "no table")),
-    ],
+    [("metadata.csv", "a,b\n1,2\n", "patient_id"), ("unzip_filenames.csv", "", "no table")],
 )
 def test_a_malformed_table_stops_the_build(name, text, words, archive, tmp_path):
     (archive.parent / name).write_text(text)
-    with pytest.raises(ValueError) as caught:
-        build(archive.parent, tmp_path)
-    assert all(word in str(caught.value) for word in words)
+    builders.assert_stops(f"{name}.*{words}", "cc_ccii/slices", archive.parent, tmp_path)
 
 
 def test_no_archive_and_no_slice(tmp_path):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty/other.zip").touch()
-    with pytest.raises(FileNotFoundError, match="COVID19-1.zip"):
-        build(tmp_path / "empty", tmp_path)
-    (tmp_path / "empty/CP-1.zip").write_bytes(b"no zip")
-    with pytest.raises(ValueError, match="no archive there holds a slice"):
-        build(tmp_path / "empty", tmp_path)
-    (tmp_path / "empty/CP-1.zip").unlink()
-    add(tmp_path / "empty/CP-1.zip", "CP/1/2/3.png", b"no picture")
-    with pytest.raises(ValueError, match="not one readable example"):
-        build(tmp_path / "empty", tmp_path)
-    assert not list((tmp_path / "data/cc_ccii/slices").glob("1.0.0"))
+    source, archive = tmp_path / "empty", tmp_path / "empty/CP-1.zip"
+    stops = partial(builders.assert_stops, name="cc_ccii/slices", source=source, tmp_path=tmp_path)
+    source.mkdir()
+    (source / "other.zip").touch()
+    stops("COVID19-1.zip")
+    archive.write_bytes(b"no zip")
+    stops("no archive there holds a slice")
+    archive.unlink()
+    add(archive, "CP/1/2/3.png", b"no picture")
+    stops("not one readable example")
 
 
 @pytest.mark.slow
-def test_killed_twice_and_resumed_gives_the_same_bytes(source, tmp_path):
+def test_killed_twice_and_resumed_gives_the_same_bytes(source, straight, tmp_path):
     """Two processes; killed with SIGKILL once one shard, and once three are finished."""
     code = f"""
 import tfds_builders
@@ -304,16 +290,13 @@ tfds_builders.prepare("cc_ccii", data_dir={str(tmp_path / "data")!r}, manual_dir
     assert [path.name for path in config.iterdir() if path.name != ".lock"] == ["1.0.0"]
     for path, stamp in kept.items():  # made once
         assert (folder / path.name).stat().st_mtime_ns == stamp
-    assert_equal_bytes(folder, build(source, tmp_path / "straight"))
+    assert_equal_bytes(folder, straight)
 
 
 def children(pid):
     """Ids of the processes below one."""
-    found = [
-        int(word)
-        for path in Path(f"/proc/{pid}/task").glob("*/children")
-        for word in path.read_text().split()
-    ]
+    files = Path(f"/proc/{pid}/task").glob("*/children")
+    found = [int(word) for path in files for word in path.read_text().split()]
     return found + [below for child in found for below in children(child)]
 
 
@@ -340,7 +323,7 @@ def interrupted(source, tmp_path, monkeypatch, after):
     return tmp_path / "data/cc_ccii/slices" / f"{RESUMABLE}1.0.0"
 
 
-def test_leftovers_that_do_not_fit_are_made_again(source, tmp_path, monkeypatch):
+def test_leftovers_that_do_not_fit_are_made_again(source, straight, tmp_path, monkeypatch):
     left = interrupted(source, tmp_path, monkeypatch, after=4)
     records = sorted(left.glob("*array_record*"))
     assert len(records) == 4
@@ -352,7 +335,7 @@ def test_leftovers_that_do_not_fit_are_made_again(source, tmp_path, monkeypatch)
     stamp = fourth.stat().st_mtime_ns
     folder = build(source, tmp_path)
     assert (folder / fourth.name).stat().st_mtime_ns == stamp
-    assert_equal_bytes(folder, build(source, tmp_path / "straight"))
+    assert_equal_bytes(folder, straight)
 
 
 def test_other_sources_leave_nothing_of_the_old_ones(source, tmp_path, monkeypatch):
@@ -361,34 +344,33 @@ def test_other_sources_leave_nothing_of_the_old_ones(source, tmp_path, monkeypat
     assert_equal_bytes(build(other, tmp_path), build(other, tmp_path / "straight"))
 
 
-def test_killed_after_the_last_shard(source, tmp_path, monkeypatch):
-    """At each of the last steps: metadata, report, clearing up, and just after the final name."""
-    straight = build(source, tmp_path / "straight")
-
-    def stop(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    for owner, name in (
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
         (tfds.core.DatasetInfo, "write_to_directory"),
         (Report, "write"),
         (shards.shutil, "rmtree"),
         (tfds.core.DatasetInfo, "read_from_directory"),
-    ):
-        where = tmp_path / name
-        with monkeypatch.context() as patch:
-            patch.setattr(owner, name, stop)
-            with pytest.raises(KeyboardInterrupt):
-                build(source, where)
-        with monkeypatch.context() as patch:  # shards are not touched again
-            patch.setattr(shard_writers, "ArrayRecordWriter", stop)
-            folder = build(source, where)
-        assert_equal_bytes(folder, straight)
-        names = [p.name for p in folder.parent.iterdir() if p.name != ".lock"]
-        assert names == ["1.0.0"], names
+    ],
+)
+def test_killed_after_the_last_shard(owner, name, source, straight, tmp_path, monkeypatch):
+    """At each of the last steps: metadata, report, clearing up, and just after the final name."""
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, stop)
+        with pytest.raises(KeyboardInterrupt):
+            build(source, tmp_path)
+    monkeypatch.setattr(shard_writers, "ArrayRecordWriter", stop)  # shards are not touched again
+    folder = build(source, tmp_path)
+    assert_equal_bytes(folder, straight)
+    assert [p.name for p in folder.parent.iterdir() if p.name != ".lock"] == ["1.0.0"]
 
 
 def test_lesions_have_masks_and_lungs(source, tmp_path):
-    folder = builders.build("cc_ccii/lesions", source, tmp_path)
+    folder = lesions(source, tmp_path)
     found = read(folder)
     assert len(found) == 6
     with zipfile.ZipFile(source / "ct_lesion_seg.zip") as archive:
@@ -403,45 +385,47 @@ def test_lesions_have_masks_and_lungs(source, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("member", "data", "words"),
+    ("member", "words"),
     [
-        ("mask/0/9.png", png(np.zeros((16, 16))), "no image"),
-        ("image/0/9.jpg", png(np.zeros((16, 16))), "no mask"),
-        ("image/../../9.jpg", b"", "leaves"),
-        ("readme.txt", b"x", "out of place"),
+        ("mask/0/9.png", "no image"),
+        ("image/0/9.jpg", "no mask"),
+        ("image/../../9.jpg", "leaves"),
+        ("readme.txt", "out of place"),
     ],
 )
-def test_unpaired_lesion_slices_are_skipped(member, data, words, source, tmp_path):
-    copy = tmp_path / "source/ct_lesion_seg.zip"
-    copy.parent.mkdir()
-    copy.write_bytes((source / copy.name).read_bytes())
-    add(copy, member, data)
-    folder = builders.build("cc_ccii/lesions", copy.parent, tmp_path)
-    ((file, reason),) = skipped(folder).items()
+def test_unpaired_lesion_slices_are_skipped(member, words, source, tmp_path):
+    (tmp_path / "source").mkdir()
+    add(shutil.copy(source / "ct_lesion_seg.zip", tmp_path / "source"), member, BLANK)
+    folder = lesions(tmp_path / "source", tmp_path)
+    file, reason = the_skip(folder)
     assert file == member and words in reason and len(read(folder)) == 6
 
 
 @pytest.mark.parametrize(
-    ("mask", "words"),
-    [(np.full((16, 16), 4), "[4]"), (np.zeros((16, 15)), "(16, 15)"), (None, "no image")],
+    ("name", "mask", "words"),
+    [
+        ("1", np.full((16, 16), 4), "[4]"),
+        ("1", np.zeros((16, 15)), "(16, 15)"),
+        ("2", np.ones((16, 16)), "no image"),
+    ],
 )
-def test_a_lesion_mask_out_of_step_takes_its_image_along(mask, words, tmp_path):
+def test_a_lesion_mask_out_of_step_takes_its_image_along(name, mask, words, tmp_path):
     path = tmp_path / "source/ct_lesion_seg.zip"
     path.parent.mkdir()
-    for name in ("0", "1"):
-        add(path, f"image/5/{name}.jpg", png(np.full((16, 16), 50)))
-        data = png(np.ones((16, 16)) if name == "0" or mask is None else mask)
-        add(path, f"mask/5/{name if mask is not None or name == '0' else '2'}.png", data)
-    folder = builders.build("cc_ccii/lesions", path.parent, tmp_path)
+    for stem in "01":
+        add(path, f"image/5/{stem}.jpg", png(np.full((16, 16), 50)))
+    add(path, "mask/5/0.png", png(np.ones((16, 16))))
+    add(path, f"mask/5/{name}.png", png(mask))
+    folder = lesions(path.parent, tmp_path)
     assert words in "".join(skipped(folder).values()) and list(read(folder)) == ["5/0"]
 
 
-def test_beam_gives_the_same_bytes(source, tmp_path):
+def test_beam_gives_the_same_bytes(source, straight, tmp_path):
     pytest.importorskip("apache_beam")
     beam = build(source, tmp_path, beam_options=["--runner=DirectRunner"])
-    assert_equal_bytes(beam, build(source, tmp_path / "here"))
+    assert_equal_bytes(beam, straight)
 
 
 def test_beam_is_for_shards_only(source, tmp_path):
     with pytest.raises(ValueError, match="cc_ccii/lesions is not built in shards"):
-        builders.build("cc_ccii/lesions", source, tmp_path, beam_options=["--runner=DirectRunner"])
+        lesions(source, tmp_path, beam_options=["--runner=DirectRunner"])

@@ -54,7 +54,9 @@ for name, folder in request["folders"].items():
     skip = {k: tfds.decode.SkipDecoding() for k, feature in builder.info.features.items()
             if isinstance(feature, tfds.features.Image)}
     decoders = skip if request["raw"] else None
+    data_dir, _, _, version = folder.rsplit("/", 3)
     for split in builder.info.splits:
+        assert tfds.data_source(f"{name}:{version}", split=split, data_dir=data_dir)
         for example in builder.as_data_source(split, decoders=decoders):
             found = {k: example[k] if request["raw"] else example[k].tobytes() for k in pictures}
             out[f"{name} {split} {example['id'].decode()}"] = [
@@ -92,18 +94,12 @@ def test_a_stranger_reads_them_all(raw, prepared, tmp_path):
     To decode pictures TFDS itself asks for Pillow (or OpenCV); without it they are PNG files.
     """
     strange = ["tfds_builders", "infnet_jax", "jax", "tensorflow", "cv2", *(["PIL"] if raw else [])]
-    packages = site(
-        tmp_path / "site", "tensorflow-datasets", "array_record", *([] if raw else ["pillow"])
-    )
+    wanted = ["tensorflow-datasets", "array_record", *([] if raw else ["pillow"])]
+    packages = site(tmp_path / "site", *wanted)
+    path = f"import sys; sys.path.append({str(packages)!r})"
     folders = {name: str(folder) for name, folder in prepared.items()}
     done = subprocess.run(
-        [
-            sys.executable,
-            "-I",
-            "-S",
-            "-c",
-            f"import sys; sys.path.append({str(packages)!r})\n{STRANGER}",
-        ],
+        [sys.executable, *("-I", "-S", "-c"), f"{path}\n{STRANGER}"],
         input=json.dumps({"folders": folders, "raw": raw, "strange": strange}),
         cwd=tmp_path,
         text=True,
@@ -115,16 +111,11 @@ def test_a_stranger_reads_them_all(raw, prepared, tmp_path):
         for split in splits(folder):
             source = open_split(folder, split)
             for stored, example in zip(source, examples(source), strict=True):
-                found = {
-                    k: stored[k] if raw else example[k].tobytes()
-                    for k in ("image", "mask", "lung")
-                    if k in example
-                }
-                expected[f"{name} {split} {example['id']}"] = [
-                    int(stored.get("label", -1)),
-                    example["group"],
-                    {k: hashlib.sha256(v).hexdigest() for k, v in found.items()},
-                ]
+                parts = [k for k in ("image", "mask", "lung") if k in example]
+                found = {k: stored[k] if raw else example[k].tobytes() for k in parts}
+                digests = {k: hashlib.sha256(v).hexdigest() for k, v in found.items()}
+                row = [int(stored.get("label", -1)), example["group"], digests]
+                expected[f"{name} {split} {example['id']}"] = row
     assert json.loads(done.stdout) == expected
     assert len({pictures["image"] for *_, pictures in expected.values()}) > 150  # no blank pages
 
@@ -202,9 +193,8 @@ def test_twenty_steps_of_a_mix(prepared, learn, tmp_path, capsys):
     sizes = [4, listing[1]["examples"], listing[2]["examples"] - 2]
     drawn = np.searchsorted(np.cumsum(sizes), sum(map(batches.indices, range(20)), []), "right")
     total = batches.example_count
-    np.testing.assert_allclose(
-        np.bincount(drawn) / len(drawn), [0.25, 0.5, 0.25], atol=len(sizes) / total
-    )
+    shares = np.bincount(drawn) / len(drawn)
+    np.testing.assert_allclose(shares, [0.25, 0.5, 0.25], atol=len(sizes) / total)
     learn(batches)
 
 

@@ -36,10 +36,8 @@ def copy(picture, rng):
     """Moves by up to 6 %, zooms by up to 10 %, rescales, and saves as a poor JPG."""
     h, w = picture.shape
     zoom, (down, right) = rng.uniform(0.9, 1.1), rng.uniform(-0.06, 0.06, 2)
-    warp = np.array(
-        [[zoom, 0, (1 - zoom) * w / 2 + right * w], [0, zoom, (1 - zoom) * h / 2 + down * h]],
-        np.float32,
-    )
+    rest = (1 - zoom) / 2
+    warp = np.float32([[zoom, 0, (rest + right) * w], [0, zoom, (rest + down) * h]])
     moved = cv2.warpAffine(picture, warp, (w, h))
     scale = rng.uniform(0.6, 1.4)
     moved = cv2.resize(moved, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)

@@ -6,30 +6,26 @@ import pytest
 
 from tfds_builders import tables
 
-
-def test_headers_are_trimmed_folded_and_nameless_columns_left_out(tmp_path):
-    path = tmp_path / "t.csv"
-    path.write_bytes(
-        b"\xef\xbb\xbf## a licence\nPatientid, doi,Progression (Days),\r\n"
-        b'7,"a, b", 3 ,x\r\n\r\n8\r\n'
-    )
-    assert tables.read(path) == [
-        {"patientid": "7", "doi": "a, b", "progression_days": "3"},
-        {"patientid": "8", "doi": "", "progression_days": ""},
-    ]
+MESSY = "\ufeff## a licence\nPatientid, doi,Progression (Days),\r\n" + '7,"a, b", 3 ,x\r\n\r\n8\r\n'
+MESSY_ROWS = [
+    {"patientid": "7", "doi": "a, b", "progression_days": "3"},
+    {"patientid": "8", "doi": "", "progression_days": ""},
+]
+BREAK = 'name,notes\na,"one\n## two"\nb,\n'
+BREAK_ROWS = [{"name": "a", "notes": "one\n## two"}, {"name": "b", "notes": ""}]
 
 
-def test_a_table_that_is_not_unicode_is_read_as_latin(tmp_path):
-    path = tmp_path / "t.csv"
-    path.write_bytes("name\nJosé\n".encode("latin-1"))
-    assert tables.read(path) == [{"name": "José"}]
-
-
-def test_a_line_break_inside_quotes_stays_in_its_cell(tmp_path):
-    path = tmp_path / "t.csv"
-    path.write_text('name,notes\na,"one\n## two"\nb,\n')
-    assert [row["name"] for row in tables.read(path)] == ["a", "b"]
-    assert tables.read(path)[0]["notes"] == "one\n## two"
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        pytest.param(MESSY.encode(), MESSY_ROWS, id="headers trimmed, nameless columns left out"),
+        pytest.param("name\nJosé\n".encode("latin-1"), [{"name": "José"}], id="latin"),
+        pytest.param(BREAK.encode(), BREAK_ROWS, id="a line break inside quotes"),
+    ],
+)
+def test_rows_by_hand(content, rows, tmp_path):
+    (tmp_path / "t.csv").write_bytes(content)
+    assert tables.read(tmp_path / "t.csv") == rows
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"only,a,header\n"])
@@ -44,14 +40,9 @@ def test_missing_columns_are_named(tmp_path):
         tables.require(tmp_path / "t.csv", [{"a": "1", "c": "2"}], "a", "b", "d")
 
 
-@pytest.mark.parametrize(("text", "value"), [("3", 3), (" 2.5 ", 2.5), ("-1", -1)])
-def test_numbers(text, value):
-    assert tables.number(text) == value
-
-
-@pytest.mark.parametrize("text", ["", "N/A", "inf", "nan", "75+"])
-def test_what_is_no_number(text):
-    assert math.isnan(tables.number(text))
+def test_numbers():
+    assert [tables.number(text) for text in ("3", " 2.5 ", "-1")] == [3, 2.5, -1]
+    assert all(math.isnan(tables.number(text)) for text in ("", "N/A", "inf", "nan", "75+"))
 
 
 def test_first_that_is_not_empty():
