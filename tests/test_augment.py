@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infnet_jax.tasks.augment import augment, resize_batch
+from infnet_jax.tasks.augment import augment
+from infnet_jax.tasks.supervised import resize_batch
 
 SIZE = 33
 STILL = {"flip_h": 0.0, "flip_v": 0.0, "quarter_turns": False}

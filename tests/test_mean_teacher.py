@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from infnet_jax.tasks import losses, mean_teacher, normalise, supervised
+from infnet_jax.tasks import augment, losses, mean_teacher, supervised
 
-NORM = normalise.Norm(mean=(0.0,), sd=(1.0,), input_sd=(1.0,))
+NORM = augment.Norm(mean=(0.0,), sd=(1.0,), input_sd=(1.0,))
 MOVES = dict(flip_h=0.0, flip_v=0.0, quarter_turns=False)
 RNG = np.random.default_rng(0)
 IMAGE, OTHER = (RNG.integers(1, 255, (2, 4, 4, 1), np.uint8) for _ in range(2))

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from infnet_jax.models import final_map
-from infnet_jax.tasks import inpaint, losses, mean_teacher, normalise, rotation, supervised
+from infnet_jax.tasks import augment, inpaint, losses, mean_teacher, rotation, supervised
 
 SIZE = 32
 RNG = np.random.default_rng(0)
@@ -59,7 +59,7 @@ class Coach(nn.Module):
         return {"score": nn.Dense(1, name="score")(z), "mu": mu, "logvar": logvar}
 
 
-NORM = normalise.make_norm("dataset", 1, (0.4, 0.25))
+NORM = augment.Norm((0.4,), (0.25,), (0.25,))
 SGD = optax.sgd(0.1, momentum=0.9)
 SUPERVISED = dict(
     size=SIZE,
