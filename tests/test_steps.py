@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from infnet_jax.models import final_map
-from infnet_jax.tasks import augment, inpaint, losses, mean_teacher, rotation, supervised
+from infnet_jax.tasks import augment, inpaint, mean_teacher, rotation, supervised
+from tests.toy import infection, lesions
 
 SIZE = 32
 RNG = np.random.default_rng(0)
@@ -70,28 +70,6 @@ SUPERVISED = dict(
     schedule=lambda step: 0.1,
     ema_decay=0.9,
 )
-
-
-def infection(**loss):
-    return supervised.Target(
-        classes=("infection",),
-        channels=1,
-        prior="none",
-        truth=lambda batch: (batch["mask"] > 0).astype(jnp.float32),
-        loss=losses.make_infection_loss(**loss),
-        probs=lambda outputs: jax.nn.sigmoid(final_map(outputs)),
-    )
-
-
-def lesions(prior, head, **loss):
-    return supervised.Target(
-        classes=("ggo", "consolidation"),
-        channels=3,
-        prior=prior,
-        truth=lambda batch: batch["mask"],
-        loss=losses.make_lesion_loss(head=head, **loss),
-        probs=lambda outputs: losses.class_probs(outputs["logits"], head),
-    )
 
 
 def pretext(kind):

@@ -74,12 +74,8 @@ def make(stage: Stage, norm: Norm, steps_per_epoch: int, soft: bool = False) -> 
     Below `stage.section` each section is the keyword arguments of one function, so that a key
     that nobody reads is an error.
 
-    Args:
-      norm: of `make_norm`; soft: as `make_target` takes it.
-      steps_per_epoch: batches in one pass over the stage's data.
-
-    Raises:
-      ValueError: an unknown pretext or option, or a key that a pretext does not read.
+    `steps_per_epoch` are the batches in one pass over its data; `soft` is that of `make_target`.
+    ValueError for an unknown pretext or option, or a key that a pretext does not read.
     """
     section, net = stage.section, models.make(**stage.net.arguments)
     if "pretext" in section:

@@ -63,20 +63,13 @@ def make_rounds(
 
 @dataclass(frozen=True)
 class Masks:
-    """Mask makers, each to [B, H, W, 1] float32, 1 = visible (eq. 2-3); sizes are (H, W).
+    """Mask makers, each to [B, H, W, 1] float32, 1 = visible (eq. 2-3); sizes are (H, W)."""
 
-    Attributes:
-      keep_ratio: share of cells left visible (the public `drop_ratio` *keeps* this share).
-      alpha_train, alpha_use: steepness of eq. 3 while the coach learns, and while it serves.
-      hard_use: threshold the mask when it serves the network.
-      inclusive: keep the k-th cell itself (False: as coded, k - 1 cells are kept).
-    """
-
-    keep_ratio: float = 0.75
-    alpha_train: float = 1.0
-    alpha_use: float = 100.0
-    hard_use: bool = True
-    inclusive: bool = True
+    keep_ratio: float = 0.75  # share of cells left visible (the public `drop_ratio` *keeps* it)
+    alpha_train: float = 1.0  # steepness of eq. 3 while the coach learns
+    alpha_use: float = 100.0  # and while it serves the network
+    hard_use: bool = True  # threshold the mask when it serves the network
+    inclusive: bool = True  # keep the k-th cell itself (False: as coded, k - 1 cells are kept)
 
     def train(self, score: jax.Array, size: Sequence[int]) -> jax.Array:
         """Masks through which the coach learns, of its scores."""
@@ -102,36 +95,29 @@ class Masks:
 class Inpainting:
     """The settings of the two-player task, and its steps.
 
-    Attributes:
-      net: a module with an inpainting head; coach: a `Coach`; norm: input and target scale.
-      size: side of the square training images, pixels.
-      rounds, n_random: of `make_rounds`.
-      loss: keyword arguments of `inpaint_losses.inpaint_loss`; augmentation: of `augment.augment`.
-      random_share: share of each batch that gets random masks all along (paper: 0), meant to
-        keep the network from forgetting all masks but those of the present coach.
-      sample_use: the serving coach samples z (as coded), else it takes the mean.
-      kld_weight: weight of the KL term in the coach's loss (eq. 1 has none: 0).
-      coach_grad: `through_net` lets the coach's gradient flow through the frozen network's
-        input; `weights_only` stops it at the network's output; else ValueError.
-      with_prior: batches hold a `prior` too, moved and erased with its slice; input and target
-        are slice and prior, concatenated, the prior's target on -1..1 as the head's range is.
+    ValueError for a `coach_grad` but `through_net` (the coach's gradient flows through the frozen
+    network's input) and `weights_only` (it stops at the network's output).
     """
 
-    net: Any
-    coach: Any
-    norm: augment.Norm
-    size: int
-    rounds: Sequence[tuple[str, int]]
+    net: Any  # a module with an inpainting head
+    coach: Any  # a `Coach`
+    norm: augment.Norm  # input and target scale
+    size: int  # side of the square training images, pixels
+    rounds: Sequence[tuple[str, int]]  # of `make_rounds`, like `n_random`
     n_random: int
     masks: Masks
-    loss: Mapping[str, Any]
-    augmentation: Mapping[str, Any]
+    loss: Mapping[str, Any]  # keyword arguments of `inpaint_losses.inpaint_loss`
+    augmentation: Mapping[str, Any]  # and of `augment.augment`
     net_tx: optax.GradientTransformation
     coach_tx: optax.GradientTransformation
+    # Share of each batch that gets random masks all along (paper: 0), meant to keep the network
+    # from forgetting all masks but those of the present coach.
     random_share: float
-    sample_use: bool
-    kld_weight: float
+    sample_use: bool  # the serving coach samples z (as coded), else it takes the mean
+    kld_weight: float  # of the KL term in the coach's loss (eq. 1 has none: 0)
     coach_grad: str
+    # Batches hold a `prior` too, moved and erased with its slice; input and target are slice and
+    # prior, concatenated, the prior's target on -1..1 as the head's range is.
     with_prior: bool = False
 
     def __post_init__(self) -> None:

@@ -74,12 +74,10 @@ def reconstruction(
       target: [B, H, W, C] in -1..1.
       visible: [B, H, W, 1], 1 visible, 0 erased; soft masks of the coach allowed.
       kind: of error: `l1`; `mse_clamped`, the public code's squared error cut at 2; `ce`, the
-        paper's algorithm 1, which leaves the distribution open; our reading is a binary
-        cross-entropy against the grey level (target + 1) / 2, of probability (output + 1) / 2 for
-        tanh heads and sigmoid(output) for linear ones (`activation`). Its minimum is the entropy
-        of the grey levels, not 0.
-      reduction: `sum_heads` sums over heads and channels as the public code does; `mean` divides
-        by both numbers.
+        paper's algorithm 1, which leaves the distribution open: here a binary cross-entropy
+        against (target + 1) / 2, of probability (output + 1) / 2 for tanh heads and
+        sigmoid(output) for linear ones (`activation`). Its minimum is the entropy of the greys.
+      reduction: `sum_heads` over heads and channels (the public code) or `mean` over both.
       region: `erased` or `visible` pixels.
       heads: `all`, or `last` for the `edge` head alone (the public code's context term).
     """
@@ -119,8 +117,7 @@ def inpaint_loss(
     `context_heads`. The paper has no context term (`rec_weight=1`), the public code .99 with the
     last head only. `kind`, `reduction`, `activation` are those of `reconstruction`.
 
-    Returns:
-      The loss, float32 [], and {'rec', 'context', 'rec/<head>'...}, unweighted.
+    Returns the loss, float32 [], and {'rec', 'context', 'rec/<head>'...}, unweighted.
     """
     options = dict(kind=kind, reduction=reduction, activation=activation)
     error = partial(reconstruction, outputs, target, visible, **options)

@@ -128,9 +128,8 @@ def make_infection_loss(
     `gamma`), else ValueError; `lambda_bce` weights the cross-entropy in eq. 4, `edge_weight` the
     edge in eq. 5.
 
-    Returns:
-      `loss(outputs, mask) -> (scalar, parts)`; `mask` [B, H, W, 1] float32 in 0..1 (soft where
-      it is a pseudo-label; its edge is then that of the pixels above one half).
+    Returns `loss(outputs, mask) -> (scalar, parts)`; `mask` [B, H, W, 1] float32 in 0..1 (soft
+    where it is a pseudo-label; its edge is then that of the pixels above one half).
     """
     kinds = {
         "structure": partial(structure_loss, lambda_bce=lambda_bce),
@@ -224,9 +223,8 @@ def make_lesion_loss(
     The public code is head `sigmoid`, dice_weight 0, gamma 0 or 2 (focal), smoothing .1 (of
     the cross-entropy's targets; the Dice term takes hard ones). ValueError for a wrong option.
 
-    Returns:
-      `loss(outputs, mask) -> (scalar, parts)`; `outputs["logits"]` [B, H, W, 3], `mask`
-      [B, H, W, 1] class indices.
+    Returns `loss(outputs, mask) -> (scalar, parts)`; `outputs["logits"]` [B, H, W, 3], `mask`
+    [B, H, W, 1] class indices.
     """
 
     def loss(outputs: Outputs, mask: Array) -> tuple[Array, dict[str, Array]]:

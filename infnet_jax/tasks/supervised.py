@@ -20,24 +20,16 @@ Probs = Callable[[jax.Array], jax.Array]
 
 
 class Target(NamedTuple):
-    """What a network learns to find.
+    """What a network learns to find."""
 
-    Attributes:
-      classes: names of labels 1, 2, ...
-      channels: K of its map: 1, or one more than `classes` with the background first.
-      prior: what a single-class map is to it: `none`, `input` (fed beside the slice, as in the
-        paper) or `average` (`average_prior` joins it with the answer to the slice alone).
-      truth: uint8 batch -> [B, S, S, 1], moved with the slice; what `loss` reads.
-      loss: (outputs of the network, truth) -> (scalar, parts).
-      probs: outputs of the network -> float32 [B, S, S, K] in 0..1.
-    """
-
-    classes: tuple[str, ...]
-    channels: int
+    classes: tuple[str, ...]  # names of labels 1, 2, ...
+    channels: int  # K of its map: 1, or one more than `classes` with the background first
+    # What a single-class map is to it: `none`, `input` (fed beside the slice, as in the paper) or
+    # `average` (`average_prior` joins it with the answer to the slice alone).
     prior: str
-    truth: Callable[[Batch], jax.Array]
-    loss: Loss
-    probs: Callable[[Outputs], jax.Array]
+    truth: Callable[[Batch], jax.Array]  # uint8 batch -> [B, S, S, 1], moved with the slice
+    loss: Loss  # (outputs of the network, truth) -> (scalar, parts)
+    probs: Callable[[Outputs], jax.Array]  # outputs -> float32 [B, S, S, K] in 0..1
 
     def labels(self, mask: jax.Array) -> jax.Array:
         """Labels of a mask, uint8 like it; to a single class every marked pixel belongs."""
@@ -70,28 +62,19 @@ def resize_batch(fields: augment.Fields, side: int) -> dict[str, jax.Array]:
 
 @dataclass(frozen=True)
 class Supervised:
-    """The settings of the supervised task, and its steps.
+    """The settings of the supervised task, and its steps."""
 
-    Attributes:
-      net: a module with batch statistics, whose outputs `target` reads; norm: input scale.
-      size: side of the square training images, pixels.
-      scales: each batch is used once per scale, one update each (multi-scale training).
-      steps: updates in all.
-      augmentation: keyword arguments of `augment.augment`.
-      tx: optimiser; schedule: update count -> learning rate, for the log.
-      ema_decay: of the averaged weights, 0 keeps none; early on the average follows faster, with
-        decay min(ema_decay, (1 + step) / (10 + step)).
-    """
-
-    net: Any
+    net: Any  # a module with batch statistics, whose outputs `target` reads
     target: Target
     norm: augment.Norm
-    size: int
-    scales: Sequence[float]
-    steps: int
-    augmentation: Mapping[str, Any]
+    size: int  # side of the square training images, pixels
+    scales: Sequence[float]  # each batch is used once per scale, one update each
+    steps: int  # updates in all
+    augmentation: Mapping[str, Any]  # keyword arguments of `augment.augment`
     tx: optax.GradientTransformation
-    schedule: optax.Schedule
+    schedule: optax.Schedule  # update count -> learning rate, for the log
+    # Of the averaged weights, 0 keeps none; early on the average follows faster, with decay
+    # min(ema_decay, (1 + step) / (10 + step)).
     ema_decay: float
 
     def task(self) -> Task:
@@ -230,14 +213,10 @@ def average_views(
 ) -> tuple[jax.Array, jax.Array | None]:
     """Mean and spread of `probs` over sizes, flips and quarter turns of square inputs.
 
-    Args:
-      probs: [B, s, s, C] -> [B, s, s, K]; x: [B, S, S, C].
-      tta: the eight flips and quarter turns; False takes the input as it stands.
-      scales: each resizes the input as multi-scale training does, and its map back.
-
-    Returns:
-      Mean of the views, brought back, and their standard deviation (None of a single view),
-      float32 [B, S, S, K] each.
+    `probs` takes [B, s, s, C] to [B, s, s, K], `x` is [B, S, S, C]. With `tta` there are eight
+    flips and quarter turns, else the input as it stands; each of `scales` resizes the input as
+    multi-scale training does, and its map back. Returns the mean of the views, brought back, and
+    their standard deviation (None of a single view), float32 [B, S, S, K] each.
     """
     maps = []
     for side in training_sides(x.shape[1], scales):
