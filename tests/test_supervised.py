@@ -8,14 +8,13 @@ import pytest
 from flax import linen as nn
 
 from infnet_jax import models
-from infnet_jax.models import final_map
 from infnet_jax.models.conv import Conv
 from infnet_jax.models.layers import BatchNorm
 from infnet_jax.tasks import RGB, augment, losses, supervised
+from tests.toy import STILL, infection, lesions
 
 PLAIN = augment.Norm(mean=(0.0,), sd=(1.0,), input_sd=(1.0,))
 NORM = augment.Norm((0.5,), (0.25,), (0.25,))
-STILL = dict(flip_h=0.0, flip_v=0.0, quarter_turns=False)
 LR = 0.05
 
 
@@ -29,28 +28,6 @@ class Spy(nn.Module):
         if train:
             seen.value = x
         return {"logits": jnp.pad(x, ((0, 0),) * 3 + ((0, 3 - x.shape[-1]),)) * scale}
-
-
-def marked(batch):
-    return (batch["mask"] > 0).astype(jnp.float32)
-
-
-def infection(truth=marked):
-    def probs(outputs):
-        return jax.nn.sigmoid(final_map(outputs))
-
-    return supervised.Target(("infection",), 1, "none", truth, losses.make_infection_loss(), probs)
-
-
-def lesions(prior="input", head="softmax", **loss):
-    return supervised.Target(
-        classes=("ggo", "consolidation"),
-        channels=3,
-        prior=prior,
-        truth=lambda batch: batch["mask"],
-        loss=losses.make_lesion_loss(head=head, **loss),
-        probs=lambda outputs: losses.class_probs(outputs["logits"], head),
-    )
 
 
 ONE, THREE = infection(), lesions()
