@@ -6,7 +6,7 @@ PRESETS = ("demo", "semiseg", "lite", "paper", "authors", "tiny")
 
 
 def optimizer(name: str, **kwargs) -> ConfigDict:
-    """Arguments of `optim.make_optimizer`, all present so that each can be overridden."""
+    """Arguments of `state.make_optimizer`, all present so that each can be overridden."""
     base = dict(
         name=name,
         weight_decay=0.0,
@@ -21,7 +21,7 @@ def optimizer(name: str, **kwargs) -> ConfigDict:
 
 
 def schedule(kind: str, lr: float, **kwargs) -> ConfigDict:
-    """Arguments of `optim.make_schedule` but for `total_steps`."""
+    """Arguments of `state.make_schedule` but for `total_steps`."""
     base = dict(
         schedule=kind,
         lr=lr,

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infnet_jax.tasks.augment import augment, resize_batch
+from infnet_jax.tasks.augment import augment
+from infnet_jax.tasks.supervised import resize_batch
+from tests.toy import STILL
 
 SIZE = 33
-STILL = {"flip_h": 0.0, "flip_v": 0.0, "quarter_turns": False}
 AFFINE = {"rotate_degrees": 25.0, "scale": (0.8, 1.3), "crop": (0.5, 0.8)}
 
 

@@ -18,7 +18,6 @@ from configs import (
 )
 from infnet_jax import tasks
 from infnet_jax.plan import resolve
-from infnet_jax.tasks.normalise import make_norm
 
 
 def stages_of(config):
@@ -26,7 +25,7 @@ def stages_of(config):
 
 
 def make(stage):
-    return tasks.make(stage, make_norm(stage.norm, stage.channels, (0.4, 0.2)), 10)
+    return tasks.make(stage, tasks.make_norm(stage, (0.4, 0.2)), 10)
 
 
 @pytest.mark.parametrize("preset", common.PRESETS)

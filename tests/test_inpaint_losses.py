@@ -1,30 +1,18 @@
 """Losses of inpainting and of the coach by hand, and the public code's stored values."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from infnet_jax.tasks import inpaint_losses as losses
+from tests.toy import reference_losses
 
 HEADS = ("coarse", "s32", "s16", "s8", "edge")
 
 
-def _reference(shared):
-    rule = json.loads((shared / "reference/losses.json").read_text())
-    values = np.load(shared / "reference/losses.npz")
-
-    def draw(offset, channels=1):
-        shape = (len(values["structure_as_run"]), rule["size"], rule["size"], channels)
-        return np.random.default_rng(rule["seed"] + offset).standard_normal(shape)
-
-    return values, draw
-
-
 def test_reconstruction_equals_the_public_code(shared):
-    values, draw = _reference(shared)
+    values, draw = reference_losses(shared)
     rec = jnp.asarray(draw(200, 3), jnp.float32)
     target = jnp.asarray(np.clip(draw(300, 3), -1, 1), jnp.float32)
     visible = jnp.asarray(draw(400) > -0.6, jnp.float32)

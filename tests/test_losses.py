@@ -1,13 +1,12 @@
 """Losses against hand-computed numbers, a naive window, and the public code's stored values."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from infnet_jax.tasks import losses
+from tests.toy import reference_losses
 
 MAP = jnp.zeros((1, 1, 2, 1))
 
@@ -16,22 +15,11 @@ def _image(rows):
     return jnp.asarray(rows, jnp.float32)[None, :, :, None]
 
 
-def _reference(shared):
-    rule = json.loads((shared / "reference/losses.json").read_text())
-    values = np.load(shared / "reference/losses.npz")
-
-    def draw(offset, channels=1):
-        shape = (len(values["structure_as_run"]), rule["size"], rule["size"], channels)
-        return np.random.default_rng(rule["seed"] + offset).standard_normal(shape)
-
-    return values, draw
-
-
 @pytest.mark.parametrize(
     ("weighting", "name"), [("boundary", "structure_weighted"), ("none", "structure_as_run")]
 )
 def test_structure_loss_equals_the_public_code(shared, weighting, name):
-    values, draw = _reference(shared)
+    values, draw = reference_losses(shared)
     target = (draw(100) > 0.6).astype(np.float32)
     target[2] = 0.0
     logits = jnp.asarray(2.0 * draw(0), jnp.float32)

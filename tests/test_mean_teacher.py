@@ -6,10 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from infnet_jax.tasks import losses, mean_teacher, normalise, supervised
+from infnet_jax.tasks import augment, mean_teacher
+from tests.toy import STILL, infection
 
-NORM = normalise.Norm(mean=(0.0,), sd=(1.0,), input_sd=(1.0,))
-MOVES = dict(flip_h=0.0, flip_v=0.0, quarter_turns=False)
+NORM = augment.Norm(mean=(0.0,), sd=(1.0,), input_sd=(1.0,))
 RNG = np.random.default_rng(0)
 IMAGE, OTHER = (RNG.integers(1, 255, (2, 4, 4, 1), np.uint8) for _ in range(2))
 BATCH = {"image": IMAGE, "mask": (IMAGE > 99).astype(np.uint8), "unlabelled": OTHER}
@@ -26,23 +26,12 @@ class Scale:
         return (outputs, {"batch_stats": {}}) if mutable else outputs
 
 
-def target(loss=None):
-    return supervised.Target(
-        classes=("infection",),
-        channels=1,
-        prior="none",
-        truth=lambda batch: batch["mask"].astype(jnp.float32),
-        loss=loss or losses.make_infection_loss(),
-        probs=lambda outputs: jax.nn.sigmoid(outputs["logits"]),
-    )
-
-
 def make(loss=None, **changes):
     settings = dict(
         size=4,
         scales=(1.0,),
         steps=9,
-        augmentation=MOVES,
+        augmentation=STILL,
         tx=optax.sgd(0.5),
         schedule=lambda step: 0.5,
         ema_decay=0.99,
@@ -50,7 +39,7 @@ def make(loss=None, **changes):
         ramp_steps=10,
     )
     settings |= changes
-    return mean_teacher.MeanTeacher(Scale(), target(loss), NORM, **settings)
+    return mean_teacher.MeanTeacher(Scale(), infection(loss=loss), NORM, **settings)
 
 
 def test_the_ramp_by_hand():
@@ -93,23 +82,15 @@ def test_without_unlabelled_pull_it_is_the_supervised_step():
     state = task.start(task.variables(jax.random.key(0)))
     after, metrics = task.steps["size4"](state, BATCH, jax.random.key(0))
     assert float(metrics["loss"]) == pytest.approx(float(metrics["loss_region"]))
-    pulled, _ = (
-        make(weight=1e3)
-        .task()
-        .steps["size4"](
-            state.replace(
-                net=state.net.replace(ema={"params": {"w": jnp.float32(9.0)}, "batch_stats": {}})
-            ),
-            BATCH,
-            jax.random.key(0),
-        )
-    )
+    ema = {"params": {"w": jnp.float32(9.0)}, "batch_stats": {}}
+    state = state.replace(net=state.net.replace(ema=ema))
+    pulled, _ = make(weight=1e3).task().steps["size4"](state, BATCH, jax.random.key(0))
     # The student is drawn to the teacher's larger weight.
     assert float(pulled.net.params["w"]) > float(after.net.params["w"])
 
 
 def test_both_see_one_position_and_only_the_student_other_grey_levels():
-    settings = {**MOVES, "flip_h": 1.0, "gamma": 0.8}
+    settings = {**STILL, "flip_h": 1.0, "gamma": 0.8}
     plain, disturbed = mean_teacher.views(jax.random.key(1), OTHER, 4, settings)
     np.testing.assert_allclose(plain, OTHER[:, :, ::-1] / 255.0, rtol=1e-6)
     power = np.log(disturbed) / np.log(plain)

@@ -7,9 +7,9 @@ import numpy as np
 import optax
 import pytest
 
-from infnet_jax.tasks import normalise, rotation
+from infnet_jax.tasks import augment, rotation
 
-NORM = normalise.Norm(mean=(0.0,), sd=(1.0,), input_sd=(1.0,))
+NORM = augment.Norm(mean=(0.0,), sd=(1.0,), input_sd=(1.0,))
 
 
 def test_turns_by_hand():
@@ -76,4 +76,4 @@ def test_held_out_slices_are_asked_all_four_turns(task_and_state):
     state = state.replace(net=state.net.replace(params=params))
     rows = [task.evaluate(state, {"image": BRIGHT[:2]}, jax.random.key(0))]
     assert np.asarray(rows[0]["told"]).tolist() == [[1.0, 0.0, 0.0, 1.0]] * 2
-    assert rotation.summarise(rows) == {"accuracy": 0.5}
+    assert task.summarise(rows) == {"accuracy": 0.5}

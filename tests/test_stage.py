@@ -13,11 +13,11 @@ from infnet_jax.evaluation import networks
 from infnet_jax.plan import resolve
 from infnet_jax.runs import workdir
 from infnet_jax.runs.checkpoint import Checkpoints
-from infnet_jax.tasks.normalise import make_norm
+from infnet_jax.tasks.augment import Norm
 from infnet_jax.training import data, loop, run as runs, stage as stages
 from tests.toy import make_toy
 
-NORM = make_norm("dataset", 1, (0.3, 0.25))
+NORM = Norm((0.3,), (0.25,), (0.25,))
 
 
 def imported(folder, value):

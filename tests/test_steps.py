@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from infnet_jax.models import final_map
-from infnet_jax.tasks import inpaint, losses, mean_teacher, normalise, rotation, supervised
+from infnet_jax.tasks import augment, inpaint, mean_teacher, rotation, supervised
+from tests.toy import infection, lesions
 
 SIZE = 32
 RNG = np.random.default_rng(0)
@@ -59,7 +59,7 @@ class Coach(nn.Module):
         return {"score": nn.Dense(1, name="score")(z), "mu": mu, "logvar": logvar}
 
 
-NORM = normalise.make_norm("dataset", 1, (0.4, 0.25))
+NORM = augment.Norm((0.4,), (0.25,), (0.25,))
 SGD = optax.sgd(0.1, momentum=0.9)
 SUPERVISED = dict(
     size=SIZE,
@@ -70,28 +70,6 @@ SUPERVISED = dict(
     schedule=lambda step: 0.1,
     ema_decay=0.9,
 )
-
-
-def infection(**loss):
-    return supervised.Target(
-        classes=("infection",),
-        channels=1,
-        prior="none",
-        truth=lambda batch: (batch["mask"] > 0).astype(jnp.float32),
-        loss=losses.make_infection_loss(**loss),
-        probs=lambda outputs: jax.nn.sigmoid(final_map(outputs)),
-    )
-
-
-def lesions(prior, head, **loss):
-    return supervised.Target(
-        classes=("ggo", "consolidation"),
-        channels=3,
-        prior=prior,
-        truth=lambda batch: batch["mask"],
-        loss=losses.make_lesion_loss(head=head, **loss),
-        probs=lambda outputs: losses.class_probs(outputs["logits"], head),
-    )
 
 
 def pretext(kind):

@@ -8,14 +8,13 @@ import pytest
 from flax import linen as nn
 
 from infnet_jax import models
-from infnet_jax.models import final_map
 from infnet_jax.models.conv import Conv
 from infnet_jax.models.layers import BatchNorm
-from infnet_jax.tasks import losses, normalise, supervised
+from infnet_jax.tasks import RGB, augment, losses, supervised
+from tests.toy import STILL, infection, lesions
 
-PLAIN = normalise.Norm(mean=(0.0,), sd=(1.0,), input_sd=(1.0,))
-NORM = normalise.make_norm("dataset", 1, (0.5, 0.25))
-STILL = dict(flip_h=0.0, flip_v=0.0, quarter_turns=False)
+PLAIN = augment.Norm(mean=(0.0,), sd=(1.0,), input_sd=(1.0,))
+NORM = augment.Norm((0.5,), (0.25,), (0.25,))
 LR = 0.05
 
 
@@ -29,28 +28,6 @@ class Spy(nn.Module):
         if train:
             seen.value = x
         return {"logits": jnp.pad(x, ((0, 0),) * 3 + ((0, 3 - x.shape[-1]),)) * scale}
-
-
-def marked(batch):
-    return (batch["mask"] > 0).astype(jnp.float32)
-
-
-def infection(truth=marked):
-    def probs(outputs):
-        return jax.nn.sigmoid(final_map(outputs))
-
-    return supervised.Target(("infection",), 1, "none", truth, losses.make_infection_loss(), probs)
-
-
-def lesions(prior="input", head="softmax", **loss):
-    return supervised.Target(
-        classes=("ggo", "consolidation"),
-        channels=3,
-        prior=prior,
-        truth=lambda batch: batch["mask"],
-        loss=losses.make_lesion_loss(head=head, **loss),
-        probs=lambda outputs: losses.class_probs(outputs["logits"], head),
-    )
 
 
 ONE, THREE = infection(), lesions()
@@ -88,9 +65,9 @@ def test_the_input_is_slice_then_prior_normalised_alike():
 
 
 def test_three_channels_repeat_the_slice_and_the_prior():
-    norm = normalise.make_norm("imagenet", 3, (0.0, 1.0))
+    norm = RGB["imagenet"]
     image, prior = jnp.full((1, 2, 2, 1), 0.5), jnp.full((1, 2, 2, 1), 255, jnp.uint8)
-    x = normalise.network_input(image, norm, prior)[0, 0, 0]
+    x = augment.network_input(image, norm, prior)[0, 0, 0]
     mean, sd = np.array(norm.mean), np.array(norm.sd)
     np.testing.assert_allclose(x, [*(0.5 - mean) / sd, *(1.0 - mean) / sd], rtol=1e-5)
 
@@ -263,7 +240,7 @@ def test_averaged_views_of_a_network_that_works_by_pixel_change_nothing():
             for tta in (False, True)
         )
         np.testing.assert_allclose(plain, views, atol=1e-6)
-    x = normalise.network_input(batch["image"] / 255.0, NORM, jnp.asarray(batch["prior"]))
+    x = augment.network_input(batch["image"] / 255.0, NORM, jnp.asarray(batch["prior"]))
     expected = jax.nn.sigmoid(x[..., 1] * 2.0)
     np.testing.assert_allclose(plain[..., 1], expected, atol=1e-6)
 

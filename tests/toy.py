@@ -1,10 +1,18 @@
-"""A task with one weight, for tests of the loop and of the stages around it."""
+"""A task with one weight, for tests of the loop and around it; targets; reference losses."""
+
+import json
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from infnet_jax.models import final_map
+from infnet_jax.tasks import losses
 from infnet_jax.tasks.state import Task, make_player, make_state
+from infnet_jax.tasks.supervised import Target
+
+STILL = dict(flip_h=0.0, flip_v=0.0, quarter_turns=False)
 
 
 class Crash(BaseException):
@@ -65,3 +73,29 @@ def make_toy(total=12, dice=None, hook=lambda step: None, lr=0.1, field="image",
         metric_mode="max",
         panel=None,
     )
+
+
+def infection(truth=lambda batch: (batch["mask"] > 0).astype(jnp.float32), loss=None, **options):
+    """The Target of a single class."""
+    loss = loss or losses.make_infection_loss(**options)
+    probs = lambda outputs: jax.nn.sigmoid(final_map(outputs))  # noqa: E731
+    return Target(("infection",), 1, "none", truth, loss, probs)
+
+
+def lesions(prior="input", head="softmax", **options):
+    """The Target of two classes and the background."""
+    loss = losses.make_lesion_loss(head=head, **options)
+    probs = lambda outputs: losses.class_probs(outputs["logits"], head)  # noqa: E731
+    return Target(("ggo", "consolidation"), 3, prior, lambda batch: batch["mask"], loss, probs)
+
+
+def reference_losses(shared):
+    """Stored values of the public code's losses, and what draws their inputs."""
+    rule = json.loads((shared / "reference/losses.json").read_text())
+    values = np.load(shared / "reference/losses.npz")
+
+    def draw(offset, channels=1):
+        shape = (len(values["structure_as_run"]), rule["size"], rule["size"], channels)
+        return np.random.default_rng(rule["seed"] + offset).standard_normal(shape)
+
+    return values, draw

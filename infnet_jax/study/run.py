@@ -26,7 +26,7 @@ from infnet_jax.runs import workdir as workdirs
 from infnet_jax.runs.logs import clock
 from infnet_jax.study import tables
 from infnet_jax.study.cells import Cell, borrow, make_cells
-from infnet_jax.tasks import losses, normalise
+from infnet_jax.tasks import augment, losses
 from infnet_jax.training import data, run as training
 from infnet_jax.weights import load_imported
 
@@ -107,7 +107,7 @@ def run_to_the_end(cell: Cell, dataset: Path, command: str) -> None:
 
 
 def measure(
-    stage: Stage, norm: normalise.Norm, ensemble: Sequence[Mapping[str, Any]], source: Source
+    stage: Stage, norm: augment.Norm, ensemble: Sequence[Mapping[str, Any]], source: Source
 ) -> dict[str, list[float]]:
     """Returns losses on each slice at the network's own size, for Table I; of an ensemble the mean.
 
@@ -134,7 +134,7 @@ def measure(
     return found
 
 
-def _make_step(stage: Stage, norm: normalise.Norm) -> Any:
+def _make_step(stage: Stage, norm: augment.Norm) -> Any:
     """The losses of one batch as a function of variables and batch."""
     net, lesions = models.make(**stage.net.arguments), stage.learns == "lesions"
     # The rows of a table must share their definition, whatever each was trained with.
@@ -144,7 +144,7 @@ def _make_step(stage: Stage, norm: normalise.Norm) -> Any:
 
     def step(variables: Mapping, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         image = batch["image"].astype(jnp.float32) / 255.0
-        x = normalise.network_input(image, prior=batch.get("prior"), norm=norm)
+        x = augment.network_input(image, prior=batch.get("prior"), norm=norm)
         outputs: Any = net.apply(variables, x, train=False)
         mask = batch["mask"] if lesions else (batch["mask"] > 0).astype(jnp.float32)
         truth = jax.nn.one_hot(mask[..., 0], stage.net.classes) if lesions else mask

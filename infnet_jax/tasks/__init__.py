@@ -1,25 +1,47 @@
 """From a stage of a plan to its task: pure steps, and how they are scored."""
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from infnet_jax import models
-from infnet_jax.models import final_map
 from infnet_jax.plan.records import Stage
-from infnet_jax.tasks import inpaint, losses, normalise, optim, rotation
+from infnet_jax.tasks import inpaint, losses, rotation, state as state_lib
+from infnet_jax.tasks.augment import Norm
 from infnet_jax.tasks.mean_teacher import MeanTeacher
 from infnet_jax.tasks.state import Batch, Task
 from infnet_jax.tasks.supervised import Supervised, Target
 
 PRETEXTS = {"inpaint": inpaint, "rotation": rotation}
+_SD = (0.229, 0.224, 0.225)
+RGB = {
+    "imagenet": Norm((0.485, 0.456, 0.406), _SD, _SD),
+    "aerial_bgr": Norm(
+        (85.5517787014 / 255, 92.6691667083 / 255, 86.8147645556 / 255),
+        (32.8860206505 / 255, 31.7342205253 / 255, 31.5361127226 / 255),
+        (1 / 255,) * 3,
+    ),
+}
 
 
-def make_norm(stage: Stage, statistics: tuple[float, float]) -> normalise.Norm:
-    """Input and target scale; `statistics` are mean and sd of the training images in 0..1."""
-    return normalise.make_norm(stage.norm, stage.channels, statistics)
+def make_norm(stage: Stage, statistics: tuple[float, float]) -> Norm:
+    """The normalisation of 1 channel, or of 3 when the grey slice is repeated.
+
+    `stage.norm` is `dataset` (`statistics`, mean and sd of the training images in 0..1), `tf`
+    (-1..1, as the EfficientNet-lite0 weights take it) or, for 3 channels, `imagenet` (RGB
+    constants of the torchvision weights) or `aerial_bgr` (the aerial photo constants that the
+    public pre-training inherited; input only mean-shifted, on the 0..255 scale); else ValueError.
+    """
+    kind, channels = stage.norm, stage.channels
+    if kind in ("dataset", "tf"):
+        mean, sd = statistics if kind == "dataset" else (127 / 255, 128 / 255)
+        return Norm((mean,) * channels, (sd,) * channels, (sd,) * channels)
+    if kind not in RGB:
+        raise ValueError(f"data.norm={kind!r}: choose dataset, imagenet, aerial_bgr or tf")
+    if channels != 3:
+        raise ValueError(f"data.norm={kind!r} needs data.channels=3, not {channels}")
+    return RGB[kind]
 
 
 def make_target(stage: Stage, soft: bool = False) -> Target:
@@ -35,7 +57,7 @@ def make_target(stage: Stage, soft: bool = False) -> Target:
         probs = lambda outputs: losses.class_probs(outputs["logits"], head)  # noqa: E731
         return Target(names, 1 + len(names), stage.prior, lambda batch: batch["mask"], loss, probs)
     loss = losses.make_infection_loss(**options)
-    probs = lambda outputs: jax.nn.sigmoid(final_map(outputs))  # noqa: E731
+    probs = lambda outputs: jax.nn.sigmoid(models.final_map(outputs))  # noqa: E731
     return Target(names, 1, stage.prior, partial(_marked, soft=soft), loss, probs)
 
 
@@ -46,25 +68,21 @@ def _marked(batch: Batch, soft: bool) -> jax.Array:
     return (batch["mask"] > 0).astype(jnp.float32)
 
 
-def make(stage: Stage, norm: normalise.Norm, steps_per_epoch: int, soft: bool = False) -> Task:
+def make(stage: Stage, norm: Norm, steps_per_epoch: int, soft: bool = False) -> Task:
     """The task of a stage.
 
     Below `stage.section` each section is the keyword arguments of one function, so that a key
     that nobody reads is an error.
 
-    Args:
-      norm: of `make_norm`.
-      steps_per_epoch: batches in one pass over the stage's data.
-      soft: as `make_target` takes it.
-
-    Raises:
-      ValueError: an unknown pretext or option, or a key that a pretext does not read.
+    `steps_per_epoch` are the batches in one pass over its data; `soft` is that of `make_target`.
+    ValueError for an unknown pretext or option, or a key that a pretext does not read.
     """
     section, net = stage.section, models.make(**stage.net.arguments)
     if "pretext" in section:
-        return _make_pretext(stage, net, norm, steps_per_epoch)
-    schedule = optim.make_schedule(total_steps=section.steps, **section.schedule)
-    tx = optim.make_optimizer(schedule, **section.optim)
+        _check_pretext(stage)
+        return PRETEXTS[stage.learns].from_stage(stage, net, norm, steps_per_epoch)
+    schedule = state_lib.make_schedule(total_steps=section.steps, **section.schedule)
+    tx = state_lib.make_optimizer(schedule, **section.optim)
     own = {key: section[key] for key in ("size", "scales", "steps", "augmentation", "ema_decay")}
     settings = dict(own, target=make_target(stage, soft), net=net, norm=norm, tx=tx)
     if stage.semi is not None and stage.runs == "train":
@@ -72,13 +90,11 @@ def make(stage: Stage, norm: normalise.Norm, steps_per_epoch: int, soft: bool = 
     return Supervised(**settings, schedule=schedule).task()
 
 
-def _make_pretext(stage: Stage, net: Any, norm: normalise.Norm, steps_per_epoch: int) -> Task:
-    """The task of a stage that pre-trains."""
+def _check_pretext(stage: Stage) -> None:
     if stage.learns not in PRETEXTS:
         raise ValueError(f"{stage.name}.pretext={stage.learns!r}: choose {' or '.join(PRETEXTS)}")
-    pretext = PRETEXTS[stage.learns]
-    if unread := sorted(set(stage.section) - pretext.KEYS):
+    given, read = set(stage.section), PRETEXTS[stage.learns].KEYS
+    if unread := sorted(given - read):
         raise ValueError(f"{stage.name}.{unread[0]}: {stage.learns} does not read this key")
-    if missing := sorted(pretext.KEYS - set(stage.section)):
+    if missing := sorted(read - given):
         raise ValueError(f"{stage.name}.{missing[0]} is missing: {stage.learns} reads this key")
-    return pretext.from_stage(stage, net, norm, steps_per_epoch)

@@ -1,4 +1,4 @@
-"""Augmentation of a batch on the device: pure functions of (key, fields), to be jitted.
+"""From slices to what a network sees: augmentation on the device, and grey scales.
 
 Every field with four axes goes through its image's transform, so that masks, lungs and edges stay
 aligned; others (`valid`) pass through. Flips and quarter turns are done by indexing, exactly;
@@ -6,11 +6,12 @@ crop, rotation and zoom are composed into one affine map per example and sampled
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from infnet_jax.models import layers as ops
 
@@ -18,12 +19,41 @@ IMAGE = "image"
 MAX_CUTOUT_ASPECT = 2.0
 DENSE_RADIUS = (0.03, 0.16)  # of a dense lesion's longer half axis, in heights of the image
 
-Fields = Mapping[str, jax.Array]
+Fields = Mapping[str, Array]
 Pair = tuple[float, float]
 
 
+class Norm(NamedTuple):
+    """Per-channel constants on the 0..1 grey scale.
+
+    The network sees `(x - mean) / input_sd`; the inpainting target is `clip((x - mean) / (3 * sd),
+    -1, 1)` (as in the public code), so an erased pixel, zero in the input, is the mean grey.
+    """
+
+    mean: tuple[float, ...]
+    sd: tuple[float, ...]
+    input_sd: tuple[float, ...]
+
+
+def network_input(image: Array, norm: Norm, prior: Array | None = None) -> Array:
+    """What a network sees: the slice, or slice and prior, normalised alike as in the public code.
+
+    `image` [B, H, W, 1] grey in 0..1 and `prior` [B, H, W, 1], an 8-bit probability -> float32
+    [B, H, W, c], c the channels of `norm`, or [B, H, W, 2c]: the slice's, then the prior's.
+    """
+    x = (image - jnp.asarray(norm.mean)) / jnp.asarray(norm.input_sd)
+    if prior is None:
+        return x
+    return jnp.concatenate([x, network_input(prior.astype(jnp.float32) / 255.0, norm)], -1)
+
+
+def blank_input(norm: Norm, size: int, prior: bool) -> Array:
+    """Zeros shaped like `network_input` of one slice, with or without its prior."""
+    return jnp.zeros((1, size, size, len(norm.mean) * (2 if prior else 1)))
+
+
 def augment(
-    key: jax.Array,
+    key: Array,
     fields: Fields,
     *,
     flip_h: float = 0.5,
@@ -41,10 +71,12 @@ def augment(
     brightness: float = 0.0,
     noise: float = 0.0,
     dense: float = 0.0,
-) -> dict[str, jax.Array]:
+) -> dict[str, Array]:
     """Augments every example of a batch by its own draw of `key`. All settings are static.
 
-    Order: flips, quarter turn, affine, dense, grey levels (clipped to 0..1), cutout.
+    Order: flips, quarter turn, affine, dense, grey levels (clipped to 0..1), cutout. Returns the
+    same fields, shapes and dtypes: the image bilinear, others nearest, 0 from outside. Raises
+    ValueError for no image, an integer image, sizes that differ or a setting out of range.
 
     Args:
       fields: `image` float [B, H, W, C] grey in 0..1, and fields [B, H, W, ...] of any dtype.
@@ -62,19 +94,13 @@ def augment(
       noise: Gaussian noise per pixel, of standard deviation uniform in 0..this.
       dense: probability of each of two bright ragged ellipses inside `mask` on its rim: dense
         lesions at the wall of a lung.
-
-    Returns:
-      The same fields, shapes and dtypes: the image bilinear, others nearest, 0 from outside.
-
-    Raises:
-      ValueError: no image, an integer image, sizes that differ or a setting out of range.
     """
     _check(fields, quarter_turns, scale, crop, cutout, cutout_mode)
     k_exact, k_affine, k_grey, k_cutout = jax.random.split(key, 4)
     out = _flip_and_turn(k_exact, fields, flip_h, flip_v, quarter_turns)
     if rotate_degrees or shift or crop is not None or tuple(scale) != (1.0, 1.0):
-        grid = _affine_grid(k_affine, fields[IMAGE].shape, rotate_degrees, scale, shift, crop)
-        out = {n: _sample(x, *grid, smooth=n == IMAGE) for n, x in out.items()}
+        rows, columns = _affine(k_affine, fields[IMAGE].shape, rotate_degrees, scale, shift, crop)
+        out = {n: _sample(x, rows, columns, smooth=n == IMAGE) for n, x in out.items()}
     image = out[IMAGE]
     for k_ellipse in jax.random.split(jax.random.fold_in(key, 4), 2) if dense else ():
         image = _paint_dense(k_ellipse, image, out["mask"], dense)
@@ -84,35 +110,13 @@ def augment(
     return {**fields, **out, IMAGE: image.astype(fields[IMAGE].dtype)}
 
 
-def prepare(
-    key: jax.Array | None, fields: Fields, settings: Mapping[str, Any]
-) -> dict[str, jax.Array]:
+def prepare(key: Array | None, fields: Fields, settings: Mapping[str, Any]) -> dict:
     """The fields of a batch, its uint8 image as grey in 0..1, augmented by `augment(**settings)`.
 
     Without a key everything stays in its place.
     """
     grey = {**fields, IMAGE: fields[IMAGE].astype(jnp.float32) / 255.0}
     return grey if key is None else augment(key, grey, **settings)
-
-
-def resize(image: jax.Array, side: int) -> jax.Array:
-    """[B, S, S, C] at another side, bilinear without antialias, corners on corners."""
-    same = image.shape[1] == side
-    return image if same else ops.resize_bilinear(image, (side, side), align_corners=True)
-
-
-def resize_batch(fields: Fields, side: int) -> dict[str, jax.Array]:
-    """Resizes every square spatial field to `side`, for multi-scale training.
-
-    Corners stay on corners (as in the public code): the image by `resize`, other fields by the
-    nearest pixel of the same grid. Dtypes are kept.
-    """
-    out = {**fields, IMAGE: resize(fields[IMAGE], side)}
-    for name, x in fields.items():
-        if name != IMAGE and x.ndim == 4 and x.shape[1] != side:
-            nearest = np.floor(np.linspace(0, x.shape[1] - 1, side) + 0.5).astype(np.int32)
-            out[name] = jnp.take(jnp.take(x, nearest, 1), nearest, 2)
-    return out
 
 
 def _check(
@@ -137,14 +141,16 @@ def _check(
             raise ValueError(message)
 
 
-def _draw(key: jax.Array, batch: int, low: float, high: float) -> jax.Array:
+def _draw(key: Array, batch: int, low: float, high: float) -> Array:
     return jax.random.uniform(key, (batch,), minval=low, maxval=high)
 
 
-def _flip_and_turn(
-    key: jax.Array, fields: Fields, flip_h: float, flip_v: float, turns: bool
-) -> dict[str, jax.Array]:
-    batch = fields[IMAGE].shape[0]
+def _per_example(values: Array) -> Array:
+    return values[:, None, None, None]
+
+
+def _flip_and_turn(key: Array, fields: Fields, flip_h: float, flip_v: float, turns: bool) -> dict:
+    batch, out = fields[IMAGE].shape[0], {}
     k_h, k_v, k_turn = jax.random.split(key, 3)
     mirror = jax.random.bernoulli(k_h, flip_h, (batch,))
     upset = jax.random.bernoulli(k_v, flip_v, (batch,))
@@ -153,29 +159,18 @@ def _flip_and_turn(
         transpose = quarter % 2 == 1
         mirror = mirror ^ ((quarter == 2) | (quarter == 3))
         upset = upset ^ ((quarter == 2) | (quarter == 1))
-    out = {}
     for name, x in fields.items():
-        if x.ndim != 4:
-            continue
-        if turns:
-            x = jnp.where(_per_example(transpose), x.swapaxes(1, 2), x)
-        x = jnp.where(_per_example(mirror), x[:, :, ::-1], x)
-        out[name] = jnp.where(_per_example(upset), x[:, ::-1], x)
+        if x.ndim == 4:
+            if turns:
+                x = jnp.where(_per_example(transpose), x.swapaxes(1, 2), x)
+            x = jnp.where(_per_example(mirror), x[:, :, ::-1], x)
+            out[name] = jnp.where(_per_example(upset), x[:, ::-1], x)
     return out
 
 
-def _per_example(values: jax.Array) -> jax.Array:
-    return values[:, None, None, None]
-
-
-def _affine_grid(
-    key: jax.Array,
-    shape: tuple[int, ...],
-    degrees: float,
-    scale: Pair,
-    shift: float,
-    crop: Pair | None,
-) -> tuple[jax.Array, jax.Array]:
+def _affine(
+    key: Array, shape: tuple[int, ...], degrees: float, scale: Pair, shift: float, crop: Pair | None
+) -> tuple[Array, Array]:
     """Row and column, float32 [B, H, W] each, of the input under every output pixel."""
     batch, height, width = shape[:3]
     keys = jax.random.split(key, 7)
@@ -200,14 +195,14 @@ def _affine_grid(
     return row + cosine * y + sine * x, column - sine * y + cosine * x
 
 
-def _sample(x: jax.Array, rows: jax.Array, columns: jax.Array, *, smooth: bool) -> jax.Array:
+def _sample(x: Array, rows: Array, columns: Array, *, smooth: bool) -> Array:
     """x at (rows, columns), bilinear where `smooth`, else of the nearest pixel; 0 outside."""
     batch, height, width, channels = x.shape
     # One pixel of 0 all round: every clipped coordinate then has its neighbours in bounds.
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     pixels = padded.reshape(batch, -1, channels)
 
-    def pick(row: jax.Array, column: jax.Array) -> jax.Array:
+    def pick(row: Array, column: Array) -> Array:
         at = ((row + 1) * (width + 2) + column + 1).astype(jnp.int32)
         # vmap, not one flat index: each device then gathers within its share of the batch.
         return jax.vmap(lambda p, i: p.at[i].get(mode="promise_in_bounds"))(pixels, at)
@@ -224,16 +219,13 @@ def _sample(x: jax.Array, rows: jax.Array, columns: jax.Array, *, smooth: bool) 
 
 
 def _change_grey(
-    key: jax.Array, image: jax.Array, gamma: float, contrast: float, brightness: float, noise: float
-) -> jax.Array:
+    key: Array, image: Array, gamma: float, contrast: float, brightness: float, noise: float
+) -> Array:
     if not (gamma or contrast or brightness or noise):
         return image
     keys = jax.random.split(key, 5)
-    low_high = ((-gamma, gamma), (-contrast, contrast), (-brightness, brightness), (0.0, noise))
-    drawn = [
-        _per_example(_draw(k, len(image), *ends))
-        for k, ends in zip(keys[:4], low_high, strict=True)
-    ]
+    ends = ((-gamma, gamma), (-contrast, contrast), (-brightness, brightness), (0.0, noise))
+    drawn = [_per_example(_draw(k, len(image), *e)) for k, e in zip(keys[:4], ends, strict=True)]
     if gamma:
         image = jnp.clip(image, 0.0, 1.0) ** jnp.exp(drawn[0])
     if contrast:
@@ -246,7 +238,7 @@ def _change_grey(
     return jnp.clip(image, 0.0, 1.0)
 
 
-def _paint_dense(key: jax.Array, image: jax.Array, mask: jax.Array, odds: float) -> jax.Array:
+def _paint_dense(key: Array, image: Array, mask: Array, odds: float) -> Array:
     batch, height, width = image.shape[:3]
     keys = jax.random.split(key, 7)
     inside = (mask > 0).astype(jnp.float32)
@@ -272,7 +264,7 @@ def _paint_dense(key: jax.Array, image: jax.Array, mask: jax.Array, odds: float)
     return jnp.where(painted[..., None] & (mask > 0), lesion, image)
 
 
-def _cut_out(key: jax.Array, image: jax.Array, size: float, mode: str, odds: float) -> jax.Array:
+def _cut_out(key: Array, image: Array, size: float, mode: str, odds: float) -> Array:
     batch, height, width = image.shape[:3]
     k_size, k_top, k_left, k_chosen, k_grey = jax.random.split(key, 5)
     if mode == "area":

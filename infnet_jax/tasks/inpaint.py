@@ -3,6 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -12,10 +13,10 @@ import numpy as np
 import optax
 
 from infnet_jax.models import coach as coach_lib, final_map
+from infnet_jax.models.layers import resize_nearest
 from infnet_jax.plan.records import Stage
-from infnet_jax.tasks import augment, inpaint_losses, normalise, optim, state as state_lib
-from infnet_jax.tasks.game import Masks, make_rounds
-from infnet_jax.tasks.state import Batch, Metrics, Rows, Task, TrainState, Tree
+from infnet_jax.tasks import augment, inpaint_losses, state as state_lib
+from infnet_jax.tasks.state import Batch, Metrics, Rows, Task, TrainState, Tree, Update
 
 DRAWS = 4  # masks of each kind that a held-out slice is judged under
 # The keys of a section that it reads, and those that the training loop reads.
@@ -25,40 +26,99 @@ KEYS = frozenset(
 )
 
 
+def make_rounds(
+    *,
+    schedule: str,
+    epochs: int,
+    steps_per_epoch: int,
+    coach_steps: int,
+    net_steps: int,
+    blocks: Sequence[int],
+    warmup_random_rounds: int,
+    use_coach: bool,
+) -> tuple[list[tuple[str, int]], int]:
+    """The order of play as (`coach` or `net`, steps) pairs; in how many first steps `net` is alone.
+
+    Its masks are random until then.
+
+    Args:
+      schedule: `per_epoch` (Algorithm 1: each of `epochs` rounds has coach steps, then network
+        steps) or `blocks` (the public code: round i trains the coach for `blocks[i]` epochs, then
+        the network); else ValueError.
+      steps_per_epoch: batches in one pass over the data.
+      coach_steps, net_steps: of a `per_epoch` round; 0 is one pass.
+      warmup_random_rounds: first rounds without a coach (random masks only).
+      use_coach: False keeps random masks to the end (the baseline without a coach).
+    """
+    if schedule == "per_epoch":
+        plan = [(coach_steps or steps_per_epoch, net_steps or steps_per_epoch)] * epochs
+    elif schedule == "blocks":
+        plan = [(n * steps_per_epoch, n * steps_per_epoch) for n in blocks]
+    else:
+        raise ValueError(f"pretrain.rounds.schedule={schedule!r}: choose per_epoch or blocks")
+    n_alone = warmup_random_rounds if use_coach else len(plan)
+    alone = [("net", n_net) for _, n_net in plan[:n_alone]]
+    both = [turn for pair in plan[n_alone:] for turn in zip(("coach", "net"), pair, strict=True)]
+    return alone + both, sum(n for _, n in alone)
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Mask makers, each to [B, H, W, 1] float32, 1 = visible (eq. 2-3); sizes are (H, W)."""
+
+    keep_ratio: float = 0.75  # share of cells left visible (the public `drop_ratio` *keeps* it)
+    alpha_train: float = 1.0  # steepness of eq. 3 while the coach learns
+    alpha_use: float = 100.0  # and while it serves the network
+    hard_use: bool = True  # threshold the mask when it serves the network
+    inclusive: bool = True  # keep the k-th cell itself (False: as coded, k - 1 cells are kept)
+
+    def train(self, score: jax.Array, size: Sequence[int]) -> jax.Array:
+        """Masks through which the coach learns, of its scores."""
+        return self._make(score, size, self.alpha_train, False)
+
+    def use(self, score: jax.Array, size: Sequence[int]) -> jax.Array:
+        """Masks that serve the network, of the coach's scores."""
+        return self._make(score, size, self.alpha_use, self.hard_use)
+
+    def random(self, key: jax.Array, batch: int, size: Sequence[int]) -> jax.Array:
+        """Masks without a coach."""
+        score = jax.random.uniform(key, (batch, size[0] // 16, size[1] // 16, 1))
+        return self._make(score, size, self.alpha_use, True)
+
+    def _make(self, score: jax.Array, size: Sequence[int], alpha: float, hard: bool) -> jax.Array:
+        visible = coach_lib.visible_from_score(
+            score, keep_ratio=self.keep_ratio, alpha=alpha, hard=hard, inclusive=self.inclusive
+        )
+        return resize_nearest(visible, (size[0], size[1]))
+
+
 @dataclass(frozen=True)
 class Inpainting:
     """The settings of the two-player task, and its steps.
 
-    Attributes:
-      net: a module with an inpainting head; coach: a `Coach`; norm: input and target scale.
-      size: side of the square training images, pixels.
-      rounds, n_random: of `make_rounds`.
-      loss: keyword arguments of `inpaint_losses.inpaint_loss`; augmentation: of `augment.augment`.
-      random_share: share of each batch that gets random masks all along (paper: 0), meant to
-        keep the network from forgetting all masks but those of the present coach.
-      sample_use: the serving coach samples z (as coded), else it takes the mean.
-      kld_weight: weight of the KL term in the coach's loss (eq. 1 has none: 0).
-      coach_grad: `through_net` lets the coach's gradient flow through the frozen network's
-        input; `weights_only` stops it at the network's output.
-      with_prior: batches hold a `prior` too, moved and erased with its slice; input and target
-        are slice and prior, concatenated, the prior's target on -1..1 as the head's range is.
+    ValueError for a `coach_grad` but `through_net` (the coach's gradient flows through the frozen
+    network's input) and `weights_only` (it stops at the network's output).
     """
 
-    net: Any
-    coach: Any
-    norm: normalise.Norm
-    size: int
-    rounds: Sequence[tuple[str, int]]
+    net: Any  # a module with an inpainting head
+    coach: Any  # a `Coach`
+    norm: augment.Norm  # input and target scale
+    size: int  # side of the square training images, pixels
+    rounds: Sequence[tuple[str, int]]  # of `make_rounds`, like `n_random`
     n_random: int
     masks: Masks
-    loss: Mapping[str, Any]
-    augmentation: Mapping[str, Any]
+    loss: Mapping[str, Any]  # keyword arguments of `inpaint_losses.inpaint_loss`
+    augmentation: Mapping[str, Any]  # and of `augment.augment`
     net_tx: optax.GradientTransformation
     coach_tx: optax.GradientTransformation
+    # Share of each batch that gets random masks all along (paper: 0), meant to keep the network
+    # from forgetting all masks but those of the present coach.
     random_share: float
-    sample_use: bool
-    kld_weight: float
+    sample_use: bool  # the serving coach samples z (as coded), else it takes the mean
+    kld_weight: float  # of the KL term in the coach's loss (eq. 1 has none: 0)
     coach_grad: str
+    # Batches hold a `prior` too, moved and erased with its slice; input and target are slice and
+    # prior, concatenated, the prior's target on -1..1 as the head's range is.
     with_prior: bool = False
 
     def __post_init__(self) -> None:
@@ -75,7 +135,6 @@ class Inpainting:
             start=self.start,
             steps={"coach": self.coach_step, "net": self.net_step},
             phase=lambda step: phases[min(bisect_right(ends, step), len(ends) - 1)],
-            batch_index=lambda step: step,
             evaluate=self.evaluate,
             total_steps=ends[-1],
             metric="rec_random",
@@ -86,15 +145,15 @@ class Inpainting:
 
     def variables(self, key: jax.Array) -> dict[str, Tree]:
         """Fresh weights of both players."""
-        image = normalise.blank_input(self.norm, self.size, self.with_prior)
+        image = augment.blank_input(self.norm, self.size, self.with_prior)
         keys = jax.random.split(key)
         net = self.net.init(keys[0], image, train=False)
         return {"net": net, "coach": self.coach.init(keys[1], image, train=False)}
 
     def start(self, trees: dict[str, Tree]) -> TrainState:
         """The state at step 0."""
-        net = state_lib.make_player(trees["net"], self.net_tx, False)
-        coach = state_lib.make_player(trees["coach"], self.coach_tx, False)
+        net = state_lib.make_player(trees["net"], self.net_tx)
+        coach = state_lib.make_player(trees["coach"], self.coach_tx)
         return state_lib.make_state(net, coach, "min")
 
     def prepare(self, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
@@ -102,8 +161,8 @@ class Inpainting:
         names = ("image", "prior") if self.with_prior else ("image",)
         fields = augment.prepare(key, {name: batch[name] for name in names}, self.augmentation)
         prior = fields.get("prior")
-        x = normalise.network_input(fields["image"], self.norm, prior)
-        target = normalise.inpainting_target(fields["image"], self.norm)
+        x = augment.network_input(fields["image"], self.norm, prior)
+        target = inpaint_losses.inpainting_target(fields["image"], self.norm)
         if prior is None:
             return x, target
         levels = prior.astype(jnp.float32) / 127.5 - 1.0
@@ -118,11 +177,9 @@ class Inpainting:
         out = self.coach.apply(variables, x, train=False, key=key if self.sample_use else None)
         return self.masks.use(out["score"], x.shape[1:3])
 
-    def coach_step(
-        self, state: TrainState, batch: Batch, key: jax.Array
-    ) -> tuple[TrainState, Metrics]:
+    def coach_step(self, state: TrainState, batch: Batch, key: jax.Array) -> Update:
         """The coach learns to erase what the frozen network fills worst."""
-        keys = jax.random.split(key)
+        keys, coach = jax.random.split(key), state.rival
         x, target = self.prepare(batch, keys[0])
 
         def objective(out: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -134,16 +191,12 @@ class Inpainting:
             rec = parts["rec"]
             return inpaint_losses.coach_loss(rec, out["mu"], out["logvar"], self.kld_weight), rec
 
-        forward = state_lib.training_pass(self.coach, state.rival, x, key=keys[1])
-        player, value, rec, norm = state_lib.gradient_step(
-            state.rival, forward, objective, self.coach_tx
-        )
+        forward = state_lib.training_pass(self.coach, coach, x, key=keys[1])
+        player, value, rec, norm = state_lib.gradient_step(coach, forward, objective, self.coach_tx)
         metrics = {"coach_loss": value, "coach_rec": rec, "coach_grad": norm}
         return state.replace(step=state.step + 1, coach=player), metrics
 
-    def net_step(
-        self, state: TrainState, batch: Batch, key: jax.Array
-    ) -> tuple[TrainState, Metrics]:
+    def net_step(self, state: TrainState, batch: Batch, key: jax.Array) -> Update:
         """The network learns to fill masks of the frozen coach and random ones."""
         keys = jax.random.split(key, 3)
         x, target = self.prepare(batch, keys[0])
@@ -152,13 +205,12 @@ class Inpainting:
         chosen = jnp.arange(x.shape[0]) < self.random_share * x.shape[0]
         chosen = jnp.logical_or(chosen, state.step < self.n_random)
         visible = jnp.where(chosen[:, None, None, None], drawn, proposed)
-
+        objective = partial(
+            inpaint_losses.inpaint_loss, target=target, visible=visible, **self.loss
+        )
         forward = state_lib.training_pass(self.net, state.net, x * visible, head="inpaint")
         player, total, parts, norm = state_lib.gradient_step(
-            state.net,
-            forward,
-            lambda out: inpaint_losses.inpaint_loss(out, target, visible, **self.loss),
-            self.net_tx,
+            state.net, forward, objective, self.net_tx
         )
         metrics = {"loss": total, "rec": parts["rec"], "net_grad": norm}
         return state.replace(step=state.step + 1, net=player), metrics
@@ -170,7 +222,7 @@ class Inpainting:
         """
         x, target = self.prepare(batch, None)
         shown = slice(0, len(self.norm.mean))  # the slice, not its prior
-        out = {"image": normalise.grey(target[..., shown], self.norm)}
+        out = {"image": inpaint_losses.grey(target[..., shown], self.norm)}
 
         def measure(key: jax.Array) -> Metrics:
             keys, found = jax.random.split(key, 2), {}
@@ -184,7 +236,7 @@ class Inpainting:
                 erased = jnp.maximum((1 - mask).sum((1, 2, 3)), 1)
                 found[f"error_{name}"] = error.sum((1, 2)) / erased
                 found[f"visible_{name}"] = mask[..., 0]
-                found[f"filled_{name}"] = normalise.grey(filled[..., shown], self.norm)
+                found[f"filled_{name}"] = inpaint_losses.grey(filled[..., shown], self.norm)
             return found
 
         for name, draws in jax.lax.map(measure, jax.random.split(key, DRAWS)).items():
@@ -201,8 +253,7 @@ def summarise(rows: Sequence[Rows]) -> dict[str, float]:
     """
     joined = state_lib.join(rows)
     cells = joined["visible_coach"][:, ::16, ::16].reshape(len(joined["image"]), -1)
-    pairs = np.abs(cells[:, None] - cells[None]).mean(-1)
-    n = len(cells)
+    pairs, n = np.abs(cells[:, None] - cells[None]).mean(-1), len(cells)
     return {
         "rec_coach": float(joined["error_coach"].mean()),
         "rec_random": float(joined["error_random"].mean()),
@@ -217,7 +268,7 @@ def panel(rows: Rows) -> np.ndarray:
     return state_lib.grid(rows["image"], shown, rows["filled_coach"])
 
 
-def from_stage(stage: Stage, net: Any, norm: normalise.Norm, steps_per_epoch: int) -> Task:
+def from_stage(stage: Stage, net: Any, norm: augment.Norm, steps_per_epoch: int) -> Task:
     """The task of a stage; `steps_per_epoch` are the batches in one pass over its data."""
     section = stage.section
     rounds, n_random = make_rounds(steps_per_epoch=steps_per_epoch, **section.rounds)
@@ -225,8 +276,8 @@ def from_stage(stage: Stage, net: Any, norm: normalise.Norm, steps_per_epoch: in
     settings: dict[str, Any] = {name: section[name] for name in own}
     for player in ("net", "coach"):
         steps = sum(n for phase, n in rounds if phase == player)
-        schedule = optim.make_schedule(total_steps=steps, **section[f"{player}_schedule"])
-        settings[f"{player}_tx"] = optim.make_optimizer(schedule, **section[f"{player}_optim"])
+        schedule = state_lib.make_schedule(total_steps=steps, **section[f"{player}_schedule"])
+        settings[f"{player}_tx"] = state_lib.make_optimizer(schedule, **section[f"{player}_optim"])
     tanh = stage.net.options["inpaint_head"] == "tanh_parallel"
     settings["loss"] = {**section.loss, "activation": "tanh" if tanh else "linear"}
     settings["masks"], settings["with_prior"] = Masks(**section.masks), stage.prior == "input"

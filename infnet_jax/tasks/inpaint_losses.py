@@ -1,7 +1,7 @@
-"""Losses of inpainting and of the coach, computed in float32.
+"""Targets and losses of inpainting and of the coach, in float32.
 
-They divide by the erased (or visible) pixels of the *whole batch*, as the public code does, and
-return one scalar. All of them raise ValueError on unequal shapes.
+The losses divide by the erased (or visible) pixels of the *whole batch*, as the public code does,
+and return one scalar; they raise ValueError on unequal shapes.
 """
 
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from infnet_jax.tasks.augment import Norm
 from infnet_jax.tasks.losses import check_options, float32_pair, pixel_bce
 
 CLAMP = 2.0
@@ -22,6 +23,21 @@ _OPTIONS = {
     "heads": ("all", "last"),
     "activation": ("tanh", "linear"),
 }
+
+Heads = Mapping[str, jax.Array]
+Loss = tuple[jax.Array, dict[str, jax.Array]]
+
+
+def inpainting_target(image: jax.Array, norm: Norm) -> jax.Array:
+    """[B, H, W, 1] grey in 0..1 to [B, H, W, channels] float32 in -1..1."""
+    scaled = (image - jnp.asarray(norm.mean)) / (3.0 * jnp.asarray(norm.sd))
+    return jnp.clip(scaled, -1.0, 1.0)
+
+
+def grey(target: jax.Array, norm: Norm) -> jax.Array:
+    """A target or reconstruction, [B, H, W, channels], back to grey in 0..1, [B, H, W]."""
+    levels = target * (3.0 * jnp.asarray(norm.sd)) + jnp.asarray(norm.mean)
+    return jnp.clip(levels.mean(axis=-1), 0.0, 1.0)
 
 
 def _pixel_error(output: jax.Array, target: jax.Array, kind: str, activation: str) -> jax.Array:
@@ -38,7 +54,7 @@ def _pixel_error(output: jax.Array, target: jax.Array, kind: str, activation: st
 
 
 def reconstruction(
-    outputs: Mapping[str, jax.Array],
+    outputs: Heads,
     target: jax.Array,
     visible: jax.Array,
     *,
@@ -47,28 +63,23 @@ def reconstruction(
     region: str = "erased",
     heads: str = "all",
     activation: str = "tanh",
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Reconstruction error over the erased (or visible) pixels of the batch.
+) -> Loss:
+    """Reconstruction error over the erased (or visible) pixels: the loss, and its value per head.
 
-    Per head: sum of error * weight / sum of weight, weight being 1 - visible or visible.
+    Per head: sum of error * weight / sum of weight, weight being 1 - visible or visible; 0 with a
+    zero gradient when the batch holds no pixel of the region.
 
     Args:
       outputs: head name -> [B, H, W, C]; in -1..1 for tanh heads, unbounded for linear ones.
       target: [B, H, W, C] in -1..1.
       visible: [B, H, W, 1], 1 visible, 0 erased; soft masks of the coach allowed.
       kind: of error: `l1`; `mse_clamped`, the public code's squared error cut at 2; `ce`, the
-        paper's algorithm 1, which leaves the distribution open; our reading is a binary
-        cross-entropy against the grey level (target + 1) / 2, of probability (output + 1) / 2 for
-        tanh heads and sigmoid(output) for linear ones (`activation`). Its minimum is the entropy
-        of the grey levels, not 0.
-      reduction: `sum_heads` sums over heads and channels as the public code does; `mean` divides
-        by both numbers.
+        paper's algorithm 1, which leaves the distribution open: here a binary cross-entropy
+        against (target + 1) / 2, of probability (output + 1) / 2 for tanh heads and
+        sigmoid(output) for linear ones (`activation`). Its minimum is the entropy of the greys.
+      reduction: `sum_heads` over heads and channels (the public code) or `mean` over both.
       region: `erased` or `visible` pixels.
       heads: `all`, or `last` for the `edge` head alone (the public code's context term).
-
-    Returns:
-      The loss, float32 [], and its value per head. Both are 0 with a zero gradient when the batch
-      holds no pixel of the region.
     """
     given = dict(kind=kind, reduction=reduction, region=region, heads=heads, activation=activation)
     check_options(_OPTIONS, given)
@@ -80,8 +91,7 @@ def reconstruction(
     weight = visible.astype(jnp.float32)
     weight = weight if region == "visible" else 1.0 - weight
     count = weight.sum()
-    channels = target.shape[-1] if reduction == "mean" else 1
-    parts = {}
+    channels, parts = target.shape[-1] if reduction == "mean" else 1, {}
     for name in names:
         total = (_pixel_error(outputs[name], target, kind, activation) * weight).sum() / channels
         # The inner where keeps the unused branch's gradient finite.
@@ -91,7 +101,7 @@ def reconstruction(
 
 
 def inpaint_loss(
-    outputs: Mapping[str, jax.Array],
+    outputs: Heads,
     target: jax.Array,
     visible: jax.Array,
     *,
@@ -100,15 +110,14 @@ def inpaint_loss(
     kind: str = "mse_clamped",
     reduction: str = "sum_heads",
     activation: str = "tanh",
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> Loss:
     """Loss of the inpainting network: rec_weight L_rec + (1 - rec_weight) L_context.
 
     L_rec is over the erased pixels and all heads, L_context over the visible pixels and
     `context_heads`. The paper has no context term (`rec_weight=1`), the public code .99 with the
     last head only. `kind`, `reduction`, `activation` are those of `reconstruction`.
 
-    Returns:
-      The loss, float32 [], and {'rec', 'context', 'rec/<head>'...}, unweighted.
+    Returns the loss, float32 [], and {'rec', 'context', 'rec/<head>'...}, unweighted.
     """
     options = dict(kind=kind, reduction=reduction, activation=activation)
     error = partial(reconstruction, outputs, target, visible, **options)

@@ -5,21 +5,21 @@ add them up to one scalar. Of several classes the background is the first channe
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from infnet_jax.models import final_map, layers as ops
 
 MAPS = ("coarse", "s32", "s16", "s8")  # of Inf-Net, deeply supervised
 BOUNDARY_WINDOW = 31
 BOUNDARY_GAIN = 5.0
-WEIGHTINGS = {"structure": "boundary", "structure_as_run": "none"}
 _OPTIONS = {"weighting": ("boundary", "none"), "head": ("softmax", "sigmoid")}
 
-Outputs = Mapping[str, jax.Array]
-Loss = Callable[[Outputs, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+Outputs = Mapping[str, Array]
+Loss = Callable[[Outputs, Array], tuple[Array, dict[str, Array]]]
 
 
 def check_options(known: Mapping[str, Sequence[str]], given: Mapping[str, str]) -> None:
@@ -29,7 +29,7 @@ def check_options(known: Mapping[str, Sequence[str]], given: Mapping[str, str]) 
             raise ValueError(f"{name} is {value!r}; choose one of {', '.join(known[name])}")
 
 
-def float32_pair(prediction: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+def float32_pair(prediction: Array, target: Array) -> tuple[Array, Array]:
     """Both arrays in float32; ValueError on unequal shapes, which would broadcast unnoticed."""
     if prediction.shape != target.shape:
         raise ValueError(f"shapes {prediction.shape} and {target.shape} differ; give equal shapes")
@@ -41,13 +41,13 @@ def _check_gamma(gamma: float) -> None:
         raise ValueError(f"gamma is {gamma}; its gradient needs 0 or at least 1")
 
 
-def pixel_bce(logits: jax.Array, target: jax.Array) -> jax.Array:
+def pixel_bce(logits: Array, target: Array) -> Array:
     """Binary cross-entropy of each logit, float32, shaped like the two arrays."""
     logits, target = float32_pair(logits, target)
     return jax.nn.softplus(logits) - logits * target
 
 
-def boundary_weights(target: jax.Array) -> jax.Array:
+def boundary_weights(target: Array) -> Array:
     """Pixel weights 1 + 5 |mean of a 31 x 31 window - target|, highest along the lesion's rim.
 
     [B, H, W, 1], 0 or 1 -> float32 like it, in 1..6; all ones for an empty target. The window's
@@ -58,14 +58,13 @@ def boundary_weights(target: jax.Array) -> jax.Array:
 
 
 def structure_loss(
-    logits: jax.Array, target: jax.Array, *, weighting: str = "boundary", lambda_bce: float = 1.0
-) -> jax.Array:
+    logits: Array, target: Array, *, weighting: str = "boundary", lambda_bce: float = 1.0
+) -> Array:
     """Boundary-weighted IoU plus `lambda_bce` times binary cross-entropy (paper, equation 4).
 
-    The IoU term is boundary-weighted in both readings. They differ in the cross-entropy:
-    `boundary` weights it by pixel, as published; `none` is what the public code runs: a legacy
-    flag averages the cross-entropy over the whole batch first, so the weights cancel and each
-    example carries the batch's mean.
+    `boundary` weights the cross-entropy by pixel too, as published; `none` is what the public code
+    runs: a legacy flag averages the cross-entropy over the whole batch first, so the weights
+    cancel and each example carries the batch's mean.
 
     Logits [B, H, W, 1] of any float type and a target like them, 0 or 1 (or a soft pseudo-label
     in 0..1) -> float32 [B]. An empty target scores 1 - 1 / (sum of p + 1) in its IoU term, so
@@ -85,14 +84,12 @@ def structure_loss(
     return 1.0 - iou + lambda_bce * bce
 
 
-def edge_bce(logits: jax.Array, target: jax.Array) -> jax.Array:
+def edge_bce(logits: Array, target: Array) -> Array:
     """Mean binary cross-entropy of logits, also per class channel; [B, H, W, C] x2 -> [B]."""
     return pixel_bce(logits, target).mean((1, 2, 3))
 
 
-def focal_loss(
-    logits: jax.Array, target: jax.Array, alpha: float = 1.0, gamma: float = 2.0
-) -> jax.Array:
+def focal_loss(logits: Array, target: Array, alpha: float = 1.0, gamma: float = 2.0) -> Array:
     """Mean of alpha (1 - p_t)^gamma (-log p_t), p_t the probability given to the true class.
 
     [B, H, W, C] twice -> float32 [B]. `alpha` multiplies both classes alike (the public code's
@@ -103,7 +100,7 @@ def focal_loss(
     return (alpha * (-jnp.expm1(-bce)) ** gamma * bce).mean((1, 2, 3))
 
 
-def edge_target(mask: jax.Array) -> jax.Array:
+def edge_target(mask: Array) -> Array:
     """Edge map of a binary mask: both sides of each boundary, two pixels wide.
 
     [B, H, W, 1], 0 or 1 -> float32 like it; empty for an empty or a full mask. A morphological
@@ -124,36 +121,29 @@ def make_infection_loss(
     alpha: float = 1.0,
     gamma: float = 2.0,
 ) -> Loss:
-    """Eq. 5: the sum of the region loss on four maps and the edge loss.
+    """Eq. 5: the region loss summed over four maps plus the edge's; of a U-Net's one map, it alone.
 
-    A U-Net has one map and no edge: its loss is the region loss alone.
+    `kind` of the region loss is `structure` (boundary-weighted cross-entropy, as published),
+    `structure_as_run` (the weights cancel, as the public code runs) or `focal` (with `alpha` and
+    `gamma`), else ValueError; `lambda_bce` weights the cross-entropy in eq. 4, `edge_weight` the
+    edge in eq. 5.
 
-    Args:
-      kind: `structure` (boundary-weighted cross-entropy, as published), `structure_as_run`
-        (the weights cancel, as the public code runs) or `focal` (with `alpha` and `gamma`).
-      lambda_bce: weight of the cross-entropy in eq. 4; edge_weight: of the edge in eq. 5.
-
-    Returns:
-      `loss(outputs, mask) -> (scalar, parts)`; `mask` [B, H, W, 1] float32 in 0..1 (soft where
-      it is a pseudo-label; its edge is then that of the pixels above one half).
-
-    Raises:
-      ValueError: unknown kind.
+    Returns `loss(outputs, mask) -> (scalar, parts)`; `mask` [B, H, W, 1] float32 in 0..1 (soft
+    where it is a pseudo-label; its edge is then that of the pixels above one half).
     """
-    if kind not in (*WEIGHTINGS, "focal"):
+    kinds = {
+        "structure": partial(structure_loss, lambda_bce=lambda_bce),
+        "structure_as_run": partial(structure_loss, weighting="none", lambda_bce=lambda_bce),
+        "focal": partial(focal_loss, alpha=alpha, gamma=gamma),
+    }
+    if kind not in kinds:
         raise ValueError(f"segment.loss.kind={kind!r}: choose structure, structure_as_run or focal")
 
-    def region(logits: jax.Array, mask: jax.Array) -> jax.Array:
-        if kind == "focal":
-            return focal_loss(logits, mask, alpha=alpha, gamma=gamma).mean()
-        weighting = WEIGHTINGS[kind]
-        return structure_loss(logits, mask, weighting=weighting, lambda_bce=lambda_bce).mean()
-
-    def loss(outputs: Outputs, mask: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(outputs: Outputs, mask: Array) -> tuple[Array, dict[str, Array]]:
         if "edge" not in outputs:
-            total = region(final_map(outputs), mask)
+            total = kinds[kind](final_map(outputs), mask).mean()
             return total, {"region": total}
-        parts = {name: region(outputs[name], mask) for name in MAPS}
+        parts = {name: kinds[kind](outputs[name], mask).mean() for name in MAPS}
         edge = edge_target((mask > 0.5).astype(jnp.float32))
         parts["edge"] = edge_bce(outputs["edge"], edge).mean()
         return sum(parts[n] for n in MAPS) + edge_weight * parts["edge"], parts
@@ -161,17 +151,12 @@ def make_infection_loss(
     return loss
 
 
-def class_targets(mask: jax.Array, classes: int = 3, smoothing: float = 0.0) -> jax.Array:
-    """One channel per class, float32 [B, H, W, classes] in 0..1.
+def class_targets(mask: Array, classes: int = 3, smoothing: float = 0.0) -> Array:
+    """Class indices [B, H, W, 1] to one channel per class, float32 [B, H, W, classes] in 0..1.
 
-    Args:
-      mask: [B, H, W, 1], class indices of any number type. A pixel of a class beyond `classes`
-        (pleural effusion in some sets) gets zeros: a softmax loss then leaves it out, and a
-        sigmoid loss reads "none of these".
-      smoothing: s in 0..1: the background channel is multiplied by 1 - s (the public code: .1).
-
-    Raises:
-      ValueError: the mask has not one channel, or the smoothing is out of range.
+    A pixel of a class beyond `classes` (pleural effusion in some sets) gets zeros: a softmax loss
+    then leaves it out, and a sigmoid loss reads "none of these". The background channel is
+    multiplied by 1 - `smoothing` (in 0..1, the public code: .1).
     """
     if mask.ndim != 4 or mask.shape[-1] != 1:
         raise ValueError(f"mask has shape {mask.shape}; give [B, H, W, 1]")
@@ -181,7 +166,7 @@ def class_targets(mask: jax.Array, classes: int = 3, smoothing: float = 0.0) -> 
     return target.at[..., 0].multiply(1.0 - smoothing) if smoothing else target
 
 
-def class_probs(logits: jax.Array, head: str) -> jax.Array:
+def class_probs(logits: Array, head: str) -> Array:
     """Probabilities, float32 [B, H, W, C]: over the classes (softmax) or each alone (sigmoid)."""
     check_options(_OPTIONS, {"head": head})
     logits = logits.astype(jnp.float32)
@@ -189,8 +174,8 @@ def class_probs(logits: jax.Array, head: str) -> jax.Array:
 
 
 def class_cross_entropy(
-    logits: jax.Array, target: jax.Array, *, head: str = "softmax", gamma: float = 0.0
-) -> jax.Array:
+    logits: Array, target: Array, *, head: str = "softmax", gamma: float = 0.0
+) -> Array:
     """Cross-entropy, focal for gamma > 0 (then at least 1).
 
     softmax: mean over pixels of the sum over classes of t_c (1 - p_c)^gamma (-log p_c).
@@ -214,7 +199,7 @@ def class_cross_entropy(
     return loss if head == "softmax" else loss / logits.shape[-1]
 
 
-def soft_dice(logits: jax.Array, target: jax.Array, *, head: str = "softmax") -> jax.Array:
+def soft_dice(logits: Array, target: Array, *, head: str = "softmax") -> Array:
     """1 - (2 sum p t + 1) / (sum p + sum t + 1), averaged over the lesion classes (not background).
 
     The sums are over the whole batch, which spares slices that lack a class: the loss of such a
@@ -236,17 +221,13 @@ def make_lesion_loss(
     """Cross-entropy of three classes plus `dice_weight` times the soft Dice loss of the lesions.
 
     The public code is head `sigmoid`, dice_weight 0, gamma 0 or 2 (focal), smoothing .1 (of
-    the cross-entropy's targets; the Dice term takes hard ones).
+    the cross-entropy's targets; the Dice term takes hard ones). ValueError for a wrong option.
 
-    Returns:
-      `loss(outputs, mask) -> (scalar, parts)`; `outputs["logits"]` [B, H, W, 3], `mask`
-      [B, H, W, 1] class indices.
-
-    Raises:
-      ValueError: an unknown head or a number out of range.
+    Returns `loss(outputs, mask) -> (scalar, parts)`; `outputs["logits"]` [B, H, W, 3], `mask`
+    [B, H, W, 1] class indices.
     """
 
-    def loss(outputs: Outputs, mask: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(outputs: Outputs, mask: Array) -> tuple[Array, dict[str, Array]]:
         logits = outputs["logits"]
         target = class_targets(mask, smoothing=smoothing)
         entropy = class_cross_entropy(logits, target, head=head, gamma=gamma).mean()

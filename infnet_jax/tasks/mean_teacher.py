@@ -11,10 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from infnet_jax.tasks import augment, normalise
+from infnet_jax.tasks import augment, supervised
 from infnet_jax.tasks.losses import Outputs
-from infnet_jax.tasks.state import Batch, Metrics, TrainState
-from infnet_jax.tasks.supervised import Supervised
+from infnet_jax.tasks.state import Batch, Metrics, TrainState, Update
 
 DISTURBANCES = ("cutout", "cutout_mode", "cutout_prob", "gamma", "contrast", "brightness", "noise")
 STILL: dict[str, Any] = dict(flip_h=0.0, flip_v=0.0, quarter_turns=False)
@@ -31,30 +30,22 @@ def views(
 ) -> tuple[jax.Array, jax.Array]:
     """What teacher and student see of unlabelled slices: one position, grey levels of their own.
 
-    Args:
-      image: uint8 [B, S, S, 1].
-      augmentation: of `augment.augment`; those in DISTURBANCES are for the student alone.
-
-    Returns:
-      Two float32 [B, side, side, 1], grey in 0..1.
+    `image` uint8 [B, S, S, 1] -> float32 [B, side, side, 1] twice, grey in 0..1. Those settings of
+    `augmentation` (of `augment.augment`) that are in DISTURBANCES are for the student alone.
     """
     keys = jax.random.split(key)
     moves = {k: v for k, v in augmentation.items() if k not in DISTURBANCES}
     disturbs = {k: v for k, v in augmentation.items() if k in DISTURBANCES}
-    fields = augment.prepare(keys[0], {"image": image}, moves)
-    fields = augment.resize_batch(fields, side)
+    fields = supervised.resize_batch(augment.prepare(keys[0], {"image": image}, moves), side)
     return fields["image"], augment.augment(keys[1], fields, **STILL, **disturbs)["image"]
 
 
 @dataclass(frozen=True)
-class MeanTeacher(Supervised):
+class MeanTeacher(supervised.Supervised):
     """The supervised task with the consistency term; its batches also hold `unlabelled` images.
 
-    Attributes:
-      weight, ramp_steps: of `ramp`.
-
-    Raises:
-      ValueError: no average is kept, so that there is no teacher.
+    `weight` and `ramp_steps` are those of `ramp`. ValueError where no average is kept, so that
+    there is no teacher.
     """
 
     weight: float
@@ -62,10 +53,8 @@ class MeanTeacher(Supervised):
 
     def __post_init__(self) -> None:
         if not self.ema_decay > 0:
-            raise ValueError(
-                f"segment.ema_decay={self.ema_decay}: the mean teacher is that average; "
-                "choose 0.99 or so"
-            )
+            advice = "the mean teacher is that average; choose 0.99 or so"
+            raise ValueError(f"segment.ema_decay={self.ema_decay}: {advice}")
 
     def objective(self, outputs: Outputs, truth: tuple) -> tuple[jax.Array, Metrics]:
         """The supervised loss plus a share of the squared difference from the teacher's map.
@@ -79,15 +68,13 @@ class MeanTeacher(Supervised):
         consistency = ((student - taught) ** 2).mean()
         return total + share * consistency, {**parts, "consistency": consistency}
 
-    def step(
-        self, side: int, state: TrainState, batch: Batch, key: jax.Array
-    ) -> tuple[TrainState, Metrics]:
+    def step(self, side: int, state: TrainState, batch: Batch, key: jax.Array) -> Update:
         """One update at one side of the images."""
         keys = jax.random.split(key)
         x, mask = self.prepare(batch, keys[0], side)
         plain, disturbed = views(keys[1], batch["unlabelled"], side, self.augmentation)
-        seen = normalise.network_input(plain, self.norm)
+        seen = augment.network_input(plain, self.norm)
         taught = self.target.probs(self.net.apply(state.net.ema, seen, train=False))
-        x = jnp.concatenate([x, normalise.network_input(disturbed, self.norm)])
+        x = jnp.concatenate([x, augment.network_input(disturbed, self.norm)])
         share = ramp(state.step, self.weight, self.ramp_steps)
         return self.update(state, x, (mask, taught, share))

@@ -4,19 +4,18 @@ The other pretext that the paper names beside inpainting. The state holds the tr
 head only, so that nothing but the trunk can be transferred.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from infnet_jax.plan.records import Stage
-from infnet_jax.tasks import augment, normalise, optim, state as state_lib
-from infnet_jax.tasks.state import Batch, Metrics, Rows, Task, TrainState, Tree
+from infnet_jax.tasks import augment, state as state_lib
+from infnet_jax.tasks.state import Batch, Metrics, Task, TrainState, Tree, Update
 
 TURNS = 4
 HEAD = nn.Dense(TURNS)
@@ -43,7 +42,7 @@ class Rotation:
     """
 
     net: Any
-    norm: normalise.Norm
+    norm: augment.Norm
     size: int
     steps: int
     augmentation: Mapping[str, Any]
@@ -58,17 +57,16 @@ class Rotation:
             start=self.start,
             steps={"rotation": self.step},
             phase=lambda step: "rotation",
-            batch_index=lambda step: step,
             evaluate=self.evaluate,
             total_steps=self.steps,
             metric="accuracy",
             metric_mode="max",
-            summarise=summarise,
+            summarise=lambda rows: {"accuracy": float(state_lib.join(rows)["told"].mean())},
         )
 
     def variables(self, key: jax.Array) -> dict[str, Tree]:
         """Fresh weights of trunk and head."""
-        x = normalise.blank_input(self.norm, self.size, self.with_prior)
+        x = augment.blank_input(self.norm, self.size, self.with_prior)
         keys = jax.random.split(key)
         pooled, of_trunk = self.net.init_with_output(keys[0], x, False, method=_pooled)
         head = HEAD.init(keys[1], pooled)["params"]
@@ -76,15 +74,14 @@ class Rotation:
 
     def start(self, trees: dict[str, Tree]) -> TrainState:
         """The state at step 0."""
-        player = state_lib.make_player(trees["net"], self.tx, False)
-        return state_lib.make_state(player, None, "max")
+        return state_lib.make_state(state_lib.make_player(trees["net"], self.tx), None, "max")
 
     def prepare(self, batch: Batch, key: jax.Array | None) -> jax.Array:
         """Network input, [B, S, S, C]."""
         upright = {**self.augmentation, "flip_v": 0.0, "quarter_turns": False}
         names = ("image", "prior") if self.with_prior else ("image",)
         fields = augment.prepare(key, {name: batch[name] for name in names}, upright)
-        return normalise.network_input(fields["image"], self.norm, fields.get("prior"))
+        return augment.network_input(fields["image"], self.norm, fields.get("prior"))
 
     def logits(self, params: Tree, stats: Tree, x: jax.Array, train: bool) -> tuple:
         """Scores of the four turns, [B, 4], and the trunk's batch statistics."""
@@ -94,7 +91,7 @@ class Rotation:
         scores = HEAD.apply({"params": params["out_rotation"]}, pooled.astype(jnp.float32))
         return scores, new.get("batch_stats", stats)
 
-    def step(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+    def step(self, state: TrainState, batch: Batch, key: jax.Array) -> Update:
         """The trunk learns to tell a random turn of each slice."""
         keys = jax.random.split(key)
         x = self.prepare(batch, keys[0])
@@ -113,7 +110,7 @@ class Rotation:
         return state.replace(step=state.step + 1, net=player), metrics
 
     def evaluate(self, state: TrainState, batch: Batch, key: jax.Array) -> Metrics:
-        """Whether each slice's four turns are told, [B, 4]."""
+        """Whether each slice's four turns are told, [B, 4]; chance is 0.25."""
         x = self.prepare(batch, None)
 
         def told(k: jax.Array) -> jax.Array:
@@ -130,16 +127,11 @@ def _pooled(module: nn.Module, x: jax.Array, train: bool) -> jax.Array:
     return (taps["f32"] if isinstance(taps, Mapping) else taps[-1]).mean((1, 2))
 
 
-def summarise(rows: Sequence[Rows]) -> dict[str, float]:
-    """Share of the slices' turns that were told; chance is 0.25."""
-    return {"accuracy": float(np.concatenate([row["told"] for row in rows]).mean())}
-
-
-def from_stage(stage: Stage, net: Any, norm: normalise.Norm, steps_per_epoch: int) -> Task:
+def from_stage(stage: Stage, net: Any, norm: augment.Norm, steps_per_epoch: int) -> Task:
     """The task of a stage; its length is in steps, whatever those of an epoch are."""
     section = stage.section
-    schedule = optim.make_schedule(total_steps=section.steps, **section.net_schedule)
-    tx = optim.make_optimizer(schedule, **section.net_optim)
+    schedule = state_lib.make_schedule(total_steps=section.steps, **section.net_schedule)
+    tx = state_lib.make_optimizer(schedule, **section.net_optim)
     own = {key: section[key] for key in ("size", "steps", "augmentation")}
     shared = dict(net=net, norm=norm, with_prior=stage.prior == "input")
     return Rotation(tx=tx, schedule=schedule, **own, **shared).task()

@@ -11,30 +11,25 @@ import numpy as np
 import optax
 
 from infnet_jax.dice import defined_mean, dice
-from infnet_jax.tasks import augment, normalise, state as state_lib
+from infnet_jax.models import layers as ops
+from infnet_jax.tasks import augment, state as state_lib
 from infnet_jax.tasks.losses import Loss, Outputs
-from infnet_jax.tasks.state import Batch, Metrics, Rows, Task, TrainState, Tree
+from infnet_jax.tasks.state import Batch, Metrics, Rows, Task, TrainState, Tree, Update
+
+Probs = Callable[[jax.Array], jax.Array]
 
 
 class Target(NamedTuple):
-    """What a network learns to find.
+    """What a network learns to find."""
 
-    Attributes:
-      classes: names of labels 1, 2, ...
-      channels: K of its map: 1, or one more than `classes` with the background first.
-      prior: what a single-class map is to it: `none`, `input` (fed beside the slice, as in the
-        paper) or `average` (`average_prior` joins it with the answer to the slice alone).
-      truth: uint8 batch -> [B, S, S, 1], moved with the slice; what `loss` reads.
-      loss: (outputs of the network, truth) -> (scalar, parts).
-      probs: outputs of the network -> float32 [B, S, S, K] in 0..1.
-    """
-
-    classes: tuple[str, ...]
-    channels: int
+    classes: tuple[str, ...]  # names of labels 1, 2, ...
+    channels: int  # K of its map: 1, or one more than `classes` with the background first
+    # What a single-class map is to it: `none`, `input` (fed beside the slice, as in the paper) or
+    # `average` (`average_prior` joins it with the answer to the slice alone).
     prior: str
-    truth: Callable[[Batch], jax.Array]
-    loss: Loss
-    probs: Callable[[Outputs], jax.Array]
+    truth: Callable[[Batch], jax.Array]  # uint8 batch -> [B, S, S, 1], moved with the slice
+    loss: Loss  # (outputs of the network, truth) -> (scalar, parts)
+    probs: Callable[[Outputs], jax.Array]  # outputs -> float32 [B, S, S, K] in 0..1
 
     def labels(self, mask: jax.Array) -> jax.Array:
         """Labels of a mask, uint8 like it; to a single class every marked pixel belongs."""
@@ -46,43 +41,51 @@ def training_sides(size: int, scales: Sequence[float]) -> list[int]:
     return [max(32, round(size * s / 32) * 32) if s != 1 else size for s in scales]
 
 
+def resize(image: jax.Array, side: int) -> jax.Array:
+    """[B, S, S, C] at another side, bilinear without antialias, corners on corners."""
+    same = image.shape[1] == side
+    return image if same else ops.resize_bilinear(image, (side, side), align_corners=True)
+
+
+def resize_batch(fields: augment.Fields, side: int) -> dict[str, jax.Array]:
+    """Resizes every square spatial field to `side`, for multi-scale training; dtypes are kept.
+
+    The image by `resize` (as in the public code), others by the nearest pixel of the same grid.
+    """
+    out = {**fields, "image": resize(fields["image"], side)}
+    for name, x in fields.items():
+        if name != "image" and x.ndim == 4 and x.shape[1] != side:
+            nearest = np.floor(np.linspace(0, x.shape[1] - 1, side) + 0.5).astype(np.int32)
+            out[name] = jnp.take(jnp.take(x, nearest, 1), nearest, 2)
+    return out
+
+
 @dataclass(frozen=True)
 class Supervised:
-    """The settings of the supervised task, and its steps.
+    """The settings of the supervised task, and its steps."""
 
-    Attributes:
-      net: a module with batch statistics, whose outputs `target` reads; norm: input scale.
-      size: side of the square training images, pixels.
-      scales: each batch is used once per scale, one update each (multi-scale training); sides
-        are rounded to multiples of 32.
-      steps: updates in all.
-      augmentation: keyword arguments of `augment.augment`.
-      tx: optimiser; schedule: update count -> learning rate, for the log.
-      ema_decay: of the averaged weights, 0 keeps none; early on the average follows faster, with
-        decay min(ema_decay, (1 + step) / (10 + step)).
-    """
-
-    net: Any
+    net: Any  # a module with batch statistics, whose outputs `target` reads
     target: Target
-    norm: normalise.Norm
-    size: int
-    scales: Sequence[float]
-    steps: int
-    augmentation: Mapping[str, Any]
+    norm: augment.Norm
+    size: int  # side of the square training images, pixels
+    scales: Sequence[float]  # each batch is used once per scale, one update each
+    steps: int  # updates in all
+    augmentation: Mapping[str, Any]  # keyword arguments of `augment.augment`
     tx: optax.GradientTransformation
-    schedule: optax.Schedule
+    schedule: optax.Schedule  # update count -> learning rate, for the log
+    # Of the averaged weights, 0 keeps none; early on the average follows faster, with decay
+    # min(ema_decay, (1 + step) / (10 + step)).
     ema_decay: float
 
     def task(self) -> Task:
         """The task that the training loop runs."""
         sides = training_sides(self.size, self.scales)
-        names = [f"size{side}" for side in sides]
         return Task(
             variables=self.variables,
             start=self.start,
             steps={f"size{side}": partial(self.step, side) for side in sides},
-            phase=lambda step: names[step % len(names)],
-            batch_index=lambda step: step // len(names),
+            phase=lambda step: f"size{sides[step % len(sides)]}",
+            batch_index=lambda step: step // len(sides),
             evaluate=self.evaluate,
             total_steps=self.steps,
             metric="dice",
@@ -93,7 +96,7 @@ class Supervised:
 
     def variables(self, key: jax.Array) -> dict[str, Tree]:
         """Fresh weights."""
-        blank = normalise.blank_input(self.norm, self.size, self.target.prior == "input")
+        blank = augment.blank_input(self.norm, self.size, self.target.prior == "input")
         return {"net": self.net.init(key, blank, train=False)}
 
     def start(self, trees: dict[str, Tree]) -> TrainState:
@@ -110,16 +113,15 @@ class Supervised:
         fields = {"image": batch["image"], "mask": self.target.truth(batch)}
         if self.target.prior == "input":
             fields["prior"] = batch["prior"]
-        fields = augment.prepare(key, fields, self.augmentation)
-        fields = augment.resize_batch(fields, side)
-        x = normalise.network_input(fields["image"], self.norm, fields.get("prior"))
+        fields = resize_batch(augment.prepare(key, fields, self.augmentation), side)
+        x = augment.network_input(fields["image"], self.norm, fields.get("prior"))
         return x, fields["mask"]
 
     def objective(self, outputs: Outputs, truth: Any) -> tuple[jax.Array, Metrics]:
         """The loss and its parts."""
         return self.target.loss(outputs, truth)
 
-    def update(self, state: TrainState, x: jax.Array, truth: Any) -> tuple[TrainState, Metrics]:
+    def update(self, state: TrainState, x: jax.Array, truth: Any) -> Update:
         """The update of the network on a prepared batch; `truth` is what `objective` takes."""
         count = state.step.astype(jnp.float32)
         decay = jnp.minimum(self.ema_decay, (1.0 + count) / (10.0 + count))
@@ -131,9 +133,7 @@ class Supervised:
         metrics["lr"] = jnp.asarray(self.schedule(state.step), jnp.float32)
         return state.replace(step=state.step + 1, net=player), metrics
 
-    def step(
-        self, side: int, state: TrainState, batch: Batch, key: jax.Array
-    ) -> tuple[TrainState, Metrics]:
+    def step(self, side: int, state: TrainState, batch: Batch, key: jax.Array) -> Update:
         """One update at one side of the images."""
         return self.update(state, *self.prepare(batch, key, side))
 
@@ -149,9 +149,8 @@ def summarise(classes: Sequence[str], rows: Sequence[Rows]) -> dict[str, float]:
     Slices without the class in truth and prediction are left out of its mean; a class that no
     slice defines counts 0.
     """
-    joined = state_lib.join(rows)
+    joined, found = state_lib.join(rows), {}
     marked = joined["probs"][..., -len(classes) :] >= 0.5
-    found = {}
     for k, name in enumerate(classes):
         each = dice(marked[..., k], joined["mask"] == k + 1, axis=(1, 2))
         found[f"dice_{name}"] = float(np.nan_to_num(defined_mean(each)))
@@ -171,22 +170,18 @@ def views(
     target: Target,
     variables: Mapping[str, Tree],
     batch: Batch,
-    norm: normalise.Norm,
+    norm: augment.Norm,
     *,
     tta: bool = False,
     scales: Sequence[float] = (1.0,),
 ) -> tuple[jax.Array, jax.Array | None]:
     """The map of a network, and how far the views disagree.
 
-    Args:
-      batch: uint8 [B, S, S, 1] each: `image` and, where the target needs it, `prior`.
-      tta, scales: as `average_views` takes them.
-
-    Returns:
-      [B, S, S, K] float32 in 0..1, and the views' standard deviation, None of a single one.
+    `batch` holds uint8 [B, S, S, 1] each: `image` and, where the target needs it, `prior`; `tta`
+    and `scales` are those of `average_views`, and so is what is returned.
     """
     prior = batch["prior"] if target.prior == "input" else None
-    x = normalise.network_input(batch["image"].astype(jnp.float32) / 255.0, norm, prior)
+    x = augment.network_input(batch["image"].astype(jnp.float32) / 255.0, norm, prior)
 
     def probs(view: jax.Array) -> jax.Array:
         return target.probs(net.apply(variables, view, train=False))
@@ -214,34 +209,27 @@ def average_prior(probs: jax.Array, prior: jax.Array) -> jax.Array:
 
 
 def average_views(
-    probs: Callable[[jax.Array], jax.Array],
-    x: jax.Array,
-    tta: bool,
-    scales: Sequence[float] = (1.0,),
+    probs: Probs, x: jax.Array, tta: bool, scales: Sequence[float] = (1.0,)
 ) -> tuple[jax.Array, jax.Array | None]:
     """Mean and spread of `probs` over sizes, flips and quarter turns of square inputs.
 
-    Args:
-      probs: [B, s, s, C] -> [B, s, s, K]; x: [B, S, S, C].
-      tta: the eight flips and quarter turns; False takes the input as it stands.
-      scales: each resizes the input as multi-scale training does, and its map back.
-
-    Returns:
-      Mean of the views, brought back, and their standard deviation (None of a single view),
-      [B, S, S, K] each.
+    `probs` takes [B, s, s, C] to [B, s, s, K], `x` is [B, S, S, C]. With `tta` there are eight
+    flips and quarter turns, else the input as it stands; each of `scales` resizes the input as
+    multi-scale training does, and its map back. Returns the mean of the views, brought back, and
+    their standard deviation (None of a single view), float32 [B, S, S, K] each.
     """
-    size, maps = x.shape[1], []
-    for side in training_sides(size, scales):
-        scaled = augment.resize(x, side)
+    maps = []
+    for side in training_sides(x.shape[1], scales):
+        scaled = resize(x, side)
         found = _turned(probs, scaled) if tta else [probs(scaled)]
-        maps += [augment.resize(view, size) for view in found]
+        maps += [resize(view, x.shape[1]) for view in found]
     if len(maps) == 1:
         return maps[0], None
     stack = jnp.stack(maps)
     return stack.mean(0), stack.std(0)
 
 
-def _turned(probs: Callable[[jax.Array], jax.Array], x: jax.Array) -> list[jax.Array]:
+def _turned(probs: Probs, x: jax.Array) -> list[jax.Array]:
     """What `probs` finds in each flip and quarter turn, turned back."""
     turns = [(flip, k) for flip in (False, True) for k in range(4)]
     stack = jnp.stack([jnp.rot90(x[:, :, ::-1] if f else x, k, axes=(1, 2)) for f, k in turns])

@@ -12,7 +12,7 @@ import numpy as np
 
 from infnet_jax import models
 from infnet_jax.models.coach import Coach
-from infnet_jax.tasks import inpaint, losses, normalise, optim, supervised
+from infnet_jax.tasks import RGB, inpaint, losses, state as state_lib, supervised
 from infnet_jax.tasks.state import Task, TrainState
 from infnet_jax.training import loop
 
@@ -87,11 +87,10 @@ def compile_step(
 def make_tasks(backbone: str, size: int) -> tuple[Task, Task]:
     """Returns the segmentation and the inpainting task, as published, without augmentation."""
     still = dict(flip_h=0.0, flip_v=0.0, quarter_turns=False)
-    norm = normalise.make_norm("imagenet", _CHANNELS, (0.0, 1.0))
-    common: dict[str, Any] = dict(norm=norm, size=size, augmentation=still)
-    schedule = optim.make_schedule(lr=1e-4, total_steps=1, schedule="constant")
-    adam = optim.make_optimizer(schedule, name="adam", clip_value=0.5)
-    sgd = optim.make_optimizer(schedule, name="sgd", weight_decay=5e-4)
+    common: dict[str, Any] = dict(norm=RGB["imagenet"], size=size, augmentation=still)
+    schedule = state_lib.make_schedule(lr=1e-4, total_steps=1, schedule="constant")
+    adam = state_lib.make_optimizer(schedule, name="adam", clip_value=0.5)
+    sgd = state_lib.make_optimizer(schedule, name="sgd", weight_decay=5e-4)
     fields: dict[str, Any] = dict(classes=1, channels=_CHANNELS, dtype="float32", width=64)
     make = partial(models.make, "infnet", backbone, **fields)
     target = supervised.Target(

@@ -5,11 +5,11 @@ import numpy as np
 import optax
 import pytest
 
-from infnet_jax.tasks import optim
+from infnet_jax.tasks import state
 
 
 def rates(counts, **kwargs):
-    schedule = optim.make_schedule(total_steps=100, **kwargs)
+    schedule = state.make_schedule(total_steps=100, **kwargs)
     return [float(schedule(jnp.asarray(n))) for n in counts]
 
 
@@ -50,7 +50,7 @@ def test_piecewise_holds_each_value_up_to_its_boundary():
 )
 def test_bad_schedules_say_what_would_be_right(kwargs, message):
     with pytest.raises(ValueError, match=message):
-        optim.make_schedule(lr=1.0, total_steps=10, **kwargs)
+        state.make_schedule(lr=1.0, total_steps=10, **kwargs)
 
 
 def updated(tx, params, grads, steps=1):
@@ -62,26 +62,26 @@ def updated(tx, params, grads, steps=1):
 
 
 def test_sgd_adds_weight_decay_to_the_gradient_and_keeps_momentum():
-    tx = optim.make_optimizer(lambda n: 0.1, name="sgd", weight_decay=0.5, momentum=0.9)
+    tx = state.make_optimizer(lambda n: 0.1, name="sgd", weight_decay=0.5, momentum=0.9)
     params, grads = {"w": jnp.array([2.0])}, {"w": jnp.array([1.0])}
     # step 1: g = 1 + .5*2 = 2, w = 2 - .2 = 1.8; step 2: g = 1.9, m = .9*2 + 1.9 = 3.7, w = 1.43
     np.testing.assert_allclose(updated(tx, params, grads, 2)["w"], [1.43], rtol=1e-6)
 
 
 def test_clip_value_bounds_each_element():
-    tx = optim.make_optimizer(lambda n: 1.0, name="sgd", momentum=0.0, clip_value=0.5)
+    tx = state.make_optimizer(lambda n: 1.0, name="sgd", momentum=0.0, clip_value=0.5)
     params, grads = {"w": jnp.zeros(3)}, {"w": jnp.array([2.0, -3.0, 0.25])}
     np.testing.assert_allclose(updated(tx, params, grads)["w"], [-0.5, 0.5, -0.25])
 
 
 def test_clip_norm_scales_the_whole_gradient():
-    tx = optim.make_optimizer(lambda n: 1.0, name="sgd", momentum=0.0, clip_norm=1.0)
+    tx = state.make_optimizer(lambda n: 1.0, name="sgd", momentum=0.0, clip_norm=1.0)
     params, grads = {"w": jnp.zeros(2)}, {"w": jnp.array([3.0, 4.0])}
     np.testing.assert_allclose(updated(tx, params, grads)["w"], [-0.6, -0.8], rtol=1e-6)
 
 
 def test_adamw_spares_biases_and_scales_from_decay():
-    tx = optim.make_optimizer(lambda n: 0.1, name="adamw", weight_decay=0.5)
+    tx = state.make_optimizer(lambda n: 0.1, name="adamw", weight_decay=0.5)
     params = {"kernel": jnp.ones((1, 1)), "bias": jnp.ones(1)}
     grads = {"kernel": jnp.zeros((1, 1)), "bias": jnp.zeros(1)}
     got = updated(tx, params, grads)
@@ -90,7 +90,7 @@ def test_adamw_spares_biases_and_scales_from_decay():
 
 
 def test_lookahead_pulls_back_to_the_slow_weights_every_k_updates():
-    tx = optim.make_optimizer(
+    tx = state.make_optimizer(
         lambda n: 1.0, name="sgd", momentum=0.0, lookahead_every=2, lookahead_rate=0.5
     )
     params, grads = {"w": jnp.zeros(1)}, {"w": jnp.array([1.0])}
@@ -100,4 +100,4 @@ def test_lookahead_pulls_back_to_the_slow_weights_every_k_updates():
 
 def test_unknown_optimiser_is_named():
     with pytest.raises(ValueError, match="rmsprop.*choose adam, adamw or sgd"):
-        optim.make_optimizer(lambda n: 1.0, name="rmsprop")
+        state.make_optimizer(lambda n: 1.0, name="rmsprop")
