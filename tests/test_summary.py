@@ -160,9 +160,8 @@ def test_the_page_of_lungs_shows_the_worst(phantom, tmp_path):
     score = out_of_fold.summarise_lungs(rows)
     write_json(stage.folder / "cross_validation.json", score)
     page = summary.page(stage, plan)
-    assert page.notes[-1] == (
-        "Cross-validation: each slice by one of 5 networks that had not seen it."
-    )
+    note = "Cross-validation: each slice by one of 5 networks that had not seen it."
+    assert page.notes[-1] == note
     assert page.tables[0][0] == "Cross-validation" and "0.750" in page.tables[0][1]
     ((path, _),) = page.pictures
     assert pixels_of(path, figures.SKY) > 200 and pixels_of(path, figures.ORANGE) > 200
@@ -176,10 +175,8 @@ def test_pseudo_labels_are_shown_each_with_its_own_slice(phantom, tmp_path):
     stage, source = plan.stages[0], open_split(phantom, "unlabeled")
     names = [text(source[i]["id"]) for i in range(len(source))]
     for k, part in enumerate((names[5:], names[:5])):  # slice i marks i rows of eight
-        maps = {
-            n: np.uint8([[255] * 8] * names.index(n) + [[100] * 8] * (8 - names.index(n)))
-            for n in part
-        }
+        rows = {name: names.index(name) for name in part}
+        maps = {n: np.uint8([[255] * 8] * i + [[100] * 8] * (8 - i)) for n, i in rows.items()}
         write_npz(stage.folder / f"round000{k}.npz", maps)
     cases = summary.pseudo_label_cases(stage, plan)
     assert [case[0] for case in cases] == [f"{names[i]}\n{i / 8:.1%} marked" for i in (0, 2, 4, 7)]
@@ -211,10 +208,7 @@ def test_the_page_of_a_mean_teacher_has_no_pictures(tmp_path):
     [
         ({"validation": 0}, "No slice was held out"),
         ({"validation": 2}, "2 training slices (whole groups) were held out"),
-        (
-            {"validation": 0, "repeats": 3},
-            "mean of 3 networks is evaluated, each trained on all tr",
-        ),
+        ({"validation": 0, "repeats": 3}, "mean of 3 networks is evaluated, each trained on all t"),
         ({"validation": 0, "folds": 2}, "mean of 2 networks is evaluated, each trained on all fo"),
     ],
 )
