@@ -61,10 +61,8 @@ def _augmentation(plan: Plan) -> Picture:
     moved = augment.augment(jax.random.key(plan.seed), fields, **section.augmentation)
     before, after = ([np.asarray(side[k])[..., 0] for k in fields] for side in (fields, moved))
     path = figures.augmentation(before, after, plan.workdir / "figures" / "augmentation.png")
-    return path, (
-        "Training slices before and after augmentation; the outline is the mask, which must move "
-        "with its slice."
-    )
+    outline = "the outline is the mask, which must move with its slice."
+    return path, f"Training slices before and after augmentation; {outline}"
 
 
 def page(stage: Stage, plan: Plan) -> Page:
@@ -89,10 +87,10 @@ def _train(stage: Stage, plan: Plan) -> Page:
     if (listing := stage.folder / "mix.json").exists():
         parts = json.loads(listing.read_text())
         dropped = sum(len(part["dropped"]) for part in parts)
+        kept = sum(part["examples"] for part in parts) - dropped
         notes.append(
-            f"Pre-trained on `{stage.mix}`: {sum(part['examples'] for part in parts) - dropped} "
-            f"slices, without {dropped} that are near-copies of the test split "
-            f"(`{stage.name}/mix.json`)."
+            f"Pre-trained on `{stage.mix}`: {kept} slices, without {dropped} that are near-copies "
+            f"of the test split (`{stage.name}/mix.json`)."
         )
     return Page([*pictures, *more.pictures], more.tables, [*more.notes, *notes])
 
@@ -135,10 +133,8 @@ def _inpaintings(stage: Stage, plan: Plan) -> list[Picture]:
             shown = z["image"], z["visible_coach"], z["filled_coach"]
         lines.append((f"step {int(panels[i].stem)}", *shown))
     name = "inpainting.png" if stage.net.classes == 1 else "inpainting_multi.png"
-    caption = (
-        "Held-out slices at several moments of pre-training: what the coach erases (orange) and "
-        "what Inf-Net paints in."
-    )
+    shows = "what the coach erases (orange) and what Inf-Net paints in."
+    caption = f"Held-out slices at several moments of pre-training: {shows}"
     return [(figures.inpainting_panel(lines, plan.workdir / "figures" / name), caption)]
 
 
@@ -264,10 +260,8 @@ def _evaluate(stage: Stage, plan: Plan) -> Page:
                 f"the toolbox reading), empty-aware: {cut['cross_validated']:.3f}."
             )
     if plan.evaluate.choose_threshold:
-        notes.append(
-            "The thresholds of the masks are those with the best Dice on training slices that the "
-            "network had not seen."
-        )
+        how = "those with the best Dice on training slices that the network had not seen."
+        notes.append(f"The thresholds of the masks are {how}")
     return Page(pictures, [("Test split", table)], [*notes, *test_split.what_is_evaluated(plan)])
 
 
