@@ -5,17 +5,13 @@ from numpy.typing import ArrayLike
 
 
 def dice_of_counts(both: ArrayLike, total: ArrayLike, empty: float = float("nan")) -> np.ndarray:
-    """2 both / total.
+    """2 both / total: float64, shaped like the counts of pixels.
 
     Args:
-      both: pixels marked in both masks, any shape.
-      total: pixels of the one mask plus pixels of the other, the same shape.
+      both: pixels marked in both masks; total: of the one mask plus of the other, the same shape.
       empty: the value where both masks are empty (total 0). NaN leaves such a pair out of
         `defined_mean` (the empty-aware reading), 0 counts it as a failure (the toolbox reading),
         1 as agreement.
-
-    Returns:
-      float64, shaped like `both`.
     """
     both, total = np.asarray(both, np.float64), np.asarray(total, np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -25,18 +21,9 @@ def dice_of_counts(both: ArrayLike, total: ArrayLike, empty: float = float("nan"
 def dice(
     marked: np.ndarray, truth: np.ndarray, empty: float = float("nan"), axis: tuple | None = None
 ) -> np.ndarray:
-    """Dice of two masks.
+    """Dice of bool masks of equal shapes (else ValueError): float64, a value for each pair.
 
-    Args:
-      marked, truth: bool, equal shapes.
-      empty: as in `dice_of_counts`.
-      axis: the axes of one mask; None for all.
-
-    Returns:
-      float64, one value for each pair of masks.
-
-    Raises:
-      ValueError: unequal shapes.
+    `axis` are the axes of one mask, None for all; `empty` is as in `dice_of_counts`.
     """
     if marked.shape != truth.shape:
         raise ValueError(f"masks have shapes {marked.shape} and {truth.shape}; give equal ones")

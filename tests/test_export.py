@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from configs import multi
-from infnet_jax.evaluation import networks
+from infnet_jax.evaluation import predictor as networks
 from infnet_jax.plan import resolve
 from infnet_jax.verbs import export
 

@@ -18,12 +18,8 @@ def _square(size=40) -> np.ndarray:
 
 
 def test_series_sorts_drops_none_and_keeps_the_last_of_a_step():
-    rows = [
-        {"step": 4, "loss": 4.0},
-        {"step": 2, "loss": 9.0, "dice": 0.5},
-        {"step": 2, "loss": 2.0},
-        {"step": 6, "loss": None},
-    ]
+    rows = [{"step": s, "loss": v} for s, v in ((4, 4.0), (2, 9.0), (2, 2.0), (6, None))]
+    rows[1]["dice"] = 0.5
     steps, values = figures.series(rows, "loss")
     assert steps.tolist() == [2, 4] and values.tolist() == [2.0, 4.0]
 
@@ -55,9 +51,8 @@ def test_a_curve_without_unrest_is_drawn_as_it_is():
 
 def test_learning_curves_draws_each_curve_in_its_own_colour(tmp_path):
     rows = [{"step": i, "a": i, "b": -i} for i in range(10)]
-    path = figures.learning_curves(
-        rows, tmp_path / "new" / "c.png", [("both", {"a": "A", "b": "B"})]
-    )
+    panels = [("both", {"a": "A", "b": "B"})]
+    path = figures.learning_curves(rows, tmp_path / "new" / "c.png", panels)
     assert pixels_of(path, figures.BLUE) > 200 and pixels_of(path, figures.ORANGE) > 200
 
 
@@ -69,9 +64,8 @@ def test_inpainting_tints_what_is_erased_and_nothing_else(tmp_path):
     for name, visible in (("all", 1.0), ("half", 0.0)):
         mask = np.ones((1, 40, 40))
         mask[:, :20] = visible
-        path = figures.inpainting_panel(
-            [("epoch 1", images, mask, images)], tmp_path / f"{name}.png"
-        )
+        rows = [("epoch 1", images, mask, images)]
+        path = figures.inpainting_panel(rows, tmp_path / f"{name}.png")
         areas.append(pixels_of(path, tint))
     assert areas[0] == 0
     with Image.open(path) as picture:
@@ -174,15 +168,9 @@ def test_stages_with_different_keys_share_one_table(tmp_path):
 
 
 def test_markdown_table_shows_undefined_and_escapes():
-    table = figures.markdown_table(
-        ["case", "Dice"], [["a|b", 0.12345], ["c", float("nan")], ["d", None]]
-    )
-    assert table.splitlines() == [
-        "| case | Dice |",
-        "| --- | ---: |",
-        "| a\\|b | 0.123 |",
-        "| c | – |",
-        "| d | – |",
-    ]
+    rows = [["a|b", 0.12345], ["c", float("nan")], ["d", None]]
+    head, line, *cells = figures.markdown_table(["case", "Dice"], rows).splitlines()
+    assert (head, line) == ("| case | Dice |", "| --- | ---: |")
+    assert cells == ["| a\\|b | 0.123 |", "| c | – |", "| d | – |"]
     with pytest.raises(ValueError, match="has 1 cells"):
         figures.markdown_table(["case", "Dice"], [["a"]])

@@ -39,10 +39,8 @@ def brute_force(prob_map, truth):
         if tp == 0:
             rows.append([0.0] * 5)
             continue
-        rows.append(
-            [2 * tp / (2 * tp + fp + fn), tp / (tp + fp + fn), tp / (tp + fn), tn / (tn + fp)]
-            + [tp / (tp + fp)]
-        )
+        dice, iou = 2 * tp / (2 * tp + fp + fn), tp / (tp + fp + fn)
+        rows.append([dice, iou, tp / (tp + fn), tn / (tn + fp), tp / (tp + fp)])
     return np.array(rows).T
 
 
@@ -79,10 +77,7 @@ def plain_s_measure(values, truth):
             if n == 0:
                 continue
             x, y = values[r0:r1, c0:c1].ravel(), truth[r0:r1, c0:c1].ravel().astype(float)
-            if n > 1:
-                (vx, cov), (_, vy) = np.cov(x, y)
-            else:
-                vx = vy = cov = 0.0
+            (vx, cov), (_, vy) = np.cov(x, y) if n > 1 else np.zeros((2, 2))
             above = 4 * x.mean() * y.mean() * cov
             below = (x.mean() ** 2 + y.mean() ** 2) * (vx + vy)
             quality = above / below if above else float(below == 0)
@@ -100,9 +95,8 @@ def plain_weighted_f(values, truth):
         for c in range(width):
             d, where = min((math.hypot(r - a, c - b), (a, b)) for a, b in lesion)
             copied[r, c], distance[r, c] = error[where], d
-    kernel = np.array(
-        [[math.exp(-(i * i + j * j) / 50) for j in range(-3, 4)] for i in range(-3, 4)]
-    )
+    reach = range(-3, 4)
+    kernel = np.array([[math.exp(-(i * i + j * j) / 50) for j in reach] for i in reach])
     padded = np.pad(copied, 3)
     weighted = error.copy()
     for r in range(height):
@@ -175,8 +169,7 @@ def test_perfect_map_scores_one():
     for kind in ("minmax", "none", "adaptive"):
         found = metrics.threshold_scores(record, kind)
         assert [found[name] for name in RATIOS] == [1.0] * 5
-    assert record["s_measure"] == pytest.approx(1.0)
-    assert record["weighted_f"] == pytest.approx(1.0)
+    assert record["s_measure"] == pytest.approx(1.0) == record["weighted_f"]
     assert record["mae"] == 0.0
 
 
@@ -197,8 +190,7 @@ def test_single_precision_maps_count_like_double_ones():
     # Stretching levels 20..122 (a range of 102) puts every fifth exactly on a threshold i/255.
     levels = np.arange(20, 123).reshape(1, -1) / 255
     truth = np.ones(levels.shape, bool)
-    double = metrics.toolbox(levels, truth)
-    single = metrics.toolbox(levels.astype(np.float32), truth)
+    double, single = (metrics.toolbox(levels.astype(f"f{n}"), truth) for n in (8, 4))
     np.testing.assert_array_equal(single["tp"], double["tp"])
     assert single["minmax"] == double["minmax"] == (52, 0)
 
@@ -262,18 +254,14 @@ def test_summary_averages_slices_before_thresholds():
 
 
 def test_summary_counts_what_it_leaves_out():
-    found = metrics.toolbox(block(2, 2), block(2, 2))
-    blank = metrics.toolbox(block(0, 0), block(0, 0))
-    false = metrics.toolbox(block(1, 1), block(0, 0))
-    records = [found, blank, false]
-    toolbox = metrics.summarise(records)
-    aware = metrics.summarise(records, "empty_aware")
+    pairs = (block(2, 2), block(2, 2)), (block(0, 0), block(0, 0)), (block(1, 1), block(0, 0))
+    records = [metrics.toolbox(marked, truth) for marked, truth in pairs]
+    toolbox, aware = (metrics.summarise(records, reading) for reading in metrics.READINGS)
     assert toolbox["images"] == 3 and toolbox["empty_truths"] == 2
     assert toolbox["none"]["dice"] == pytest.approx(1 / 3)
     assert aware["none"]["dice"] == pytest.approx(1 / 2)
-    assert aware["undefined"]["none"]["dice"] == 1
-    assert aware["undefined"]["none"]["sensitivity"] == 2
-    assert aware["undefined"]["curves"]["dice"] == 1
+    out = aware["undefined"]
+    assert (out["none"]["dice"], out["none"]["sensitivity"], out["curves"]["dice"]) == (1, 2, 1)
     assert toolbox["undefined"]["none"]["dice"] == 0
     assert toolbox["none"]["specificity"] == pytest.approx(1 / 3)
     assert aware["none"]["specificity"] == pytest.approx((1 + 1 + 15 / 16) / 3)
@@ -310,8 +298,7 @@ def test_each_score_of_the_table_is_in_a_summary():
 
 
 def test_floors_by_hand():
-    left, both = np.zeros((4, 4), bool), np.ones((4, 4), bool)
-    left[:, :2] = True
+    left, both = block(4, 2), block(4, 4)
     train = [left] * 3 + [~left] + [left] * 2  # left in 5 of 6, right in 1 of 6, below 0.2
     found = metrics.floors(train, [left, both])
     # All positive: 2 * 8 / (16 + 8) and 1. Left half: 1 and 2/3 (all marked at threshold 0).
@@ -337,11 +324,13 @@ def test_bad_input_is_refused(prob_map, truth, message):
 
 def test_unknown_choices_are_refused():
     record = metrics.toolbox(block(1, 1), block(1, 1))
-    with pytest.raises(ValueError, match="reading 'other'"):
-        metrics.summarise([record], "other")
+    other = metrics.toolbox(block(1, 1), block(1, 1), 0.3)
     with pytest.raises(ValueError, match="normalise 'max'"):
         metrics.threshold_scores(record, "max")
-    with pytest.raises(ValueError, match="no slices"):
-        metrics.summarise([])
-    with pytest.raises(ValueError, match="different thresholds"):
-        metrics.summarise([record, metrics.toolbox(block(1, 1), block(1, 1), 0.3)])
+    for words, *arguments in (
+        ("reading 'other'", [record], "other"),
+        ("no slices", []),
+        ("different thresholds", [record, other]),
+    ):
+        with pytest.raises(ValueError, match=words):
+            metrics.summarise(*arguments)

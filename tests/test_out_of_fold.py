@@ -123,15 +123,8 @@ def volume(gas=False):
             found[5:10, 18:22] = 0.9
         image = np.full_like(lung, i)
         maps[i] = found
-        made.append(
-            {
-                "id": f"set/z{i}".encode(),
-                "image": image,
-                "lung": lung,
-                "lesion": lesion,
-                "volume": b"v",
-            }
-        )
+        masks = {"lung": lung, "lesion": lesion}
+        made.append({"id": f"set/z{i}".encode(), "image": image, "volume": b"v", **masks})
 
     def run(examples):
         assert len({e["image"].shape for e in examples}) == 1

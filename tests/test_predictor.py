@@ -10,7 +10,7 @@ import pytest
 
 from configs import multi, supervised
 from infnet_jax.data.sources import examples, open_split, select
-from infnet_jax.evaluation import networks
+from infnet_jax.evaluation import predictor as networks
 from infnet_jax.evaluation.predictor import Predictor, full_size, mark
 from infnet_jax.plan import resolve
 from infnet_jax.runs.workdir import read_statistics

@@ -8,7 +8,7 @@ import pytest
 
 from configs import multi
 from infnet_jax.data.sources import decode, examples, open_split, select, text
-from infnet_jax.evaluation import networks
+from infnet_jax.evaluation import predictor as networks
 from infnet_jax.plan import resolve
 from infnet_jax.training import data, loop, prior
 from infnet_jax.training.stage import Run

@@ -10,7 +10,7 @@ from configs import semisup
 from infnet_jax import tasks
 from infnet_jax.data.batches import Batches
 from infnet_jax.data.sources import examples, open_split, text
-from infnet_jax.evaluation import networks
+from infnet_jax.evaluation import predictor as networks
 from infnet_jax.plan import resolve
 from infnet_jax.runs import mesh as meshes
 from infnet_jax.runs.checkpoint import load_parameters

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from configs import multi, multi_semisup, selfsup, supervised
 from infnet_jax import tasks
-from infnet_jax.evaluation import networks
+from infnet_jax.evaluation import predictor as networks
 from infnet_jax.plan import resolve
 from infnet_jax.runs import workdir
 from infnet_jax.runs.checkpoint import Checkpoints

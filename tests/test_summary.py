@@ -16,6 +16,8 @@ from infnet_jax.files import write_json, write_npz
 from infnet_jax.plan import resolve
 from tests.drawn import cells_of, pixels_of
 
+READINGS = ("toolbox", "empty-aware")
+
 
 def log(folder, *rows):
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,12 +52,8 @@ def test_the_page_of_a_supervised_run(phantom, tmp_path):
     table = (tmp_path / "table.txt").read_text()
     assert table in page and table.splitlines()[2].startswith("| model, toolbox reading | 0.9")
     links = re.findall(r"\]\(<(.+)>\)", page)
-    assert [link.removeprefix("figures/") for link in links] == [
-        "augmentation.png",
-        "segment_curves.png",
-        "test_infection.png",
-        "roc_infection.png",
-    ]
+    names = ("augmentation", "segment_curves", "test_infection", "roc_infection")
+    assert links == [f"figures/{name}.png" for name in names]
     colours = (figures.SKY, figures.BLUE, figures.ORANGE, figures.BLUE)
     for link, colour in zip(links, colours, strict=True):
         assert pixels_of(tmp_path / link, colour) > 50, link
@@ -160,9 +158,8 @@ def test_the_page_of_lungs_shows_the_worst(phantom, tmp_path):
     score = out_of_fold.summarise_lungs(rows)
     write_json(stage.folder / "cross_validation.json", score)
     page = summary.page(stage, plan)
-    assert page.notes[-1] == (
-        "Cross-validation: each slice by one of 5 networks that had not seen it."
-    )
+    note = "Cross-validation: each slice by one of 5 networks that had not seen it."
+    assert page.notes[-1] == note
     assert page.tables[0][0] == "Cross-validation" and "0.750" in page.tables[0][1]
     ((path, _),) = page.pictures
     assert pixels_of(path, figures.SKY) > 200 and pixels_of(path, figures.ORANGE) > 200
@@ -176,10 +173,8 @@ def test_pseudo_labels_are_shown_each_with_its_own_slice(phantom, tmp_path):
     stage, source = plan.stages[0], open_split(phantom, "unlabeled")
     names = [text(source[i]["id"]) for i in range(len(source))]
     for k, part in enumerate((names[5:], names[:5])):  # slice i marks i rows of eight
-        maps = {
-            n: np.uint8([[255] * 8] * names.index(n) + [[100] * 8] * (8 - names.index(n)))
-            for n in part
-        }
+        rows = {name: names.index(name) for name in part}
+        maps = {n: np.uint8([[255] * 8] * i + [[100] * 8] * (8 - i)) for n, i in rows.items()}
         write_npz(stage.folder / f"round000{k}.npz", maps)
     cases = summary.pseudo_label_cases(stage, plan)
     assert [case[0] for case in cases] == [f"{names[i]}\n{i / 8:.1%} marked" for i in (0, 2, 4, 7)]
@@ -211,10 +206,7 @@ def test_the_page_of_a_mean_teacher_has_no_pictures(tmp_path):
     [
         ({"validation": 0}, "No slice was held out"),
         ({"validation": 2}, "2 training slices (whole groups) were held out"),
-        (
-            {"validation": 0, "repeats": 3},
-            "mean of 3 networks is evaluated, each trained on all tr",
-        ),
+        ({"validation": 0, "repeats": 3}, "mean of 3 networks is evaluated, each trained on all t"),
         ({"validation": 0, "folds": 2}, "mean of 2 networks is evaluated, each trained on all fo"),
     ],
 )
@@ -250,14 +242,9 @@ def test_result_table_holds_the_model_in_both_readings_and_the_floors(found):
     head, _, *rows = cells_of(test_split.result_table({"classes": {"infection": found}}))
     assert head[1:4] == ["Dice (mean over 256 thresholds)", "Dice at 0.5", "IoU at 0.5"]
     assert head[4:] == ["Sen", "Spe", "S", "E", "wF", "MAE", "ROC-AUC"]
-    assert [row[0] for row in rows] == [
-        "model, toolbox reading",
-        "model, empty-aware reading",
-        "masks, toolbox reading",
-        "masks, empty-aware reading",
-        "floor: all positive",
-        "floor: mean training mask",
-    ]
+    answers = [f"{of}, {how} reading" for of in ("model", "masks") for how in READINGS]
+    assert [row[0] for row in rows[:4]] == answers
+    assert [row[0] for row in rows[4:]] == ["floor: all positive", "floor: mean training mask"]
     assert [rows[i][2] for i in (0, 2, 5)] == [f"{16 / 17:.3f}", "1.000", "1.000"]
     assert rows[4][2] == f"{2 * 8 / 24:.3f}"  # all positive: 2 * 8 / (8 + 16)
     assert rows[0][3] == f"{8 / 9:.3f}" and rows[2][9:] == ["0.000", "1.000"]
@@ -267,8 +254,5 @@ def test_result_table_of_two_classes_and_a_map_cut_by_itself(found):
     cut = {"threshold": 0.35, "cross_validated": 0.5, **found["masks"]}
     classes = {"ggo": found | {"cut": cut}, "consolidation": found}
     names = [row[0] for row in cells_of(test_split.result_table({"classes": classes}))[2:]]
-    assert names[4:6] == [
-        "ggo, map cut at 0.35, toolbox reading",
-        "ggo, map cut at 0.35, empty-aware reading",
-    ]
+    assert names[4:6] == [f"ggo, map cut at 0.35, {how} reading" for how in READINGS]
     assert names[8] == "consolidation, model, toolbox reading" and len(names) == 8 + 6

@@ -1,7 +1,4 @@
-"""What pages are made of: pictures of arrays, Markdown tables, and a page that shows them.
-
-What draws a picture writes it to `path`, a PNG, and returns that.
-"""
+"""What pages are made of: pictures (written to a PNG, whose path is returned), tables, a page."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,18 +19,12 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette: told apart by colour-blind readers, and in print.
 BLUE, ORANGE, GREEN, PINK, SKY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"
 COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY)
-_STYLE: dict[Any, Any] = {
-    "axes.titlesize": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-    "savefig.dpi": 130,
-}
+_STYLE: dict[Any, Any] = (
+    dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False)
+    | dict.fromkeys(("axes.grid", "axes.axisbelow"), True)
+    | {"grid.color": "#e6e6e6", "grid.linewidth": 0.8, "lines.linewidth": 1.8}
+    | {"axes.titlesize": 11, "savefig.dpi": 130}
+)
 ERASED = np.array([0.90, 0.62, 0.0])  # ORANGE, laid half opaque over what a mask hides
 
 _COLUMNS = {  # key of a stage's timing -> heading; other keys are shown under their own names
@@ -50,10 +41,7 @@ Picture = tuple[Path, str]  # a file and its caption
 
 
 class Page(NamedTuple):
-    """What there is to show: pictures, tables (title and Markdown) and notes.
-
-    Notes are the readings and choices that the numbers rest on, one sentence or two each.
-    """
+    """What there is to show: pictures, tables (title, Markdown), notes on how to read them."""
 
     pictures: Sequence[Picture] = ()
     tables: Sequence[tuple[str, str]] = ()
@@ -61,13 +49,9 @@ class Page(NamedTuple):
 
 
 def learning_curves(rows: Sequence[Mapping[str, Any]], path: Path, panels: Sequence[Panel]) -> Path:
-    """Draws scalars of a metrics.jsonl (see `series`) against the step, a panel beside the other.
+    """Draws scalars of a metrics.jsonl against the step (see `series` and `curve`), panel by panel.
 
-    A restless curve of 40 points or more is drawn pale, with its running mean over a twentieth of
-    the points on top.
-
-    Raises:
-      ValueError: if no row holds a key.
+    Raises ValueError if no row holds a key.
     """
     with canvas(path, width=4.6 * len(panels), height=3.4) as figure:
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -83,20 +67,18 @@ def learning_curves(rows: Sequence[Mapping[str, Any]], path: Path, panels: Seque
 def inpainting_panel(
     epoch_rows: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]], path: Path
 ) -> Path:
-    """Draws how masks and inpaintings change: a row an epoch, three columns a slice.
+    """Draws how masks and inpaintings change: a row an epoch (at least one), three columns a slice.
 
     Each row is a label and three arrays [n, H, W]: images, visible (1 = shown to the network, 0 =
     erased, soft values are allowed) and reconstruction; images and reconstruction in one grey
     scale, shown from the smallest to the largest value of the images.
-
-    Raises:
-      ValueError: if there is no row.
     """
     if not epoch_rows:
         raise ValueError("inpainting_panel: no rows to draw")
     n = len(epoch_rows[0][1])
+    titles = ("slice", "erased by the coach", "inpainting") * n
     with canvas(path, width=1.7 * 3 * n + 0.5, height=1.75 * len(epoch_rows) + 0.5) as figure:
-        grid = figure.subplots(len(epoch_rows), 3 * n, squeeze=False)
+        grid = _grid(figure, len(epoch_rows), titles)
         for line, (label, images, visible, reconstruction) in zip(grid, epoch_rows, strict=True):
             low, high = float(np.min(images)), float(np.max(images))
             for i in range(n):
@@ -106,23 +88,15 @@ def inpainting_panel(
                 _picture(line[3 * i + 1], grey[..., None] * (1 - tint) + ERASED * tint)
                 _picture(line[3 * i + 2], reconstruction[i], low, high)
             line[0].set_ylabel(label)
-        for ax, title in zip(
-            grid[0], ("slice", "erased by the coach", "inpainting") * n, strict=True
-        ):
-            ax.set_title(title)
     return path
 
 
 def overlays(cases: Sequence[Case], path: Path) -> Path:
     """Draws a row a case: the slice, truth and prediction as contours, and the probability map.
 
-    Args:
-      cases: (title, image, truth, found, prob): image [H, W] in any grey scale, masks bool [H, W],
-        probability [H, W] in 0..1. No truth, or no probability: None in all cases. Rows may differ
-        in size. An empty mask draws no contour.
-
-    Raises:
-      ValueError: if there is no case.
+    A case (at least one) is (title, image, truth, found, prob): image [H, W] in any grey scale,
+    masks bool [H, W], probability [H, W] in 0..1; no truth, or no probability: None in all cases.
+    Rows may differ in size. An empty mask draws no contour.
     """
     if not cases:
         raise ValueError("overlays: no cases to draw")
@@ -130,7 +104,7 @@ def overlays(cases: Sequence[Case], path: Path) -> Path:
 
     columns = ("slice", "contours", "probability")[: 2 if cases[0][-1] is None else 3]
     with canvas(path, width=2.8 * len(columns), height=2.75 * len(cases) + 0.6) as figure:
-        grid = figure.subplots(len(cases), len(columns), squeeze=False)
+        grid = _grid(figure, len(cases), columns)
         for line, (title, image, truth, found, prob) in zip(grid, cases, strict=True):
             _picture(line[0], image)
             _picture(line[1], image)
@@ -141,8 +115,6 @@ def overlays(cases: Sequence[Case], path: Path) -> Path:
                 shown = _picture(line[2], prob, 0, 1, cmap="magma")
                 figure.colorbar(shown, ax=line[2], fraction=0.046, pad=0.03, ticks=[0, 0.5, 1])
             line[0].set_ylabel(title)
-        for ax, name in zip(grid[0], columns, strict=True):
-            ax.set_title(name)
         names = (("truth", SKY), ("prediction", ORANGE))[cases[0][2] is None :]
         handles = [Line2D([], [], color=colour, label=name) for name, colour in names]
         figure.legend(handles=handles, loc="outside lower center", ncols=2)
@@ -170,9 +142,7 @@ def augmentation(before: Sequence[np.ndarray], after: Sequence[np.ndarray], path
     """
     n, low, high = len(before[0]), float(np.min(before[0])), float(np.max(before[0]))
     with canvas(path, width=5.4, height=2.5 * n + 0.4) as figure:
-        grid = figure.subplots(n, 2, squeeze=False)
-        grid[0, 0].set_title("original")
-        grid[0, 1].set_title("augmented")
+        grid = _grid(figure, n, ("original", "augmented"))
         for column, side in zip(grid.T, (before, after), strict=True):
             for ax, picture, mask in zip(column, *side, strict=True):
                 _picture(ax, picture, low, high)
@@ -206,7 +176,7 @@ def series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.
 
 
 def curve(ax: "Axes", steps: np.ndarray, values: np.ndarray, *, label: str, colour: str) -> None:
-    """One curve; a long and restless one pale under its running mean."""
+    """One curve; a restless one of 40 points or more pale, under its mean over 1/20 of them."""
     window = len(values) // 20
     if window < 2 or np.abs(np.diff(values)).sum() < 3 * np.ptp(values):
         marker = "o" if len(values) < 25 else ""
@@ -216,6 +186,14 @@ def curve(ax: "Axes", steps: np.ndarray, values: np.ndarray, *, label: str, colo
     kernel = np.ones(2 * (window // 2) + 1)  # odd and centred: a mean that looks back would lag
     smooth = np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")
     ax.plot(steps, smooth, color=colour, label=label)
+
+
+def _grid(figure: "Figure", rows: int, titles: Sequence[str]) -> np.ndarray:
+    """Axes [rows, columns] with a title over each column."""
+    grid = figure.subplots(rows, len(titles), squeeze=False)
+    for ax, title in zip(grid[0], titles, strict=True):
+        ax.set_title(title)
+    return grid
 
 
 def _picture(ax: "Axes", array: np.ndarray, *limits: float, cmap: str = "gray") -> Any:
@@ -236,8 +214,7 @@ def _contour(ax: "Axes", mask: np.ndarray, colour: str) -> None:
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A Markdown table; floats have three decimals, NaN and None (undefined) are `–`.
 
-    Raises:
-      ValueError: if a row has not as many cells as the header.
+    Raises ValueError if a row has not as many cells as the header.
     """
     for row in rows:
         if len(row) != len(header):
@@ -256,21 +233,17 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def write_summary(
     workdir: Path, page: Page, *, name: str, command: str, timings: Sequence[Mapping[str, Any]]
 ) -> Path:
-    """Writes `workdir/summary.md` and returns its path.
+    """Writes `workdir/summary.md` and returns its path; FileNotFoundError if a picture is missing.
 
     Args:
       workdir: the run's folder; links are relative to it, so it may be moved as a whole.
       name: what ran, such as "selfsup:semiseg"; command: the line that repeats it.
       timings: one a stage, see `RunLog.timing`; a key that a stage lacks is an empty cell.
-
-    Raises:
-      FileNotFoundError: if a picture does not exist.
     """
     parts = [f"# {name}", f"```\n{command}\n```"]
     for title, table in page.tables:
         parts += [f"## {title}", table]
-    if page.pictures:
-        parts.append("## Figures")
+    parts += ["## Figures"] if page.pictures else []
     for path, caption in page.pictures:
         if not path.is_file():
             raise FileNotFoundError(f"figure {path} of the summary does not exist")
@@ -287,14 +260,14 @@ def write_summary(
 
 def _time_table(stages: Sequence[Mapping[str, Any]]) -> str:
     """Seconds as a clock, speeds with three digits; columns as in `_COLUMNS`, then as met."""
-    known = dict.fromkeys([*_COLUMNS, *(key for stage in stages for key in stage)])
-    keys = [key for key in known if key != "name" and any(key in stage for stage in stages)]
+    met = dict.fromkeys(key for stage in stages for key in stage if key != "name")
+    keys = [*(key for key in _COLUMNS if key in met), *(key for key in met if key not in _COLUMNS)]
 
-    def cell(key: str, value: Any) -> Any:
-        if value != "" and key.endswith("_per_second"):
-            return f"{value:.3g}"
-        return clock(value) if value != "" and key.endswith("seconds") else value
+    def cell(stage: Mapping[str, Any], key: str) -> Any:
+        if key in stage and key.endswith("_per_second"):
+            return f"{stage[key]:.3g}"
+        return clock(stage[key]) if key in stage and key.endswith("seconds") else stage.get(key, "")
 
-    rows = [[stage["name"], *(cell(key, stage.get(key, "")) for key in keys)] for stage in stages]
+    rows = [[stage["name"], *(cell(stage, key) for key in keys)] for stage in stages]
     headings = [_COLUMNS.get(key, key.replace("_", " ")) for key in keys]
     return markdown_table(["stage", *headings], rows)

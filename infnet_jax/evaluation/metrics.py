@@ -32,29 +32,20 @@ from infnet_jax.evaluation.statistics import bootstrap_interval, roc_from_histog
 READINGS = ("toolbox", "empty_aware")
 LEVELS = 256  # thresholds 1 - i / 255, falling from 1 to 0; the last one marks every pixel
 SLACK = 1e-12
-SINGLE_SLACK = 4e-7
-"""Slack of float32 maps: stretched, they miss a threshold they equal by far more than 1e-12."""
+SINGLE_SLACK = 4e-7  # float32 maps, stretched, miss a threshold they equal by far more than 1e-12
 FLOOR_SHARE, FLOOR_SIZE = 0.2, 352
 
 Record = Mapping[str, Any]  # of a slice, see `toolbox`
 
 
 class Score(NamedTuple):
-    """A score and its titles; a table without a title for it leaves it out.
+    """A score and its titles; a table without a title for it leaves it out."""
 
-    Attributes:
-      key: in `scores`, in the record of `toolbox`, or in what `summarise` returns.
-      of: what it is a number of: a slice at one `threshold`, a whole `map`, or all `pixels` pooled.
-      title: in the table of the `evaluate` verb.
-      mean: in the table of a run, as the mean over slices (and over the 256 thresholds).
-      fixed: in the table of a run, at the fixed threshold, whose number is put in.
-    """
-
-    key: str
-    of: str
-    title: str
-    mean: str = ""
-    fixed: str = ""
+    key: str  # in `scores`, in the record of `toolbox`, or in what `summarise` returns
+    of: str  # what it is a number of: a slice at one `threshold`, a `map`, or all `pixels` pooled
+    title: str  # in the table of the `evaluate` verb
+    mean: str = ""  # in the table of a run: the mean over slices (and over the 256 thresholds)
+    fixed: str = ""  # in the table of a run: at the fixed threshold, whose number is put in
 
 
 TABLE = (
@@ -81,21 +72,11 @@ SLICE_SCORES = {  # kind -> column of evaluation.csv, with the class put in; tit
 def scores(
     tp: ArrayLike, fp: ArrayLike, positives: int, pixels: int, reading: str = "toolbox"
 ) -> dict[str, np.ndarray]:
-    """Turns pixel counts of one slice into scores.
+    """`SCORES` of one slice, each float64 shaped like `tp`; ValueError for an unknown reading.
 
-    Args:
-      tp: true positives, any shape (a scalar or one per threshold).
-      fp: false positives, likewise.
-      positives: lesion pixels of the truth.
-      pixels: all pixels of the slice.
-      reading: `toolbox` or `empty_aware` (see the module text).
-
-    Returns:
-      `SCORES`, each float64 shaped like `tp`. The E-measure has no empty case and is the same in
-      both readings.
-
-    Raises:
-      ValueError: an unknown reading.
+    True and false positives, `tp` and `fp`, have any one shape (a scalar or one per threshold);
+    `positives` are the lesion pixels of the truth. The E-measure has no empty case and is the same
+    in both readings.
     """
     if reading not in READINGS:
         raise ValueError(f"reading {reading!r} is unknown: choose one of {', '.join(READINGS)}")
@@ -116,12 +97,10 @@ def scores(
 
 
 def toolbox(prob_map: np.ndarray, truth: np.ndarray, threshold: float = 0.5) -> dict[str, Any]:
-    """Measures one slice.
+    """Measures one slice: probabilities [h, w] in [0, 1], real, against a lesion mask [H, W], bool.
 
-    Args:
-      prob_map: probabilities [h, w] in [0, 1], real; resized bilinearly to the truth's size.
-      truth: lesion mask [H, W], bool.
-      threshold: the fixed threshold, in [0, 1], of the `minmax` and `none` counts.
+    The map is resized bilinearly to the truth's size; `threshold`, in [0, 1], is the fixed one.
+    Wrong shapes, a truth that is not bool, values outside [0, 1] or not finite: ValueError.
 
     Returns:
       The record of the slice: `positives` and `pixels` of the truth; `tp` and `fp`, int [256], of
@@ -130,9 +109,6 @@ def toolbox(prob_map: np.ndarray, truth: np.ndarray, threshold: float = 0.5) -> 
       `none` (fixed threshold, normalised map and raw probabilities); `blank`, whether the map is
       all zero; `MAP_SCORES` of the normalised map; `histograms` of the raw probability of lesion
       and of other pixels in steps of 1/255, for the pooled ROC; the `threshold`.
-
-    Raises:
-      ValueError: wrong shapes, a truth that is not bool, values outside [0, 1] or not finite.
     """
     prob_map, truth = np.asarray(prob_map), np.asarray(truth)
     slack = SINGLE_SLACK if prob_map.dtype in (np.float16, np.float32) else SLACK
@@ -182,9 +158,7 @@ def threshold_scores(
 
     `normalise='adaptive'` gives those at the adaptive threshold, which is 0 for an all-zero map
     and so marks every pixel of it; the empty-aware reading takes such a map as nothing predicted.
-
-    Raises:
-      ValueError: an unknown `normalise` or reading.
+    An unknown `normalise` or reading is a ValueError.
     """
     if normalise not in ("minmax", "none", "adaptive"):
         raise ValueError(f"normalise {normalise!r} is unknown: choose minmax, none or adaptive")
@@ -197,21 +171,17 @@ def threshold_scores(
 def slice_scores(label: str, probs: Record, masks: Record) -> dict[str, float]:
     """`SLICE_SCORES` of one slice and class, from the records of its probabilities and its mask."""
     values = {
-        "mean": float(probs["curves"]["dice"].mean()),
-        "stretched": threshold_scores(probs)["dice"],
         "raw": threshold_scores(masks, "none", "empty_aware")["dice"],
+        "stretched": threshold_scores(probs)["dice"],
+        "mean": float(probs["curves"]["dice"].mean()),
     }
-    return {
-        column.format(label): values[kind] for kind, (column, _) in reversed(SLICE_SCORES.items())
-    }
+    return {SLICE_SCORES[kind][0].format(label): value for kind, value in values.items()}
 
 
 def summarise(records: Sequence[Record], reading: str = "toolbox") -> dict[str, Any]:
     """Averages records over slices first, then takes mean and maximum over the 256 thresholds.
 
-    Args:
-      records: what `toolbox` returned, one per slice.
-      reading: `toolbox` or `empty_aware` (see the module text).
+    No records, mixed thresholds and an unknown reading are a ValueError.
 
     Returns:
       `images`, `empty_truths`, `reading`, `threshold`; `mean`, `max`, `adaptive`, `minmax` and
@@ -220,9 +190,6 @@ def summarise(records: Sequence[Record], reading: str = "toolbox") -> dict[str, 
       empty truth is 0 in the toolbox reading); `curves` of `SCORES` (lists of 256); `roc` (fpr,
       tpr lists) and `roc_auc` of all pixels pooled, on raw probabilities. NaN where no slice
       defines the value.
-
-    Raises:
-      ValueError: no records, mixed thresholds, or an unknown reading.
     """
     if not records:
         raise ValueError("no slices to summarise: give at least one record")
@@ -274,16 +241,9 @@ def floors(
 ) -> dict[str, dict[str, Any]]:
     """Evaluates two predictions that look at no image: what any network has to beat.
 
-    Args:
-      train_masks: bool masks [H, W] of any sizes; their mean, at one size, marks a pixel of a
-        truth's size where it is at least `FLOOR_SHARE`.
-      test_truths: bool masks [H, W] of any sizes.
-
-    Returns:
-      `label` and `both_readings` of `all_positive` and `mean_training_mask`.
-
-    Raises:
-      ValueError: no mask or no truth.
+    Training masks and test truths are bool [H, W] of any sizes, at least one each. The mean of the
+    masks, at one size, marks a pixel of a truth's size where it is at least `FLOOR_SHARE`. Returns
+    `label` and `both_readings` of `all_positive` and `mean_training_mask`.
     """
     if not len(train_masks) or not len(test_truths):
         raise ValueError("floors need at least one training mask and one test truth")

@@ -23,17 +23,11 @@ Row = Mapping[str, float | None]  # of a slice, see `measure_lungs`
 
 
 class OutOfFold(NamedTuple):
-    """Training slices, each mapped by networks that have not seen it.
+    """Training slices, each mapped by networks that have not seen it."""
 
-    Attributes:
-      source: the examples, with masks.
-      maps: float32 [S, S, C] each, in the same order.
-      classes: names of the labels 1, 2, ...
-    """
-
-    source: Source
-    maps: Sequence[np.ndarray]
-    classes: tuple[str, ...]
+    source: Source  # the examples, with masks
+    maps: Sequence[np.ndarray]  # float32 [S, S, C] each, in the same order
+    classes: tuple[str, ...]  # names of the labels 1, 2, ...
 
 
 def choose(slices: OutOfFold) -> dict[str, float]:
@@ -61,15 +55,12 @@ def choose(slices: OutOfFold) -> dict[str, float]:
 
 
 def choose_alone(slices: OutOfFold) -> dict[str, tuple[float, float]]:
-    """For each class the threshold with which its map, cut there, has the best Dice.
+    """For each class the threshold with which its map, cut there, is best, and its Dice there.
 
     Tables score each class's map so: what the other class marks does not matter, a pixel can be
     both; and in their toolbox reading, in which a slice without the class scores 0 whatever is
     marked. `choose`, for masks, where a pixel is one thing and a healthy slice should stay empty,
-    is empty-aware.
-
-    Returns:
-      For each class the threshold and its empty-aware Dice.
+    is empty-aware, and so is the Dice returned.
     """
     chosen: dict[str, tuple[float, float]] = {}
     truths, count = _small_truths(slices), len(slices.classes)
@@ -139,8 +130,7 @@ def measure_lungs(
 
     Args:
       source: examples of `LungTarget`; those that share a `volume` are its slices.
-      run: the network, from examples to maps of lung [h, w], 0..1.
-      threshold: from which a pixel is lung.
+      run: the network, from examples to maps of lung [h, w], 0..1; lung from `threshold` on.
       folder: gets a picture of each slice's lungs, 0 or 255, under its id.
 
     Returns:
@@ -175,10 +165,9 @@ def measure_lungs(
 def summarise_lungs(rows: Mapping[str, Row]) -> dict[str, Any]:
     """What `measure_lungs` found of all folds, as `cross_validation.json` holds it.
 
-    Returns:
-      `slices`: the rows. `parts`, by what stands before the first "/" of an id: the mean `dice`,
-      `kept` (mean share) and `kept_slices` (share of the infected slices that keep at least 97 %),
-      the `slices` with lung and the `infected` ones.
+    `slices`: the rows. `parts`, by what stands before the first "/" of an id: the mean `dice`,
+    `kept` (mean share) and `kept_slices` (share of the infected slices that keep at least 97 %),
+    the `slices` with lung and the `infected` ones.
     """
     parts = {}
     for part in sorted({name.partition("/")[0] if "/" in name else "all" for name in rows}):
@@ -205,19 +194,15 @@ def lung_table(score: Mapping[str, Any]) -> str:
         "kept": "infected pixels inside, mean",
         "kept_slices": "slices with 97 % inside",
     }
-    rows = [
-        [part, *("" if row[key] is None else row[key] for key in columns)]
-        for part, row in score["parts"].items()
-    ]
+    parts = score["parts"].items()
+    rows = [[part, *("" if row[k] is None else row[k] for k in columns)] for part, row in parts]
     return markdown_table(["lungs", *columns.values()], rows)
 
 
 def worst_lungs(score: Mapping[str, Any], source: Source, folder: Path) -> list[Case]:
     """The slices whose lungs fit worst, two of each part of the dataset, for `figures.overlays`.
 
-    Args:
-      score: what `summarise_lungs` returned.
-      source: holds its slices; `folder`: where `measure_lungs` left their pictures.
+    `score` is what `summarise_lungs` made of the source's slices, whose pictures are in `folder`.
     """
     known = {text(source[i]["id"]): source[i] for i in range(len(source))}
     scores = {name: row["dice"] for name, row in score["slices"].items() if row["dice"] is not None}

@@ -1,7 +1,8 @@
-"""From weights and slices to maps: the one way for every stage and verb."""
+"""The weights that a run trained, and the one way from them and slices to maps."""
 
 import copy
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,16 +11,82 @@ from typing import Any, NamedTuple, Self
 import cv2
 import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from infnet_jax import models, plan as plans, tasks
 from infnet_jax.data.batches import eval_batches, resize
 from infnet_jax.data.sources import Source
-from infnet_jax.evaluation import networks
-from infnet_jax.evaluation.metrics import resize_map
+from infnet_jax.evaluation.soft_metrics import resize_map
 from infnet_jax.plan import Plan, Stage
 from infnet_jax.runs import mesh as meshes
+from infnet_jax.runs.checkpoint import load_parameters
 from infnet_jax.runs.workdir import read_config, read_statistics
 from infnet_jax.tasks import supervised
+
+EXPORTED = "weights.safetensors"
+Weights = dict[str, Any]  # `params` and `batch_stats`, as `Module.apply` takes them
+
+
+def load_final(plan: Plan) -> tuple[str, list[Weights]]:
+    """The weights used for evaluation, of each network; averaged over steps where there is one.
+
+    They come with where they are from: `best` (on the held-out slices), `latest`, where nothing was
+    held out, or `exported`. FileNotFoundError: a network is not trained yet; ValueError: an export
+    is damaged.
+    """
+    stage = plan.final
+    if (plan.workdir / EXPORTED).exists():
+        return "exported", _read_exported(plan.workdir, stage)
+    if stage.averages:
+        return "latest", load_all(stage)
+    part = "best" if stage.section.validation else "latest"
+    return part, [load_weights(stage.folder / "checkpoints", part)]
+
+
+def load_priors(plan: Plan) -> list[Weights]:
+    """The weights of the networks whose mean map is the prior; none where there is no prior.
+
+    Errors as of `load_final`; ValueError also where the prior is the truth.
+    """
+    if plan.final.prior == "none" or plan.prior is None:
+        return []
+    if plan.prior_kind != "crossfit":
+        raise ValueError(
+            f"{plan.workdir}: its prior is the truth (an upper bound), which no new scan has"
+        )
+    if (plan.workdir / EXPORTED).exists():
+        return _read_exported(plan.workdir, plan.prior)
+    return load_all(plan.prior)
+
+
+def load_all(stage: Stage) -> list[Weights]:
+    """The last weights of each network of a stage; FileNotFoundError if one is missing."""
+    folders = [network.folder / "checkpoints" for network in stage.networks]
+    trained = sum(folder.exists() for folder in folders)
+    if trained < len(folders):
+        raise FileNotFoundError(f"{stage.folder}: {trained} of {len(folders)} networks are trained")
+    return [load_weights(folder, "latest") for folder in folders]
+
+
+def load_weights(checkpoints: Path, part: str) -> Weights:
+    """The weights of a checkpoint, `latest` or `best`, averaged over steps if it has an average."""
+    player = load_parameters(checkpoints, part=part)["net"]
+    return player["ema"] or {k: player[k] for k in ("params", "batch_stats")}
+
+
+def _read_exported(folder: Path, stage: Stage) -> list[Weights]:
+    """A stage's networks in an export."""
+    try:
+        flat = load_file(folder / EXPORTED)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / EXPORTED}: not readable ({error})") from error
+    tree = unflatten_dict({tuple(name.split("/")): value for name, value in flat.items()})
+    if stage.name not in tree:
+        raise ValueError(f"{folder / EXPORTED}: has no network of stage {stage.name}")
+    networks = tree[stage.name]
+    return [networks[str(number)] for number in range(len(networks))]
 
 
 class Prediction(NamedTuple):
@@ -40,12 +107,8 @@ class Prediction(NamedTuple):
 def mark(probs: np.ndarray, thresholds: Mapping[str, float]) -> np.ndarray:
     """The mask of a map: a pixel gets the class that exceeds its threshold by the largest factor.
 
-    Args:
-      probs: [..., C], the classes of `thresholds` last.
-      thresholds: class -> probability from which it is marked, above 0.
-
-    Returns:
-      uint8 [...]: 0 for none, 1 for the first class, 2 for the second.
+    `probs` [..., C] holds the classes of `thresholds` last; a pixel is marked from its class's
+    threshold on, which is above 0. Returns uint8 [...]: 0 for none, 1 for the first class, ...
     """
     values = np.asarray(list(thresholds.values()), np.float32)
     ratio = probs[..., -len(values) :] / values
@@ -77,25 +140,21 @@ class Predictor:
         prior: "Predictor | None" = None,
         devices: Sequence[jax.Device] | None = None,
     ):
-        """Makes the function; it has no weights yet (`using`) and nothing is compiled.
+        """Makes the function of a supervised stage, without weights (`using`), not yet compiled.
 
         Args:
-          stage: a supervised one.
           statistics: mean and sd of the training images, 0..1.
           views: arguments of `supervised.average_views`.
-          batch_size: slices at once.
+          batch_size: slices at once; ValueError if the devices cannot share them.
           thresholds: of masks; None: 0.5.
           prior: makes the prior of new slices, for a stage that has one.
           devices: to share a batch; None for all.
-
-        Raises:
-          ValueError: a batch that the devices cannot share.
         """
         self.stage, self.classes = stage, stage.classes
         self.thresholds = dict(thresholds or dict.fromkeys(self.classes, 0.5))
         self.identity: dict[str, str] = {}
         self._batch_size, self._prior = batch_size, prior
-        self._ensemble: list[networks.Weights] = []
+        self._ensemble: list[Weights] = []
         self._mesh = meshes.make_mesh(devices)
         meshes.check_batch(batch_size, self._mesh, "evaluate.batch_size")
         net = models.make(**stage.net.arguments)
@@ -108,7 +167,7 @@ class Predictor:
 
         self._step = jax.jit(probs, out_shardings=meshes.replicated(self._mesh))
 
-    def using(self, weights: Sequence[networks.Weights]) -> Self:
+    def using(self, weights: Sequence[Weights]) -> Self:
         """The same function, compiled once for all, with the weights of these networks."""
         other = copy.copy(self)
         other._ensemble = [meshes.replicate(tree, self._mesh) for tree in weights]
@@ -123,10 +182,9 @@ class Predictor:
         batch_size: int = 0,
         lungs: bool = False,
     ) -> Self:
-        """The networks that a workdir trained last.
+        """The networks that a workdir, or what `export` made of one, trained last.
 
         Args:
-          workdir: of a finished run, or what `export` made of one.
           tta: average over eight views, at the sizes of the config; False takes the slice as it
             stands; None does as the config does.
           batch_size: slices at once; 0 takes that of the config.
@@ -148,30 +206,25 @@ class Predictor:
             if not tta:
                 plan.evaluate.scales = (1.0,)
         chosen = workdir / "thresholds.json"  # where the run chose them on out-of-fold slices
-        thresholds = dict.fromkeys(plan.final.classes, plan.evaluate.threshold)
-        if chosen.exists():
-            thresholds = json.loads(chosen.read_text())
-        _, ensemble = networks.load_final(plan)
-        shared: dict[str, Any] = dict(
-            statistics=read_statistics(workdir),
-            views=plan.views,
-            batch_size=batch_size or plan.evaluate.batch_size,
-            devices=jax.devices()[:1],
-        )
-        priors = networks.load_priors(plan)
+        thresholds = json.loads(chosen.read_text()) if chosen.exists() else None
+        thresholds = thresholds or dict.fromkeys(plan.final.classes, plan.evaluate.threshold)
+        _, ensemble = load_final(plan)
+        shared: dict[str, Any] = {
+            "statistics": read_statistics(workdir),
+            "views": plan.views,
+            "batch_size": batch_size or plan.evaluate.batch_size,
+            "devices": jax.devices()[:1],
+        }
+        priors = load_priors(plan)
         prior = cls(plan.prior, **shared).using(priors) if plan.prior and priors else None
         found = cls(plan.final, **shared, thresholds=thresholds, prior=prior).using(ensemble)
         found.identity = _identity(plan, ensemble)
         return found
 
     def maps(self, source: Source) -> list[np.ndarray]:
-        """The probability maps of a prepared source.
+        """The map of each example in order, float32 [S, S, C], S the size of the network.
 
-        Args:
-          source: its examples hold a `prior` if the stage has one.
-
-        Returns:
-          float32 [S, S, C] for each example in order, S the size of the network.
+        The examples hold a `prior` if the stage has one.
         """
         fields = tuple(name for name in self.stage.fields if name != "mask")
         found: list[np.ndarray] = []
@@ -183,20 +236,14 @@ class Predictor:
     def __call__(self, slices: Iterable[np.ndarray]) -> Iterator[Prediction]:
         """Yields what the networks find, slice by slice; any number of slices, few in memory.
 
-        Args:
-          slices: uint8 [H, W] in the lung window, upright as a radiologist sees them; sizes may
-            differ.
+        Slices are uint8 [H, W] in the lung window, upright as a radiologist sees them; sizes may
+        differ.
         """
-        waiting: list[np.ndarray] = []
-        for picture in slices:
-            waiting.append(picture)
-            if len(waiting) == self._batch_size:
-                yield from self._predict(waiting)
-                waiting = []
-        if waiting:
-            yield from self._predict(waiting)
+        waiting = iter(slices)
+        while batch := list(itertools.islice(waiting, self._batch_size)):
+            yield from self._predict(batch)
 
-    def _predict(self, pictures: list[np.ndarray]) -> Iterator[Prediction]:
+    def _predict(self, pictures: Sequence[np.ndarray]) -> Iterator[Prediction]:
         batch = {"image": self._stack(pictures)}
         if self._prior is not None:
             maps, _ = self._prior._run({"image": self._prior._stack(pictures)})
@@ -231,26 +278,20 @@ class Predictor:
         return means.mean(0), np.sqrt(variance + means[..., 0].var(0))
 
 
-def _identity(plan: Plan, ensemble: Sequence[networks.Weights]) -> dict[str, str]:
-    """What a report says of the networks."""
-    side, net = plan.final.section.size, plan.final.net
+def _identity(plan: Plan, ensemble: Sequence[Weights]) -> dict[str, str]:
+    """What a report says of the networks; of their weights 12 hex digits of a sha256 over all."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(ensemble):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    side, sizes = plan.final.section.size, len(plan.views["scales"])
     several = f", mean of {len(ensemble)} networks" if len(ensemble) > 1 else ""
-    views, sizes = plan.views, len(plan.views["scales"])
-    said = "8 flips and quarter turns" if views["tta"] else "1"
+    said = "8 flips and quarter turns" if plan.views["tta"] else "1"
     return {
         "run": plan.workdir.resolve().name,
         "stage": plan.final.name,
-        "weights": _digest(ensemble),
+        "weights": digest.hexdigest()[:12],
         "trained on": f"{plan.data.name}, {plan.data.train}",
-        "network": f"{net}, {side} x {side}{several}",
+        "network": f"{plan.final.net}, {side} x {side}{several}",
         "views": said if sizes == 1 else f"{said}, at {sizes} sizes",
     }
-
-
-def _digest(weights: Sequence[networks.Weights]) -> str:
-    """The first 12 hex digits of a sha256 over all weights, in the order of their names."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(weights):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()[:12]

@@ -105,18 +105,12 @@ def _means(values: np.ndarray, of_seeds: np.ndarray, of_slices: np.ndarray) -> n
 
 
 class Roc(NamedTuple):
-    """Operating points, from the strictest threshold to the loosest.
+    """Operating points, from the strictest threshold to the loosest: float64 [n + 1] each."""
 
-    Attributes:
-      threshold: float64 [n + 1]; a score at or above it means yes. The first is infinite (never).
-      sensitivity, specificity: float64 [n + 1], 0..1.
-      auc: area under the curve, 0..1, ties counted half.
-    """
-
-    threshold: np.ndarray
-    sensitivity: np.ndarray
-    specificity: np.ndarray
-    auc: float
+    threshold: np.ndarray  # a score at or above it means yes; the first is infinite (never)
+    sensitivity: np.ndarray  # 0..1
+    specificity: np.ndarray  # 0..1
+    auc: float  # area under the curve, 0..1, ties counted half
 
 
 def roc_from_histograms(
@@ -124,9 +118,8 @@ def roc_from_histograms(
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """ROC curve and area from score histograms [n], bins in rising order of the score.
 
-    Returns:
-      False and true positive rates [n + 1], from (0, 0) to (1, 1), and the area: exact when all
-      scores of a bin are equal, NaN when a class is missing.
+    False and true positive rates [n + 1], from (0, 0) to (1, 1), and the area: exact when all
+    scores of a bin are equal, NaN when a class is missing.
     """
     rates = []
     for histogram in (negative, positive):
@@ -138,8 +131,7 @@ def roc_from_histograms(
 def roc(shares: Values, infected: Sequence[bool]) -> Roc:
     """The ROC of the infected share [N] of each patient's lung, 0..1, against `infected` [N].
 
-    Raises:
-      ValueError: lengths that differ, a NaN, or patients of one kind only.
+    Lengths that differ, a NaN and patients of one kind only are a ValueError.
     """
     x, y = np.asarray(shares, float), np.asarray(infected, bool)
     if x.shape != y.shape or x.ndim != 1:
@@ -155,40 +147,30 @@ def roc(shares: Values, infected: Sequence[bool]) -> Roc:
 
 
 def sensitivity_at(curve: Roc, specificity: float) -> tuple[float, float, float]:
-    """The most sensitive operating point whose specificity is at least this, 0..1.
+    """The most sensitive point at this specificity, 0..1, or above it.
 
-    Returns:
-      Its sensitivity, specificity and threshold; 0, 1 and infinity where only calling nobody
-      infected is as specific.
+    Its sensitivity, specificity and threshold; 0, 1 and infinity where only calling nobody infected
+    is as specific.
     """
     i = int(np.flatnonzero(curve.specificity >= specificity)[-1])
     return float(curve.sensitivity[i]), float(curve.specificity[i]), float(curve.threshold[i])
 
 
 class Limits(NamedTuple):
-    """Bland and Altman's limits of agreement, in the unit of the scores.
+    """Bland and Altman's limits of agreement, in the unit of the scores."""
 
-    `bias` is the mean of predicted - true; `low` and `high` lie 1.96 standard deviations (n - 1) of
-    the differences below and above it: NaN for one pair.
-    """
-
-    bias: float
-    low: float
-    high: float
+    bias: float  # the mean of predicted - true
+    low: float  # 1.96 standard deviations (n - 1) of the differences below it; NaN for one pair
+    high: float  # as far above it
 
 
 class Classes(NamedTuple):
-    """Agreement of classes: accuracy, 0..1, and others.
-
-    `majority` is the accuracy of always answering the most frequent true class, `macro_f1` the mean
-    F1 over the classes that are true or predicted at least once; `kappa` is quadratically weighted
-    (Cohen 1968), -1..1; NaN where both sides are one same class.
-    """
+    """Agreement of classes, all 0..1 but kappa."""
 
     accuracy: float
-    majority: float
-    macro_f1: float
-    kappa: float
+    majority: float  # the accuracy of always answering the most frequent true class
+    macro_f1: float  # the mean F1 over the classes that are true or predicted at least once
+    kappa: float  # quadratically weighted (Cohen 1968), -1..1; NaN where both are one same class
 
 
 def mean_absolute_error(true: Values, predicted: Values) -> float:
@@ -231,7 +213,7 @@ def classes(true: Sequence[int], predicted: Sequence[int]) -> Classes:
 
 
 def _pair(true: Values, predicted: Values) -> tuple[np.ndarray, np.ndarray]:
-    """Both sides as arrays; ValueError for lengths that differ, no pairs, or a NaN."""
+    """Both sides as arrays, checked."""
     t, p = np.asarray(true, float), np.asarray(predicted, float)
     if t.ndim != 1 or t.shape != p.shape or not t.size:
         raise ValueError(f"{t.shape} true and {p.shape} predicted values: give pairs")

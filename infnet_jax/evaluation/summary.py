@@ -21,14 +21,9 @@ from infnet_jax.tasks import augment
 
 
 class Kind(NamedTuple):
-    """What networks show by what they learn.
+    """What networks show by what they learn: learning curves, and what `page` makes beside them."""
 
-    Attributes:
-      caption: of their learning curves; panels: of those, see `figures.learning_curves`.
-      page: from stage and plan to what they show beside the curves.
-    """
-
-    caption: str
+    caption: str  # of the learning curves
     panels: Sequence[figures.Panel]
     page: Callable[[Stage, Plan], Page] = lambda stage, plan: Page()
 
@@ -66,10 +61,8 @@ def _augmentation(plan: Plan) -> Picture:
     moved = augment.augment(jax.random.key(plan.seed), fields, **section.augmentation)
     before, after = ([np.asarray(side[k])[..., 0] for k in fields] for side in (fields, moved))
     path = figures.augmentation(before, after, plan.workdir / "figures" / "augmentation.png")
-    return path, (
-        "Training slices before and after augmentation; the outline is the mask, which must move "
-        "with its slice."
-    )
+    outline = "the outline is the mask, which must move with its slice."
+    return path, f"Training slices before and after augmentation; {outline}"
 
 
 def page(stage: Stage, plan: Plan) -> Page:
@@ -94,10 +87,10 @@ def _train(stage: Stage, plan: Plan) -> Page:
     if (listing := stage.folder / "mix.json").exists():
         parts = json.loads(listing.read_text())
         dropped = sum(len(part["dropped"]) for part in parts)
+        kept = sum(part["examples"] for part in parts) - dropped
         notes.append(
-            f"Pre-trained on `{stage.mix}`: {sum(part['examples'] for part in parts) - dropped} "
-            f"slices, without {dropped} that are near-copies of the test split "
-            f"(`{stage.name}/mix.json`)."
+            f"Pre-trained on `{stage.mix}`: {kept} slices, without {dropped} that are near-copies "
+            f"of the test split (`{stage.name}/mix.json`)."
         )
     return Page([*pictures, *more.pictures], more.tables, [*more.notes, *notes])
 
@@ -140,36 +133,23 @@ def _inpaintings(stage: Stage, plan: Plan) -> list[Picture]:
             shown = z["image"], z["visible_coach"], z["filled_coach"]
         lines.append((f"step {int(panels[i].stem)}", *shown))
     name = "inpainting.png" if stage.net.classes == 1 else "inpainting_multi.png"
-    caption = (
-        "Held-out slices at several moments of pre-training: what the coach erases (orange) and "
-        "what Inf-Net paints in."
-    )
+    shows = "what the coach erases (orange) and what Inf-Net paints in."
+    caption = f"Held-out slices at several moments of pre-training: {shows}"
     return [(figures.inpainting_panel(lines, plan.workdir / "figures" / name), caption)]
 
 
 _ROTATION = Page(notes=["Pre-training: rotation prediction; the trunk alone is transferred."])
 _LEARNING_RATE = ("Learning rate", {"lr": "rate"})
-_SINGLE = Kind(
-    "Fine-tuning.",
-    (
-        ("Training loss (eq. 5)", {"loss": "total"}),
-        ("Dice at 0.5, held-out slices", {"dice": "averaged weights"}),
-        _LEARNING_RATE,
-    ),
-)
+_HELD_OUT = "Dice at 0.5, held-out slices"
+_LOSS, _DICE = ("Training loss (eq. 5)", {"loss": "total"}), {"dice": "averaged weights"}
+_SINGLE = Kind("Fine-tuning.", (_LOSS, (_HELD_OUT, _DICE), _LEARNING_RATE))
 _TYPES = {"dice_ggo": "ground glass", "dice_consolidation": "consolidation"}
+_MULTI = (("Training loss", {"loss": "total"}), (_HELD_OUT, _TYPES), _LEARNING_RATE)
 _MASKS = {"rec_coach": "under coach masks", "rec_random": "under random masks"}
 KINDS = {  # by what networks learn
     "infection": _SINGLE,
     "lung": _SINGLE,
-    "lesions": Kind(
-        "The multi-class network.",
-        (
-            ("Training loss", {"loss": "total"}),
-            ("Dice at 0.5, held-out slices", _TYPES),
-            _LEARNING_RATE,
-        ),
-    ),
+    "lesions": Kind("The multi-class network.", _MULTI),
     "inpaint": Kind(
         "Both players. The coach earns its name where the error under its masks lies above the "
         "error under random masks of the same keep ratio.",
@@ -202,9 +182,8 @@ def _out_of_fold(stage: Stage, plan: Plan) -> Page:
         source = splits.open_whole(plan.data.train, plan.data)
         cases = out_of_fold.worst_lungs(score, source, stage.folder / "lungs")
         path = figures.overlays(cases, plan.workdir / "figures" / "lungs.png")
-        caption = (
-            "The lungs with the lowest Dice of each part, by a network that had not seen them."
-        )
+        how = "by a network that had not seen them."
+        caption = f"The lungs with the lowest Dice of each part, {how}"
         tables = [("Cross-validation", out_of_fold.lung_table(score))]
         return Page([(path, caption)], tables, [note])
     repeats = trained // stage.folds
@@ -222,11 +201,9 @@ def _pseudo_labels(stage: Stage, plan: Plan) -> Page:
     semi = stage.semi
     assert semi is not None
     if semi.kind == "mean_teacher":
-        note = (
-            f"Mean teacher: consistency weight {semi.consistency.weight:g}, ramped up in "
-            f"{semi.consistency.ramp_steps} steps, on slices of `{semi.split}`."
-        )
-        return Page(notes=[note])
+        weight, ramp = semi.consistency.weight, semi.consistency.ramp_steps
+        note = f"Mean teacher: consistency weight {weight:g}, ramped up in {ramp} steps, on slices "
+        return Page(notes=[f"{note}of `{semi.split}`."])
     found = json.loads((stage.folder / "pseudo.json").read_text())
     note = (
         f"Pseudo-labels: {found['slices']} slices of `{semi.split}` in {found['rounds']} rounds; "
@@ -270,11 +247,11 @@ def _evaluate(stage: Stage, plan: Plan) -> Page:
         f"Masks mark a class from this probability on: {cuts}. The mean of a mask over 256 "
         "thresholds is higher than that of its map only because a mask is sharp.",
     ]
-    for label, dice in result.get("cross_validated", {}).items():
-        notes.append(
-            f"Cross-validated Dice of {label}, each training slice by a network that had not seen "
-            f"it, empty-aware: {dice:.3f}."
-        )
+    notes += [
+        f"Cross-validated Dice of {label}, each training slice by a network that had not seen it, "
+        f"empty-aware: {dice:.3f}."
+        for label, dice in result.get("cross_validated", {}).items()
+    ]
     for label, summaries in result["classes"].items():
         pictures += test_split.draw(plan.workdir, label, summaries)
         if cut := summaries.get("cut"):
@@ -283,10 +260,8 @@ def _evaluate(stage: Stage, plan: Plan) -> Page:
                 f"the toolbox reading), empty-aware: {cut['cross_validated']:.3f}."
             )
     if plan.evaluate.choose_threshold:
-        notes.append(
-            "The thresholds of the masks are those with the best Dice on training slices that the "
-            "network had not seen."
-        )
+        how = "those with the best Dice on training slices that the network had not seen."
+        notes.append(f"The thresholds of the masks are {how}")
     return Page(pictures, [("Test split", table)], [*notes, *test_split.what_is_evaluated(plan)])
 
 

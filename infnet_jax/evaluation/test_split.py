@@ -36,8 +36,7 @@ def evaluate(
     for the figures, `evaluate/<class>.npz`; with `evaluate.choose_threshold` `thresholds.json`.
 
     Args:
-      plan: of the run.
-      predictor: of its final networks; part: which weights they have, for the report.
+      predictor: of the final networks; part: which weights they have, for the report.
       test: examples with masks, and priors if the networks are fed one.
       train: examples whose masks make the floors (`metrics.floors`).
       out_of_fold: training slices, for thresholds and the cross-validated Dice.
@@ -98,9 +97,7 @@ def _score(
 
     def measure(maps: Sequence[np.ndarray]) -> list[dict[str, Any]]:
         pairs = zip(maps, slices.truths, strict=True)
-        return [
-            metrics.toolbox(np.asarray(each, np.float32), truth, threshold) for each, truth in pairs
-        ]
+        return [metrics.toolbox(m.astype(np.float32), truth, threshold) for m, truth in pairs]
 
     of_maps, of_masks = measure(slices.probs), measure(slices.found)
     for row, of_map, of_mask in zip(rows, of_maps, of_masks, strict=True):
@@ -200,9 +197,8 @@ def what_is_evaluated(plan: Plan) -> list[str]:
     if not final.averages:
         if not held_out:
             return ["No slice was held out: the last averaged weights are evaluated."]
-        return [
-            f"{held_out} training slices (whole groups) were held out to choose the checkpoint."
-        ]
+        how = "were held out to choose the checkpoint."
+        return [f"{held_out} training slices (whole groups) {how}"]
     how = "folds of the training slices but" if final.folds else "training slices by a seed of"
     count = len(final.networks)
     notes = [f"The mean of {count} networks is evaluated, each trained on all {how} its own."]

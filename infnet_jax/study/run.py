@@ -20,7 +20,7 @@ from infnet_jax import config as configs, models, tasks
 from infnet_jax.data import splits
 from infnet_jax.data.batches import eval_batches
 from infnet_jax.data.sources import Source
-from infnet_jax.evaluation import networks
+from infnet_jax.evaluation import predictor as networks
 from infnet_jax.plan import Stage, resolve
 from infnet_jax.runs import workdir as workdirs
 from infnet_jax.runs.logs import clock

@@ -16,7 +16,7 @@ import numpy as np
 from infnet_jax.data import splits
 from infnet_jax.data.sources import Source, examples, select, text
 from infnet_jax.dice import dice
-from infnet_jax.evaluation import networks, out_of_fold
+from infnet_jax.evaluation import out_of_fold, predictor as networks
 from infnet_jax.evaluation.predictor import Predictor
 from infnet_jax.evaluation.soft_metrics import resize_map
 from infnet_jax.plan import Plan, Stage

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from infnet_jax import tasks
 from infnet_jax.data import splits
 from infnet_jax.data.sources import Source, WithPriors, lesion_maps, select, text
-from infnet_jax.evaluation import networks
+from infnet_jax.evaluation import predictor as networks
 from infnet_jax.evaluation.predictor import Predictor
 from infnet_jax.files import read_npz
 from infnet_jax.plan import Stage

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from infnet_jax.data import splits
 from infnet_jax.data.sources import select, statistics as statistics_of
 from infnet_jax.data.splits import Mix
-from infnet_jax.evaluation import networks, summary, test_split
+from infnet_jax.evaluation import predictor as networks, summary, test_split
 from infnet_jax.evaluation.out_of_fold import OutOfFold
 from infnet_jax.evaluation.predictor import Predictor
 from infnet_jax.plan import Plan, Stage, resolve

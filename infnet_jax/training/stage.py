@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from infnet_jax import tasks
 from infnet_jax.data.splits import Mix
-from infnet_jax.evaluation import networks
+from infnet_jax.evaluation import predictor as networks
 from infnet_jax.models import is_output_layer
 from infnet_jax.plan import Network, Plan, Stage
 from infnet_jax.runs.transfer import transfer

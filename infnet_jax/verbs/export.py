@@ -38,7 +38,7 @@ def export(workdir: Path, out: Path) -> Path:
     from flax.traverse_util import flatten_dict
     from safetensors.numpy import save
 
-    from infnet_jax.evaluation import networks
+    from infnet_jax.evaluation import predictor as networks
     from infnet_jax.plan import resolve
     from infnet_jax.runs.workdir import read_config
 
