@@ -17,7 +17,7 @@ from configs import (
     supervised,
 )
 from infnet_jax import tasks
-from infnet_jax.plan import resolve
+from infnet_jax.plan.resolve import resolve
 from infnet_jax.tasks.normalise import make_norm
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from configs import supervised
-from infnet_jax.data.batches import Batches
-from infnet_jax.data.sources import open_split, select
+from infnet_jax.data import Batches, Subset
+from infnet_jax.data.sources import open_split
 from infnet_jax.runs import mesh as meshes
 from infnet_jax.runs.checkpoint import load_parameters
 from infnet_jax.runs.logs import load_rows
@@ -28,13 +28,13 @@ def play(phantom):
         source = open_split(phantom, "train")
         section = supervised.get_config("tiny").segment
         section.update(size=32, eval_every=4, patience=patience)
-        batches = Batches([select(source, range(8))], batch_size=8, size=32, seed=0)
+        batches = Batches([Subset(source, range(8))], batch_size=8, size=32, seed=0)
         task = make_toy(total=kwargs.pop("total", TOTAL), **kwargs)
         return loop.fit(
             task,
             section,
             batches,
-            select(source, (8, 9)),
+            Subset(source, (8, 9)),
             directory=folder,
             name="segment",
             fresh=lambda: task.start(loop.init_variables(task, 0)),

@@ -14,9 +14,9 @@ from configs import (
     semisup,
     supervised,
 )
-from infnet_jax.plan import resolve
+from infnet_jax.plan.resolve import resolve
 from infnet_jax.tasks.inpaint import make_rounds
-from infnet_jax.training.run import run
+from infnet_jax.training import run
 
 FROM_PRIOR = {
     "multi.from_prior": True,

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from configs import multi
-from infnet_jax.data.sources import decode, examples, open_split, select, text
+from infnet_jax.data import Subset, decode, text
+from infnet_jax.data.sources import examples, open_split
 from infnet_jax.evaluation import networks
-from infnet_jax.plan import resolve
+from infnet_jax.plan.resolve import resolve
 from infnet_jax.training import data, loop, prior
 from infnet_jax.training.stage import Run
 
@@ -152,6 +153,6 @@ def test_held_out_parts_are_whole_groups_that_cover_the_slices(phantom):
         assert sorted(np.concatenate(deal)) == list(range(len(source)))
     assert set(held[0]) not in (set(held[2]), set(held[3]))  # else the seed changes nothing
     for part in held:
-        rest = select(source, np.setdiff1d(range(len(source)), part))
+        rest = Subset(source, np.setdiff1d(range(len(source)), part))
         inside = {text(source[i]["group"]) for i in part}
         assert not inside & {text(rest[i]["group"]) for i in range(len(rest))}

@@ -8,10 +8,10 @@ import pytest
 
 from configs import semisup
 from infnet_jax import tasks
-from infnet_jax.data.batches import Batches
-from infnet_jax.data.sources import examples, open_split, text
+from infnet_jax.data import Batches, text
+from infnet_jax.data.sources import examples, open_split
 from infnet_jax.evaluation import networks
-from infnet_jax.plan import resolve
+from infnet_jax.plan.resolve import resolve
 from infnet_jax.runs import mesh as meshes
 from infnet_jax.runs.checkpoint import load_parameters
 from infnet_jax.training import data, loop, pseudo_labels, stage as stages

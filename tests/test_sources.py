@@ -4,7 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from infnet_jax.data.sources import decode, examples, open_split, select, statistics
+from infnet_jax.data import Subset, decode
+from infnet_jax.data.sources import examples, open_split, statistics
 
 
 def test_statistics_of_two_pictures_by_hand():
@@ -37,7 +38,7 @@ def test_unfit_pictures_are_named():
         with pytest.raises(ValueError, match=f"'image' of example 'a7' is {found}"):
             decode({"image": value, "id": b"a7"}, "image")
     with pytest.raises(ValueError, match="index 3 is outside"):
-        select([{}] * 3, [0, 3])
+        Subset([{}] * 3, [0, 3])
 
 
 def test_a_prepared_folder_opens_by_split(phantom, tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from infnet_jax.data import sources, splits
-from infnet_jax.data.splits import Mix, Part, group_folds, split_validation
+from infnet_jax.data.sources import Mix, Part, group_folds, split_validation
 from infnet_jax.plan import Data
 from infnet_jax.training import data as stage_data
 

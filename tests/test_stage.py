@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from configs import multi, multi_semisup, selfsup, supervised
 from infnet_jax import tasks
 from infnet_jax.evaluation import networks
-from infnet_jax.plan import resolve
+from infnet_jax.plan.resolve import resolve
 from infnet_jax.runs import workdir
 from infnet_jax.runs.checkpoint import Checkpoints
 from infnet_jax.tasks.normalise import make_norm

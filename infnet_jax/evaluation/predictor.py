@@ -11,12 +11,12 @@ import cv2
 import jax
 import numpy as np
 
-from infnet_jax import models, plan as plans, tasks
-from infnet_jax.data.batches import eval_batches, resize
-from infnet_jax.data.sources import Source
+from infnet_jax import models, tasks
+from infnet_jax.data import Source, eval_batches, resize
 from infnet_jax.evaluation import networks
 from infnet_jax.evaluation.metrics import resize_map
 from infnet_jax.plan import Plan, Stage
+from infnet_jax.plan.resolve import resolve
 from infnet_jax.runs import mesh as meshes
 from infnet_jax.runs.workdir import read_config, read_statistics
 from infnet_jax.tasks import supervised
@@ -137,7 +137,7 @@ class Predictor:
           ValueError: weights are damaged or belong to another network, or it finds another thing.
         """
         workdir = Path(workdir)
-        plan = plans.resolve(read_config(workdir), workdir)
+        plan = resolve(read_config(workdir), workdir)
         if (plan.final.classes == ("lung",)) != lungs:
             raise ValueError(
                 f"{workdir}: that run finds {' and '.join(plan.final.classes)}; "

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from infnet_jax import models
 from infnet_jax.models import final_map
-from infnet_jax.plan.records import Stage
+from infnet_jax.plan import Stage
 from infnet_jax.tasks import inpaint, losses, normalise, optim, rotation
 from infnet_jax.tasks.mean_teacher import MeanTeacher
 from infnet_jax.tasks.state import Batch, Task

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from infnet_jax.models import coach as coach_lib, final_map
-from infnet_jax.plan.records import Stage
+from infnet_jax.plan import Stage
 from infnet_jax.tasks import augment, inpaint_losses, normalise, optim, state as state_lib
 from infnet_jax.tasks.game import Masks, make_rounds
 from infnet_jax.tasks.state import Batch, Metrics, Rows, Task, TrainState, Tree

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from infnet_jax.plan.records import Stage
+from infnet_jax.plan import Stage
 from infnet_jax.tasks import augment, normalise, optim, state as state_lib
 from infnet_jax.tasks.state import Batch, Metrics, Rows, Task, TrainState, Tree
 
