@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from infnet_jax.data import batches as module
+from infnet_jax import data as module
 from infnet_jax.data import Batches, Paired, epoch_order, eval_batches, quotas
 
 SIZES, WEIGHTS = [10, 4, 6], [1, 2, 1]

@@ -14,6 +14,7 @@ from infnet_jax.data.sources import examples, open_split
 from infnet_jax.evaluation import networks
 from infnet_jax.evaluation.predictor import Predictor, full_size, mark
 from infnet_jax.plan.resolve import resolve
+from infnet_jax.runs import mesh as meshes
 from infnet_jax.runs.workdir import read_statistics
 from infnet_jax.training import run, stage as stages
 from infnet_jax.verbs import export
@@ -195,7 +196,7 @@ class Two(Predictor):
     def __init__(self, found):
         self._found = iter(found)
         self._ensemble = [None] * len(found)
-        self._mesh = runs.meshes.make_mesh(jax.devices()[:1])
+        self._mesh = meshes.make_mesh(jax.devices()[:1])
         self._step = lambda *_: next(self._found)
 
 

@@ -11,7 +11,7 @@ from infnet_jax.data import Subset, decode, text
 from infnet_jax.data.sources import examples, open_split
 from infnet_jax.evaluation import networks
 from infnet_jax.plan.resolve import resolve
-from infnet_jax.training import data, loop, prior
+from infnet_jax.training import loop, prior, stage as stages
 from infnet_jax.training.stage import Run
 
 
@@ -46,7 +46,7 @@ def fit(phantom, monkeypatch, tmp_path):
 
     monkeypatch.setattr(loop, "fit", record)
     monkeypatch.setattr(networks, "load_weights", number)
-    monkeypatch.setattr(prior, "Predictor", Flat)
+    monkeypatch.setattr(stages, "Predictor", Flat)
 
     def run(labels=(), threshold=0.5, **changes):
         config = multi.get_config("tiny")
@@ -60,7 +60,7 @@ def fit(phantom, monkeypatch, tmp_path):
 
 
 def priors(plan, split):
-    source = data.with_priors(open_split(plan.data.folder, split), split, plan)
+    source = stages.with_priors(open_split(plan.data.folder, split), split, plan)
     return [(text(e["group"]), e["prior"]) for e in (source[i] for i in range(len(source)))]
 
 
@@ -124,7 +124,7 @@ def test_the_true_mask_as_an_upper_bound(fit, phantom, tmp_path):
     plan, trained, _ = fit(kind="truth")
     assert not trained and not (tmp_path / "prior").exists()
     source = open_split(phantom, "test")
-    found = data.with_priors(source, "test", plan)
+    found = stages.with_priors(source, "test", plan)
     for i in range(len(source)):
         np.testing.assert_array_equal(found[i]["prior"], 255 * (decode(source[i], "mask") > 0))
 
@@ -148,7 +148,7 @@ def test_held_out_parts_are_whole_groups_that_cover_the_slices(phantom):
     config.multi.update(folds=2, repeats=2, validation=0)
     plan = resolve(config, Path("w"), phantom)
     source = open_split(phantom, "train")
-    held = data.held_out(plan.final, source)
+    held = stages.held_out(plan.final, source)
     for deal in (held[:2], held[2:]):
         assert sorted(np.concatenate(deal)) == list(range(len(source)))
     assert set(held[0]) not in (set(held[2]), set(held[3]))  # else the seed changes nothing

@@ -14,7 +14,7 @@ from infnet_jax.evaluation import networks
 from infnet_jax.plan.resolve import resolve
 from infnet_jax.runs import mesh as meshes
 from infnet_jax.runs.checkpoint import load_parameters
-from infnet_jax.training import data, loop, pseudo_labels, stage as stages
+from infnet_jax.training import loop, pseudo_labels, stage as stages
 from tests.toy import Crash, make_toy
 
 N_TRAIN, N_UNLABELLED = 10, 8  # of phantom/tiny
@@ -53,7 +53,7 @@ def play(phantom, monkeypatch):
             return make_toy(4, hook=hook, dice={}, field="prior", reuse=1)
 
         monkeypatch.setattr(tasks, "make", make)
-        monkeypatch.setattr(pseudo_labels, "Predictor", Flat)
+        monkeypatch.setattr(stages, "Predictor", Flat)
         plan = resolve(config or small(), folder, phantom)
         shared = stages.Run(plan, meshes.make_mesh(), (0.3, 0.25))
         return pseudo_labels.run(plan.stages[0], shared)
@@ -170,7 +170,7 @@ def test_who_learns_from_what(recorded, phantom):
     (_, teacher, held, _, _), first, second, pool = fitted
     assert len(held) == 2 and sorted(teacher[0] + held) == sorted(labelled)
     plan = resolve(small(), Path("w"), phantom)
-    ((_, segment_held),) = data.open_data(plan.final, plan)
+    ((_, segment_held),) = stages.open_data(plan.final, plan)
     assert held == [text(segment_held[i]["id"]) for i in range(len(segment_held))]
     assert first[1][0] == second[1][0] == teacher[0] and first[2] == second[2] == []
     assert len(first[1][1]) == 5 and second[1][1][:5] == first[1][1]
@@ -199,7 +199,7 @@ def test_a_mean_teacher_needs_the_teacher_only(recorded):
 
 def test_batches_hold_unlabelled_images_and_resume(phantom):
     plan = resolve(small(kind="mean_teacher"), Path("w"), phantom)
-    ((batches, _),) = data.open_data(plan.final, plan)
+    ((batches, _),) = stages.open_data(plan.final, plan)
     assert batches.fields == ("image", "mask") and batches.example_count == N_TRAIN - 2
     stream = batches.iterate(0)
     first = [next(stream) for _ in range(3)]

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from infnet_jax.data import sources, splits
+from infnet_jax.data import sources, text
 from infnet_jax.data.sources import Mix, Part, group_folds, split_validation
 from infnet_jax.plan import Data
-from infnet_jax.training import data as stage_data
+from infnet_jax.training import stage as stages
 
 PLAIN = Data("set", Path("set"), "train", "test", "infection", (), folds=0, fold=0, seed=0)
 
@@ -31,14 +31,14 @@ def groups_of(source, indices):
 
 
 def ids(source):
-    return [sources.text(source[i]["id"]) for i in range(len(source))]
+    return [text(source[i]["id"]) for i in range(len(source))]
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_budgets_nest_and_cut_no_group(seed):
     source = groups([5, 2, *[1] * 43])  # as the 50 slices of COVID-SemiSeg are
     ladders = (10,), (10, 25), (10, 25, 50)
-    ten, more, everything = (splits.nested_subset(source, each, seed) for each in ladders)
+    ten, more, everything = (sources.nested_subset(source, each, seed) for each in ladders)
     assert (len(ten), len(more), len(everything)) == (10, 25, 50)
     assert set(ten) < set(more) < set(everything)
     for chosen in (ten, more):
@@ -48,23 +48,23 @@ def test_budgets_nest_and_cut_no_group(seed):
 
 
 def test_seeds_draw_other_subsets_and_a_big_group_that_was_passed_over_comes_later():
-    draws = {tuple(splits.nested_subset(groups([1] * 30), (5,), seed)) for seed in range(5)}
+    draws = {tuple(sources.nested_subset(groups([1] * 30), (5,), seed)) for seed in range(5)}
     assert len(draws) == 5
     source = groups([4, 1, 1])
-    assert splits.nested_subset(source, (2,), 0).tolist() == [4, 5]
-    assert splits.nested_subset(source, (2, 6), 0).tolist() == [0, 1, 2, 3, 4, 5]
-    assert splits.nested_subset(source, (2, 5), 0).tolist() == [4, 5]  # short, not cut
+    assert sources.nested_subset(source, (2,), 0).tolist() == [4, 5]
+    assert sources.nested_subset(source, (2, 6), 0).tolist() == [0, 1, 2, 3, 4, 5]
+    assert sources.nested_subset(source, (2, 5), 0).tolist() == [4, 5]  # short, not cut
 
 
 @pytest.mark.parametrize("ladder", [(0,), (3, 3), (5, 2), (7,)])
 def test_a_ladder_that_does_not_rise(ladder):
     with pytest.raises(ValueError, match="data.labels=.*: give rising numbers in 1 .. 6"):
-        splits.nested_subset(groups([4, 1, 1]), ladder, 0)
+        sources.nested_subset(groups([4, 1, 1]), ladder, 0)
 
 
 def test_a_budget_below_every_group():
     with pytest.raises(ValueError, match="every group has more slices"):
-        splits.nested_subset(groups([4, 3]), (2,), 0)
+        sources.nested_subset(groups([4, 3]), (2,), 0)
 
 
 def test_validation_takes_whole_groups():
@@ -125,9 +125,9 @@ def folded(fold, **changes):
 def test_a_test_fold_is_seen_by_nothing_else(dataset):
     tested = []
     for fold in range(3):
-        test = set(ids(splits.open_test(folded(fold))))
+        test = set(ids(sources.open_test(folded(fold))))
         seen, learned = (
-            set(ids(splits.open_training("train", folded(fold), masks=m))) for m in (False, True)
+            set(ids(sources.open_training("train", folded(fold), masks=m))) for m in (False, True)
         )
         assert test and not test & seen and learned == seen and len(seen) + len(test) == 10
         tested_patients, seen_patients = ({i.split("_")[0] for i in some} for some in (test, seen))
@@ -138,31 +138,31 @@ def test_a_test_fold_is_seen_by_nothing_else(dataset):
 
 def test_labels_limit_masks_and_not_images(dataset):
     data = PLAIN._replace(labels=(4,))
-    few = splits.open_training("train", data, masks=True)
+    few = sources.open_training("train", data, masks=True)
     assert len(few) == 4 and len({name.split("_")[0] for name in ids(few)}) == 2
-    assert len(splits.open_training("train", data, masks=False)) == 10
-    assert len(splits.open_training("unlabeled", data, masks=True)) == 8
-    assert len(splits.open_test(data)) == 6
+    assert len(sources.open_training("train", data, masks=False)) == 10
+    assert len(sources.open_training("unlabeled", data, masks=True)) == 8
+    assert len(sources.open_test(data)) == 6
     data = folded(0, labels=(2,))
-    few = set(ids(splits.open_training("train", data, masks=True)))
-    assert len(few) == 2 and few.isdisjoint(ids(splits.open_test(data)))
+    few = set(ids(sources.open_training("train", data, masks=True)))
+    assert len(few) == 2 and few.isdisjoint(ids(sources.open_test(data)))
 
 
 def test_what_would_leak_or_be_ignored_is_refused(dataset):
     with pytest.raises(ValueError, match=r"data.fold=3 must lie in 0 .. 2"):
-        splits.open_test(folded(3))
+        sources.open_test(folded(3))
     with pytest.raises(ValueError, match="data.test='test': with data.folds it must be"):
-        splits.open_test(folded(0)._replace(test="test"))
+        sources.open_test(folded(0)._replace(test="test"))
     for data in (folded(0), PLAIN._replace(labels=(4,))):
         with pytest.raises(ValueError, match="name the whole 'train'"):
-            splits.open_training("train[:80%]", data, masks=True)
+            sources.open_training("train[:80%]", data, masks=True)
 
 
 def test_mixes_are_read():
-    assert splits.parse_mix("") == splits.parse_mix("  ") == []
-    assert splits.parse_mix("ictcf") == [Part("ictcf", "train", None)]
+    assert sources.parse_mix("") == sources.parse_mix("  ") == []
+    assert sources.parse_mix("ictcf") == [Part("ictcf", "train", None)]
     text = "covid_semiseg/binary:unlabeled + 2 * ictcf + .5*cc_ccii/slices:test[:50%]"
-    assert splits.parse_mix(text) == [
+    assert sources.parse_mix(text) == [
         Part("covid_semiseg/binary", "unlabeled", None),
         Part("ictcf", "train", 2.0),
         Part("cc_ccii/slices", "test[:50%]", 0.5),
@@ -186,7 +186,7 @@ def test_mixes_are_read():
 )
 def test_what_is_no_mix_is_named(text, words):
     with pytest.raises(ValueError, match="data.pretrain") as caught:
-        splits.parse_mix(text)
+        sources.parse_mix(text)
     assert words in str(caught.value)
 
 
@@ -200,10 +200,10 @@ def test_weights_of_a_mix():
 def opened(monkeypatch, tmp_path):
     """opened(copies) opens two parts of 6 and 4 examples with these near-copies of the test."""
     found = {"a": patients("a", 6), "b": patients("b", 4)}
-    monkeypatch.setattr(stage_data, "open_split", lambda folder, split: found[folder])
+    monkeypatch.setattr(sources, "open_split", lambda folder, split: found[folder])
     parts = Part("a", folder="a"), Part("b", "unlabeled", 2.0, "b")
     stage = SimpleNamespace(mix="a + 2 * b:unlabeled", folder=tmp_path / "pretrain")
-    return lambda copies: stage_data.open_sources(stage, None, Mix(parts, copies))
+    return lambda copies: stages.open_sources(stage, None, Mix(parts, copies))
 
 
 def test_near_copies_are_left_out_listed_and_not_searched_again(opened, tmp_path, capsys):

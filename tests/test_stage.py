@@ -8,13 +8,13 @@ import pytest
 from safetensors.numpy import save_file
 
 from configs import multi, multi_semisup, selfsup, supervised
-from infnet_jax import tasks
+from infnet_jax import tasks, training
 from infnet_jax.evaluation import networks
 from infnet_jax.plan.resolve import resolve
 from infnet_jax.runs import workdir
 from infnet_jax.runs.checkpoint import Checkpoints
 from infnet_jax.tasks.normalise import make_norm
-from infnet_jax.training import data, loop, run as runs, stage as stages
+from infnet_jax.training import loop, stage as stages
 from tests.toy import make_toy
 
 NORM = make_norm("dataset", 1, (0.3, 0.25))
@@ -30,7 +30,8 @@ def imported(folder, value):
 def start(config, folder):
     plan = resolve(config, folder)
     network = plan.final.networks[0]
-    return stages.start(make_toy(), plan.final, network, network.folder, plan)
+    run = stages.Run(plan, None, (0, 1))
+    return stages.start(make_toy(), plan.final, network, network.folder, run)
 
 
 def test_a_network_starts_from_imported_weights(tmp_path):
@@ -48,7 +49,7 @@ def test_missing_weights_leave_no_workdir_behind(tmp_path, phantom):
     config = supervised.get_config("tiny")
     config.weights = str(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match="none"):
-        runs.run(config, workdir=tmp_path / "run", dataset=phantom, name="x", command="x")
+        training.run(config, workdir=tmp_path / "run", dataset=phantom, name="x", command="x")
     assert not (tmp_path / "run").exists()
 
 
@@ -62,7 +63,7 @@ def test_three_classes_start_from_what_pseudo_labels_have_taught(tmp_path):
     with Checkpoints(tmp_path / "semi" / "pool" / "checkpoints", save_every=4) as pool:
         pool.offer(4, single.start(learned))
     network = plan.final.networks[0]
-    state = stages.start(task, plan.final, network, network.folder, plan)
+    state = stages.start(task, plan.final, network, network.folder, stages.Run(plan, None, (0, 1)))
     found, fresh = state.net.params, loop.init_variables(task, 0)["net"]["params"]
     for part in ("trunk", "decoder"):
         jax.tree.map(np.testing.assert_array_equal, found[part], learned["net"]["params"][part])
@@ -76,7 +77,7 @@ def test_another_config_is_refused_before_anything_is_written(tmp_path, phantom)
     before = (tmp_path / "config.json").read_bytes()
     config.segment.optim.momentum = 0.5
     with pytest.raises(ValueError, match=r"segment.optim.momentum = 0.9 \(now 0.5\)"):
-        runs.run(config, workdir=tmp_path, dataset=phantom, name="x", command="x")
+        training.run(config, workdir=tmp_path, dataset=phantom, name="x", command="x")
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
     assert (tmp_path / "config.json").read_bytes() == before
 
@@ -84,7 +85,7 @@ def test_another_config_is_refused_before_anything_is_written(tmp_path, phantom)
 def test_a_multi_class_network_without_prior_needs_none_in_its_test_slices(tmp_path, phantom):
     config = multi.get_config("tiny")
     config.multi.prior_use = "none"
-    assert "prior" not in data.open_test(resolve(config, tmp_path, phantom))[0]
+    assert "prior" not in stages.open_test(resolve(config, tmp_path, phantom))[0]
 
 
 @pytest.fixture
@@ -123,9 +124,9 @@ def test_folds_dealt_twice_are_those_of_the_next_seed(recorded, phantom, tmp_pat
     again = config.copy_and_resolve_references()
     again.seed, again.segment.repeats = 1, 1
     twice, once = (resolve(c, tmp_path, phantom) for c in (config, again))
-    source = data.open_sources(twice.final, twice)[-1]
-    second = data.held_out(twice.final, source)[2:]
-    for a, b in zip(second, data.held_out(once.final, source), strict=True):
+    source = stages.open_sources(twice.final, twice)[-1]
+    second = stages.held_out(twice.final, source)[2:]
+    for a, b in zip(second, stages.held_out(once.final, source), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -144,9 +145,9 @@ def test_out_of_fold_maps_are_the_mean_of_one_network_of_each_deal(phantom, tmp_
         def maps(self, source):
             return [np.full((2, 2, 1), float(self.number))] * len(source)
 
-    found = runs._out_of_fold(plan, Numbered(), [0, 1, 2, 3])
-    source = data.open_sources(plan.final, plan)[-1]
-    held = data.held_out(plan.final, source)
+    found = training._out_of_fold(plan, Numbered(), [0, 1, 2, 3])
+    source = stages.open_sources(plan.final, plan)[-1]
+    held = stages.held_out(plan.final, source)
     assert len(found.source) == len(found.maps) == len(source)
     for i, probs in enumerate(found.maps):
         both = [k for k, part in enumerate(held) if i in part]
