@@ -275,8 +275,7 @@ def lesion_maps(source: Source) -> dict[str, np.ndarray]:
 def statistics(source: Source, indices: Iterable[int] | None = None) -> tuple[float, float]:
     """Mean and standard deviation of all image pixels on the [0, 1] scale, at native size.
 
-    Every pixel counts once, so large images weigh more. Exact: computed from one histogram. A
-    ValueError where there are no examples.
+    Every pixel counts once, so large images weigh more. A ValueError where there are no examples.
     """
     counts = np.zeros(256, np.int64)
     for index in range(len(source)) if indices is None else indices:

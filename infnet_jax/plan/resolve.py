@@ -8,18 +8,17 @@ from ml_collections import ConfigDict
 
 from infnet_jax.plan import Data, Net, Network, Plan, Stage
 
-STAGES = (
-    *("pretrain", "prior", "cross_validation", "semi", "segment", "pretrain_multi", "multi"),
-    "evaluate",
-)
-_RUNS = {  # what runs a stage, `train` unless said here
+_RUNS = {  # stage -> what runs it
+    "pretrain": "train",
     "prior": "out_of_fold",
     "cross_validation": "out_of_fold",
     "semi": "pseudo_labels",
+    "segment": "train",
+    "pretrain_multi": "train",
+    "multi": "train",
     "evaluate": "evaluate",
 }
-# Stage -> the stages whose weights it may start from; the first of these that is run counts.
-_STARTS = {
+_STARTS = {  # stage -> whose weights it may start from; the first of these that is run counts
     "prior": ("pretrain",),
     "semi": ("pretrain",),
     "segment": ("semi", "pretrain"),
@@ -67,7 +66,7 @@ class _Reader(NamedTuple):
         """The record of one stage."""
         config, multi = self.config, name.endswith("multi")
         key = "segment" if name in ("prior", "cross_validation", "semi") else name
-        section, runs = config[key], _RUNS.get(name, "train")
+        section, runs = config[key], _RUNS[name]
         pretext = section.get("pretext", "")
         prior = config.multi.prior_use if multi else "none"
         prior = "none" if pretext and prior == "average" else prior
@@ -141,7 +140,7 @@ def _check(config: ConfigDict) -> None:
         )
     stages, pretrain = config.stages, config.data.pretrain
     for name in stages:
-        if name not in STAGES or name not in config:
+        if name not in _RUNS or name not in config:
             raise ValueError(f"stages: {name!r} is none of this config's stages")
     _check_choice("data.target", config.data.target, "infection", "lung")
     for name in ("prior", "cross_validation", "segment", "multi"):
@@ -185,7 +184,7 @@ def _check_ensemble(name: str, section: ConfigDict) -> None:
     folds, repeats = section.folds, section.repeats
     if repeats < 1:
         raise ValueError(f"{name}.repeats={repeats}: choose 1 or more")
-    if _RUNS.get(name) == "out_of_fold":
+    if _RUNS[name] == "out_of_fold":
         if section.get("kind", "crossfit") == "crossfit" and folds < 2:
             raise ValueError(f"{name}.folds={folds}: choose 2 or more")
         return

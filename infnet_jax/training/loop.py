@@ -56,11 +56,8 @@ def fit(
         `tensorboard/` and `parameters.txt`; name: for the log.
       fresh: makes the state of step 0; seed: of the steps' randomness.
 
-    Returns:
-      The timing of the stage, or None if it was asked to stop before its end.
-
-    Raises:
-      FloatingPointError: a loss that is not finite; the last good checkpoint stays.
+    Returns the timing, None if asked to stop before the end. A loss that is not finite is a
+    FloatingPointError; the last good checkpoint stays.
     """
     monitored = len(held_out) > 0
     mode, folder = task.metric_mode if monitored else None, directory / "checkpoints"
@@ -161,11 +158,8 @@ def _judge(job: _Training, state: TrainState, step: int) -> tuple[float, TrainSt
     metric = float(np.float32(scalars[task.metric]))  # as the state holds the best one
     better = np.less if task.metric_mode == "min" else np.greater
     if better(metric, float(state.best_metric)):
-        like = state.best_metric.sharding
-        state = state.replace(
-            best_metric=jax.device_put(np.float32(metric), like),
-            best_step=jax.device_put(np.int32(step), like),
-        )
+        best = jax.device_put((np.float32(metric), np.int32(step)), state.best_metric.sharding)
+        state = state.replace(best_metric=best[0], best_step=best[1])
     return metric, state
 
 

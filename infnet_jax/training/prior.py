@@ -38,31 +38,28 @@ def run(stage: Stage, run: Run) -> dict | None:
     if timing is None:
         return None
     began = time.perf_counter()
-    labelled = sources.labelled(sources.open_whole(plan.data.train, plan.data), plan.data)
+    whole = sources.open_whole(plan.data.train, plan.data)
+    labelled = sources.labelled(whole, plan.data)
     held_out = stages.held_out(stage, stages.open_sources(stage, plan)[-1])
     predictor = run.predictor(stage)
     for k, (network, held) in enumerate(zip(stage.networks, held_out, strict=True)):
         path = stage.folder / f"fold{k}.{'json' if lungs else 'npz'}"
         if not path.exists():
             weights = networks.load_weights(network.folder / "checkpoints", "latest")
-            write = _write_lungs if lungs else _write_maps
-            write(path, predictor.using([weights]), plan, labelled, held)
+            fold = predictor.using([weights])
+            if lungs:
+                _write_lungs(path, fold, plan, Subset(whole, labelled[held]))
+            else:
+                _write_maps(path, fold, plan, np.delete(labelled, held))
     if jax.process_index() == 0:
         score = _score_lungs(stage) if lungs else _score(plan)
         write_json(stage.folder / "cross_validation.json", score)
     return {**timing, "seconds": timing["seconds"] + time.perf_counter() - began}
 
 
-def _write_maps(
-    path: Path, predictor: Predictor, plan: Plan, labelled: np.ndarray, held: np.ndarray
-) -> None:
-    """The fold's maps: of training slices it has not seen, and of all the other splits.
-
-    Args:
-      labelled: indices, in the training split, of the slices that may be learned from.
-      held: which of them the fold has not seen.
-    """
-    learned, found = np.delete(labelled, held), {}
+def _write_maps(path: Path, predictor: Predictor, plan: Plan, learned: np.ndarray) -> None:
+    """The fold's maps of all splits, but for the training slices that it has learned from."""
+    found = {}
     for split in dict.fromkeys([plan.data.train, plan.data.test, *plan.prior_splits]):
         source = sources.open_whole(split, plan.data)
         if split == plan.data.train:
@@ -73,11 +70,8 @@ def _write_maps(
     write_npz(path, found)
 
 
-def _write_lungs(
-    path: Path, predictor: Predictor, plan: Plan, labelled: np.ndarray, held: np.ndarray
-) -> None:
-    """Scores and pictures of the lungs that the fold finds; arguments as of `_write_maps`."""
-    unseen = Subset(sources.open_whole(plan.data.train, plan.data), labelled[held])
+def _write_lungs(path: Path, predictor: Predictor, plan: Plan, unseen: Source) -> None:
+    """Scores and pictures of the lungs that the fold finds in slices it has not seen."""
 
     def maps(source: Source) -> list[np.ndarray]:
         return [probs[..., 0] for probs in predictor.maps(source)]

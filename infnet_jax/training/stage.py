@@ -52,8 +52,7 @@ class Run(NamedTuple):
 def train(stage: Stage, run: Run) -> dict | None:
     """Trains a stage's networks to their end; finished ones are skipped, one resumes.
 
-    Returns:
-      The timing, None if asked to stop.
+    Returns the timing, None if asked to stop.
     """
     timings = []
     pairs = zip(stage.networks, open_data(stage, run.plan, run.mix), strict=True)
@@ -178,24 +177,20 @@ def with_priors(source: Source, split: str, plan: Plan) -> Source:
 def held_out(stage: Stage, source: Source) -> list[np.ndarray]:
     """For each network of a stage the examples that it does not train on (whole groups).
 
-    Returns:
-      Indices of `source`, int64, an array a network.
-
-    Raises:
-      ValueError: more folds than groups, or no slice left to train on.
+    Returns indices of `source`, int64, an array a network. A ValueError for more folds than groups,
+    or where no slice is left to train on.
     """
-    count, folds, held = stage.section.validation, stage.folds, []
-    for seed, fold in ((network.seed, network.fold) for network in stage.networks):
-        try:
-            held.append(
-                sources.split_validation(source, count=count, seed=seed)[1]
-                if fold is None
-                else sources.group_folds(source, folds, seed)[fold]
-            )
-        except ValueError as error:
-            key = f"validation={count}" if fold is None else f"folds={folds}"
-            raise ValueError(f"{stage.name}.{key}: {error}") from error
-    return held
+    count, folds = stage.section.validation, stage.folds
+    try:
+        return [
+            sources.split_validation(source, count=count, seed=network.seed)[1]
+            if network.fold is None
+            else sources.group_folds(source, folds, network.seed)[network.fold]
+            for network in stage.networks
+        ]
+    except ValueError as error:
+        key = f"folds={folds}" if folds else f"validation={count}"
+        raise ValueError(f"{stage.name}.{key}: {error}") from error
 
 
 def check_held_out(plan: Plan) -> None:
@@ -242,10 +237,7 @@ def _open_mix(mix: Mix, directory: Path) -> list[Source]:
             opened[i] = Subset(source, rest)
         found = {"dataset": str(part.folder), "split": part.split, "weight": part.weight}
         listing.append({**found, "examples": count, "dropped": sorted(dropped)})
-        print(
-            f"pretrain: {part}: {len(dropped)} of {count} slices dropped, near-copies of "
-            "the test split",
-            file=sys.stderr,
-        )
+        copies = f"{len(dropped)} of {count} slices dropped, near-copies of the test split"
+        print(f"pretrain: {part}: {copies}", file=sys.stderr)
     write_json(path, listing)
     return opened
