@@ -142,20 +142,3 @@ def test_networks_past_the_tenth_keep_their_numbers(tmp_path, monkeypatch):
     (tmp_path / "multi" / "fold11" / "checkpoints").rmdir()
     with pytest.raises(FileNotFoundError, match="multi: 11 of 12 networks are trained"):
         networks.load_final(plan)
-
-
-def test_held_out_parts_are_whole_groups_that_cover_the_slices(phantom):
-    config = multi.get_config("tiny")
-    config.multi.update(folds=2, repeats=2, validation=0)
-    plan = resolve(config, Path("w"), phantom)
-    source = open_split(phantom, "train")
-    held = stages.held_out(plan.final, source)
-    for deal in (held[:2], held[2:]):
-        assert sorted(np.concatenate(deal)) == list(range(len(source)))
-    assert set(held[0]) not in (set(held[2]), set(held[3]))  # else the seed changes nothing
-    for part in held:
-        inside, outside = (
-            {text(source[int(i)]["group"]) for i in some}
-            for some in (part, np.setdiff1d(range(len(source)), part))
-        )
-        assert not inside & outside

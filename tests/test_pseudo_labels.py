@@ -11,7 +11,7 @@ import pytest
 from configs import semisup
 from infnet_jax import tasks
 from infnet_jax.data import Batches, text
-from infnet_jax.data.sources import examples, open_split
+from infnet_jax.data.sources import open_split
 from infnet_jax.evaluation import networks
 from infnet_jax.files import read_npz
 from infnet_jax.plan.resolve import resolve
@@ -181,16 +181,13 @@ def test_a_mean_teacher_needs_the_teacher_only(recorded):
     assert [n[0] for n in recorded(kind="mean_teacher")] == ["teacher"]
 
 
-def test_batches_hold_unlabelled_images_and_resume(phantom):
+def test_batches_of_a_mean_teacher_hold_unlabelled_images(phantom):
     plan = resolve(small(kind="mean_teacher"), Path("w"), phantom)
     ((batches, _),) = stages.open_data(plan.final, plan)
     assert batches.fields == ("image", "mask") and batches.example_count == N_TRAIN - 2
-    with closing(batches.iterate(0)) as stream, closing(batches.iterate(2)) as later:
-        first, third = [next(stream) for _ in range(3)], next(later)
+    with closing(batches.iterate(1)) as stream:
+        batch = next(stream)
+    assert {batch[name].shape for name in ("image", "mask", "unlabelled")} == {(8, 16, 16, 1)}
     source = open_split(phantom, "unlabeled")
-    assert len({e["image"].tobytes() for e in examples(source)}) == N_UNLABELLED
-    for name in ("image", "mask", "unlabelled"):
-        assert first[0][name].shape == (8, 16, 16, 1)
-        np.testing.assert_array_equal(third[name], first[2][name])
     stray = Batches([source], batch_size=8, size=16, seed=0, fields=("image",))
-    np.testing.assert_array_equal(first[1]["unlabelled"], stray[1]["image"])
+    np.testing.assert_array_equal(batch["unlabelled"], stray[1]["image"])

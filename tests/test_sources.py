@@ -9,19 +9,7 @@ import numpy as np
 import pytest
 
 from infnet_jax.data import Subset, decode, sources, text
-from infnet_jax.data.sources import (
-    Mix,
-    Part,
-    examples,
-    group_folds,
-    nested_subset,
-    open_split,
-    open_test,
-    open_training,
-    parse_mix,
-    split_validation,
-    statistics,
-)
+from infnet_jax.data.sources import Mix, Part, examples, group_folds, nested_subset, parse_mix
 from infnet_jax.plan import Data
 from infnet_jax.training import stage as stages
 
@@ -31,11 +19,11 @@ PLAIN = Data("set", Path("set"), "train", "test", "infection")
 def test_statistics_of_two_pictures_by_hand():
     pictures = [np.full((1, 3, 1), 0, np.uint8), np.full((1, 1, 1), 255, np.uint8)]
     source = [{"image": picture} for picture in pictures]
-    mean, std = statistics(source)  # pixels 0, 0, 0, 1
+    mean, std = sources.statistics(source)  # pixels 0, 0, 0, 1
     assert mean == pytest.approx(0.25) and std == pytest.approx(np.sqrt(3) / 4)
-    assert statistics(source, [1]) == (1.0, 0.0)
+    assert sources.statistics(source, [1]) == (1.0, 0.0)
     with pytest.raises(ValueError, match="empty"):
-        statistics(source, [])
+        sources.statistics(source, [])
 
 
 def test_examples_come_decoded_at_native_size_with_text():
@@ -60,7 +48,7 @@ def test_unfit_pictures_are_named():
 def test_a_prepared_folder_opens_by_split(phantom, tmp_path):
     import tensorflow_datasets as tfds
 
-    train = open_split(phantom, "train")
+    train = sources.open_split(phantom, "train")
     assert isinstance(train[0]["image"], bytes)  # decoded later, by OpenCV
     decoded_by_tfds = tfds.builder_from_directory(phantom).as_data_source("train")
     for mine, theirs in zip(examples(train), decoded_by_tfds, strict=True):
@@ -68,14 +56,16 @@ def test_a_prepared_folder_opens_by_split(phantom, tmp_path):
         np.testing.assert_array_equal(mine["image"], theirs["image"])
         np.testing.assert_array_equal(mine["mask"], theirs["mask"])
     count = len(train)
-    assert len(open_split(phantom, "train[:50%]")) == count // 2
-    assert len(open_split(phantom, "train+test")) == count + len(open_split(phantom, "test"))
+    assert len(sources.open_split(phantom, "train[:50%]")) == count // 2
+    assert len(sources.open_split(phantom, "train+test")) == count + len(
+        sources.open_split(phantom, "test")
+    )
     with pytest.raises(ValueError, match="no split 'val'; it has test, train"):
-        open_split(phantom, "val")
+        sources.open_split(phantom, "val")
     with pytest.raises(ValueError, match="data.target='mask': choose infection or lung"):
-        open_split(phantom, "train", "mask")
+        sources.open_split(phantom, "train", "mask")
     with pytest.raises(FileNotFoundError, match="not a prepared dataset"):
-        open_split(tmp_path / "nowhere", "train")
+        sources.open_split(tmp_path / "nowhere", "train")
 
 
 def groups(sizes):
@@ -120,26 +110,25 @@ def test_seeds_draw_other_subsets_and_a_big_group_that_was_passed_over_comes_lat
 
 
 @pytest.mark.parametrize("ladder", [(0,), (3, 3), (5, 2), (7,)])
-def test_a_ladder_that_does_not_rise(ladder):
+def test_impossible_budgets_are_refused(ladder):
     with pytest.raises(ValueError, match="data.labels=.*: give rising numbers in 1 .. 6"):
         nested_subset(groups([4, 1, 1]), ladder, 0)
-
-
-def test_a_budget_below_every_group():
     with pytest.raises(ValueError, match="every group has more slices"):
         nested_subset(groups([4, 3]), (2,), 0)
 
 
 def test_validation_takes_whole_groups():
     source = groups([3] * 10)
-    training, validation = split_validation(source, count=7, seed=0)
+    training, validation = sources.split_validation(source, count=7, seed=0)
     assert validation.size == 6  # a third patient would not fit
     assert not set(training // 3) & set(validation // 3)
     assert sorted([*training, *validation]) == list(range(30))
-    assert len({tuple(split_validation(source, count=7, seed=s)[1]) for s in range(6)}) > 1
-    assert split_validation(source, count=1)[1].size == 3  # the smallest group that there is
-    assert split_validation(source, count=0)[1].size == 0
-    backwards = split_validation(source[::-1], count=7, seed=0)[1]
+    assert len({tuple(sources.split_validation(source, count=7, seed=s)[1]) for s in range(6)}) > 1
+    assert (
+        sources.split_validation(source, count=1)[1].size == 3
+    )  # the smallest group that there is
+    assert sources.split_validation(source, count=0)[1].size == 0
+    backwards = sources.split_validation(source[::-1], count=7, seed=0)[1]
     assert sorted(29 - backwards) == validation.tolist()  # the order of records does not matter
 
 
@@ -149,7 +138,7 @@ def test_validation_takes_whole_groups():
 )
 def test_impossible_validation_sets_are_refused(sizes, count, message):
     with pytest.raises(ValueError, match=message):
-        split_validation(groups(sizes), count=count)
+        sources.split_validation(groups(sizes), count=count)
 
 
 def test_folds_share_out_whole_groups_about_evenly():
@@ -184,8 +173,10 @@ def test_a_test_fold_is_seen_by_nothing_else(dataset):
     tested = []
     for fold in range(3):
         data = folded(fold)
-        test = set(ids(open_test(data)))
-        seen, learned = (set(ids(open_training("train", data, masks=m))) for m in (False, True))
+        test = set(ids(sources.open_test(data)))
+        seen, learned = (
+            set(ids(sources.open_training("train", data, masks=m))) for m in (False, True)
+        )
         assert test and not test & seen and learned == seen and len(seen) + len(test) == 10
         tested_patients, seen_patients = ({i.split("_")[0] for i in some} for some in (test, seen))
         assert not tested_patients & seen_patients
@@ -195,24 +186,24 @@ def test_a_test_fold_is_seen_by_nothing_else(dataset):
 
 def test_labels_limit_masks_and_not_images(dataset):
     data = PLAIN._replace(labels=(4,))
-    few = open_training("train", data, masks=True)
+    few = sources.open_training("train", data, masks=True)
     assert len(few) == 4 and len({name.split("_")[0] for name in ids(few)}) == 2
-    assert len(open_training("train", data, masks=False)) == 10
-    assert len(open_training("unlabeled", data, masks=True)) == 8
-    assert len(open_test(data)) == 6
+    assert len(sources.open_training("train", data, masks=False)) == 10
+    assert len(sources.open_training("unlabeled", data, masks=True)) == 8
+    assert len(sources.open_test(data)) == 6
     data = folded(0, labels=(2,))
-    few = set(ids(open_training("train", data, masks=True)))
-    assert len(few) == 2 and few.isdisjoint(ids(open_test(data)))
+    few = set(ids(sources.open_training("train", data, masks=True)))
+    assert len(few) == 2 and few.isdisjoint(ids(sources.open_test(data)))
 
 
 def test_what_would_leak_or_be_ignored_is_refused(dataset):
     with pytest.raises(ValueError, match=r"data.fold=3 must lie in 0 .. 2"):
-        open_test(folded(3))
+        sources.open_test(folded(3))
     with pytest.raises(ValueError, match="data.test='test': with data.folds it must be"):
-        open_test(folded(0)._replace(test="test"))
+        sources.open_test(folded(0)._replace(test="test"))
     for data in (folded(0), PLAIN._replace(labels=(4,))):
         with pytest.raises(ValueError, match="name the whole 'train'"):
-            open_training("train[:80%]", data, masks=True)
+            sources.open_training("train[:80%]", data, masks=True)
 
 
 def test_mixes_are_read():
