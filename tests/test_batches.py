@@ -1,5 +1,8 @@
 """Batches are pure in (seed, step) and cover everything once, whatever the processes."""
 
+from contextlib import closing
+from functools import partial
+
 import cv2
 import jax
 import numpy as np
@@ -38,6 +41,11 @@ def make(*sources, **changes):
     return Batches(sources, **({"batch_size": 4, "size": 8, "seed": 5} | changes))
 
 
+def weighted(**changes):
+    parts = [Numbered(size, start) for size, start in zip(SIZES, (0, 100, 200), strict=True)]
+    return make(*parts, weights=WEIGHTS, **changes)
+
+
 def evaluated(count, **changes):
     return list(eval_batches(Numbered(count), batch_size=4, size=8, **changes))
 
@@ -64,10 +72,9 @@ def test_a_batch_depends_on_seed_and_step_alone():
 
 @pytest.mark.parametrize("start", [0, 1001])
 def test_iterating_equals_indexing(start):
-    stream = make(Numbered(10)).iterate(start)
-    for step in range(start, start + 9):
-        assert same(next(stream), make(Numbered(10))[step])
-    stream.close()
+    with closing(make(Numbered(10)).iterate(start)) as stream:
+        for step in range(start, start + 9):
+            assert same(next(stream), make(Numbered(10))[step])
 
 
 def test_each_epoch_holds_each_example_once_in_a_new_order():
@@ -79,11 +86,10 @@ def test_each_epoch_holds_each_example_once_in_a_new_order():
 
 
 def test_processes_share_the_rows_of_one_batch():
-    whole = make(Numbered(10))
-    for count in (2, 4):
-        parts = [make(Numbered(10), process=(p, count)) for p in range(count)]
+    for made, count in ((partial(make, Numbered(10)), 2), (weighted, 2), (weighted, 4)):
+        parts = [made(process=(p, count)) for p in range(count)]
         for step in (0, 2, 9):
-            assert sum((numbers(part[step]) for part in parts), []) == numbers(whole[step])
+            assert sum((numbers(part[step]) for part in parts), []) == numbers(made()[step])
     with pytest.raises(ValueError, match="batch_size 4 must be a positive multiple of 3"):
         make(Numbered(10), process=(0, 3))
 
@@ -169,8 +175,7 @@ def test_quotas_by_hand():
 
 
 def test_every_epoch_has_the_shares_and_every_source_is_used_evenly():
-    drawn, ends = quotas(SIZES, WEIGHTS), np.cumsum(SIZES)
-    seen = np.zeros(20, int)
+    drawn, ends, seen = quotas(SIZES, WEIGHTS), np.cumsum(SIZES), np.zeros(20, int)
     orders = [epoch_order(SIZES, drawn, 3, epoch) for epoch in range(7)]
     for order in orders:
         which = np.searchsorted(ends, order, side="right")
@@ -186,27 +191,18 @@ def test_every_epoch_has_the_shares_and_every_source_is_used_evenly():
     np.testing.assert_array_equal(epoch_order(SIZES, SIZES, 3, 2), plain)
 
 
-def test_weighted_batches_are_pure_in_the_step_and_shared_by_processes():
-    def weighted(**changes):
-        parts = [Numbered(size, start) for size, start in zip(SIZES, (0, 100, 200), strict=True)]
-        return make(*parts, weights=WEIGHTS, **changes)
-
-    whole = weighted()
-    first = sum((numbers(whole[step]) for step in range(whole.example_count // 4)), [])
+def test_weighted_batches_have_the_shares():
+    batches = weighted()
+    first = sum((numbers(batches[step]) for step in range(batches.example_count // 4)), [])
     assert np.bincount(np.array(first) // 100).tolist() == [5, 10, 5]
-    for step in (7, 8, 9):
-        assert same(weighted()[step], whole[step])
-        parts = [numbers(weighted(process=(p, 2))[step]) for p in (0, 1)]
-        assert parts[0] + parts[1] == numbers(whole[step])
 
 
 def test_paired_batches_hold_unlabelled_images_of_a_stream_of_their_own():
     labelled, unlabelled = make(Numbered(10)), make(Numbered(7, start=100), fields=("image",))
     both = Paired(labelled, unlabelled)
     assert both.fields == ("image", "mask") and both.example_count == 10
-    stream = both.iterate(3)
-    for step in (3, 4):
-        batch = next(stream)
-        np.testing.assert_array_equal(batch.pop("unlabelled"), unlabelled[step]["image"])
-        assert same(batch, labelled[step])
-    stream.close()
+    with closing(both.iterate(3)) as stream:
+        for step in (3, 4):
+            batch = next(stream)
+            np.testing.assert_array_equal(batch.pop("unlabelled"), unlabelled[step]["image"])
+            assert same(batch, labelled[step])
