@@ -40,9 +40,8 @@ class Run(NamedTuple):
 
     def predictor(self, stage: Stage) -> Predictor:
         """The networks of a stage as a function, without weights yet."""
-        plan = self.plan
-        size = plan.evaluate.batch_size
-        return Predictor(stage, self.statistics, views=plan.views, batch_size=size)
+        size = self.plan.evaluate.batch_size
+        return Predictor(stage, self.statistics, views=self.plan.views, batch_size=size)
 
     def label(self, folder: Path) -> str:
         """How the log calls the network of a folder: `segment`, `multi/fold0`."""
