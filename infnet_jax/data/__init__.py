@@ -105,10 +105,14 @@ class Batches:
         order = functools.partial(epoch_order, sizes, drawn, seed)
         self._order = functools.lru_cache(maxsize=4)(order)
 
-    def __getitem__(self, step: int) -> Batch:
+    def indices(self, step: int) -> list[int]:
+        """Indices, into the sources laid end to end, of this process's rows at `step`."""
         start = int(step) * self._batch_size + self._first
         places = (divmod(start + row, self.example_count) for row in range(self._rows))
-        pictures = [self._read(int(self._order(epoch)[place])) for epoch, place in places]
+        return [int(self._order(epoch)[place]) for epoch, place in places]
+
+    def __getitem__(self, step: int) -> Batch:
+        pictures = [self._read(index) for index in self.indices(step)]
         return _stack(pictures, self._rows, self.fields, self._size)
 
     def iterate(self, start_step: int = 0) -> Generator[Batch]:
