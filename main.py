@@ -76,7 +76,7 @@ def main(_: list[str]) -> None:
 
         from infnet_jax.config import prepare
         from infnet_jax.runs import mesh
-        from infnet_jax.training.run import run
+        from infnet_jax.training import run
 
         mesh.initialise_distributed(config.distributed)
         dataset, mix = mesh.first_process_first(lambda: prepare(config))

@@ -9,8 +9,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import tfds_builders
-from infnet_jax.data.splits import Mix, Part, parse_mix
-from infnet_jax.plan import resolve
+from infnet_jax.data.sources import Mix, Part, parse_mix
+from infnet_jax.plan.resolve import resolve
 
 
 def load(file_and_preset: str, overrides: Sequence[str] = ()) -> ConfigDict:

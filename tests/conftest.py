@@ -31,7 +31,7 @@ def phantom(tmp_path_factory) -> Path:
 def finished_run(phantom, tmp_path_factory) -> Path:
     """The workdir of a finished run of `configs/supervised.py:tiny`; nobody may change it."""
     from configs import supervised
-    from infnet_jax.training.run import run
+    from infnet_jax.training import run
 
     workdir = tmp_path_factory.mktemp("finished") / "run"
     run(

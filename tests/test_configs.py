@@ -1,5 +1,6 @@
 """Every preset of every config builds its tasks; wrong names are answered with the right ones."""
 
+from operator import attrgetter
 from pathlib import Path
 
 import jax
@@ -17,7 +18,7 @@ from configs import (
     supervised,
 )
 from infnet_jax import tasks
-from infnet_jax.plan import resolve
+from infnet_jax.plan.resolve import resolve
 
 
 def stages_of(config):
@@ -29,16 +30,25 @@ def make(stage):
 
 
 @pytest.mark.parametrize("preset", common.PRESETS)
-def test_supervised_is_selfsup_without_pretraining(preset):
-    alone, after = supervised.get_config(preset), selfsup.get_config(preset)
-    assert alone.stages == after.stages[1:] == ("segment", "evaluate")
-    assert alone.segment.optim == after.segment.optim
-    assert alone.segment.augmentation == after.segment.augmentation
-    assert alone.data == after.data
+def test_pretraining_and_unlabelled_slices_come_in_front_of_supervised(preset):
+    alone, after, semi = (m.get_config(preset) for m in (supervised, selfsup, semisup))
+    assert alone.stages == after.stages[1:] == semi.stages[1:] == ("segment", "evaluate")
+    assert alone.segment.optim == after.segment.optim == semi.segment.optim
+    assert alone.segment.augmentation == after.segment.augmentation and alone.data == after.data
+    assert semi.stages[0] == "semi" and alone.model == semi.model
+    assert semi.semi.split not in (semi.data.train, semi.data.test)
+    for part in ("teacher", "pool", "round"):  # lies over `segment`: no key that it lacks
+        assert {*semi.semi[part]} <= {*alone.segment}
+    if preset in ("paper", "authors"):  # as published: 320 groups of five, nine epochs each
+        s = semi.semi
+        assert (s.group_size, s.epochs, s.round.batch_size, s.stretch) == (5, 9, 16, True)
+        assert (s.round.schedule.lr, s.round.optim.name) == (3e-4, "adam")
+        assert s.round.optim.clip_value == 0.5
+        assert s.pool.steps == 100 * 3 * -(-1600 // semi.segment.batch_size)
 
 
 @pytest.mark.parametrize("preset", common.PRESETS)
-def test_multi_selfsup_is_multi_with_pretraining(preset):
+def test_pretraining_and_unlabelled_slices_come_in_front_of_multi(preset):
     alone, after = multi.get_config(preset), multi_selfsup.get_config(preset)
     assert alone.multi.prior_use == ("average" if preset == "lite" else "input")
     assert alone.stages == ("prior", "multi", "evaluate")
@@ -46,54 +56,32 @@ def test_multi_selfsup_is_multi_with_pretraining(preset):
     assert alone.multi.optim == after.multi.optim and alone.multi.loss == after.multi.loss
     assert alone.data.name.endswith("/multiclass") or "phantom" in alone.data.name
     assert {*after.pretrain_multi.splits} <= {after.data.train, *after.prior.splits}
+    if preset in multi_semisup.PRESETS:
+        after = multi_semisup.get_config(preset)
+        assert after.stages == ("prior", "semi", "multi", "evaluate")
+        assert after.semi == semisup.get_config(preset).semi
+        assert alone.multi.optim == after.multi.optim and alone.multi.loss == after.multi.loss
+        for key in ("decoder", "trunk", "width"):
+            assert after.model[key] == after.multi.net[key]
 
 
-@pytest.mark.parametrize("preset", common.PRESETS)
-def test_semisup_is_supervised_with_unlabelled_slices_in_front(preset):
-    alone, after = supervised.get_config(preset), semisup.get_config(preset)
-    assert after.stages == ("semi", *alone.stages)
-    assert alone.segment.optim == after.segment.optim and alone.model == after.model
-    assert after.semi.split not in (after.data.train, after.data.test)
-    for part in ("teacher", "pool", "round"):  # lies over `segment`: no key that it lacks
-        assert {*after.semi[part]} <= {*alone.segment}
-    if preset in ("paper", "authors"):  # as published: 320 groups of five, nine epochs each
-        s = after.semi
-        assert (s.group_size, s.epochs, s.round.batch_size, s.stretch) == (5, 9, 16, True)
-        assert (s.round.schedule.lr, s.round.optim.name) == (3e-4, "adam")
-        assert s.round.optim.clip_value == 0.5
-        assert s.pool.steps == 100 * 3 * -(-1600 // after.segment.batch_size)
+PLAIN, LITE = {"model.trunk": "plain"}, {"model.trunk": "efficientnet_lite0"}
+UNET = {"model.decoder": "unet"}
+BUILT = [  # config, preset, changes
+    (selfsup, "tiny", {}),
+    (selfsup, "tiny", {**UNET, **PLAIN}),
+    (rotation, "tiny", {}),
+    (supervised, "tiny", {**UNET, **LITE}),
+    (semisup, "tiny", {"semi.kind": "mean_teacher"}),
+    (multi_semisup, "tiny", {}),
+    (multi_selfsup, "tiny", {}),
+]
+SLOW = [(selfsup, "paper"), (selfsup, "authors"), (selfsup, "lite"), (multi, "lite")]
+SLOW += [(multi_selfsup, "authors"), (multi_selfsup, "lite")]
+BUILT += [pytest.param(*each, {}, marks=pytest.mark.slow) for each in SLOW]
 
 
-@pytest.mark.parametrize("preset", multi_semisup.PRESETS)
-def test_multi_semisup_is_multi_with_unlabelled_slices_in_front(preset):
-    alone, after = multi.get_config(preset), multi_semisup.get_config(preset)
-    assert after.stages == ("prior", "semi", "multi", "evaluate")
-    assert after.semi == semisup.get_config(preset).semi
-    assert alone.multi.optim == after.multi.optim and alone.multi.loss == after.multi.loss
-    for key in ("decoder", "trunk", "width"):
-        assert after.model[key] == after.multi.net[key]
-    with pytest.raises(ValueError, match="'paper' is unknown: choose demo, semiseg, lite, tiny$"):
-        multi_semisup.get_config("paper")
-
-
-@pytest.mark.parametrize(
-    ("file", "preset", "changes"),
-    [
-        (selfsup, "tiny", {}),
-        pytest.param(selfsup, "paper", {}, marks=pytest.mark.slow),
-        pytest.param(selfsup, "authors", {}, marks=pytest.mark.slow),
-        pytest.param(selfsup, "lite", {}, marks=pytest.mark.slow),
-        (selfsup, "tiny", {"model.decoder": "unet", "model.trunk": "plain"}),
-        (rotation, "tiny", {}),
-        (supervised, "tiny", {"model.decoder": "unet", "model.trunk": "efficientnet_lite0"}),
-        (semisup, "tiny", {"semi.kind": "mean_teacher"}),
-        pytest.param(multi, "lite", {}, marks=pytest.mark.slow),
-        (multi_semisup, "tiny", {}),
-        (multi_selfsup, "tiny", {}),
-        pytest.param(multi_selfsup, "authors", {}, marks=pytest.mark.slow),
-        pytest.param(multi_selfsup, "lite", {}, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize(("file", "preset", "changes"), BUILT)
 def test_preset_builds_its_tasks(file, preset, changes):
     config = file.get_config(preset)
     config.update_from_flattened_dict(changes)
@@ -114,44 +102,36 @@ def test_preset_builds_its_tasks(file, preset, changes):
 
 
 def test_published_presets_differ_where_paper_and_code_do():
-    paper, authors = selfsup.get_config("paper"), selfsup.get_config("authors")
-    assert (paper.pretrain.loss.kind, authors.pretrain.loss.kind) == ("ce", "mse_clamped")
-    heads = (paper.model.inpaint_head, authors.model.inpaint_head)
-    assert heads == ("linear_replace", "tanh_parallel")
-    schedules = (paper.pretrain.rounds.schedule, authors.pretrain.rounds.schedule)
-    assert schedules == ("per_epoch", "blocks")
-    assert (paper.segment.loss.kind, authors.segment.loss.kind) == ("structure", "structure_as_run")
+    def marks(preset):
+        c = selfsup.get_config(preset)
+        p = c.pretrain
+        return p.loss.kind, c.model.inpaint_head, p.rounds.schedule, c.segment.loss.kind
+
+    assert marks("paper") == ("ce", "linear_replace", "per_epoch", "structure")
+    assert marks("authors") == ("mse_clamped", "tanh_parallel", "blocks", "structure_as_run")
 
 
 def test_unknown_preset_lists_the_known_ones():
     with pytest.raises(ValueError, match="'papr' is unknown: choose demo, semiseg"):
         selfsup.get_config("papr")
+    with pytest.raises(ValueError, match="'paper' is unknown: choose demo, semiseg, lite, tiny$"):
+        multi_semisup.get_config("paper")
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "message"),
+    ("file", "stage", "changes", "error", "message"),
     [
-        ("model.decoder", "unet++", r"model.decoder='unet\+\+': choose fcn8s, infnet or unet"),
-        ("model.trunk", "resnet19", "model.trunk='resnet19': choose"),
-        ("model.trunk", "plain", "plain"),
+        (supervised, "segment", {"model.decoder": "unet++"}, ValueError, "fcn8s, infnet or unet"),
+        (supervised, "segment", {"model.trunk": "resnet19"}, ValueError, "'resnet19': choose"),
+        (supervised, "segment", PLAIN, ValueError, "plain"),
+        (supervised, "segment", {"segment.optim.nesterov": True}, TypeError, "nesterov"),
+        (rotation, "pretrain", {"pretrain.rounds": 3}, ValueError, "rounds"),
     ],
 )
-def test_an_unknown_network(key, value, message):
-    config = supervised.get_config("tiny")
-    config.update_from_flattened_dict({key: value})
-    with pytest.raises(ValueError, match=message):
-        make(stages_of(config)["segment"])
-
-
-def test_a_stale_key_is_an_error():
-    config = supervised.get_config("tiny")
-    config.segment.optim.nesterov = True
-    with pytest.raises(TypeError, match="nesterov"):
-        make(stages_of(config)["segment"])
-
-
-def test_a_pretext_refuses_keys_of_another():
-    config = rotation.get_config("tiny")
-    config.pretrain.rounds = selfsup.get_config("tiny").pretrain.rounds
-    with pytest.raises(ValueError, match="rounds"):
-        make(stages_of(config)["pretrain"])
+def test_a_name_or_key_that_nobody_knows(file, stage, changes, error, message):
+    config = file.get_config("tiny")
+    for key, value in changes.items():
+        section, _, name = key.rpartition(".")
+        attrgetter(section)(config)[name] = value
+    with pytest.raises(error, match=message):
+        make(stages_of(config)[stage])

@@ -16,10 +16,10 @@ from packaging.requirements import Requirement
 from configs import selfsup
 from infnet_jax import tasks
 from infnet_jax.config import prepare
-from infnet_jax.data.batches import Batches
+from infnet_jax.data import Batches
 from infnet_jax.data.sources import examples, open_split
-from infnet_jax.plan import resolve
-from infnet_jax.training.data import open_data, open_sources
+from infnet_jax.plan.resolve import resolve
+from infnet_jax.training.stage import open_data, open_sources
 from tests.builders import build, configs, dummy
 
 NAMES = [name for name in configs() if name != "phantom/default"]  # like tiny, but slower

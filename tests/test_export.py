@@ -8,7 +8,7 @@ from safetensors.numpy import load_file, save_file
 
 from configs import multi
 from infnet_jax.evaluation import predictor as networks
-from infnet_jax.plan import resolve
+from infnet_jax.plan.resolve import resolve
 from infnet_jax.verbs import export
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from configs import lung, supervised
-from infnet_jax.data.batches import Batches
-from infnet_jax.data.sources import LungTarget, decode, examples, open_split
+from infnet_jax.data import Batches, decode
+from infnet_jax.data.sources import LungTarget, examples, open_split
 from infnet_jax.evaluation.predictor import Predictor
-from infnet_jax.plan import resolve
-from infnet_jax.training.run import run
+from infnet_jax.plan.resolve import resolve
+from infnet_jax.training import run
 from infnet_jax.verbs import scans
 from tests.scans import chest
 

@@ -9,15 +9,13 @@ import numpy as np
 import pytest
 
 from configs import supervised
-from infnet_jax.data.batches import Batches
-from infnet_jax.data.sources import open_split, select
+from infnet_jax.data import Batches, Subset
+from infnet_jax.data.sources import open_split
 from infnet_jax.runs import mesh as meshes
 from infnet_jax.runs.checkpoint import load_parameters
 from infnet_jax.runs.logs import load_rows
 from infnet_jax.training import loop
 from tests.toy import Crash, crash_at, make_toy
-
-TOTAL = 12
 
 
 @pytest.fixture
@@ -28,19 +26,11 @@ def play(phantom):
         source = open_split(phantom, "train")
         section = supervised.get_config("tiny").segment
         section.update(size=32, eval_every=4, patience=patience)
-        batches = Batches([select(source, range(8))], batch_size=8, size=32, seed=0)
-        task = make_toy(total=kwargs.pop("total", TOTAL), **kwargs)
-        return loop.fit(
-            task,
-            section,
-            batches,
-            select(source, (8, 9)),
-            directory=folder,
-            name="segment",
-            fresh=lambda: task.start(loop.init_variables(task, 0)),
-            seed=0,
-            mesh=meshes.make_mesh(),
-        )
+        batches = Batches([Subset(source, range(8))], batch_size=8, size=32, seed=0)
+        task = make_toy(**kwargs)
+        fresh = lambda: task.start(loop.init_variables(task, 0))  # noqa: E731
+        rest = dict(directory=folder, name="segment", seed=0, mesh=meshes.make_mesh(), fresh=fresh)
+        return loop.fit(task, section, batches, Subset(source, (8, 9)), **rest)
 
     return run
 
@@ -50,28 +40,23 @@ def weight(folder, part="latest"):
     return int(tree["step"]), np.asarray(tree["net"]["params"]["w"]).tobytes()
 
 
-def rows_of(folder):
-    return load_rows(folder / "metrics.jsonl")
+def left(folder):
+    """What a training leaves: its last step and weight, and its rows."""
+    return *weight(folder), load_rows(folder / "metrics.jsonl")
 
 
 def test_a_crash_at_any_step_changes_nothing(play, tmp_path):
-    assert play(tmp_path / "whole")["steps"] == TOTAL
-    rows = rows_of(tmp_path / "whole")
-    assert [row["step"] for row in rows if "loss" in row] == list(range(TOTAL))
+    assert play(tmp_path / "whole")["steps"] == 12
+    *_, rows = left(tmp_path / "whole")
+    assert [row["step"] for row in rows if "loss" in row] == list(range(12))
     assert [row["step"] for row in rows if "dice" in row] == [4, 8, 12]
     for step in (1, 4, 6, 8, 11):  # before the first checkpoint, right after one, between
         with pytest.raises(Crash):
             play(tmp_path / "cut", hook=crash_at(step))
     play(tmp_path / "cut")
-    assert weight(tmp_path / "cut") == weight(tmp_path / "whole")
-    assert rows_of(tmp_path / "cut") == rows
-
-
-def test_a_network_cut_after_its_last_checkpoint_repeats_nothing(play, tmp_path):
-    play(tmp_path)
-    before, rows = weight(tmp_path), rows_of(tmp_path)
-    assert play(tmp_path)["steps"] == 0
-    assert weight(tmp_path) == before and rows_of(tmp_path) == rows
+    assert left(tmp_path / "cut") == left(tmp_path / "whole")
+    assert play(tmp_path / "cut")["steps"] == 0  # cut after its last checkpoint: nothing to repeat
+    assert left(tmp_path / "cut") == left(tmp_path / "whole")
 
 
 def test_sigterm_saves_at_once_and_the_run_resumes(play, tmp_path):
@@ -85,17 +70,16 @@ def test_sigterm_saves_at_once_and_the_run_resumes(play, tmp_path):
     assert weight(tmp_path / "cut")[0] == 7  # no regular interval
     play(tmp_path / "cut")
     play(tmp_path / "whole")
-    assert weight(tmp_path / "cut") == weight(tmp_path / "whole")
-    assert rows_of(tmp_path / "cut") == rows_of(tmp_path / "whole")
+    assert left(tmp_path / "cut") == left(tmp_path / "whole")
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(play, tmp_path):
     # |w - pull| grows by 2e5 - 1 a step; the square leaves float32 at the fourth loss.
     with pytest.raises(FloatingPointError, match=r"segment: loss not finite at step 4 \(phase toy"):
         play(tmp_path, lr=1e5)
-    step, kept = weight(tmp_path)
+    step, kept, rows = left(tmp_path)
     assert step == 4 and np.isfinite(np.frombuffer(kept, np.float32)).all()
-    assert [row["step"] for row in rows_of(tmp_path) if "loss" in row] == [0, 1, 2, 3]
+    assert [row["step"] for row in rows if "loss" in row] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(("start", "right"), [(0, [0, 0, 0, 1, 1, 1, 2]), (4, [1, 1, 2])])
@@ -110,16 +94,19 @@ def test_each_step_gets_the_batch_of_its_index(start, right):
 
 def test_early_stopping_counts_evaluations_without_a_better_one(play, tmp_path):
     dice = {4: 0.5, 8: 0.7, 12: 0.7, 16: 0.6, 20: 0.9}  # an equal one is not better
-    play(tmp_path / "whole", patience=2, total=24, dice=dice)
-    assert weight(tmp_path / "whole")[0] == 16
-    assert weight(tmp_path / "whole", "best")[0] in (8, 12)
-    rows = rows_of(tmp_path / "whole")
-    # Cut after its last checkpoint, it must stop at the same step again.
-    play(tmp_path / "whole", patience=2, total=24, dice=dice)
-    assert weight(tmp_path / "whole")[0] == 16 and rows_of(tmp_path / "whole") == rows
+    options, whole, cut = (
+        dict(patience=2, total=24, dice=dice),
+        tmp_path / "whole",
+        tmp_path / "cut",
+    )
+    play(whole, **options)
+    before = left(whole)
+    assert before[0] == 16 and weight(whole, "best")[0] in (8, 12)
+    play(whole, **options)  # cut after its last checkpoint, it must stop at the same step again
+    assert left(whole) == before
     with pytest.raises(Crash):
-        play(tmp_path / "cut", patience=2, total=24, dice=dice, hook=crash_at(13))
-    play(tmp_path / "cut", patience=2, total=24, dice=dice)
-    assert weight(tmp_path / "cut") == weight(tmp_path / "whole")
-    play(tmp_path / "never", patience=0, total=24, dice=dice)
+        play(cut, **options, hook=crash_at(13))
+    play(cut, **options)
+    assert left(cut) == before
+    play(tmp_path / "never", **{**options, "patience": 0})
     assert weight(tmp_path / "never")[0] == 24

@@ -90,7 +90,7 @@ _PROCESS = """
 import jax, numpy as np
 from infnet_jax.runs import mesh as meshes
 from infnet_jax.runs.checkpoint import Checkpoints
-from infnet_jax.data.batches import Batches
+from infnet_jax.data import Batches
 meshes.initialise_distributed()
 n = jax.process_count()
 source = [{"image": np.full((4, 4, 1), i, np.uint8)} for i in range(7)]

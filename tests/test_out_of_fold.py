@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from infnet_jax.clinic import lungs
-from infnet_jax.data.sources import decode, open_split, text
+from infnet_jax.data import decode, text
+from infnet_jax.data.sources import open_split
 from infnet_jax.evaluation import out_of_fold
 from infnet_jax.evaluation.out_of_fold import OutOfFold, choose, choose_alone, cross_validated
 from infnet_jax.evaluation.predictor import mark

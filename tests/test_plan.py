@@ -14,21 +14,19 @@ from configs import (
     semisup,
     supervised,
 )
-from infnet_jax.plan import resolve
+from infnet_jax.plan.resolve import resolve
 from infnet_jax.tasks.inpaint import make_rounds
-from infnet_jax.training.run import run
+from infnet_jax.training import run
 
-FROM_PRIOR = {
-    "multi.from_prior": True,
-    "multi.prior_use": "average",
-    "multi.folds": 2,
-    "multi.validation": 0,
-    "model.decoder": "unet",
-    "model.trunk": "plain",
-    "model.width": 4,
-}
 TEACHER = {"semi.kind": "mean_teacher"}
-AVERAGE = {"multi.prior_use": "average"}
+LITE = {"weights": "imagenet_lite0", "multi.net.trunk": "efficientnet_lite0"}
+FROM = {"multi.from_prior": True}
+AVERAGE = {**FROM, "multi.prior_use": "average"}
+FOLDED = {"multi.folds": 2, "multi.validation": 0}
+SAME_NET = {"model.decoder": "unet", "model.trunk": "plain", "model.width": 4}
+PAIRED = {**AVERAGE, **FOLDED, **SAME_NET}
+CHOOSE = {"segment.validation": 0, "evaluate.choose_threshold": True}
+TAUGHT_FOLDS = {**TEACHER, "segment.folds": 2, "segment.validation": 0}
 REFUSED = [  # config, changes, message
     (supervised, {"segment.folds": 2}, "segment.validation=2 with segment.folds=2"),
     (supervised, {"evaluate.scales": (0.0, 1.0)}, "evaluate.scales=.0.0, 1.0.: choose factors"),
@@ -37,55 +35,35 @@ REFUSED = [  # config, changes, message
     (multi, {"prior.repeats": 0}, "prior.repeats=0: choose 1 or more"),
     (supervised, {"segment.repeats": 2}, "segment.validation=2 with segment.repeats=2"),
     (supervised, {"segment.repeats": 0}, "segment.repeats=0: choose 1 or more"),
-    (
-        supervised,
-        {"segment.validation": 0, "evaluate.choose_threshold": True},
-        "needs segment.validation or segment.folds above 0",
-    ),
+    (supervised, CHOOSE, "needs segment.validation or segment.folds above 0"),
     (multi, {"prior.kind": "oracle"}, "prior.kind='oracle': choose crossfit or truth"),
     (multi, {"multi.prior_use": "concat"}, "multi.prior_use='concat': choose none or input or"),
-    (
-        multi,
-        {"weights": "imagenet_lite0", "multi.net.trunk": "efficientnet_lite0"},
-        "multi.prior_use='input' with weights='imagenet_lite0'",
-    ),
+    (multi, LITE, "multi.prior_use='input' with weights='imagenet_lite0'"),
     (multi, {"stages": ("multi",)}, "multi.prior_use='input' needs stage prior"),
     (semisup, {"semi.kind": "oracle"}, "semi.kind='oracle': choose pseudo or mean_teacher"),
     (semisup, {"semi.group_size": 0}, "semi.group_size=0: choose 1 or more"),
-    (
-        semisup,
-        {**TEACHER, "segment.folds": 2, "segment.validation": 0},
-        "segment.folds=2 with semi.kind='mean_teacher'",
-    ),
+    (semisup, TAUGHT_FOLDS, "segment.folds=2 with semi.kind='mean_teacher'"),
     (multi_semisup, TEACHER, "semi.kind='mean_teacher' with stage multi"),
     (multi_semisup, {"model.decoder": "infnet"}, "model.decoder='infnet': multi starts from"),
     (multi_semisup, {"model.width": 8}, "model.width=8: multi starts .* of multi.net.width, 4"),
-    (
-        multi,
-        {"multi.from_prior": True, "prior.kind": "truth"},
-        "multi.from_prior=True: nothing to start from, choose stage prior",
-    ),
-    (
-        multi_semisup,
-        {"multi.from_prior": True},
-        "multi.from_prior=True with stage semi: choose one",
-    ),
-    (multi, {"multi.from_prior": True}, "multi.from_prior=True with multi.prior_use='input'"),
-    (multi, {"multi.from_prior": True, **AVERAGE}, "model.decoder='infnet': multi starts from"),
+    (multi, {**FROM, "prior.kind": "truth"}, "multi.from_prior=True: nothing to start from"),
+    (multi_semisup, FROM, "multi.from_prior=True with stage semi: choose one"),
+    (multi, FROM, "multi.from_prior=True with multi.prior_use='input'"),
+    (multi, AVERAGE, "model.decoder='infnet': multi starts from"),
     (supervised, {"data.pretrain": "ictcf"}, "data.pretrain='ictcf', but no stage is `pretrain`"),
     (supervised, {"stages": ("pretran",)}, "stages: 'pretran' is none"),
     (supervised, {"stages": ("pretrain", "segment")}, "stages: 'pretrain' is none"),
 ]
+BATCH = "batch_size = 12 does not divide over 8 devices"
 REFUSED_WITH_DATA = [
     (supervised, {"data.folds": 2}, "data.test='test': with data.folds it must be"),
     (supervised, {"segment.validation": 99}, "segment.validation=99: validation count 99 must lie"),
-    (multi, {"multi.folds": 99, "multi.validation": 0}, "multi.folds=99: 99 folds cannot be made"),
+    (multi, {**FOLDED, "multi.folds": 99}, "multi.folds=99: 99 folds cannot be made"),
     (multi, {"prior.folds": 99}, "prior.folds=99: 99 folds cannot be made of"),
-    (
-        multi,
-        {**FROM_PRIOR, "multi.repeats": 2},
-        "choose multi.folds=2 and multi.repeats=1 .those of prior., not 2 and 2",
-    ),
+    (multi, {**PAIRED, "multi.repeats": 2}, "multi.folds=2 and multi.repeats=1 .* not 2 and 2"),
+    (selfsup, {"pretrain.batch_size": 12}, f"pretrain.{BATCH}"),
+    (selfsup, {"segment.batch_size": 12}, f"segment.{BATCH}"),
+    (selfsup, {"evaluate.batch_size": 12}, f"evaluate.{BATCH}"),
 ]
 
 
@@ -117,14 +95,6 @@ def test_refused_before_anything_is_written(module, changes, message, tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("key", ["pretrain", "segment", "evaluate"])
-def test_each_stages_batch_is_checked_before_the_first_stage(tmp_path, key, phantom):
-    config = changed(selfsup, {f"{key}.batch_size": 12})
-    with pytest.raises(ValueError, match=f"{key}.batch_size = 12 does not divide over 8 devices"):
-        run(config, workdir=tmp_path / "w", dataset=phantom, name="x", command="x")
-    assert not (tmp_path / "w").exists()
-
-
 def test_a_config_of_the_first_version_is_refused_by_name():
     config = supervised.get_config("tiny")
     del config.model.decoder
@@ -134,20 +104,16 @@ def test_a_config_of_the_first_version_is_refused_by_name():
 
 def test_what_each_stage_starts_from():
     found = stages(multi_selfsup)
-    starts = [(s.origin, s.transfer) for s in found.values()]
-    assert starts[0][0] == "" and starts[1] == ("pretrain", "all_but_last")
+    assert found["pretrain"].origin == "" and found["multi"].origin == "pretrain_multi"
+    assert (found["prior"].origin, found["prior"].transfer) == ("pretrain", "all_but_last")
     assert found["prior"].networks[1].start == Path("w/pretrain/checkpoints")
-    assert found["multi"].origin == "pretrain_multi"
     assert stages(semisup)["segment"].networks[0].start == Path("w/semi/pool/checkpoints")
     taught = stages(semisup, **TEACHER)["segment"]
-    assert (
-        taught.networks[0].start == Path("w/semi/teacher/checkpoints") and taught.semi is not None
-    )
-    assert stages(multi_semisup)["multi"].origin == "semi"
-    paired = stages(multi, **FROM_PRIOR)["multi"]
-    assert paired.paired and [n.start for n in paired.networks] == [
-        Path(f"w/prior/fold{k}/checkpoints") for k in (0, 1)
-    ]
+    assert taught.networks[0].start == Path("w/semi/teacher/checkpoints")
+    assert taught.semi is not None and stages(multi_semisup)["multi"].origin == "semi"
+    paired = stages(multi, **PAIRED)["multi"]
+    folders = [n.start.relative_to("w/prior").as_posix() for n in paired.networks]
+    assert paired.paired and folders == ["fold0/checkpoints", "fold1/checkpoints"]
 
 
 def test_imported_weights_serve_the_first_stage_only():
@@ -159,11 +125,8 @@ def test_imported_weights_serve_the_first_stage_only():
 
 
 def test_what_each_stage_is_fed():
-    fed = {"image", "mask", "prior"}
-    assert {s.name for s in stages(multi_selfsup).values() if {*s.fields} == fed} == {
-        "pretrain_multi",
-        "multi",
-    }
+    fed = [s.name for s in stages(multi_selfsup).values() if "prior" in s.fields]
+    assert fed == ["pretrain_multi", "multi"]
     found = stages(multi_selfsup, **{"multi.prior_use": "average"})
     assert found["pretrain_multi"].prior == "none" and found["multi"].prior == "average"
     assert found["multi"].net.channels == 1 and stages(multi)["multi"].net.channels == 2
@@ -172,21 +135,14 @@ def test_what_each_stage_is_fed():
 
 
 def test_networks_of_folds_and_repeats_by_hand():
-    several = dict(zip(("prior.folds", "prior.repeats"), (2, 2), strict=True))
-    networks = stages(multi, **several)["prior"].networks
-    assert [(n.folder.name, n.seed, n.fold) for n in networks] == [
-        ("fold0", 0, 0),
-        ("fold1", 0, 1),
-        ("fold2", 1, 0),
-        ("fold3", 1, 1),
-    ]
-    repeated = {"segment.repeats": 2, "segment.validation": 0}
-    networks = stages(supervised, **repeated)["segment"].networks
-    assert [(n.folder.name, n.seed, n.fold) for n in networks] == [
-        ("seed0", 0, None),
-        ("seed1", 1, None),
-    ]
-    assert [n.folder for n in stages(supervised)["segment"].networks] == [Path("w/segment")]
+    def networks(module, name, **changes):
+        return [(n.folder.name, n.seed, n.fold) for n in stages(module, **changes)[name].networks]
+
+    deals = [("fold0", 0, 0), ("fold1", 0, 1), ("fold2", 1, 0), ("fold3", 1, 1)]
+    assert networks(multi, "prior", **{"prior.folds": 2, "prior.repeats": 2}) == deals
+    twice = {"segment.repeats": 2, "segment.validation": 0}
+    assert networks(supervised, "segment", **twice) == [("seed0", 0, None), ("seed1", 1, None)]
+    assert networks(supervised, "segment") == [("segment", 0, None)]
 
 
 def test_the_final_stage_and_its_classes():
@@ -200,7 +156,6 @@ def test_the_final_stage_and_its_classes():
 def test_rotation_gets_as_many_updates_as_the_inpainter(preset):
     config, p = rotation.get_config(preset), selfsup.get_config(preset).pretrain
     batches = -(-45 // p.batch_size)  # of the published presets, a pass over 45 slices
-    rounds = dict(p.rounds, steps_per_epoch=batches)
-    played, _ = make_rounds(**rounds)
+    played, _ = make_rounds(**dict(p.rounds, steps_per_epoch=batches))
     assert config.pretrain.steps == sum(n for who, n in played if who == "net")
     assert "rounds" not in config.pretrain and "coach" not in config

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from configs import multi, supervised
-from infnet_jax.data.sources import examples, open_split, select
+from infnet_jax.data import Subset
+from infnet_jax.data.sources import examples, open_split
 from infnet_jax.evaluation import predictor as networks
 from infnet_jax.evaluation.predictor import Predictor, full_size, mark
-from infnet_jax.plan import resolve
+from infnet_jax.plan.resolve import resolve
+from infnet_jax.runs import mesh as meshes
 from infnet_jax.runs.workdir import read_statistics
-from infnet_jax.training import data, run as runs
+from infnet_jax.training import run, stage as stages
 from infnet_jax.verbs import export
 
 pytestmark = pytest.mark.slow
@@ -27,7 +29,7 @@ def predictor_of(plan, stage=None):
 
 
 def train(config, workdir, dataset):
-    return runs.run(config, workdir=workdir, dataset=dataset, name="folds", command="")
+    return run(config, workdir=workdir, dataset=dataset, name="folds", command="")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def grey(path):
 
 def test_an_ensemble_is_the_mean_of_its_networks(folds, case):
     picture, name = case
-    one = select(open_split(folds.data.folder, "test"), [0])
+    one = Subset(open_split(folds.data.folder, "test"), [0])
     alone = predictor_of(folds)
     each = [alone.using([w]).maps(one)[0][..., 0] for w in networks.load_final(folds)[1]]
     assert np.abs(each[0] - each[1]).max() > 0.04  # else a mean proves nothing
@@ -117,7 +119,7 @@ def test_the_wrong_organ_is_refused(folds):
 
 def test_each_fold_starts_from_the_one_that_left_out_the_same(classes):
     source = open_split(classes.data.folder, "train")
-    parts = [data.held_out(stage, source) for stage in (classes.prior, classes.final)]
+    parts = [stages.held_out(stage, source) for stage in (classes.prior, classes.final)]
     for a, b in zip(*parts, strict=True):
         np.testing.assert_array_equal(a, b)
     for network in classes.final.networks:
@@ -128,7 +130,7 @@ def test_each_fold_starts_from_the_one_that_left_out_the_same(classes):
 def test_a_prior_averaged_into_the_map(classes, case):
     """A run, its Predictor and the formula agree; the network alone says something else."""
     picture, name = case
-    one = select(open_split(classes.data.folder, "test"), [0])
+    one = Subset(open_split(classes.data.folder, "test"), [0])
     fed = predictor_of(classes, classes.prior).using(networks.load_priors(classes))
     prior = np.round(255 * fed.maps(one)[0][..., 0]) / 255
     plain = predictor_of(classes, classes.final._replace(prior="none"))
@@ -149,13 +151,13 @@ def test_views_are_those_of_the_run_or_one(classes):
 
 
 def test_the_cross_validated_dice_is_of_networks_that_had_not_seen_the_slice(classes):
-    source = data.open_sources(classes.final, classes)[-1]
+    source = stages.open_sources(classes.final, classes)[-1]
     final, dice = predictor_of(classes), []
     result = json.loads((classes.workdir / "evaluation.json").read_text())
-    held = data.held_out(classes.final, source)
+    held = stages.held_out(classes.final, source)
     for part, weights in zip(held, networks.load_final(classes)[1], strict=True):
-        maps = final.using([weights]).maps(select(source, part))
-        for case, probs in zip(examples(select(source, part)), maps, strict=True):
+        maps = final.using([weights]).maps(Subset(source, part))
+        for case, probs in zip(examples(Subset(source, part)), maps, strict=True):
             marked = mark(full_size(probs, case["mask"].shape[:2]), result["thresholds"]) == 1
             truth = case["mask"][..., 0] == 1
             if total := marked.sum() + truth.sum():
@@ -194,7 +196,7 @@ class Two(Predictor):
     def __init__(self, found):
         self._found = iter(found)
         self._ensemble = [None] * len(found)
-        self._mesh = runs.meshes.make_mesh(jax.devices()[:1])
+        self._mesh = meshes.make_mesh(jax.devices()[:1])
         self._step = lambda *_: next(self._found)
 
 

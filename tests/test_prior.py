@@ -7,23 +7,21 @@ import numpy as np
 import pytest
 
 from configs import multi
-from infnet_jax.data.sources import decode, examples, open_split, select, text
+from infnet_jax.data import text
+from infnet_jax.data.sources import examples, open_split
 from infnet_jax.evaluation import predictor as networks
-from infnet_jax.plan import resolve
-from infnet_jax.training import data, loop, prior
-from infnet_jax.training.stage import Run
+from infnet_jax.plan.resolve import resolve
+from infnet_jax.training import loop, prior, stage as stages
 
 
 class Flat:
     """A Predictor whose network answers 40 (k + 1) / 255 everywhere, k the fold."""
 
-    def __init__(self, *_, **__):
-        self.fold = 0
+    def __init__(self, *_, fold=0, **__):
+        self.fold = fold
 
     def using(self, weights):
-        other = Flat()
-        other.fold = weights[0]
-        return other
+        return Flat(fold=weights[0])
 
     def maps(self, source):
         return [np.full((4, 4, 1), 40 * (self.fold + 1) / 255, np.float32)] * len(source)
@@ -45,22 +43,30 @@ def fit(phantom, monkeypatch, tmp_path):
 
     monkeypatch.setattr(loop, "fit", record)
     monkeypatch.setattr(networks, "load_weights", number)
-    monkeypatch.setattr(prior, "Predictor", Flat)
+    monkeypatch.setattr(stages, "Predictor", Flat)
 
-    def run(labels=(), threshold=0.5, **changes):
+    def run(**changes):
         config = multi.get_config("tiny")
-        config.prior.update(changes)
-        config.data.labels, config.evaluate.threshold = labels, threshold
+        config.update_from_flattened_dict(changes)
         plan = resolve(config, tmp_path, phantom)
-        timing = prior.run(plan.prior, Run(plan, None, (0.3, 0.2)))
+        timing = prior.run(plan.prior, stages.Run(plan, None, (0.3, 0.2)))
         return plan, trained, timing
 
     return run
 
 
 def priors(plan, split):
-    source = data.with_priors(open_split(plan.data.folder, split), split, plan)
+    source = stages.with_priors(open_split(plan.data.folder, split), split, plan)
     return [(text(e["group"]), e["prior"]) for e in (source[i] for i in range(len(source)))]
+
+
+def left_out_by(trained):
+    """Group -> the fold that has not seen it."""
+    return {group: k for k, (_, _, groups) in enumerate(trained) for group in groups}
+
+
+def score(folder):
+    return json.loads((folder / "prior" / "cross_validation.json").read_text())
 
 
 def test_a_training_slice_gets_the_fold_that_left_it_out(fit, phantom):
@@ -68,33 +74,32 @@ def test_a_training_slice_gets_the_fold_that_left_it_out(fit, phantom):
     assert [name for name, _, _ in trained] == ["fold0", "fold1"] and timing["steps"] == 16
     n = len(open_split(phantom, "train"))
     assert sum(n - seen for _, seen, _ in trained) == n  # each slice is left out once
-    left_out = {group: k for k, (_, _, groups) in enumerate(trained) for group in groups}
+    left_out = left_out_by(trained)
     for group, found in priors(plan, "train"):
         assert found.shape == (4, 4, 1) and (found == 40 * (left_out[group] + 1)).all()
     assert all((p == 60).all() for _, p in priors(plan, "test"))  # the mean
 
 
 def test_a_prior_of_two_deals_is_the_mean_of_both_that_left_the_slice_out(fit):
-    plan, trained, timing = fit(repeats=2)
+    plan, trained, timing = fit(**{"prior.repeats": 2})
     assert [name for name, _, _ in trained] == [f"fold{k}" for k in range(4)]
     assert timing["steps"] == 32
-    first, second = ({g: k for k in ks for g in trained[k][2]} for ks in ((0, 1), (2, 3)))
-    assert [first[g] + 2 for g in sorted(first)] != [second[g] for g in sorted(second)]
+    first, second = left_out_by(trained[:2]), left_out_by(trained[2:])
+    assert first != second
     for group, found in priors(plan, "train"):
-        assert (found == 20 * (first[group] + second[group] + 2)).all()
+        assert (found == 20 * (first[group] + second[group] + 4)).all()
     assert all((p == 100).all() for _, p in priors(plan, "test"))
 
 
 def test_beyond_the_label_budget_a_slice_gets_the_mean(fit, tmp_path):
-    plan, trained, _ = fit(labels=(4,))
+    plan, trained, _ = fit(**{"data.labels": (4,)})
     assert [seen for _, seen, _ in trained] == [2, 2]  # two patients, two slices each
-    left_out = {group: k for k, (_, _, groups) in enumerate(trained) for group in groups}
+    left_out = left_out_by(trained)
     found = priors(plan, "train")
     assert len(left_out) == 2 and len(found) == 10
     for group, each in found:
         assert (each == (40 * (left_out[group] + 1) if group in left_out else 60)).all()
-    score = json.loads((tmp_path / "prior" / "cross_validation.json").read_text())
-    assert len(score["slices"]) <= 4  # no mask beyond the budget is read
+    assert len(score(tmp_path)["slices"]) <= 4  # no mask beyond the budget is read
 
 
 def test_a_finished_fold_is_not_trained_again(fit, tmp_path):
@@ -108,24 +113,21 @@ def test_a_finished_fold_is_not_trained_again(fit, tmp_path):
 
 @pytest.mark.parametrize("threshold", [0.5, 0.1])
 def test_the_cross_validated_dice_by_hand(fit, phantom, tmp_path, threshold):
-    fit(threshold=threshold)
-    score = json.loads((tmp_path / "prior" / "cross_validation.json").read_text())
-    slices = list(examples(open_split(phantom, "train")))
-    share = {e["id"]: (e["mask"] > 0).mean() for e in slices}
+    fit(**{"evaluate.threshold": threshold})
+    share = {e["id"]: (e["mask"] > 0).mean() for e in examples(open_split(phantom, "train"))}
     if threshold == 0.5:  # 80 of 255 is below: nothing is marked, healthy slices are undefined
-        assert score["slices"] == {name: 0.0 for name in share if share[name]}
+        assert score(tmp_path)["slices"] == {name: 0.0 for name in share if share[name]}
         return
     right = [2 * each / (1 + each) for each in share.values()]  # all marked: 0 where none is true
-    assert score["dice"] == pytest.approx(sum(right) / len(slices))
+    assert score(tmp_path)["dice"] == pytest.approx(np.mean(right))
 
 
 def test_the_true_mask_as_an_upper_bound(fit, phantom, tmp_path):
-    plan, trained, _ = fit(kind="truth")
+    plan, trained, _ = fit(**{"prior.kind": "truth"})
     assert not trained and not (tmp_path / "prior").exists()
-    source = open_split(phantom, "test")
-    found = data.with_priors(source, "test", plan)
-    for i in range(len(source)):
-        np.testing.assert_array_equal(found[i]["prior"], 255 * (decode(source[i], "mask") > 0))
+    masks = (each["mask"] for each in examples(open_split(phantom, "test")))
+    for (_, found), mask in zip(priors(plan, "test"), masks, strict=True):
+        np.testing.assert_array_equal(found, 255 * (mask > 0))
 
 
 def test_networks_past_the_tenth_keep_their_numbers(tmp_path, monkeypatch):
@@ -140,18 +142,3 @@ def test_networks_past_the_tenth_keep_their_numbers(tmp_path, monkeypatch):
     (tmp_path / "multi" / "fold11" / "checkpoints").rmdir()
     with pytest.raises(FileNotFoundError, match="multi: 11 of 12 networks are trained"):
         networks.load_final(plan)
-
-
-def test_held_out_parts_are_whole_groups_that_cover_the_slices(phantom):
-    config = multi.get_config("tiny")
-    config.multi.update(folds=2, repeats=2, validation=0)
-    plan = resolve(config, Path("w"), phantom)
-    source = open_split(phantom, "train")
-    held = data.held_out(plan.final, source)
-    for deal in (held[:2], held[2:]):
-        assert sorted(np.concatenate(deal)) == list(range(len(source)))
-    assert set(held[0]) not in (set(held[2]), set(held[3]))  # else the seed changes nothing
-    for part in held:
-        rest = select(source, np.setdiff1d(range(len(source)), part))
-        inside = {text(source[i]["group"]) for i in part}
-        assert not inside & {text(rest[i]["group"]) for i in range(len(rest))}

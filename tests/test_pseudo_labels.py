@@ -1,6 +1,8 @@
 """The semi-supervised stage: who learns from what, in which order, and after any kill the same."""
 
 import json
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +10,15 @@ import pytest
 
 from configs import semisup
 from infnet_jax import tasks
-from infnet_jax.data.batches import Batches
-from infnet_jax.data.sources import examples, open_split, text
+from infnet_jax.data import Batches, text
+from infnet_jax.data.sources import open_split
 from infnet_jax.evaluation import predictor as networks
-from infnet_jax.plan import resolve
+from infnet_jax.files import read_npz
+from infnet_jax.plan.resolve import resolve
 from infnet_jax.runs import mesh as meshes
 from infnet_jax.runs.checkpoint import load_parameters
-from infnet_jax.training import data, loop, pseudo_labels, stage as stages
-from tests.toy import Crash, make_toy
+from infnet_jax.training import loop, pseudo_labels, stage as stages
+from tests.toy import Crash, crash_at, make_toy
 
 N_TRAIN, N_UNLABELLED = 10, 8  # of phantom/tiny
 
@@ -31,17 +34,15 @@ def small(**changes):
 class Flat:
     """A Predictor whose maps are the weight everywhere, rising from slice to slice."""
 
-    def __init__(self, *_, **__):
-        self.value = 0.0
+    def __init__(self, *_, value=0.0, **__):
+        self.value = value
 
     def using(self, weights):
-        other = Flat()
-        other.value = float(np.clip(weights[0]["params"]["w"], 0, 1))
-        return other
+        return Flat(value=float(np.clip(weights[0]["params"]["w"], 0, 1)))
 
     def maps(self, source):
-        n = len(source)
-        return [np.full((4, 4, 1), self.value * (i + 1) / n, np.float32) for i in range(n)]
+        steps = np.arange(1, len(source) + 1) / len(source)
+        return list(np.float32(self.value * steps)[:, None, None, None] + np.zeros((4, 4, 1)))
 
 
 @pytest.fixture
@@ -49,11 +50,9 @@ def play(phantom, monkeypatch):
     """play(folder, hook) runs the stage with a toy and `Flat`."""
 
     def run(folder, hook=lambda step: None, config=None):
-        def make(*_, **__):
-            return make_toy(4, hook=hook, dice={}, field="prior", reuse=1)
-
-        monkeypatch.setattr(tasks, "make", make)
-        monkeypatch.setattr(pseudo_labels, "Predictor", Flat)
+        toy = partial(make_toy, 4, hook=hook, dice={}, field="prior", reuse=1)
+        monkeypatch.setattr(tasks, "make", lambda *_: toy())
+        monkeypatch.setattr(stages, "Predictor", Flat)
         plan = resolve(config or small(), folder, phantom)
         shared = stages.Run(plan, meshes.make_mesh(), (0.3, 0.25))
         return pseudo_labels.run(plan.stages[0], shared)
@@ -62,16 +61,13 @@ def play(phantom, monkeypatch):
 
 
 def result(folder):
-    """Everything that later stages read: last weights, maps and markers."""
-    maps = {}
-    for path in sorted((folder / "semi").glob("round*.npz")):
-        with np.load(path) as z:
-            maps |= {f"{path.stem}/{name}": z[name].tobytes() for name in z.files}
-    done = sorted(p.parent.name for p in (folder / "semi").glob("*/done.json"))
-    folders = [folder / "semi" / name for name in ("teacher", "round0001", "pool")]
-    nets = [load_parameters(f / "checkpoints", "latest")["net"] for f in folders]
-    weights = [float(net["params"]["w"]) for net in nets]
-    return weights, maps, done, (folder / "semi" / "pseudo.json").read_text()
+    """Everything that later stages read: last weights, maps, markers and the report."""
+    semi = folder / "semi"
+    done = sorted(p.parent.name for p in semi.glob("*/done.json"))
+    folders = [semi / name / "checkpoints" for name in ("teacher", "round0001", "pool")]
+    weights = [float(load_parameters(f, "latest")["net"]["params"]["w"]) for f in folders]
+    maps = {name: found.tobytes() for name, found in read_npz(semi, "round*.npz").items()}
+    return weights, maps, done, (semi / "pseudo.json").read_text()
 
 
 def test_each_slice_is_in_one_group_by_the_seed():
@@ -92,7 +88,7 @@ def test_soft_labels_of_eight_bits_by_hand():
 
 
 def test_killed_again_and_again_it_ends_the_same(play, tmp_path):
-    calls = []
+    calls, kills = [], 0
     timing = play(tmp_path / "whole", hook=calls.append)
     # Teacher and pool 4 steps; rounds of one epoch over 8 labelled slices and 5, then 8 others.
     assert timing["steps"] == len(calls) == 4 + 2 + 2 + 4
@@ -100,30 +96,21 @@ def test_killed_again_and_again_it_ends_the_same(play, tmp_path):
     assert len(set(weights)) == 3 and len(maps) == N_UNLABELLED
     assert done == ["pool", "round0000", "round0001", "teacher"]
     assert not (tmp_path / "whole" / "semi" / "round0000" / "checkpoints").exists()
-    kills = 0
-    while True:
-        left = [4]  # a kill at every fourth step, wherever that is
+    finished = None
+    while finished is None:
+        left = iter(range(3))  # a kill at every fourth step, wherever that is
 
         def hook(_, left=left):
-            left[0] -= 1
-            if not left[0]:
+            if next(left, None) is None:
                 raise Crash
 
         try:
-            play(tmp_path / "cut", hook=hook)
-            break
+            finished = play(tmp_path / "cut", hook=hook)
         except Crash:
             kills += 1
-    assert kills >= 4
-    assert result(tmp_path / "cut") == result(tmp_path / "whole")
-
-
-def test_what_is_finished_is_not_trained_again(play, tmp_path):
-    def hook(_):
-        raise Crash
-
-    timing = play(tmp_path)
-    assert play(tmp_path, hook=hook)["steps"] == timing["steps"]
+    assert kills >= 4 and result(tmp_path / "cut") == result(tmp_path / "whole")
+    # What is finished is not trained again.
+    assert play(tmp_path / "whole", hook=crash_at(*range(4)))["steps"] == timing["steps"]
 
 
 def test_a_request_to_stop_ends_the_stage(play, tmp_path, monkeypatch):
@@ -131,25 +118,25 @@ def test_a_request_to_stop_ends_the_stage(play, tmp_path, monkeypatch):
     assert play(tmp_path) is None and not list(tmp_path.rglob("done.json"))
 
 
+def ids(source):
+    return [text(source[i]["id"]) for i in range(len(source))]
+
+
 @pytest.fixture
 def recorded(play, monkeypatch, tmp_path):
     """recorded(**semi) -> [(name, ids by source, ids held out, steps, weight of step 0), ...]."""
     fitted = []
 
-    def batches(sources, *_):
-        return [[text(s[i]["id"]) for i in range(len(s))] for s in sources]
-
-    def fit(task, section, ids, held, *, directory, fresh, **_):
-        held_ids = [text(held[i]["id"]) for i in range(len(held))]
+    def fit(task, section, batches, held, *, directory, fresh, **_):
         weight = float(fresh().net.params["w"])
-        fitted.append((directory.name, ids, held_ids, task.total_steps, weight))
+        fitted.append((directory.name, batches, ids(held), task.total_steps, weight))
         return {"steps": task.total_steps}
 
     def weights(folder, part):
         value = {"teacher": 0.25, "round0000": 0.75}[folder.parent.name]
         return {"params": {"w": value}, "batch_stats": {}}
 
-    monkeypatch.setattr(pseudo_labels, "make_batches", batches)
+    monkeypatch.setattr(pseudo_labels, "make_batches", lambda parts, *_: [*map(ids, parts)])
     monkeypatch.setattr(loop, "fit", fit)
     monkeypatch.setattr(networks, "load_weights", weights)
 
@@ -162,16 +149,13 @@ def recorded(play, monkeypatch, tmp_path):
 
 def test_who_learns_from_what(recorded, phantom):
     fitted = recorded(epochs=3)
-    labelled, others = (
-        [text(s[i]["id"]) for i in range(len(s))]
-        for s in (open_split(phantom, split) for split in ("train", "unlabeled"))
-    )
+    labelled, others = (ids(open_split(phantom, split)) for split in ("train", "unlabeled"))
     assert [n[0] for n in fitted] == ["teacher", "round0000", "round0001", "pool"]
     (_, teacher, held, _, _), first, second, pool = fitted
     assert len(held) == 2 and sorted(teacher[0] + held) == sorted(labelled)
     plan = resolve(small(), Path("w"), phantom)
-    ((_, segment_held),) = data.open_data(plan.final, plan)
-    assert held == [text(segment_held[i]["id"]) for i in range(len(segment_held))]
+    ((_, segment_held),) = stages.open_data(plan.final, plan)
+    assert held == ids(segment_held)
     assert first[1][0] == second[1][0] == teacher[0] and first[2] == second[2] == []
     assert len(first[1][1]) == 5 and second[1][1][:5] == first[1][1]
     assert sorted(second[1][1]) == sorted(others) and pool[1] == [others] and pool[2] == held
@@ -183,10 +167,10 @@ def test_who_learns_from_what(recorded, phantom):
 def test_the_maps_are_those_of_the_network_before_the_round(recorded, tmp_path):
     recorded()
     for k, weight, n in ((0, 0.25, 5), (1, 0.75, 3)):
-        with np.load(tmp_path / "semi" / f"round{k:04d}.npz") as z:
-            values = [int(z[name][0, 0]) for name in z.files]
-            assert all(z[name].dtype == np.uint8 for name in z.files)
-        assert values == [round(255 * weight * (i + 1) / n) for i in range(n)]
+        maps = read_npz(tmp_path / "semi", f"round{k:04d}.npz").values()
+        assert all(found.dtype == np.uint8 for found in maps)
+        right = [round(255 * weight * (i + 1) / n) for i in range(n)]
+        assert [int(found[0, 0]) for found in maps] == right
     report = json.loads((tmp_path / "semi" / "pseudo.json").read_text())
     assert (report["rounds"], report["slices"]) == (2, 8)
     assert report["marked"] == 2 / 8  # maps of .25 i / 5 stay below one half; .5 and .75 do not
@@ -197,20 +181,13 @@ def test_a_mean_teacher_needs_the_teacher_only(recorded):
     assert [n[0] for n in recorded(kind="mean_teacher")] == ["teacher"]
 
 
-def test_batches_hold_unlabelled_images_and_resume(phantom):
+def test_batches_of_a_mean_teacher_hold_unlabelled_images(phantom):
     plan = resolve(small(kind="mean_teacher"), Path("w"), phantom)
-    ((batches, _),) = data.open_data(plan.final, plan)
+    ((batches, _),) = stages.open_data(plan.final, plan)
     assert batches.fields == ("image", "mask") and batches.example_count == N_TRAIN - 2
-    stream = batches.iterate(0)
-    first = [next(stream) for _ in range(3)]
-    stream.close()
-    again = batches.iterate(2)
-    third = next(again)
-    again.close()
+    with closing(batches.iterate(1)) as stream:
+        batch = next(stream)
+    assert {batch[name].shape for name in ("image", "mask", "unlabelled")} == {(8, 16, 16, 1)}
     source = open_split(phantom, "unlabeled")
-    assert len({e["image"].tobytes() for e in examples(source)}) == N_UNLABELLED
-    for name in ("image", "mask", "unlabelled"):
-        assert first[0][name].shape == (8, 16, 16, 1)
-        np.testing.assert_array_equal(third[name], first[2][name])
     stray = Batches([source], batch_size=8, size=16, seed=0, fields=("image",))
-    np.testing.assert_array_equal(first[1]["unlabelled"], stray[1]["image"])
+    np.testing.assert_array_equal(batch["unlabelled"], stray[1]["image"])

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from configs import lung, multi, multi_selfsup, selfsup, semisup, supervised
-from infnet_jax.data.batches import resize
-from infnet_jax.data.sources import decode, open_split, text
+from infnet_jax.data import decode, resize, text
+from infnet_jax.data.sources import open_split
 from infnet_jax.evaluation import figures, metrics, out_of_fold, summary, test_split
 from infnet_jax.files import write_json, write_npz
-from infnet_jax.plan import resolve
+from infnet_jax.plan.resolve import resolve
 from tests.drawn import cells_of, pixels_of
 
 READINGS = ("toolbox", "empty-aware")

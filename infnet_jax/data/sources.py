@@ -1,46 +1,26 @@
-"""Random access to the examples of prepared TFDS folders.
+"""Prepared TFDS folders as sources: opened, split and mixed, and what is asked of a whole source.
 
-A *source* is anything with `__len__` and `__getitem__(int) -> example`, where an example is a
-dict with `image` (and, where known, `mask`, `lung` and `prior`) as PNG bytes or uint8
-[H, W, 1], and the texts `id`, `patient`, `slice`, `group`.
+`data.folds` of 2 or more turns a run into one fold of a cross-validation: whole groups (slices of
+one patient, as far as known) of the training split are its test slices, and nothing in it sees
+them before. `data.labels` is a ladder of label budgets: (10, 25) learns from 25 slices, among them
+the ten that (10,) learns from. `data.pretrain` is a mix of datasets to pre-train on.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
-Example = Mapping[str, Any]
+from infnet_jax.data import PICTURES, Example, Source, Subset, decode, text
+from infnet_jax.plan import Data
 
-PICTURES = ("image", "mask", "lung", "prior")
 TEXTS = ("id", "patient", "slice", "group")
-
-
-class Source(Protocol):
-    """Random access to examples."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Example: ...
-
-
-class Subset:
-    """The examples of a source at the given indices, in that order."""
-
-    def __init__(self, source: Source, indices: Iterable[int]):
-        self._source = source
-        self._indices = [int(i) for i in indices]
-        wrong = [i for i in self._indices if not 0 <= i < len(source)]
-        if wrong:
-            raise ValueError(f"index {wrong[0]} is outside the source's 0 .. {len(source) - 1}")
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int) -> Example:
-        return self._source[self._indices[index]]
+_PART = re.compile(
+    r"(?:(?P<weight>\d+\.?\d*|\.\d+)\s*\*\s*)?(?P<name>\w+(?:/\w+)?)"
+    r"(?::(?P<split>\w+(?:\[[-\d:%]*\])?))?"
+)
 
 
 class LungTarget(Subset):
@@ -63,31 +43,15 @@ class LungTarget(Subset):
         return {**example, "mask": whole.astype(np.uint8), "lesion": example["mask"]}
 
 
-class WithPriors(Subset):
-    """A source whose examples also have `prior`, a probability map as uint8 [h, w, 1].
-
-    The maps are given by id, uint8 [h, w]; an example without one is a KeyError.
-    """
-
-    def __init__(self, source: Source, priors: Mapping[str, np.ndarray]):
-        super().__init__(source, range(len(source)))
-        self._priors = priors
-
-    def __getitem__(self, index: int) -> Example:
-        example = super().__getitem__(index)
-        return {**example, "prior": self._priors[text(example["id"])][..., None]}
-
-
 def open_split(folder: str | Path, split: str, target: str = "infection") -> Source:
     """Opens one split of a prepared TFDS folder; pictures stay PNG bytes until a batch needs them.
 
     Args:
-      folder: the versioned folder that holds `dataset_info.json`.
+      folder: the version folder, which holds `dataset_info.json`; else a FileNotFoundError.
       split: a split's name, or a slice of it such as `train[:80%]`.
       target: what `mask` is to mark: `infection`, or `lung` (see `LungTarget`).
 
     Raises:
-      FileNotFoundError: there is no prepared dataset in `folder`.
       ValueError: the dataset has no such split, or not that target.
     """
     if not Path(folder, "dataset_info.json").is_file():
@@ -109,11 +73,7 @@ def open_split(folder: str | Path, split: str, target: str = "infection") -> Sou
 
 
 def label_names(folder: str | Path) -> list[str]:
-    """The names of the classes of a prepared dataset's feature `label`, in their order.
-
-    Raises:
-      ValueError: it has no such feature.
-    """
+    """The class names of a prepared dataset's feature `label`; a ValueError where it has none."""
     import tensorflow_datasets as tfds
 
     features = tfds.builder_from_directory(folder).info.features
@@ -123,9 +83,181 @@ def label_names(folder: str | Path) -> list[str]:
     return list(features["label"].names)
 
 
-def select(source: Source, indices: Iterable[int]) -> Subset:
-    """The examples of `source` at `indices`, as a source."""
-    return Subset(source, indices)
+def open_whole(split: str, data: Data) -> Source:
+    """Opens a whole split; its `mask` is what the network is to find."""
+    return open_split(data.folder, split, data.target)
+
+
+def open_training(split: str, data: Data, *, masks: bool) -> Source:
+    """Opens a split whose masks, or images alone, are learnt from; as far as the run may.
+
+    A ValueError for a part of the training split, of which labels or folds would be ignored.
+    """
+    source = open_whole(split, data)
+    if split == data.train:
+        return Subset(source, (labelled if masks else visible)(source, data))
+    if data.train in split and (data.labels or data.folds):
+        wanted = f"with data.labels or data.folds name the whole {data.train!r}"
+        raise ValueError(f"split {split!r}: {wanted}")
+    return source
+
+
+def open_test(data: Data) -> Source:
+    """Opens the test split, or the test fold of the training split.
+
+    A ValueError for folds where `data.test` is not the training split.
+    """
+    source = open_whole(data.test, data)
+    if not data.folds:
+        return source
+    if data.test != data.train:
+        wanted = f"with data.folds it must be data.train, {data.train!r}"
+        raise ValueError(f"data.test={data.test!r}: {wanted}")
+    return Subset(source, _test_fold(source, data))
+
+
+def visible(source: Source, data: Data) -> np.ndarray:
+    """Indices, int64, in the training split, of the slices whose images a run may look at."""
+    return np.setdiff1d(np.arange(len(source)), _test_fold(source, data))
+
+
+def labelled(source: Source, data: Data) -> np.ndarray:
+    """Indices, int64, in the training split, of the slices whose masks a run may learn from."""
+    seen = visible(source, data)
+    if not data.labels:
+        return seen
+    return seen[nested_subset(Subset(source, seen), data.labels, data.seed)]
+
+
+def _test_fold(source: Source, data: Data) -> np.ndarray:
+    """Indices, int64, of a cross-validated run's test slices in its training split; else none."""
+    if not data.folds:
+        return np.arange(0)
+    if not 0 <= data.fold < data.folds:
+        raise ValueError(f"data.fold={data.fold} must lie in 0 .. {data.folds - 1} (data.folds)")
+    return group_folds(source, data.folds, data.seed)[data.fold]
+
+
+def nested_subset(source: Source, budgets: Sequence[int], seed: int) -> np.ndarray:
+    """Draws whole groups until each budget in turn is full: indices, int64, ascending.
+
+    A budget may stay a few slices short of its number, but no group is ever cut, and the subset of
+    a shorter ladder lies within that of a longer one. Of the examples, only `group` is looked at.
+    A ValueError for budgets that do not rise from 1 or exceed the source, or a first one so small
+    that no group fits.
+    """
+    steps = [0, *budgets]
+    if steps != sorted(set(steps)) or steps[-1] > len(source):
+        raise ValueError(f"data.labels={tuple(budgets)}: give rising numbers in 1 .. {len(source)}")
+    taken = _fill(_shuffled_groups(source, seed), budgets)
+    if not taken:
+        raise ValueError(f"data.labels={tuple(budgets)}: every group has more slices than that")
+    return np.array(taken)
+
+
+def split_validation(source: Source, *, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (training, validation) indices, int64, ascending, disjoint, together all of `source`.
+
+    Validation has whole groups (patients), drawn by the seed: at most `count` examples or, if every
+    group has more, those of the smallest. Of the examples, only `group` is looked at. A ValueError
+    for a count out of range, or where nothing is left to train on.
+    """
+    everything = np.arange(len(source))
+    if count == 0:
+        return everything, everything[:0]
+    if not 0 < count < len(source):
+        raise ValueError(f"validation count {count} must lie in 0 .. {len(source) - 1}")
+    groups = _shuffled_groups(source, seed)
+    if len(groups) < 2:
+        raise ValueError(
+            f"all {len(source)} examples share one group: no validation set can be drawn"
+        )
+    validation = np.array(_fill(groups, [count]) or min(groups, key=len))
+    return np.setdiff1d(everything, validation), validation
+
+
+def group_folds(source: Source, count: int, seed: int = 0) -> list[np.ndarray]:
+    """Deals whole groups (patients) to `count` folds of about equal size, fixed by the seed.
+
+    The folds are arrays of indices, int64, ascending, disjoint, together all of `source`. Each
+    group in turn goes to the smallest fold so far. Of the examples, only `group` is looked at. A
+    ValueError for fewer than two folds, or fewer groups than folds.
+    """
+    groups = _shuffled_groups(source, seed)
+    if not 2 <= count <= len(groups):
+        raise ValueError(f"{count} folds cannot be made of {len(groups)} groups: use 2 or more")
+    folds: list[list[int]] = [[] for _ in range(count)]
+    for group in groups:
+        min(folds, key=len).extend(group)
+    return [np.sort(np.asarray(fold)) for fold in folds]
+
+
+def _shuffled_groups(source: Source, seed: int) -> list[list[int]]:
+    """Indices of the examples of each group, the groups in an order that the seed decides.
+
+    The order of the examples does not matter; one without a `group` is a group of its own.
+    """
+    members: dict[str, list[int]] = {}
+    for i in range(len(source)):
+        members.setdefault(text(source[i].get("group", f"\0{i}")), []).append(i)
+    names = sorted(members)
+    return [members[names[i]] for i in np.random.default_rng(seed).permutation(len(names))]
+
+
+def _fill(groups: Sequence[list[int]], budgets: Iterable[int]) -> list[int]:
+    """Takes groups in order while they fit a budget, then the others while they fit the next."""
+    taken: set[int] = set()
+    for budget in budgets:
+        for group in groups:
+            if taken.isdisjoint(group) and len(taken) + len(group) <= budget:
+                taken.update(group)
+    return sorted(taken)
+
+
+class Part(NamedTuple):
+    """One split of a dataset within a mix."""
+
+    name: str  # of the dataset, `builder` or `builder/config`
+    split: str = "train"  # of it, or a slice of one
+    weight: float | None = None  # its share of the samples relative to the others, if one is given
+    folder: Path | None = None  # of the prepared dataset; None as long as it is only named
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.split}"
+
+
+class Mix(NamedTuple):
+    """Prepared parts; `copies` returns the ids within one that are slices of the test split."""
+
+    parts: tuple[Part, ...]
+    copies: Callable[[Part], Collection[str]]
+
+    @property
+    def weights(self) -> list[float] | None:
+        """Of all parts, 1 where none is given; None where no part has one."""
+        weights = [part.weight for part in self.parts]  # above 0 where they are given
+        return [weight or 1.0 for weight in weights] if any(weights) else None
+
+
+def parse_mix(mix: str) -> list[Part]:
+    """Reads a mix such as `covid_semiseg/binary:unlabeled + 2 * ictcf`; empty text has no parts.
+
+    A ValueError for what cannot be read, a weight of 0, or a part that comes twice.
+    """
+    parts: list[Part] = []
+    for word in mix.split("+") if mix.strip() else []:
+        match = _PART.fullmatch(word.strip())
+        weight = match and match["weight"] and float(match["weight"])
+        if match is None or weight == 0:
+            raise ValueError(
+                f"data.pretrain: {word.strip()!r} in {mix!r} is no part of a mix; write them as "
+                "NAME, NAME/CONFIG:SPLIT or WEIGHT * NAME (weight above 0), with + between them"
+            )
+        part = Part(match["name"], match["split"] or "train", weight or None)
+        if str(part) in map(str, parts):
+            raise ValueError(f"data.pretrain: {part} comes twice; give it a weight instead")
+        parts.append(part)
+    return parts
 
 
 def examples(source: Source) -> Iterator[dict[str, Any]]:
@@ -143,10 +275,7 @@ def lesion_maps(source: Source) -> dict[str, np.ndarray]:
 def statistics(source: Source, indices: Iterable[int] | None = None) -> tuple[float, float]:
     """Mean and standard deviation of all image pixels on the [0, 1] scale, at native size.
 
-    Every pixel counts once, so large images weigh more. Exact: computed from one histogram.
-
-    Raises:
-      ValueError: there are no examples.
+    Every pixel counts once, so large images weigh more. A ValueError where there are no examples.
     """
     counts = np.zeros(256, np.int64)
     for index in range(len(source)) if indices is None else indices:
@@ -156,30 +285,3 @@ def statistics(source: Source, indices: Iterable[int] | None = None) -> tuple[fl
     levels = np.arange(256) / 255
     mean = np.average(levels, weights=counts)
     return float(mean), float(np.sqrt(np.average((levels - mean) ** 2, weights=counts)))
-
-
-def decode(example: Example, name: str) -> np.ndarray:
-    """The picture `name` of an example, uint8 [H, W, 1], out of PNG bytes or as it is.
-
-    Raises:
-      ValueError: it is missing, unreadable or of another kind; names the example.
-    """
-    where = repr(text(example.get("id", "?")))
-    if name not in example:
-        raise ValueError(f"example {where} has no {name!r}")
-    value = example[name]
-    if isinstance(value, bytes | np.bytes_):
-        import cv2
-
-        cv2.setNumThreads(0)  # its own thread pool would fight the reading threads
-        value = cv2.imdecode(np.frombuffer(value, np.uint8), cv2.IMREAD_UNCHANGED)
-        value = value[..., None] if value is not None and value.ndim == 2 else value
-    if value is None or value.dtype != np.uint8 or value.ndim != 3 or value.shape[-1] != 1:
-        found = "unreadable" if value is None else f"{value.dtype} {list(value.shape)}"
-        raise ValueError(f"{name!r} of example {where} is {found}, expected uint8 [H, W, 1]")
-    return value
-
-
-def text(value: Any) -> str:
-    """A text of an example, bytes or not, as str."""
-    return value.decode() if isinstance(value, bytes | np.bytes_) else str(value)

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 
 from infnet_jax.clinic import lungs
-from infnet_jax.data.batches import resize
-from infnet_jax.data.sources import Source, decode, examples, text
+from infnet_jax.data import Source, decode, resize, text
+from infnet_jax.data.sources import examples
 from infnet_jax.dice import defined_mean, dice, dice_of_counts
 from infnet_jax.evaluation.figures import Case, markdown_table
 from infnet_jax.evaluation.predictor import full_size, mark

@@ -15,11 +15,11 @@ from flax.traverse_util import unflatten_dict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from infnet_jax import models, plan as plans, tasks
-from infnet_jax.data.batches import eval_batches, resize
-from infnet_jax.data.sources import Source
+from infnet_jax import models, tasks
+from infnet_jax.data import Source, eval_batches, resize
 from infnet_jax.evaluation.soft_metrics import resize_map
 from infnet_jax.plan import Plan, Stage
+from infnet_jax.plan.resolve import resolve
 from infnet_jax.runs import mesh as meshes
 from infnet_jax.runs.checkpoint import load_parameters
 from infnet_jax.runs.workdir import read_config, read_statistics
@@ -195,7 +195,7 @@ class Predictor:
           ValueError: weights are damaged or belong to another network, or it finds another thing.
         """
         workdir = Path(workdir)
-        plan = plans.resolve(read_config(workdir), workdir)
+        plan = resolve(read_config(workdir), workdir)
         if (plan.final.classes == ("lung",)) != lungs:
             raise ValueError(
                 f"{workdir}: that run finds {' and '.join(plan.final.classes)}; "

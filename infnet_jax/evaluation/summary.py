@@ -9,9 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infnet_jax.data import splits
-from infnet_jax.data.batches import resize
-from infnet_jax.data.sources import decode, text
+from infnet_jax.data import decode, resize, sources, text
 from infnet_jax.evaluation import figures, out_of_fold, test_split
 from infnet_jax.evaluation.figures import Page, Picture, markdown_table
 from infnet_jax.files import read_npz, write_text
@@ -51,7 +49,7 @@ def _augmentation(plan: Plan) -> Picture:
     """Three training slices before and after augmentation, as the paper's Fig. 5."""
     trained = (s for s in plan.stages if s.supervised and s.net.classes == 1)
     section = next(trained, plan.final).section
-    source = splits.open_whole(plan.data.train, plan.data)
+    source = sources.open_whole(plan.data.train, plan.data)
     chosen = [source[int(i)] for i in np.linspace(0, len(source) - 1, 3)]
     images, masks = (
         np.stack([resize(decode(e, k), section.size, labels=k == "mask") for e in chosen])
@@ -179,7 +177,7 @@ def _out_of_fold(stage: Stage, plan: Plan) -> Page:
     trained = len(stage.networks)
     if stage.learns == "lung":
         note = f"Cross-validation: each slice by one of {trained} networks that had not seen it."
-        source = splits.open_whole(plan.data.train, plan.data)
+        source = sources.open_whole(plan.data.train, plan.data)
         cases = out_of_fold.worst_lungs(score, source, stage.folder / "lungs")
         path = figures.overlays(cases, plan.workdir / "figures" / "lungs.png")
         how = "by a network that had not seen them."
@@ -219,7 +217,7 @@ def pseudo_label_cases(stage: Stage, plan: Plan) -> list[figures.Case]:
     """Four pseudo-labelled slices, from the least marked to the most; none has a truth."""
     assert stage.semi is not None
     maps = read_npz(stage.folder, "round*.npz")
-    source = splits.open_training(stage.semi.split, plan.data, masks=False)
+    source = sources.open_training(stage.semi.split, plan.data, masks=False)
     known = {text(source[i]["id"]): source[i] for i in range(len(source))}
     ranks = np.unique(np.linspace(0, len(maps) - 1, 4).astype(int))
     by_share = sorted(maps, key=lambda name: ((maps[name] >= 128).mean(), name))

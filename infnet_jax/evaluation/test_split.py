@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from infnet_jax.clinic.imaging import pictures
-from infnet_jax.data.sources import Source, examples
+from infnet_jax.data import Source
+from infnet_jax.data.sources import examples
 from infnet_jax.evaluation import figures, metrics, out_of_fold as folds
 from infnet_jax.evaluation.predictor import Predictor, full_size, mark
 from infnet_jax.files import whole, write_csv, write_npz

@@ -1,25 +1,24 @@
-"""From a config to a plan; nothing above compares a stage's name."""
+"""From a config to a plan, or to what is wrong with it; nothing above compares a stage's name."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from infnet_jax.plan import checks
-from infnet_jax.plan.records import Data, Net, Network, Plan, Stage
+from infnet_jax.plan import Data, Net, Network, Plan, Stage
 
-STAGES = (
-    *("pretrain", "prior", "cross_validation", "semi", "segment", "pretrain_multi", "multi"),
-    "evaluate",
-)
-_RUNS = {  # what runs a stage, `train` unless said here
+_RUNS = {  # stage -> what runs it
+    "pretrain": "train",
     "prior": "out_of_fold",
     "cross_validation": "out_of_fold",
     "semi": "pseudo_labels",
+    "segment": "train",
+    "pretrain_multi": "train",
+    "multi": "train",
     "evaluate": "evaluate",
 }
-# Stage -> the stages whose weights it may start from; the first of these that is run counts.
-_STARTS = {
+_STARTS = {  # stage -> whose weights it may start from; the first of these that is run counts
     "prior": ("pretrain",),
     "semi": ("pretrain",),
     "segment": ("semi", "pretrain"),
@@ -38,11 +37,7 @@ def resolve(config: ConfigDict, workdir: Path, dataset: Path | None = None) -> P
     Raises:
       ValueError: names the key, its value and what would be right.
     """
-    checks.check_age(config)
-    for name in config.stages:
-        if name not in STAGES or name not in config:
-            raise ValueError(f"stages: {name!r} is none of this config's stages")
-    checks.check(config)
+    _check(config)
     reader, d = _Reader(config, workdir), config.data
     stages = {name: reader.stage(name) for name in config.stages}
     final = "multi" if "multi" in stages else "segment"
@@ -71,32 +66,36 @@ class _Reader(NamedTuple):
         """The record of one stage."""
         config, multi = self.config, name.endswith("multi")
         key = "segment" if name in ("prior", "cross_validation", "semi") else name
-        section = config[key]
+        section, runs = config[key], _RUNS[name]
         pretext = section.get("pretext", "")
         prior = config.multi.prior_use if multi else "none"
         prior = "none" if pretext and prior == "average" else prior
-        splits = section.get("splits", ())
+        options = dict(config.multi.net if multi else config.model)
+        channels = config.data.channels * (2 if prior == "input" else 1)
+        decoder, trunk = options.pop("decoder"), options.pop("trunk")
+        splits = [config.data.train] if runs == "out_of_fold" else section.get("splits", ())
         origin, start = self.origin(name)
+        teaches = "semi" in config.stages and config.semi.kind == "mean_teacher"
         return Stage(
             name=name,
-            runs=_RUNS.get(name, "train"),
+            runs=runs,
             learns=pretext or ("lesions" if multi else config.data.target),
             section=section,
             key=key,
             folder=self.workdir / name,
-            net=self.net(multi, prior),
+            net=Net(decoder, trunk, 3 if multi else 1, channels, config.dtype, options),
             coach=config.coach.to_dict() if pretext == "inpaint" else None,
             norm=config.data.norm,
             channels=config.data.channels,
             prior=prior,
-            splits=(config.data.train,) if _RUNS.get(name) == "out_of_fold" else tuple(splits),
+            splits=tuple(splits),
             mix=config.data.pretrain if name == "pretrain" else "",
-            folds=config[name].get("folds", 0) if name != "semi" else 0,
+            folds=0 if name == "semi" else config[name].get("folds", 0),
             networks=self.networks(name, start),
             paired=name == "multi" and config.multi.from_prior,
             origin=origin,
             transfer="matching" if start is None else section.get("transfer", ""),
-            semi=self.semi(name),
+            semi=config.semi if name == "semi" or (name == "segment" and teaches) else None,
         )
 
     def networks(self, name: str, start: Path | None) -> tuple[Network, ...]:
@@ -117,29 +116,140 @@ class _Reader(NamedTuple):
             found.append(Network(folder / part, seed + k // max(folds, 1), fold, start))
         return tuple(found)
 
-    def net(self, multi: bool, prior: str) -> Net:
-        """The single-class or the multi-class network."""
-        options = dict(self.config.multi.net if multi else self.config.model)
-        decoder, trunk = options.pop("decoder"), options.pop("trunk")
-        channels = self.config.data.channels * (2 if prior == "input" else 1)
-        return Net(decoder, trunk, 3 if multi else 1, channels, self.config.dtype, options)
-
     def origin(self, name: str) -> tuple[str, Path | None]:
         """What a stage starts from: an earlier stage and its checkpoints, or imported weights."""
         config = self.config
         if name == "multi" and config.multi.from_prior:
             return "prior", self.workdir / "prior"
         stage = next((s for s in _STARTS.get(name, ()) if s in config.stages), "")
-        if stage == "semi":
-            part = "pool" if config.semi.kind == "pseudo" else "teacher"
-            return stage, self.workdir / stage / part / "checkpoints"
         if stage:
-            return stage, self.workdir / stage / "checkpoints"
+            part = ""
+            if stage == "semi":
+                part = "pool" if config.semi.kind == "pseudo" else "teacher"
+            return stage, self.workdir / stage / part / "checkpoints"
         fits = not name.endswith("multi") or config.multi.net.trunk == "efficientnet_lite0"
         return (config.weights if fits and name != "evaluate" else ""), None
 
-    def semi(self, name: str) -> ConfigDict | None:
-        """`config.semi` for the stage itself, and for one with a mean teacher."""
-        config = self.config
-        teaches = "semi" in config.stages and config.semi.kind == "mean_teacher"
-        return config.semi if name == "semi" or (name == "segment" and teaches) else None
+
+def _check(config: ConfigDict) -> None:
+    """Raises a ValueError unless the keys and the stages of a config fit each other."""
+    if "decoder" not in config.get("model", {}):
+        raise ValueError(
+            "model.decoder is missing: this config is of version 0.1.0, whose networks had "
+            "model.kind; train the run again, or read it with that version"
+        )
+    stages, pretrain = config.stages, config.data.pretrain
+    for name in stages:
+        if name not in _RUNS or name not in config:
+            raise ValueError(f"stages: {name!r} is none of this config's stages")
+    _check_choice("data.target", config.data.target, "infection", "lung")
+    for name in ("prior", "cross_validation", "segment", "multi"):
+        if name in stages:
+            _check_ensemble(name, config[name])
+    if pretrain and "pretrain" not in stages:
+        raise ValueError(
+            f"data.pretrain={pretrain!r}, but no stage is `pretrain`: use configs/selfsup.py, "
+            "or leave it empty"
+        )
+    if "prior" in stages:
+        _check_choice("prior.kind", config.prior.kind, "crossfit", "truth")
+    if "semi" in stages:
+        _check_semi(config.semi, stages, config.segment.folds)
+    if "multi" in stages:
+        crossfit = "prior" in stages and config.prior.kind == "crossfit"
+        _check_multi(config.multi, stages, config.weights, crossfit)
+        origin = "semi" if "semi" in stages else "prior"
+        if origin == "semi" or config.multi.from_prior:
+            _check_same_net(config.model, config.multi.net, origin)
+    if min(config.evaluate.scales, default=0) <= 0:
+        raise ValueError(
+            f"evaluate.scales={tuple(config.evaluate.scales)}: choose factors of the size such as "
+            "(0.75, 1.0, 1.25)"
+        )
+    final = "multi" if "multi" in stages else "segment"
+    held_out = config[final].folds or config[final].validation
+    if "evaluate" in stages and config.evaluate.choose_threshold and not held_out:
+        raise ValueError(
+            f"evaluate.choose_threshold=True needs {final}.validation or {final}.folds above 0"
+        )
+
+
+def _check_choice(key: str, value: str, *choices: str) -> None:
+    if value not in choices:
+        raise ValueError(f"{key}={value!r}: choose {' or '.join(choices)}")
+
+
+def _check_ensemble(name: str, section: ConfigDict) -> None:
+    """Whether there are folds where there must be, and the networks can be averaged."""
+    folds, repeats = section.folds, section.repeats
+    if repeats < 1:
+        raise ValueError(f"{name}.repeats={repeats}: choose 1 or more")
+    if _RUNS[name] == "out_of_fold":
+        if section.get("kind", "crossfit") == "crossfit" and folds < 2:
+            raise ValueError(f"{name}.folds={folds}: choose 2 or more")
+        return
+    if folds and section.validation:
+        raise ValueError(
+            f"{name}.validation={section.validation} with {name}.folds={folds}: "
+            "the fold is what is held out, set one of them to 0"
+        )
+    if repeats > 1 and section.validation:
+        raise ValueError(
+            f"{name}.validation={section.validation} with {name}.repeats={repeats}: "
+            "networks that are averaged are taken as they end, set the first to 0"
+        )
+
+
+def _check_semi(semi: ConfigDict, stages: Sequence[str], folds: int) -> None:
+    """Whether the next stage can start from what `semi` leaves; `folds` are those of `segment`."""
+    _check_choice("semi.kind", semi.kind, "pseudo", "mean_teacher")
+    if semi.group_size < 1:
+        raise ValueError(
+            f"semi.group_size={semi.group_size}: choose 1 or more (Semi-Inf-Net has 5)"
+        )
+    if "segment" in stages and folds and semi.kind == "mean_teacher":
+        raise ValueError(
+            f"segment.folds={folds} with semi.kind='mean_teacher': each fold would start from a "
+            "teacher that has learned from it, choose pseudo or 0 folds"
+        )
+    if "multi" in stages and semi.kind != "pseudo":
+        raise ValueError(
+            f"semi.kind={semi.kind!r} with stage multi, which takes no unlabelled slices: "
+            "choose pseudo"
+        )
+
+
+def _check_multi(multi: ConfigDict, stages: Sequence[str], weights: str, crossfit: bool) -> None:
+    """Whether the multi-class networks get what they are fed and start from."""
+    use = multi.prior_use
+    _check_choice("multi.prior_use", use, "none", "input", "average")
+    if use != "none" and "prior" not in stages:
+        raise ValueError(f"multi.prior_use={use!r} needs stage prior: add it, or choose none")
+    if use == "input" and weights and multi.net.trunk == "efficientnet_lite0":
+        raise ValueError(
+            f"multi.prior_use='input' with weights={weights!r}: those have no channel "
+            "for a prior, choose average or none"
+        )
+    if multi.from_prior and not crossfit:
+        raise ValueError(
+            "multi.from_prior=True: nothing to start from, choose stage prior with "
+            "prior.kind='crossfit'"
+        )
+    for other in ("semi", "pretrain_multi"):
+        if multi.from_prior and other in stages:
+            raise ValueError(f"multi.from_prior=True with stage {other}: choose one start")
+    if multi.from_prior and use == "input":
+        raise ValueError(
+            "multi.from_prior=True with multi.prior_use='input': a network of prior has no channel "
+            "for a prior, choose average or none"
+        )
+
+
+def _check_same_net(model: ConfigDict, net: ConfigDict, origin: str) -> None:
+    """Whether `multi` has the network of the stage from which it starts."""
+    for key in ("decoder", "trunk", "width"):
+        if model[key] != net[key]:
+            raise ValueError(
+                f"model.{key}={model[key]!r}: multi starts from what {origin} has learned, choose "
+                f"that of multi.net.{key}, {net[key]!r}"
+            )

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from infnet_jax.plan import Plan, resolve
+from infnet_jax.plan import Plan
+from infnet_jax.plan.resolve import resolve
 
 
 class Cell(NamedTuple):

@@ -1,6 +1,6 @@
 """The `study` verb: rows x seeds x label budgets, each cell an ordinary run, then the tables.
 
-A cell is one call of `training.run.run` in a folder of its own, so it resumes, and what it leaves
+A cell is one call of `training.run` in a folder of its own, so it resumes, and what it leaves
 is what any run leaves. Cells with equal stages share them: the later cell gets a link.
 """
 
@@ -16,18 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from infnet_jax import config as configs, models, tasks
-from infnet_jax.data import splits
-from infnet_jax.data.batches import eval_batches
-from infnet_jax.data.sources import Source
+from infnet_jax import config as configs, models, tasks, training
+from infnet_jax.data import Source, eval_batches, sources
 from infnet_jax.evaluation import predictor as networks
-from infnet_jax.plan import Stage, resolve
+from infnet_jax.plan import Stage
+from infnet_jax.plan.resolve import resolve
 from infnet_jax.runs import workdir as workdirs
 from infnet_jax.runs.logs import clock
 from infnet_jax.study import tables
 from infnet_jax.study.cells import Cell, borrow, make_cells
 from infnet_jax.tasks import augment, losses
-from infnet_jax.training import data, run as training
+from infnet_jax.training.stage import open_test
 from infnet_jax.weights import load_imported
 
 MAPS = ("coarse", "s32", "s16", "s8")  # of an Inf-Net; other networks have `logits` alone
@@ -100,9 +99,9 @@ def run_to_the_end(cell: Cell, dataset: Path, command: str) -> None:
     plan = resolve(cell.config, cell.folder, dataset)
     norm = tasks.make_norm(plan.final, workdirs.read_statistics(cell.folder))
     _, ensemble = networks.load_final(plan)
-    found = measure(plan.final, norm, ensemble, data.open_test(plan))
+    found = measure(plan.final, norm, ensemble, open_test(plan))
     workdirs.write_json(cell.folder / "losses.json", found)
-    labelled = splits.labelled(splits.open_whole(plan.data.train, plan.data), plan.data)
+    labelled = sources.labelled(sources.open_whole(plan.data.train, plan.data), plan.data)
     workdirs.write_json(cell.folder / "labelled.json", len(labelled))
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from infnet_jax import models
-from infnet_jax.plan.records import Stage
+from infnet_jax.plan import Stage
 from infnet_jax.tasks import inpaint, losses, rotation, state as state_lib
 from infnet_jax.tasks.augment import Norm
 from infnet_jax.tasks.mean_teacher import MeanTeacher

@@ -14,7 +14,7 @@ import optax
 
 from infnet_jax.models import coach as coach_lib, final_map
 from infnet_jax.models.layers import resize_nearest
-from infnet_jax.plan.records import Stage
+from infnet_jax.plan import Stage
 from infnet_jax.tasks import augment, inpaint_losses, state as state_lib
 from infnet_jax.tasks.state import Batch, Metrics, Rows, Task, TrainState, Tree, Update
 

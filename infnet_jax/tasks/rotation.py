@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from infnet_jax.plan.records import Stage
+from infnet_jax.plan import Stage
 from infnet_jax.tasks import augment, state as state_lib
 from infnet_jax.tasks.state import Batch, Metrics, Task, TrainState, Tree, Update
 

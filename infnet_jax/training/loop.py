@@ -10,8 +10,7 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from infnet_jax.data.batches import Batches, Paired, eval_batches
-from infnet_jax.data.sources import Source
+from infnet_jax.data import Batches, Paired, Source, eval_batches
 from infnet_jax.runs import mesh as meshes
 from infnet_jax.runs.checkpoint import Checkpoints
 from infnet_jax.runs.logs import RunLog
@@ -51,23 +50,17 @@ def fit(
     """Trains a task to its end, from its newest good checkpoint if it has one.
 
     Args:
-      task: what to do; section: of the config, for `batch_size`, `size`, `eval_every` and, where
-        it stands, `patience`.
+      section: of the config, for `batch_size`, `size`, `eval_every` and, if it has it, `patience`.
       batches: what to train on; held_out: what to evaluate on, may be empty.
       directory: the network's folder; gets `checkpoints/`, `metrics.jsonl`, `panels/`,
         `tensorboard/` and `parameters.txt`; name: for the log.
-      fresh: makes the state of step 0.
-      seed: of the steps' randomness; mesh: the devices.
+      fresh: makes the state of step 0; seed: of the steps' randomness.
 
-    Returns:
-      The timing of the stage, or None if it was asked to stop before its end.
-
-    Raises:
-      FloatingPointError: a loss that is not finite; the last good checkpoint stays.
+    Returns the timing, None if asked to stop before the end. A loss that is not finite is a
+    FloatingPointError; the last good checkpoint stays.
     """
     monitored = len(held_out) > 0
-    mode = task.metric_mode if monitored else None
-    folder = directory / "checkpoints"
+    mode, folder = task.metric_mode if monitored else None, directory / "checkpoints"
     with Checkpoints(folder, best_mode=mode, save_every=section.eval_every) as saver:
         saver.handle_sigterm()
         state = meshes.replicate(fresh(), mesh)
@@ -103,57 +96,51 @@ def _run(job: _Training, state: TrainState) -> bool:
         name: jax.jit(fn, donate_argnums=0, out_shardings=(whole, whole))
         for name, fn in task.steps.items()
     }
-    start = int(state.step)
-    pending: _Pending | None = None
+    start, patience = int(state.step), section.get("patience", 0) * section.eval_every
     stream = _stream(job, start)
+    pending: list[_Pending] = []
     for step in range(start, task.total_steps + 1):
-        last, metric = step == task.total_steps, None
+        last, stop, stalled, metric = step == task.total_steps, saver.preempted, False, None
         due = last or step % section.eval_every == 0
-        # A resumed run evaluates its first state again: the log dropped that row, and whether
-        # the stage has stalled must be known here too.
-        if job.evaluate is not None and step and due:
+        if due or stop:
             _fetch(log, pending)
-            pending = None
             with log.paused():
-                metric, state = _judge(job, state, step)
-        stalled = _stalled(state, step, section, metric)
-        if due or stalled or saver.preempted:
-            _fetch(log, pending)
-            pending = None
-            with log.paused():
-                saver.offer(step, state, metric=metric, force=last or stalled or saver.preempted)
+                # A resumed run evaluates its first state again: the log dropped that row, and
+                # whether the stage has stalled must be known here too.
+                if job.evaluate is not None and step and due:
+                    metric, state = _judge(job, state, step)
+                    # No better one for `patience` evaluations (0: never).
+                    stalled = 0 < patience <= step - int(state.best_step)
+                saver.offer(step, state, metric=metric, force=last or stalled or stop)
         if last or stalled:
             return True
-        if saver.preempted:
+        if stop:
             return False
         phase = task.phase(step)
         if phase not in log.phases:  # its compilation must not count as time of the step before
             _fetch(log, pending)
-            pending = None
         state, out = steps[phase](state, next(stream), jax.random.fold_in(job.root, step))
         _fetch(log, pending)
-        pending = (step, phase, out)
+        pending.append((step, phase, out))
     return True
 
 
-def _fetch(log: RunLog, pending: _Pending | None) -> None:
+def _fetch(log: RunLog, pending: list[_Pending]) -> None:
     """Writes the metrics of an earlier step; one step late, so that the device never waits.
 
     They are those of the state that has had `step` updates, as those of an evaluation are: what
     a run that resumes at `step` will write again is what the log then drops.
     """
-    if pending is None:
-        return
-    step, phase, out = pending
-    values = {k: float(v) for k, v in jax.device_get(out).items()}
-    bad = [k for k, v in values.items() if not np.isfinite(v)]
-    if bad:
-        raise FloatingPointError(
-            f"{log.name}: {', '.join(bad)} not finite at step {step} (phase {phase}); "
-            "the last good checkpoint is kept: lower the learning rate or set clip_norm"
-        )
-    log.scalars(step, values)
-    log.tick(step + 1, phase)
+    while pending:
+        step, phase, out = pending.pop()
+        values = {k: float(v) for k, v in jax.device_get(out).items()}
+        if bad := [k for k, v in values.items() if not np.isfinite(v)]:
+            raise FloatingPointError(
+                f"{log.name}: {', '.join(bad)} not finite at step {step} (phase {phase}); "
+                "the last good checkpoint is kept: lower the learning rate or set clip_norm"
+            )
+        log.scalars(step, values)
+        log.tick(step + 1, phase)
 
 
 def _judge(job: _Training, state: TrainState, step: int) -> tuple[float, TrainState]:
@@ -169,24 +156,11 @@ def _judge(job: _Training, state: TrainState, step: int) -> tuple[float, TrainSt
         grey = np.round(np.clip(task.panel(few), 0, 1) * 255).astype(np.uint8)
         log.image("panel", np.repeat(grey[..., None], 3, axis=-1), step)
     metric = float(np.float32(scalars[task.metric]))  # as the state holds the best one
-    better = metric > float(state.best_metric)
-    if task.metric_mode == "min":
-        better = metric < float(state.best_metric)
-    if better:
-        like = state.best_metric.sharding
-        state = state.replace(
-            best_metric=jax.device_put(np.float32(metric), like),
-            best_step=jax.device_put(np.int32(step), like),
-        )
+    better = np.less if task.metric_mode == "min" else np.greater
+    if better(metric, float(state.best_metric)):
+        best = jax.device_put((np.float32(metric), np.int32(step)), state.best_metric.sharding)
+        state = state.replace(best_metric=best[0], best_step=best[1])
     return metric, state
-
-
-def _stalled(state: TrainState, step: int, section: ConfigDict, metric: float | None) -> bool:
-    """Early stopping: no better evaluation for `patience` evaluations (0: never)."""
-    patience = section.get("patience", 0)
-    if metric is None or not patience:
-        return False
-    return step - int(state.best_step) >= patience * section.eval_every
 
 
 def _stream(job: _Training, start: int) -> Iterator[dict[str, jax.Array]]:

@@ -10,6 +10,7 @@ slices before it maps the next group. A fresh network then pre-trains on the who
 The slices that `segment` holds out are held out here too, and the test split is never opened.
 """
 
+import functools
 import json
 import shutil
 import time
@@ -20,18 +21,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from infnet_jax import tasks
-from infnet_jax.data import splits
-from infnet_jax.data.sources import Source, WithPriors, lesion_maps, select, text
+from infnet_jax.data import Source, Subset, WithPriors, sources, text
 from infnet_jax.evaluation import predictor as networks
-from infnet_jax.evaluation.predictor import Predictor
 from infnet_jax.files import read_npz
 from infnet_jax.plan import Stage
 from infnet_jax.runs.workdir import write_json, write_npz
 from infnet_jax.tasks.state import Task, TrainState
 from infnet_jax.training import loop
-from infnet_jax.training.data import make_batches
-from infnet_jax.training.stage import Run, label, start
+from infnet_jax.training.stage import Run, make_batches, start
 
 FIELDS = ("image", "mask", "prior")  # a soft label is a `prior`: the target of these networks
 
@@ -41,14 +38,15 @@ class _Shared(NamedTuple):
 
     stage: Stage
     run: Run
+    semi: ConfigDict  # the stage's own keys
     kept: Source
     held: Source
 
-    @property
-    def semi(self) -> ConfigDict:
-        """The stage's own keys."""
-        assert self.stage.semi is not None
-        return self.stage.semi
+    def overlaid(self, part: str) -> Stage:
+        """The stage with the settings of `semi.<part>` laid over those of `segment`."""
+        section = self.stage.section.copy_and_resolve_references()
+        section.update(self.semi[part])
+        return self.stage._replace(section=section)
 
 
 def run(stage: Stage, run: Run) -> dict | None:
@@ -57,18 +55,15 @@ def run(stage: Stage, run: Run) -> dict | None:
     Writes `teacher/`, and for `pseudo` a training folder `round<k>/` a group beside its maps
     `round<k>.npz` (uint8 [S, S] by id), `pool/` and `pseudo.json`. The last weights of each network
     serve, averaged if it keeps an average; the newest round alone keeps its checkpoints, since
-    there may be hundreds.
-
-    Returns:
-      The timing, or None if it was asked to stop.
+    there may be hundreds. Returns the timing, or None if it was asked to stop.
     """
-    began, steps = time.perf_counter(), 0
-    data = run.plan.data
-    labelled = splits.open_training(data.train, data, masks=True)
-    labelled = WithPriors(labelled, lesion_maps(labelled))
+    began, steps, data = time.perf_counter(), 0, run.plan.data
+    labelled = sources.open_training(data.train, data, masks=True)
+    labelled = WithPriors(labelled, sources.lesion_maps(labelled))
     count = stage.section.validation
-    kept, held = splits.split_validation(labelled, count=count, seed=run.plan.seed)
-    shared = _Shared(stage, run, select(labelled, kept), select(labelled, held))
+    kept, held = sources.split_validation(labelled, count=count, seed=run.plan.seed)
+    assert stage.semi is not None
+    shared = _Shared(stage, run, stage.semi, Subset(labelled, kept), Subset(labelled, held))
     for timing in _networks(shared):
         if timing is None:
             return None
@@ -79,8 +74,7 @@ def run(stage: Stage, run: Run) -> dict | None:
 def partition(count: int, size: int, seed: int) -> list[np.ndarray]:
     """Deals `count` slices at random to groups of `size`, the last one possibly smaller.
 
-    Returns:
-      Indices 0 .. count - 1, int64, an array a group.
+    Returns their indices 0 .. count - 1, int64, an array a group.
     """
     order = np.random.default_rng(seed).permutation(count)
     return [order[i : i + size] for i in range(0, count, size)]
@@ -89,9 +83,8 @@ def partition(count: int, size: int, seed: int) -> list[np.ndarray]:
 def pseudo_label(prob: np.ndarray, stretch: bool) -> np.ndarray:
     """A probability map [S, S] as a soft label of eight bits, uint8 [S, S].
 
-    Args:
-      stretch: to the full range first, as the public code does; a slice without lesion then gets
-        one all the same.
+    `stretch` takes it to the full range first, as the public code does; a slice without lesion then
+    gets one all the same.
     """
     low, high = (float(prob.min()), float(prob.max())) if stretch else (0.0, 1.0)
     return np.round(255 * (prob - low) / max(high - low, 1e-12)).astype(np.uint8)
@@ -99,28 +92,31 @@ def pseudo_label(prob: np.ndarray, stretch: bool) -> np.ndarray:
 
 def _networks(shared: _Shared) -> Iterator[dict | None]:
     """Trains one network after another; yields their timings, None when asked to stop."""
-    yield _train_alone(shared, "teacher", [shared.kept])
-    semi, plan = shared.semi, shared.run.plan
+    semi, plan, folder = shared.semi, shared.run.plan, shared.stage.folder
+    yield _train_alone(shared, "teacher", shared.kept)
     if semi.kind != "pseudo":
         return
-    unlabelled = splits.open_training(semi.split, plan.data, masks=False)
+    unlabelled = sources.open_training(semi.split, plan.data, masks=False)
     groups = partition(len(unlabelled), semi.group_size, plan.seed)
     yield from _rounds(shared, unlabelled, groups)
-    pool = WithPriors(unlabelled, read_npz(shared.stage.folder, "round*.npz"))
-    _write_report(shared, pool, len(groups))
-    yield _train_alone(shared, "pool", [pool])
+    pool = WithPriors(unlabelled, read_npz(folder, "round*.npz"))
+    # How much is marked in pseudo-labels and in true masks: a collapse shows here.
+    marked, true = (
+        float(np.mean([(source[i]["prior"] >= 128).mean() for i in range(len(source))]))
+        for source in (pool, shared.kept)
+    )
+    counts = {"rounds": len(groups), "slices": len(pool)}
+    write_json(folder / "pseudo.json", {**counts, "marked": marked, "marked_in_masks": true})
+    yield _train_alone(shared, "pool", pool)
 
 
 def _rounds(shared: _Shared, unlabelled: Source, groups: list[np.ndarray]) -> Iterator[dict | None]:
     """Maps a group, adds it to the pool, trains on pool and labelled slices; group by group."""
     semi, folder, plan = shared.semi, shared.stage.folder, shared.run.plan
-    stage = _overlaid(shared, "round")
-    section = stage.section
+    stage = shared.overlaid("round")
+    section, predictor = stage.section, shared.run.predictor(shared.stage)
     # One task for all rounds: what it compiles is compiled once.
-    task = tasks.make(stage, shared.run.norm(stage), 1, soft=True)
-    predictor = Predictor(
-        shared.stage, shared.run.statistics, views=plan.views, batch_size=plan.evaluate.batch_size
-    )
+    task = shared.run.task(stage, soft=True)
     maps, earlier = read_npz(folder, "round*.npz"), "teacher"
     for k, group in enumerate(groups):
         name = f"round{k:04d}"
@@ -130,93 +126,56 @@ def _rounds(shared: _Shared, unlabelled: Source, groups: list[np.ndarray]) -> It
             continue
         weights = networks.load_weights(folder / earlier / "checkpoints", "latest")
         if not (folder / f"{name}.npz").exists():
-            source = select(unlabelled, group)
+            source = Subset(unlabelled, group)
             found = {
                 text(source[i]["id"]): pseudo_label(probs[..., 0], semi.stretch)
                 for i, probs in enumerate(predictor.using([weights]).maps(source))
             }
             write_npz(folder / f"{name}.npz", found)
             maps |= found
-        pool = WithPriors(select(unlabelled, np.concatenate(groups[: k + 1])), maps)
+        pool = WithPriors(Subset(unlabelled, np.concatenate(groups[: k + 1])), maps)
         epoch = -(-(len(shared.kept) + len(pool)) // section.batch_size) * len(section.scales)
-
-        def fresh(weights: networks.Weights = weights) -> TrainState:
-            return task.start({"net": weights})
-
         longer = task._replace(total_steps=semi.epochs * epoch)
-        sources, seed = [shared.kept, pool], plan.seed + k
-        yield _train(shared, name, section, sources, seed=seed, task=longer, fresh=fresh)
+        fresh = functools.partial(task.start, {"net": weights})
+        yield _train(shared, name, stage, longer, [shared.kept, pool], fresh, plan.seed + k)
         if k and jax.process_index() == 0:
             shutil.rmtree(folder / earlier / "checkpoints", ignore_errors=True)
         earlier = name
 
 
-def _train_alone(shared: _Shared, name: str, sources: list[Source]) -> dict | None:
+def _train_alone(shared: _Shared, name: str, source: Source) -> dict | None:
     """Trains the teacher, or a fresh network on the pool; the held-out slices watch it."""
-    folder, run = shared.stage.folder / name, shared.run
+    stage, folder, run = shared.overlaid(name), shared.stage.folder / name, shared.run
     if (done := folder / "done.json").exists():
         return json.loads(done.read_text())
-    stage = _overlaid(shared, name)
-    task = tasks.make(stage, run.norm(stage), 1, soft=name == "pool")
-
-    def fresh() -> TrainState:
-        return start(task, stage, stage.networks[0], folder, run.plan)
-
-    return _train(
-        shared,
-        name,
-        stage.section,
-        sources,
-        seed=run.plan.seed,
-        task=task,
-        fresh=fresh,
-        held=shared.held,
-    )
+    task = run.task(stage, soft=name == "pool")
+    fresh = functools.partial(start, task, stage, stage.networks[0], folder, run)
+    return _train(shared, name, stage, task, [source], fresh, run.plan.seed, shared.held)
 
 
 def _train(
     shared: _Shared,
     name: str,
-    section: ConfigDict,
-    sources: list[Source],
-    *,
+    stage: Stage,
     task: Task,
+    parts: list[Source],
     fresh: Callable[[], TrainState],
     seed: int,
     held: Source = (),
 ) -> dict | None:
     """One network to its end; a marker tells that it is done."""
-    folder = shared.stage.folder / name
+    folder, run = shared.stage.folder / name, shared.run
     timing = loop.fit(
         task,
-        section,
-        make_batches(sources, section, seed, FIELDS),
+        stage.section,
+        make_batches(parts, stage.section, seed, FIELDS),
         held,
         directory=folder,
-        name=label(folder, shared.run.plan),
-        mesh=shared.run.mesh,
+        name=run.label(folder),
+        mesh=run.mesh,
         seed=seed,
         fresh=fresh,
     )
     if timing is not None:
         write_json(folder / "done.json", timing)
     return timing
-
-
-def _overlaid(shared: _Shared, part: str) -> Stage:
-    """The stage with the settings of `semi.<part>` laid over those of `segment`."""
-    section = shared.stage.section.copy_and_resolve_references()
-    section.update(shared.semi[part])
-    return shared.stage._replace(section=section)
-
-
-def _write_report(shared: _Shared, pool: Source, rounds: int) -> None:
-    """How much is marked in pseudo-labels and in true masks: a collapse shows here."""
-    shares = [
-        float(np.mean([(source[i]["prior"] >= 128).mean() for i in range(len(source))]))
-        for source in (pool, shared.kept)
-    ]
-    write_json(
-        shared.stage.folder / "pseudo.json",
-        {"rounds": rounds, "slices": len(pool), "marked": shares[0], "marked_in_masks": shares[1]},
-    )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infnet_jax.data import sources
+from infnet_jax.data import Subset, sources
 from infnet_jax.evaluation import statistics
 from infnet_jax.files import write_csv
 from infnet_jax.verbs import cohort, scans
@@ -93,7 +93,7 @@ def patients(
     """
     labels = [int(source[i]["label"]) for i in range(len(source))]
     chosen = [i for i, label in enumerate(labels) if label in (*infected, *healthy)]
-    examples = sources.examples(sources.select(source, chosen))
+    examples = sources.examples(Subset(source, chosen))
     slices = (cohort.Slice(e["id"], e["group"], e["image"][..., 0]) for e in examples)
     rows: dict[str, dict[str, Any]] = {}
     counts = ("slices", "lung_pixels", "infected_pixels")

@@ -39,7 +39,7 @@ def export(workdir: Path, out: Path) -> Path:
     from safetensors.numpy import save
 
     from infnet_jax.evaluation import predictor as networks
-    from infnet_jax.plan import resolve
+    from infnet_jax.plan.resolve import resolve
     from infnet_jax.runs.workdir import read_config
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
