@@ -13,7 +13,7 @@ from infnet_jax.data.sources import examples, open_split, select
 from infnet_jax.evaluation import networks
 from infnet_jax.evaluation.predictor import Predictor, full_size, mark
 from infnet_jax.plan import resolve
-from infnet_jax.runs.workdir import read_statistics
+from infnet_jax.runs import read_statistics
 from infnet_jax.training import data, run as runs
 from infnet_jax.verbs import export
 

@@ -11,7 +11,7 @@ from configs import multi, multi_semisup, selfsup, supervised
 from infnet_jax import tasks
 from infnet_jax.evaluation import networks
 from infnet_jax.plan import resolve
-from infnet_jax.runs import workdir
+from infnet_jax.runs import claim
 from infnet_jax.runs.checkpoint import Checkpoints
 from infnet_jax.tasks.normalise import make_norm
 from infnet_jax.training import data, loop, run as runs, stage as stages
@@ -71,8 +71,8 @@ def test_three_classes_start_from_what_pseudo_labels_have_taught(tmp_path):
 
 def test_another_config_is_refused_before_anything_is_written(tmp_path, phantom):
     config = selfsup.get_config("tiny")
-    workdir.claim(tmp_path, config)
-    workdir.claim(tmp_path, config)  # its own may come again
+    claim(tmp_path, config)
+    claim(tmp_path, config)  # its own may come again
     before = (tmp_path / "config.json").read_bytes()
     config.segment.optim.momentum = 0.5
     with pytest.raises(ValueError, match=r"segment.optim.momentum = 0.9 \(now 0.5\)"):

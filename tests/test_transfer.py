@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from infnet_jax.runs.transfer import transfer
+from infnet_jax.runs.checkpoint import transfer
 
 
 def is_head(name):

@@ -17,8 +17,7 @@ from infnet_jax.data.sources import Source
 from infnet_jax.evaluation import networks
 from infnet_jax.evaluation.metrics import resize_map
 from infnet_jax.plan import Plan, Stage
-from infnet_jax.runs import mesh as meshes
-from infnet_jax.runs.workdir import read_config, read_statistics
+from infnet_jax.runs import mesh as meshes, read_config, read_statistics
 from infnet_jax.tasks import supervised
 
 

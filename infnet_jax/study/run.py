@@ -16,13 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from infnet_jax import config as configs, models, tasks
+from infnet_jax import config as configs, models, runs as workdirs, tasks
 from infnet_jax.data import splits
 from infnet_jax.data.batches import eval_batches
 from infnet_jax.data.sources import Source
 from infnet_jax.evaluation import networks
 from infnet_jax.plan import Stage, resolve
-from infnet_jax.runs import workdir as workdirs
 from infnet_jax.runs.logs import clock
 from infnet_jax.study import tables
 from infnet_jax.study.cells import Cell, borrow, make_cells

@@ -13,7 +13,7 @@ from infnet_jax.evaluation.figures import BLUE, COLOURS, canvas, markdown_table
 from infnet_jax.evaluation.metrics import SLICE_SCORES as DICE
 from infnet_jax.evaluation.statistics import interval, mean, per_slice
 from infnet_jax.files import write_csv
-from infnet_jax.runs.workdir import write_text
+from infnet_jax.runs import write_text
 from infnet_jax.study.cells import Cell
 from infnet_jax.study.results import Line, Results, collect, dice_lines, loss_lines
 

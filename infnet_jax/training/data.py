@@ -13,8 +13,7 @@ from infnet_jax.data.batches import Batches, Paired
 from infnet_jax.data.sources import Source, WithPriors, lesion_maps, open_split, select, text
 from infnet_jax.data.splits import Mix
 from infnet_jax.plan import Plan, Stage
-from infnet_jax.runs import mesh as meshes
-from infnet_jax.runs.workdir import write_json
+from infnet_jax.runs import mesh as meshes, write_json
 
 
 def open_data(

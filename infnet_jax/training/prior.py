@@ -20,7 +20,7 @@ from infnet_jax.evaluation import networks, out_of_fold
 from infnet_jax.evaluation.predictor import Predictor
 from infnet_jax.evaluation.soft_metrics import resize_map
 from infnet_jax.plan import Plan, Stage
-from infnet_jax.runs.workdir import write_json, write_npz
+from infnet_jax.runs import write_json, write_npz
 from infnet_jax.training import data
 from infnet_jax.training.stage import Run, train
 

@@ -27,7 +27,7 @@ from infnet_jax.evaluation import networks
 from infnet_jax.evaluation.predictor import Predictor
 from infnet_jax.files import read_npz
 from infnet_jax.plan import Stage
-from infnet_jax.runs.workdir import write_json, write_npz
+from infnet_jax.runs import write_json, write_npz
 from infnet_jax.tasks.state import Task, TrainState
 from infnet_jax.training import loop
 from infnet_jax.training.data import make_batches

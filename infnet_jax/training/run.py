@@ -16,8 +16,7 @@ from infnet_jax.evaluation import networks, summary, test_split
 from infnet_jax.evaluation.out_of_fold import OutOfFold
 from infnet_jax.evaluation.predictor import Predictor
 from infnet_jax.plan import Plan, Stage, resolve
-from infnet_jax.runs import mesh as meshes
-from infnet_jax.runs.workdir import claim, write_json
+from infnet_jax.runs import claim, mesh as meshes, write_json
 from infnet_jax.training import data, prior, pseudo_labels
 from infnet_jax.training.stage import Run, train
 from infnet_jax.weights import convert

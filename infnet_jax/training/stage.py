@@ -13,8 +13,8 @@ from infnet_jax.data.splits import Mix
 from infnet_jax.evaluation import networks
 from infnet_jax.models import is_output_layer
 from infnet_jax.plan import Network, Plan, Stage
-from infnet_jax.runs.transfer import transfer
-from infnet_jax.runs.workdir import write_json
+from infnet_jax.runs import write_json
+from infnet_jax.runs.checkpoint import transfer
 from infnet_jax.tasks.normalise import Norm
 from infnet_jax.tasks.state import Task, TrainState
 from infnet_jax.training import data, loop
