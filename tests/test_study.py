@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 
 from configs import study as config_file, supervised
-from infnet_jax import cli
+from infnet_jax import cli, study
 from infnet_jax.evaluation import statistics
 from infnet_jax.evaluation.metrics import SLICE_SCORES
 from infnet_jax.plan import resolve
-from infnet_jax.study import run as study, tables
-from infnet_jax.study.cells import dependencies, make_cells
-from infnet_jax.study.results import collect, dice_lines
+from infnet_jax.study import tables
+from infnet_jax.study.cells import collect, dependencies, dice_lines, make_cells
 
 
 class Fake:
@@ -61,15 +60,11 @@ def walk(config, tmp_path, monkeypatch):
     """walk(fake) runs the tiny study in one folder, figures left out; returns its exit code."""
     for name in ("label_curve", "scatter"):
         monkeypatch.setattr(tables, name, lambda *_: None)
+    monkeypatch.setattr(study.configs, "prepare", lambda one: (None, None))
 
     def run(fake):
-        return study.run(
-            config,
-            workdir=tmp_path,
-            command="infnet-jax study",
-            prepare=lambda one: None,
-            run_cell=fake,
-        )
+        monkeypatch.setattr(study, "run_to_the_end", fake)
+        return study.run(config, workdir=tmp_path, command="infnet-jax study")
 
     return run
 

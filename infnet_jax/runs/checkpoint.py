@@ -101,8 +101,8 @@ class Checkpoints:
             # Only the first process, which writes, lists the leaves.
             leaves = _named_leaves(state) if jax.process_index() == 0 else {}
             described = {name: _describe(leaf) for name, leaf in leaves.items()}
-            manifest = {"step": int(step), "metric": metric, "score": score, "leaves": described}
-            manifest["sha256"] = _seal(manifest)
+            content = {"step": int(step), "metric": metric, "score": score, "leaves": described}
+            manifest = content | {"sha256": _seal(content)}
             parts = {"state": ocp.args.StandardSave(state), "manifest": ocp.args.JsonSave(manifest)}
             self._manager.save(step, args=ocp.args.Composite(**parts), force=True)
         if self.preempted:
