@@ -58,8 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """Returns the options of a call, with `verb`, its name, and `run`, its function.
 
-    Raises:
-      SystemExit: 2 after one line on stderr, for a wrong call; 0 after --help and --version.
+    SystemExit is 2 after one line on stderr, for a wrong call; 0 after --help and --version.
     """
     parser = _Parser(prog="infnet-jax", description="The command line of infnet_jax.")
     parser.add_argument("--version", action="version", version=f"infnet-jax {__version__}")
@@ -76,12 +75,11 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         hint = f"did you mean {near[0]}?" if near else f"the verbs are {', '.join(VERBS)}"
         parser.error(f"no verb {chosen!r}; {hint}")
     options, more = parser.parse_known_args(words)
-    takes_overrides = "overrides" in options  # --config.KEY=VALUE, whose keys only a config knows
-    wrong = [w for w in more if not (takes_overrides and w.startswith("--config."))]
-    if wrong:
-        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
-    if takes_overrides:
-        options.overrides = more
+    if "overrides" in options:  # --config.KEY=VALUE, whose keys only a config knows
+        options.overrides = [word for word in more if word.startswith("--config.")]
+        more = [word for word in more if word not in options.overrides]
+    if more:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
     return options
 
 

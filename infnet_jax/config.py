@@ -16,8 +16,7 @@ from infnet_jax.plan.resolve import resolve
 def load(file_and_preset: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """Returns the config of `FILE[:PRESET]` with overrides `--config.KEY=VALUE`.
 
-    Raises:
-      ValueError: no such file, preset, key or value; one line.
+    A ValueError of one line names a file, preset, key or value that is wrong.
     """
     name, _, preset = file_and_preset.partition(":")
     file = Path(name)
@@ -45,8 +44,7 @@ def load(file_and_preset: str, overrides: Sequence[str] = ()) -> ConfigDict:
 def prepare(config: ConfigDict) -> tuple[Path, Mix | None]:
     """Prepares the datasets of a run; those that are there are not built again.
 
-    Returns:
-      The folder of the prepared dataset, and what `data.pretrain` names (None if it is empty).
+    Returns the folder of the prepared dataset, and what `data.pretrain` names (None: nothing).
 
     Raises:
       ValueError: a config that cannot be run, an unknown dataset, or one that cannot be prepared.
@@ -74,15 +72,9 @@ def prepare(config: ConfigDict) -> tuple[Path, Mix | None]:
 
 
 def build(name: str, data: ConfigDict) -> Path:
-    """Prepares one dataset, from `manual_dir/<builder>` if there is such a folder.
-
-    Returns:
-      Its version folder.
-    """
+    """Prepares one dataset, from `manual_dir/<builder>` if that is a folder; its version folder."""
     manual = Path(data.manual_dir) if data.manual_dir else None
     own = manual and manual.expanduser() / name.partition("/")[0]
-    return tfds_builders.prepare(
-        name,
-        data_dir=data.data_dir or tfds_builders.DEFAULT_DATA_DIR,
-        manual_dir=own if own and own.is_dir() else manual,
-    )
+    manual = own if own and own.is_dir() else manual
+    data_dir = data.data_dir or tfds_builders.DEFAULT_DATA_DIR
+    return tfds_builders.prepare(name, data_dir=data_dir, manual_dir=manual)

@@ -44,9 +44,9 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes a row for each mapping, the columns in the order in which they first appear.
+    """Writes a row a mapping, columns in order of first appearance; no rows make an empty file.
 
-    A missing value or None is an empty cell. No rows make an empty file.
+    A missing value or None is an empty cell.
     """
     columns = list(dict.fromkeys(name for row in rows for name in row))
     with whole(path) as fresh, fresh.open("w", newline="", encoding="utf-8") as file:
@@ -61,5 +61,5 @@ def read_npz(folder: Path, pattern: str) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     for path in sorted(folder.glob(pattern)):
         with np.load(path) as z:
-            arrays |= {name: z[name] for name in z.files}
+            arrays |= z
     return arrays

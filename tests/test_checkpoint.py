@@ -196,12 +196,10 @@ def test_another_tree_is_refused_by_the_leafs_name(tmp_path):
     state = make_state(0)
     bias = state.params["head"]["bias"]
     narrow = {"trunk": {"kernel": state.params["trunk"]["kernel"][:, :95]}}
+    single = {"head": {"bias": bias.astype(jnp.float32)}}
     wrong = [
         (narrow, "trunk/kernel is stored as float32 [64, 96], the model needs float32 [64, 95]"),
-        (
-            {"head": {"bias": bias.astype(jnp.float32)}},
-            "head/bias is stored as bfloat16 [3], the model needs float32 [3]",
-        ),
+        (single, "head/bias is stored as bfloat16 [3], the model needs float32 [3]"),
         ({"head": {"bias": bias, "scale": bias}}, "has no leaf params/head/scale"),
         ({"head": {}}, "holds a leaf params/head/bias"),
     ]

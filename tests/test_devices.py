@@ -52,18 +52,10 @@ def play(folder, data_dir, devices=1, processes=({},)):
     paths = f"--config.data.data_dir={data_dir}", f"--workdir={folder}"
     with contextlib.ExitStack() as stack:
         said = stack.enter_context(open(f"{folder}.log", "w+"))
-        runs = [
-            stack.enter_context(
-                subprocess.Popen(
-                    [sys.executable, "-c", RUN, *CONFIG, *paths],
-                    cwd=ROOT,
-                    stdout=said,
-                    stderr=said,
-                    env={**os.environ, "XLA_FLAGS": flags, **variables},
-                )
-            )
-            for variables in processes
-        ]
+        words = [sys.executable, "-c", RUN, *CONFIG, *paths]
+        envs = [{**os.environ, "XLA_FLAGS": flags, **variables} for variables in processes]
+        started = [subprocess.Popen(words, cwd=ROOT, stdout=said, stderr=said, env=e) for e in envs]
+        runs = [stack.enter_context(run) for run in started]
         codes = [run.wait() for run in runs]
         said.seek(0)
         assert not any(codes), said.read()
@@ -102,7 +94,6 @@ def test_two_processes_train_as_one_does(one):
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     shared = dict(JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2")
-    play(
-        one / "two", one / "tfds", processes=[{**shared, "JAX_PROCESS_ID": index} for index in "01"]
-    )
+    processes = [{**shared, "JAX_PROCESS_ID": index} for index in "01"]
+    play(one / "two", one / "tfds", processes=processes)
     compare(one, "two")

@@ -14,8 +14,7 @@ from infnet_jax.data.sources import examples, open_split
 from infnet_jax.evaluation import predictor as networks
 from infnet_jax.evaluation.predictor import Predictor, full_size, mark
 from infnet_jax.plan.resolve import resolve
-from infnet_jax.runs import mesh as meshes
-from infnet_jax.runs.workdir import read_statistics
+from infnet_jax.runs import mesh as meshes, read_statistics
 from infnet_jax.training import run, stage as stages
 from infnet_jax.verbs import export
 

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 
 from configs import study as config_file, supervised
-from infnet_jax import cli
+from infnet_jax import cli, study
 from infnet_jax.evaluation import statistics
 from infnet_jax.evaluation.metrics import SLICE_SCORES
-from infnet_jax.plan.resolve import resolve
-from infnet_jax.study import run as study, tables
-from infnet_jax.study.cells import dependencies, make_cells
-from infnet_jax.study.results import collect, dice_lines
+from infnet_jax.plan import resolve
+from infnet_jax.study import tables
+from infnet_jax.study.cells import collect, dependencies, dice_lines, make_cells
 
 
 class Fake:
@@ -45,9 +44,7 @@ def leave(folder, dice, labelled=10, losses=(1.0, 2.0), classes=("infection",)):
         writer = csv.writer(file)
         writer.writerow(["id", *names])
         writer.writerows([name, *[value] * len(names)] for name, value in dice.items())
-    (folder / "losses.json").write_text(
-        json.dumps({"distance": list(losses), "total": list(losses)})
-    )
+    (folder / "losses.json").write_text(json.dumps(dict.fromkeys(("distance", "total"), [*losses])))
     (folder / "labelled.json").write_text(json.dumps(labelled))
 
 
@@ -61,15 +58,11 @@ def walk(config, tmp_path, monkeypatch):
     """walk(fake) runs the tiny study in one folder, figures left out; returns its exit code."""
     for name in ("label_curve", "scatter"):
         monkeypatch.setattr(tables, name, lambda *_: None)
+    monkeypatch.setattr(study.configs, "prepare", lambda one: (None, None))
 
     def run(fake):
-        return study.run(
-            config,
-            workdir=tmp_path,
-            command="infnet-jax study",
-            prepare=lambda one: None,
-            run_cell=fake,
-        )
+        monkeypatch.setattr(study, "run_to_the_end", fake)
+        return study.run(config, workdir=tmp_path, command="infnet-jax study")
 
     return run
 
@@ -197,6 +190,9 @@ def test_a_lender_that_is_gone_is_no_obstacle(walk, tmp_path):
     assert fake.ran == [CELLS[2], CELLS[4]] and (CELLS[2], "pretrain") in fake.made
 
 
+MISSPELT = dict(segment=dict(stepz=1))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -205,10 +201,7 @@ def test_a_lender_that_is_gone_is_no_obstacle(walk, tmp_path):
         (dict(rows=dict(sinfnet=dict(base="superb"))), "rows.sinfnet.base='superb': choose one of"),
         (dict(rows=dict(sinfnet=dict(seeds=()))), "rows.sinfnet: give at least one of seeds"),
         (dict(rows=dict(selfsup=dict(against="x"))), "rows.selfsup.against='x' is none"),
-        (
-            dict(rows=dict(sinfnet=dict(set=dict(segment=dict(stepz=1))))),
-            "rows.sinfnet.set: .*stepz",
-        ),
+        (dict(rows=dict(sinfnet=dict(set=MISSPELT))), "rows.sinfnet.set: .*stepz"),
     ],
 )
 def test_a_wrong_row_is_refused_before_anything_runs(config, tmp_path, change, message):
@@ -240,10 +233,8 @@ def test_folds_are_put_together_again(config, tmp_path):
     config.folds, config.run = 2, ("sinfnet",)
     config.rows.sinfnet.labels = (0,)
     cells = make_cells(config, tmp_path)
-    assert [(c.config.data.fold, c.config.data.folds, c.config.data.test) for c in cells] == [
-        (0, 2, "train"),
-        (1, 2, "train"),
-    ]
+    data = [c.config.data for c in cells]
+    assert [(d.fold, d.folds, d.test) for d in data] == [(0, 2, "train"), (1, 2, "train")]
     leave(cells[0].folder, {"c": 0.1, "a": 0.2})
     leave(cells[1].folder, {"b": 0.4}, losses=(5.0,))
     [result] = collect(cells)
@@ -306,12 +297,8 @@ def test_two_classes_get_their_mean_and_budgets_a_curve(config, tmp_path):
     config.run = ("sinfnet",)
     cells = make_cells(config, tmp_path)
     for cell in cells:
-        leave(
-            cell.folder,
-            {"a": 0.2, "b": 0.4},
-            classes=("ggo", "consolidation"),
-            labelled=cell.labels or 9,
-        )
+        found, classes = {"a": 0.2, "b": 0.4}, ("ggo", "consolidation")
+        leave(cell.folder, found, classes=classes, labelled=cell.labels or 9)
     results = collect(cells)
     lines = dice_lines(config, results)
     assert [line["class"] for line in lines] == ["ggo", "consolidation", "mean of classes"] * 2
@@ -321,10 +308,15 @@ def test_two_classes_get_their_mean_and_budgets_a_curve(config, tmp_path):
     assert (tmp_path / "figures" / "label_efficiency.png").exists()
 
 
-def test_networks_with_other_parts_of_the_loss_share_a_table(config, tmp_path):
+@pytest.fixture
+def cells(config, tmp_path):
+    """Those of the tiny study with all labels."""
     for name in config.run:
         config.rows[name].labels = (0,)
-    cells = make_cells(config, tmp_path)
+    return make_cells(config, tmp_path)
+
+
+def test_networks_with_other_parts_of_the_loss_share_a_table(config, cells, tmp_path):
     for cell in cells:
         leave(cell.folder, {"a": 0.2, "b": 0.4})
         part = "region" if cell.row == "sinfnet" else "edge"
@@ -338,10 +330,7 @@ def test_networks_with_other_parts_of_the_loss_share_a_table(config, tmp_path):
     assert all((row[edge][:5], row[region]) == ("0.500", "–") for row in others)
 
 
-def test_p_values_are_corrected_over_all_comparisons_of_a_class(config, tmp_path):
-    for name in config.run:
-        config.rows[name].labels = (0,)
-    cells = make_cells(config, tmp_path)
+def test_p_values_are_corrected_over_all_comparisons_of_a_class(config, cells):
     rng = np.random.default_rng(0)
     for cell in cells:
         leave(cell.folder, {str(i): v for i, v in enumerate(rng.uniform(0, 1, 9))}, losses=range(9))

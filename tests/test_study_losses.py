@@ -8,8 +8,8 @@ import pytest
 
 from configs import multi, supervised
 from infnet_jax import models, tasks
-from infnet_jax.plan.resolve import resolve
-from infnet_jax.study.run import MAPS, measure
+from infnet_jax.plan import resolve
+from infnet_jax.study import MAPS, measure
 
 
 def losses_of_zero(config, source):

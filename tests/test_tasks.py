@@ -10,7 +10,7 @@ import pytest
 from configs import multi, selfsup, semisup
 from infnet_jax import tasks
 from infnet_jax.plan import Net, Stage
-from infnet_jax.runs.transfer import transfer
+from infnet_jax.runs.checkpoint import transfer
 
 SELFSUP, MULTI = selfsup.get_config("tiny"), multi.get_config("tiny")
 ROTATION = ("splits", "validation", "size", "batch_size", "eval_every", "augmentation")

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from infnet_jax.runs.transfer import transfer
+from infnet_jax.runs.checkpoint import transfer
 
 
 def is_head(name):
@@ -56,9 +56,10 @@ def test_transfer_takes_what_the_mode_says(mode, loaded, fresh, mismatched):
 
 def test_a_transfer_of_nothing_is_an_error():
     target, source = trees()
-    with pytest.raises(ValueError, match="found no leaf to load"):
-        transfer({"head": np.zeros(2)}, source, mode="encoder", is_output_layer=is_head)
-    with pytest.raises(ValueError, match=r"shapes differ at a: target \[2\], source \[3\]"):
-        transfer({"a": np.zeros(2)}, {"a": np.zeros(3)}, mode="matching", is_output_layer=is_head)
-    with pytest.raises(ValueError, match="mode 'most' must be"):
-        transfer(target, source, mode="most", is_output_layer=is_head)
+    for one, other, mode, text in (
+        ({"head": np.zeros(2)}, source, "encoder", "found no leaf to load"),
+        ({"a": np.zeros(2)}, {"a": np.zeros(3)}, "matching", r"at a: target \[2\], source \[3\]"),
+        (target, source, "most", "mode 'most' must be"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            transfer(one, other, mode=mode, is_output_layer=is_head)

@@ -6,7 +6,7 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from infnet_jax.runs import workdir
+from infnet_jax import runs as workdir
 
 
 def config(**changes):

@@ -20,9 +20,8 @@ from infnet_jax.data import Source, eval_batches, resize
 from infnet_jax.evaluation.soft_metrics import resize_map
 from infnet_jax.plan import Plan, Stage
 from infnet_jax.plan.resolve import resolve
-from infnet_jax.runs import mesh as meshes
+from infnet_jax.runs import mesh as meshes, read_config, read_statistics
 from infnet_jax.runs.checkpoint import load_parameters
-from infnet_jax.runs.workdir import read_config, read_statistics
 from infnet_jax.tasks import supervised
 
 EXPORTED = "weights.safetensors"

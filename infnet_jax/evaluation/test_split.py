@@ -15,7 +15,7 @@ from infnet_jax.evaluation import figures, metrics, out_of_fold as folds
 from infnet_jax.evaluation.predictor import Predictor, full_size, mark
 from infnet_jax.files import whole, write_csv, write_npz
 from infnet_jax.plan import Plan
-from infnet_jax.runs.workdir import write_json
+from infnet_jax.runs import write_json
 
 CASES = ("best", "median", "worst")
 FIELDS = ("image", "truth", "found", "prob")  # kept of each, for the figures

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or unused: saved in the background, verified when read.
+"""Checkpoints that are whole or unused, and weights from one network into another.
 
 Orbax writes and deletes; this file adds what it leaves out. One flipped byte in the array data
 would load silently as other weights, and a dtype mismatch would be cast silently. So each
@@ -14,15 +14,13 @@ import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as managers
-
-from infnet_jax.runs.transfer import named_leaves
 
 Tree = Any
 logger = logging.getLogger(__name__)
@@ -36,17 +34,14 @@ class Checkpoints:
     """The checkpoints of one stage: the newest two, and the best by metric.
 
     Offer the state after *every* step, so that a notice of preemption between two intervals still
-    saves. Use it as a context manager, or call `close`: both wait for the save under way.
-
-    Attributes:
-      preempted: whether the machine has asked the process to end.
+    saves; `preempted` tells that there was one. Leave the context, or `close`, to end a last save.
     """
 
     def __init__(self, directory: str | Path, *, save_every: int, best_mode: str | None = "max"):
         """Opens or creates the folder and removes what killed saves left in it.
 
-        Every `save_every` steps there is a regular save. `best_mode`, `max` or `min`, tells which
-        metric is better; None keeps no best checkpoint. Another value is a ValueError.
+        A regular save falls on each multiple of `save_every`. `best_mode`, `max` or `min`, tells
+        which metric is better; None keeps no best checkpoint. Another value is a ValueError.
         """
         signs = {"max": 1, "min": -1, None: 0}
         if best_mode not in signs or save_every < 1:
@@ -57,18 +52,13 @@ class Checkpoints:
         self._closing = contextlib.ExitStack()
         self._scores: dict[int, float] = {}  # by step; higher is better
         keep = managers.AnyPreservationPolicy([managers.LatestN(2), _KeepBest(self._scores)])
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=keep, cleanup_tmp_directories=True
-        )
+        rules = ocp.CheckpointManagerOptions(preservation_policy=keep, cleanup_tmp_directories=True)
         names = ("state", "manifest")
-        self._manager = ocp.CheckpointManager(self.directory, item_names=names, options=options)
+        self._manager = ocp.CheckpointManager(self.directory, item_names=names, options=rules)
         for step in self._manager.all_steps():
-            try:
+            with contextlib.suppress(OSError, Damaged):  # `restore` will find and report it
                 score = _read_manifest(self.directory / str(step))["score"]
-            except (OSError, Damaged):
-                continue  # `restore` will find and report it
-            if score is not None:
-                self._scores[step] = score
+                self._scores |= {} if score is None else {step: score}
 
     def __enter__(self) -> Self:
         return self
@@ -93,16 +83,9 @@ class Checkpoints:
         """Saves `state` if it is due, and returns whether; the files are written in the background.
 
         Due are: a multiple of `save_every`, a metric better than all before, preemption (which
-        waits until the files are whole), and `force`. A stored step is not written again.
-
-        Args:
-          step: the number of updates `state` has had.
-          state: a tree of arrays; it may be donated as soon as this returns.
-          metric: the validation metric of this state, where there is one; NaN is the worst.
-          force: save in any case, as after the last step.
-
-        Raises:
-          Exception: an earlier background save failed (as with a full disk).
+        waits until the files are whole), and `force`. A stored step is not written again. `state`,
+        a tree of arrays that has had `step` updates, may be donated as soon as this returns; NaN is
+        the worst metric. An earlier save that failed, as on a full disk, raises its error here.
         """
         if jax.process_count() > 1:
             self.preempted |= bool(self._manager.reached_preemption(step))
@@ -114,9 +97,12 @@ class Checkpoints:
         due = force or self.preempted or improved or regular
         saved = due and step not in self._manager.all_steps()
         if saved:
-            if score is not None:
-                self._scores[step] = score
-            manifest = _manifest(state, step, metric, score)
+            self._scores |= {} if score is None else {step: score}
+            # Only the first process, which writes, lists the leaves.
+            leaves = _named_leaves(state) if jax.process_index() == 0 else {}
+            described = {name: _describe(leaf) for name, leaf in leaves.items()}
+            content = {"step": int(step), "metric": metric, "score": score, "leaves": described}
+            manifest = content | {"sha256": _seal(content)}
             parts = {"state": ocp.args.StandardSave(state), "manifest": ocp.args.JsonSave(manifest)}
             self._manager.save(step, args=ocp.args.Composite(**parts), force=True)
         if self.preempted:
@@ -124,16 +110,11 @@ class Checkpoints:
         return saved
 
     def restore(self, target: Tree) -> tuple[Tree, int] | None:
-        """Reads the newest whole checkpoint into the structure and shardings of `target`.
+        """Reads the newest whole checkpoint as (state, step); None where there is none.
 
-        A damaged one is reported, moved aside (`damaged-<step>`), and the one before it used.
-        The target is a tree of arrays, or of `jax.ShapeDtypeStruct` with shardings.
-
-        Returns:
-          (state, step), or None where no whole checkpoint exists.
-
-        Raises:
-          ValueError: the stored tree has other leaves, dtypes or shapes than `target`.
+        A damaged one is reported, moved aside (`damaged-<step>`), and the one before it used. The
+        state has the structure and shardings of `target`, a tree of arrays or of
+        `jax.ShapeDtypeStruct`; other leaves, dtypes or shapes than are stored are a ValueError.
         """
         self.wait()
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
@@ -159,10 +140,9 @@ class Checkpoints:
         self._closing.close()
 
     def _read(self, folder: Path, target: Tree) -> Tree:
-        manifest = _read_manifest(folder)
+        manifest, step = _read_manifest(folder), int(folder.name)
         _check_matches(target, manifest, folder)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-        step = int(folder.name)
         return _verified(lambda: self._manager.restore(step, args=args)["state"], manifest, folder)
 
     def _set_aside(self, folder: Path, trouble: str) -> None:
@@ -181,8 +161,8 @@ class Checkpoints:
 class _KeepBest(managers.PreservationPolicy):
     """Keeps the highest score, of equal ones the newest.
 
-    Orbax's own BestN reads the metric from an unprotected file of its own, where one flipped byte
-    stops the manager from opening or evicts the best; these scores come from the sealed manifests.
+    Orbax's own BestN reads an unprotected file, where one flipped byte stops the manager from
+    opening or evicts the best; these scores come from the sealed manifests.
     """
 
     def __init__(self, scores: dict[int, float]):
@@ -197,33 +177,74 @@ class _KeepBest(managers.PreservationPolicy):
 def load_parameters(path: str | Path, part: str = "best") -> Tree:
     """Reads a stored tree as nested dicts (and lists) of numpy arrays; no target, no devices.
 
-    Fields of dataclasses and named tuples become keys.
-
-    Args:
-      path: the folder that was given to `Checkpoints`.
-      part: `best` by metric, of equal ones the newest, or `latest`.
-
-    Raises:
-      FileNotFoundError: there is no such checkpoint.
-      ValueError: `part` is unknown, or the checkpoint is damaged.
+    `path` was given to `Checkpoints`; `part` is `best` by metric, of equal ones the newest, or
+    `latest`. Fields of dataclasses and named tuples become keys. There is a FileNotFoundError
+    where no such checkpoint is, a ValueError for another part or a damaged checkpoint.
     """
     if part not in ("best", "latest"):
         raise ValueError(f"checkpoint part {part!r} must be best or latest")
     path, best = Path(path).absolute(), part == "best"
     known = {p: _read_manifest(p) for p in path.glob("*") if p.name.isdigit() and p.is_dir()}
     ranks = {p: (m["score"] if best else 0, int(p.name)) for p, m in known.items()}
-    ranks = {p: rank for p, rank in ranks.items() if rank[0] is not None}
-    if not ranks:
+    folder = max((p for p in ranks if ranks[p][0] is not None), key=ranks.__getitem__, default=None)
+    if folder is None:
         raise FileNotFoundError(f"{path}: no checkpoint{' with a metric' if best else ''}")
-    folder = max(ranks, key=lambda p: ranks[p])
 
     def read() -> Tree:
-        reader = ocp.PyTreeCheckpointHandler()
-        stored = reader.metadata(folder / "state").tree
-        plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
-        return reader.restore(folder / "state", args=ocp.args.PyTreeRestore(restore_args=plain))
+        reader, place = ocp.PyTreeCheckpointHandler(), folder / "state"
+        plain = ocp.RestoreArgs(restore_type=np.ndarray)
+        args = jax.tree.map(lambda _: plain, reader.metadata(place).tree)
+        return reader.restore(place, args=ocp.args.PyTreeRestore(restore_args=args))
 
     return _verified(read, known[folder], folder)
+
+
+class Transfer(NamedTuple):
+    """What a transfer did; names are paths such as `params/trunk/conv1/kernel`."""
+
+    loaded: list[str]  # taken from the source
+    fresh: list[str]  # of the target, kept as initialised (mismatched ones included)
+    mismatched: list[str]  # "name: target [3, 3], source [1, 3]": chosen, but of another shape
+    unused: list[str]  # of the source, not taken
+
+
+def transfer(
+    target: Tree, source: Tree, *, mode: str, is_output_layer: Callable[[str], bool]
+) -> tuple[Tree, Transfer]:
+    """Fills `target` from the leaves of `source` that have the same name and shape.
+
+    Both are nested dicts of arrays, such as {"params": ..., "batch_stats": ...}. The result is a
+    new tree with `target`'s structure, in which loaded leaves are numpy arrays of `target`'s dtype.
+    `mode` `all_but_last` takes what is no `is_output_layer`, `matching` every leaf, `encoder` those
+    below a module called `trunk`; another is a ValueError, as is a transfer of nothing.
+    """
+    chosen = {
+        "all_but_last": lambda name: not is_output_layer(name),
+        "matching": lambda name: True,
+        "encoder": lambda name: "trunk" in name.split("/")[:-1],
+    }.get(mode)
+    if chosen is None:
+        raise ValueError(f"transfer mode {mode!r} must be all_but_last, matching or encoder")
+    given, out, report = _named_leaves(source), _named_leaves(target), Transfer([], [], [], [])
+    for name, leaf in out.items():
+        here = list(np.shape(leaf))
+        there = list(np.shape(given[name])) if name in given and chosen(name) else None
+        if there == here:
+            out[name] = np.asarray(given[name]).astype(leaf.dtype)
+        elif there is not None:
+            report.mismatched.append(f"{name}: target {here}, source {there}")
+        (report.loaded if there == here else report.fresh).append(name)
+    report.unused.extend(name for name in given if name not in report.loaded)
+    if not report.loaded:
+        hint = f"; shapes differ at {report.mismatched[0]}" if report.mismatched else ""
+        raise ValueError(f"transfer ({mode}) found no leaf to load{hint}")
+    return jax.tree.unflatten(jax.tree.structure(target), out.values()), report
+
+
+def _named_leaves(tree: Tree) -> dict[str, Any]:
+    """Leaves by path, `net/params/trunk/conv1/kernel`; fields, keys and positions look alike."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
 
 
 def _verified(read: Callable[[], Tree], manifest: Mapping[str, Any], folder: Path) -> Tree:
@@ -234,7 +255,7 @@ def _verified(read: Callable[[], Tree], manifest: Mapping[str, Any], folder: Pat
         raise  # the machine's trouble, not the files'
     except Exception as error:  # the reader raises many types on damaged files
         raise Damaged(f"{folder}: unreadable: {str(error)[:120]!r}") from error
-    leaves = named_leaves(tree)
+    leaves = _named_leaves(tree)
     for name, saved in manifest["leaves"].items():
         if name not in leaves or _describe(leaves[name]) != saved:
             raise Damaged(f"{folder}: leaf {name} differs from what was saved (sha256)")
@@ -243,7 +264,7 @@ def _verified(read: Callable[[], Tree], manifest: Mapping[str, Any], folder: Pat
 
 def _check_matches(target: Tree, manifest: Mapping[str, Any], folder: Path) -> None:
     """Refuses to read a checkpoint into a tree of other leaves, dtypes or shapes."""
-    stored, wanted = manifest["leaves"], named_leaves(target)
+    stored, wanted = manifest["leaves"], _named_leaves(target)
     for name in sorted(wanted.keys() | stored.keys()):
         if name not in stored:
             raise ValueError(f"{folder}: has no leaf {name}, which the model needs")
@@ -254,23 +275,13 @@ def _check_matches(target: Tree, manifest: Mapping[str, Any], folder: Path) -> N
             raise ValueError(f"{folder}: leaf {name} is stored as {have}, the model needs {want}")
 
 
-def _manifest(state: Tree, step: int, metric: float | None, score: float | None) -> dict[str, Any]:
-    """Describes `state`; only the first process, which writes, lists its leaves."""
-    leaves = named_leaves(state) if jax.process_index() == 0 else {}
-    described = {name: _describe(leaf) for name, leaf in leaves.items()}
-    content = {"step": int(step), "metric": metric, "score": score, "leaves": described}
-    return content | {"sha256": _seal(content)}
-
-
 def _read_manifest(folder: Path) -> dict[str, Any]:
     """Reads the manifest of one checkpoint; raises `Damaged` if its own seal is broken."""
     path = folder / "manifest" / "metadata"
-    try:
+    with contextlib.suppress(ValueError, KeyError, AttributeError, TypeError):
         manifest = json.loads(path.read_text())
         if manifest.pop("sha256") == _seal(manifest):
             return manifest
-    except (ValueError, KeyError, AttributeError, TypeError):
-        pass
     raise Damaged(f"{path}: damaged")
 
 
@@ -280,11 +291,9 @@ def _describe(leaf: Any) -> list[Any]:
         if not leaf.is_fully_replicated:
             raise ValueError("a checkpoint of several processes must hold replicated arrays")
         leaf = leaf.addressable_data(0)
-    flat = np.ascontiguousarray(np.asarray(leaf)).reshape(-1)
-    digest = hashlib.sha256(flat.view(np.uint8).data).hexdigest()
+    digest = hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()
     return [str(leaf.dtype), list(leaf.shape), digest]
 
 
 def _seal(content: Mapping[str, Any]) -> str:
-    """Of a manifest without its seal."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -15,8 +15,8 @@ from absl import logging
 
 from infnet_jax.files import write_text
 
-_REFRESH_SECONDS = 0.2  # at most five redraws of the progress line a second
-_LINE_SECONDS = 60.0  # a log file gets a whole line instead, once a minute
+_REFRESH = 0.2  # seconds: at most five redraws of the progress line in one
+_LINE = 60.0  # seconds: a log file gets a whole line instead, once a minute
 _N_SHOWN = 3  # scalars at the end of the progress line
 
 
@@ -30,9 +30,8 @@ def clock(seconds: float) -> str:
 def load_rows(path: Path) -> list[dict[str, Any]]:
     """Returns the rows of a `metrics.jsonl` in their order; a missing file has none.
 
-    Each is a dict of `stage` str, `step` int and the scalars; a value that was not finite is None.
-    A line that is not a JSON object with a `step` (torn by a kill in mid-write) is left out with a
-    warning that names it.
+    Each has `stage` str, `step` int and the scalars; a value that was not finite is None. A line
+    that is no JSON object with a `step` (torn by a kill in mid-write) is left out with a warning.
     """
     rows, text = [], path.read_text(errors="replace") if path.exists() else ""
     for number, line in enumerate(text.splitlines(), start=1):
@@ -50,10 +49,7 @@ class RunLog:
     Speed counts training only: the first step of each phase (which holds its compilation) and all
     that happens inside `paused()` are left out, and the former is reported as `compile_seconds`.
     Devices run behind the host, so enter `paused()` only after fetching a result of the last step.
-
-    Attributes:
-      metrics_path: `<directory>/metrics.jsonl`; events are in `<directory>/tensorboard`.
-      phases: those that have run at least one step.
+    `metrics_path` is the file of the rows; `phases` have run at least one step.
     """
 
     def __init__(
@@ -66,7 +62,7 @@ class RunLog:
         start_step: int = 0,
         active: bool = True,
     ):
-        """Opens the log and drops what an earlier run wrote at or after `start_step`.
+        """Opens `metrics.jsonl` and `tensorboard/`, and drops earlier rows from `start_step` on.
 
         The stage `name` runs from there to `total_steps`, with `batch_size` examples a step over
         all processes. If not `active` (all processes but the first), nothing is ever written.
@@ -83,23 +79,37 @@ class RunLog:
         self._drawn = -math.inf if self._terminal else self._began
         self._writer: Any = None
         self._file: IO[str] | None = None  # None: not active, or closed
-        if active:
-            self._open(start_step)
+        if not active:
+            return
+        from tensorboardX import SummaryWriter  # slow to import, and only one process needs it
+
+        kept = [row for row in load_rows(self.metrics_path) if row["step"] < start_step]
+        write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._file = self.metrics_path.open("a")
+        if start_step == 0:
+            shutil.rmtree(directory / "tensorboard", ignore_errors=True)  # begun again, not resumed
+        self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=start_step)
+        where = f"from step {start_step} of" if start_step else "for"
+        self._say(f"{name}: {where} {total_steps} steps, batch {batch_size}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends one row, of the state after `step` updates, to metrics.jsonl and TensorBoard.
 
-        The values are scalars (Python, numpy or fetched jax). One that is not finite is null in the
-        JSON, so that the file stays valid.
+        The values are scalars (Python, numpy or fetched jax), in valid JSON null if not finite.
         """
         self._last = numbers = {key: float(value) for key, value in values.items()}
-        if self._file is None:
-            return
-        row = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
-        self._file.write(json.dumps({"stage": self.name, "step": int(step), **row}) + "\n")
-        self._file.flush()
-        for key, value in numbers.items():
-            self._writer.add_scalar(f"{self.name}/{key}", value, int(step))
+        if self._file:
+            row = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
+            self._file.write(json.dumps({"stage": self.name, "step": int(step), **row}) + "\n")
+            self._file.flush()
+            for key, value in numbers.items():
+                self._writer.add_scalar(f"{self.name}/{key}", value, int(step))
 
     def image(self, tag: str, array: np.ndarray, step: int) -> None:
         """Writes a picture, [H, W, 3] uint8 (else a ValueError), to TensorBoard as `name/tag`."""
@@ -122,8 +132,7 @@ class RunLog:
             self.phases.add(phase)
             self._compile_seconds += now - self._mark
         self._mark, self._step = now, step
-        interval = _REFRESH_SECONDS if self._terminal else _LINE_SECONDS
-        if self._file and now - self._drawn >= interval:
+        if self._file and now - self._drawn >= (_REFRESH if self._terminal else _LINE):
             self._drawn = now
             self._draw()
 
@@ -154,31 +163,10 @@ class RunLog:
         self._writer.close()
         self._file.close()
         self._writer = self._file = None
-        t = self.timing()
         state = "done" if self._step >= self._total_steps else f"stopped at step {self._step}"
-        compiled = f"(first steps with compilation {clock(t['compile_seconds'])})"
-        steps = f"{state}, {t['steps']} steps in {clock(t['seconds'])} {compiled}"
-        self._say(f"{self.name}: {steps}, {self._speed(', ')}")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _open(self, start_step: int) -> None:
-        """Drops rows that will come again, opens the files, prints the opening line."""
-        from tensorboardX import SummaryWriter  # slow to import, and only one process needs it
-
-        kept = [row for row in load_rows(self.metrics_path) if row["step"] < start_step]
-        write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._file = self.metrics_path.open("a")
-        events = self.metrics_path.parent / "tensorboard"
-        if start_step == 0:
-            shutil.rmtree(events, ignore_errors=True)  # a run begun again, not resumed
-        self._writer = SummaryWriter(str(events), purge_step=start_step)
-        where = f"from step {start_step} of" if start_step else "for"
-        self._say(f"{self.name}: {where} {self._total_steps} steps, batch {self._batch_size}")
+        steps = f"{self._step - self._start_step} steps in {clock(self.timing()['seconds'])}"
+        compiled = f"(first steps with compilation {clock(self._compile_seconds)})"
+        self._say(f"{self.name}: {state}, {steps} {compiled}, {self._speed(', ')}")
 
     def _rate(self) -> float:
         """Updates a second of training alone; 0.0 while no step could be timed."""
@@ -189,10 +177,9 @@ class RunLog:
 
     def _draw(self) -> None:
         """Shows how far the stage is: in place, cut to the terminal's width, or as a line."""
-        rate = self._rate()
-        left = clock((self._total_steps - self._step) / rate) if rate else "--:--"
-        share = 100 * self._step // max(self._total_steps, 1)
-        done = f"{self.name} {self._step}/{self._total_steps} {share}%"
+        rate, total = self._rate(), self._total_steps
+        left = clock((total - self._step) / rate) if rate else "--:--"
+        done = f"{self.name} {self._step}/{total} {100 * self._step // max(total, 1)}%"
         shown = [f"{key} {value:.4g}" for key, value in list(self._last.items())[:_N_SHOWN]]
         line = "  ".join([done, self._speed(" "), f"ETA {left}", *shown])
         if not self._terminal:
@@ -202,5 +189,4 @@ class RunLog:
 
     def _say(self, line: str) -> None:
         """Prints a line of its own, over the progress line if there is one."""
-        start = "\r\x1b[K" if self._terminal else ""
-        print(start + line, file=sys.stderr, flush=True)
+        print("\r\x1b[K" * self._terminal + line, file=sys.stderr, flush=True)

@@ -33,22 +33,19 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Joins this process's rows, arrays [b, ...], with the other processes' into global arrays.
+    """Joins the rows of all processes, here [b, ...], into global arrays [b * processes, ...].
 
-    Returns:
-      Arrays [b * processes, ...], split over the devices on their leading axis, which must divide
-      by their number; process 0's rows come first.
+    They are split over the devices on their leading axis, which must divide by their number;
+    process 0's rows come first.
     """
     split = NamedSharding(mesh, PartitionSpec(AXIS))
     return {name: jax.make_array_from_process_local_data(split, x) for name, x in batch.items()}
 
 
 def check_batch(batch_size: int, mesh: Mesh, key: str = "batch_size") -> None:
-    """Raises a ValueError, with the nearest legal values, unless the devices can share a batch.
+    """Raises a ValueError unless the devices can share the rows of a global batch.
 
-    Args:
-      batch_size: rows of the global batch.
-      mesh: the devices; key: of the config, for the message.
+    It has the nearest legal values, and `key`, the place of `batch_size` in the config.
     """
     count = mesh.shape[AXIS]
     if batch_size <= 0 or batch_size % count:
@@ -60,13 +57,10 @@ def check_batch(batch_size: int, mesh: Mesh, key: str = "batch_size") -> None:
 def initialise_distributed(autodetect: bool = False) -> None:
     """Joins the other processes of a run before any device is touched; alone, does nothing.
 
-    Args:
-      autodetect: let JAX find the processes itself (Cloud TPU, SLURM, Open MPI). Without it the
-        run is distributed if JAX_NUM_PROCESSES is above 1 or JAX_COORDINATOR_ADDRESS is set; then
-        JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID are all needed.
-
-    Raises:
-      ValueError: some of the variables are missing or no whole numbers.
+    With `autodetect` JAX finds the processes itself (Cloud TPU, SLURM, Open MPI). Without it the
+    run is distributed if JAX_NUM_PROCESSES is above 1 or JAX_COORDINATOR_ADDRESS is set; then
+    JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID are all needed, and a
+    ValueError names one that is missing or no whole number.
     """
     if jax.distributed.is_initialized():
         return

@@ -13,9 +13,8 @@ from infnet_jax.evaluation.figures import BLUE, COLOURS, canvas, markdown_table
 from infnet_jax.evaluation.metrics import SLICE_SCORES as DICE
 from infnet_jax.evaluation.statistics import interval, mean, per_slice
 from infnet_jax.files import write_csv
-from infnet_jax.runs.workdir import write_text
-from infnet_jax.study.cells import Cell
-from infnet_jax.study.results import Line, Results, collect, dice_lines, loss_lines
+from infnet_jax.runs import write_text
+from infnet_jax.study.cells import Cell, Line, Results, collect, dice_lines, loss_lines
 
 LOSSES = {
     "total": "training loss in all",
@@ -33,10 +32,10 @@ LOSS_NOTE = (
     "Mean [95 % interval] over slices and seeds, at the network's own size, without test-time "
     "averaging. Single class: the training loss is eq. 5 (four maps and the edge, each as eq. 4 "
     "with boundary weights) and its parts stand beside it; of a U-Net, which has one map and no "
-    "edge, it is eq. 4 of that map. Multi-class: cross-entropy plus soft "
-    "Dice loss. abs(logit - truth) is the mean over pixels and maps that one evaluator of the "
-    "paper's authors takes for the loss. The paper defines none, and its data differ: its figures "
-    "are no target, only neighbours."
+    "edge, it is eq. 4 of that map. Multi-class: cross-entropy plus soft Dice loss. abs(logit - "
+    "truth) is the mean over pixels and maps that one evaluator of the paper's authors takes for "
+    "the loss. The paper defines none, and its data differ: its figures are no target, only "
+    "neighbours."
 )
 DICE_NOTE = (
     "Mean [95 % bootstrap interval] over slices and seeds. *Mean of 256* and *stretched* follow "
@@ -44,9 +43,9 @@ DICE_NOTE = (
     "*Raw* takes the probabilities as they are and leaves out slices where truth and prediction "
     "are both empty; both are cut at 0.5 unless the row says otherwise. A gain in the first that "
     "the others do not show only sharpens the map. Gain and p are in the order of the three "
-    "readings; p is the paired Wilcoxon signed-rank test over "
-    "slices, each averaged over its seeds, Holm-corrected over all comparisons of its class. The "
-    "paper's figures come from other data and an undefined Dice."
+    "readings; p is the paired Wilcoxon signed-rank test over slices, each averaged over its "
+    "seeds, Holm-corrected over all comparisons of its class. The paper's figures come from other "
+    "data and an undefined Dice."
 )
 
 
@@ -61,8 +60,7 @@ def write(
     if failed:
         listed = "\n".join(f"- {cell}: {message}" for cell, message in failed.items())
         parts += [f"## {len(failed)} cells failed\n\nThe same command tries them again.", listed]
-    results = collect(cells)
-    results.sort(key=lambda r: (study.run.index(r.row), -(r.labels or 1 << 30)))
+    results = sorted(collect(cells), key=lambda r: (study.run.index(r.row), -(r.labels or 1 << 30)))
     if results:
         parts += _table1(study, results, workdir) + _table2(study, results, workdir)
         parts += _figures(study, results, workdir)
@@ -73,9 +71,8 @@ def write(
 
 def _table1(study: ConfigDict, results: Sequence[Results], workdir: Path) -> list[str]:
     """A table a kind of network, a line a row and budget, a column a definition of the loss."""
-    lines = loss_lines(study, results)
+    lines, parts = loss_lines(study, results), ["## Table I: loss on the test slices", LOSS_NOTE]
     write_csv(workdir / "table1.csv", lines)
-    parts = ["## Table I: loss on the test slices", LOSS_NOTE]
     for network in dict.fromkeys(line["network"] for line in lines):
         own = [line for line in lines if line["network"] == network]
         names = [name for name in LOSSES if any(line["loss"] == name for line in own)]
@@ -85,8 +82,7 @@ def _table1(study: ConfigDict, results: Sequence[Results], workdir: Path) -> lis
             head |= {"seeds": line["seeds"], **{LOSSES[name]: "–" for name in names}}
             row = table.setdefault((line["row"], line["labels"]), head | {"paper": math.nan})
             row[LOSSES[line["loss"]]] = _spread(line, "mean", "low", "high")
-            if line["loss"] == "total":
-                row["paper"] = line["paper"]
+            row |= {"paper": line["paper"]} if line["loss"] == "total" else {}
         parts.append(_markdown(list(table.values())))
     write_text(workdir / "table1.md", "\n\n".join(parts) + "\n")
     return parts
@@ -103,11 +99,11 @@ def _table2(study: ConfigDict, results: Sequence[Results], workdir: Path) -> lis
             row = {key: line[key] for key in ("row", "labels", "class", "seeds")}
             for kind, (_, heading) in DICE.items():
                 row[heading] = _spread(line, kind, f"{kind}_low", f"{kind}_high")
-            row["against"] = line["against"]
-            for heading, what, form in (("gain", "gain", "+.3f"), ("p (Holm)", "p", ".3g")):
-                three = " / ".join(_number(line[f"{kind}_{what}"], form) for kind in DICE)
-                row[heading] = three if line["against"] else ""
-            table.append(row | {"paper": line["paper"]})
+            row |= {"against": line["against"], "gain": "", "p (Holm)": "", "paper": line["paper"]}
+            if line["against"]:
+                row["gain"] = " / ".join(_number(line[f"{kind}_gain"], "+.3f") for kind in DICE)
+                row["p (Holm)"] = " / ".join(_number(line[f"{kind}_p"], ".3g") for kind in DICE)
+            table.append(row)
         name = f"Without slices {', '.join(without)}" if without else "All slices"
         parts += [f"### {name}", _markdown(table)]
     write_csv(workdir / "table2.csv", rows)
@@ -116,7 +112,6 @@ def _table2(study: ConfigDict, results: Sequence[Results], workdir: Path) -> lis
 
 
 def _markdown(rows: Sequence[Line]) -> str:
-    """A table of rows with the same headings."""
     return markdown_table(list(rows[0]), [list(row.values()) for row in rows])
 
 
@@ -140,15 +135,13 @@ def _figures(study: ConfigDict, results: Sequence[Results], workdir: Path) -> li
         row, values = study.rows[result.row], result.dice("mean", result.classes)
         point = (result.learnt_from, mean(values), *interval(values))
         curves.setdefault(row.title, []).append(point)
-        other = of_row.get(row.against)
-        if other and not result.labels:
+        if not result.labels and (other := of_row.get(row.against)):
             theirs = per_slice(other.dice("mean", result.classes))
             pairs.append((study.rows[other.row].title, row.title, theirs, per_slice(values)))
-    curves = {title: sorted(points) for title, points in curves.items() if len(points) > 1}
-    if curves:
+    if curves := {title: sorted(points) for title, points in curves.items() if len(points) > 1}:
         label_curve(curves, workdir / "figures" / "label_efficiency.png")
         parts += ["## Fewer labels", "![label efficiency](<figures/label_efficiency.png>)"]
-        parts.append("*Dice (mean of 256 thresholds) against the labelled slices, 95 % intervals.*")
+        parts += ["*Dice (mean of 256 thresholds) against the labelled slices, 95 % intervals.*"]
     if pairs:
         scatter(pairs, workdir / "figures" / "slices.png")
         parts += ["## Slice by slice", "![slices](<figures/slices.png>)"]
@@ -157,17 +150,14 @@ def _figures(study: ConfigDict, results: Sequence[Results], workdir: Path) -> li
 
 
 def label_curve(curves: Mapping[str, Sequence[tuple[float, ...]]], path: Path) -> None:
-    """Draws a line a row of the study, with bars from the low to the high end of its intervals.
-
-    A curve holds (labelled slices, mean, low, high), rising in the first.
-    """
+    """Draws a line a title through (labelled slices, mean, low, high), with bars low..high."""
     with canvas(path, width=6.4, height=4.2) as figure:
         ax = figure.subplots()
-        for k, (colour, title) in enumerate(zip(cycle(COLOURS), curves, strict=False)):
+        style: dict[str, Any] = dict(marker="o", markersize=5, capsize=3)
+        for k, (color, title) in enumerate(zip(cycle(COLOURS), curves, strict=False)):
             x, y, low, high = np.array(curves[title], float).T
             x = x * 1.015 ** (k - (len(curves) - 1) / 2)  # or the bars would hide each other
-            style: dict[str, Any] = dict(color=colour, marker="o", markersize=5, capsize=3)
-            ax.errorbar(x, y, [y - low, high - y], label=title, **style)
+            ax.errorbar(x, y, [y - low, high - y], label=title, color=color, **style)
         counts = sorted({round(point[0]) for points in curves.values() for point in points})
         ax.set_xscale("log")
         ax.set_xticks(counts, [str(n) for n in counts])
@@ -177,12 +167,11 @@ def label_curve(curves: Mapping[str, Sequence[tuple[float, ...]]], path: Path) -
 
 
 def scatter(pairs: Sequence[tuple[str, str, np.ndarray, np.ndarray]], path: Path) -> None:
-    """Draws a panel a comparison: each point is a slice, above the diagonal where the row gains.
+    """Draws a panel a comparison; above its diagonal are the slices, as points, that gain.
 
     A pair is (title of the reference, title of the row, Dice of each, [slices]).
     """
-    columns = min(4, len(pairs))
-    lines = -(-len(pairs) // columns)
+    columns, lines = min(4, len(pairs)), -(-len(pairs) // 4)
     with canvas(path, width=3.1 * columns, height=3.2 * lines) as figure:
         axes = figure.subplots(lines, columns, squeeze=False).ravel()
         for ax in axes[len(pairs) :]:
@@ -190,6 +179,6 @@ def scatter(pairs: Sequence[tuple[str, str, np.ndarray, np.ndarray]], path: Path
         for ax, (reference, title, theirs, ours) in zip(axes, pairs, strict=False):
             ax.plot([0, 1], [0, 1], color="#999999", linestyle="--", linewidth=1)
             ax.scatter(theirs, ours, s=16, color=BLUE, alpha=0.6, linewidths=0)
-            better = int((ours > theirs).sum())
             ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-            ax.set(xlabel=reference, ylabel=title, title=f"{better} of {len(ours)} better")
+            better = f"{int((ours > theirs).sum())} of {len(ours)} better"
+            ax.set(xlabel=reference, ylabel=title, title=better)

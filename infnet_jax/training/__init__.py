@@ -16,8 +16,7 @@ from infnet_jax.evaluation.out_of_fold import OutOfFold
 from infnet_jax.evaluation.predictor import Predictor
 from infnet_jax.plan import Plan, Stage
 from infnet_jax.plan.resolve import resolve
-from infnet_jax.runs import mesh as meshes
-from infnet_jax.runs.workdir import claim, write_json
+from infnet_jax.runs import claim, mesh as meshes, write_json
 from infnet_jax.training import prior, pseudo_labels, stage as stages
 from infnet_jax.training.stage import Run
 from infnet_jax.weights import load_imported

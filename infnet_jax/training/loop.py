@@ -11,10 +11,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from infnet_jax.data import Batches, Paired, Source, eval_batches
-from infnet_jax.runs import mesh as meshes
+from infnet_jax.runs import mesh as meshes, write_npz, write_text
 from infnet_jax.runs.checkpoint import Checkpoints
 from infnet_jax.runs.logs import RunLog
-from infnet_jax.runs.workdir import write_npz, write_text
 from infnet_jax.tasks.state import Task, TrainState
 
 PANEL_SLICES = 3

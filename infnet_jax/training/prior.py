@@ -19,7 +19,7 @@ from infnet_jax.evaluation import out_of_fold, predictor as networks
 from infnet_jax.evaluation.predictor import Predictor
 from infnet_jax.evaluation.soft_metrics import resize_map
 from infnet_jax.plan import Plan, Stage
-from infnet_jax.runs.workdir import write_json, write_npz
+from infnet_jax.runs import write_json, write_npz
 from infnet_jax.training import stage as stages
 from infnet_jax.training.stage import Run
 

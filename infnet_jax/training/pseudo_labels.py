@@ -25,7 +25,7 @@ from infnet_jax.data import Source, Subset, WithPriors, sources, text
 from infnet_jax.evaluation import predictor as networks
 from infnet_jax.files import read_npz
 from infnet_jax.plan import Stage
-from infnet_jax.runs.workdir import write_json, write_npz
+from infnet_jax.runs import write_json, write_npz
 from infnet_jax.tasks.state import Task, TrainState
 from infnet_jax.training import loop
 from infnet_jax.training.stage import Run, make_batches, start

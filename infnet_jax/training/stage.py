@@ -18,9 +18,8 @@ from infnet_jax.evaluation import predictor as networks
 from infnet_jax.evaluation.predictor import Predictor
 from infnet_jax.models import is_output_layer
 from infnet_jax.plan import Network, Plan, Stage
-from infnet_jax.runs import mesh as meshes
-from infnet_jax.runs.transfer import transfer
-from infnet_jax.runs.workdir import write_json
+from infnet_jax.runs import mesh as meshes, write_json
+from infnet_jax.runs.checkpoint import transfer
 from infnet_jax.tasks.state import Task, TrainState
 from infnet_jax.training import loop
 from infnet_jax.weights import load_imported

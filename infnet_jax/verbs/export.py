@@ -40,7 +40,7 @@ def export(workdir: Path, out: Path) -> Path:
 
     from infnet_jax.evaluation import predictor as networks
     from infnet_jax.plan.resolve import resolve
-    from infnet_jax.runs.workdir import read_config
+    from infnet_jax.runs import read_config
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not an empty folder; name a new one")

@@ -17,8 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the study; returns 0, or 1 if a cell failed."""
+    from infnet_jax import study
     from infnet_jax.config import load
-    from infnet_jax.study import run as study
 
     words = ["infnet-jax", "study", f"--config={options.config}", *options.overrides]
     words += [f"--workdir={options.workdir}"] if options.workdir else []
