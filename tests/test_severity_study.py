@@ -7,7 +7,6 @@ import numpy as np
 import openpyxl
 import pytest
 
-import tfds_builders
 from infnet_jax import cli
 from infnet_jax.data import sources
 from infnet_jax.evaluation import figures
@@ -15,12 +14,7 @@ from infnet_jax.verbs import cohort, severity_study
 from tests.scans import Rule, chest
 
 
-@pytest.fixture(scope="module")
-def phantom(tmp_path_factory):
-    return tfds_builders.prepare("phantom/tiny", data_dir=tmp_path_factory.mktemp("tfds"))
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture
 def source(phantom):
     return sources.open_split(phantom, "test")
 
