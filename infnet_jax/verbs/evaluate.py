@@ -128,14 +128,12 @@ def evaluate_maps(
 
     Truths are masks with the same stems; `label` is None (any lesion), `ggo` or `consolidation`.
 
-    Returns:
-      One row per slice in stem order (`stem`, `lesion_pixels`, toolbox scores `mean_*`,
-      `adaptive_*`, `minmax_*`, `raw_*`, then `s_measure`, `weighted_f` (NaN for an empty truth),
-      `mae`), and the summary: `label`, and what `metrics.both_readings` returns.
+    Returns one row per slice in stem order (`stem`, `lesion_pixels`, toolbox scores `mean_*`,
+    `adaptive_*`, `minmax_*`, `raw_*`, then `s_measure`, `weighted_f` (NaN for an empty truth),
+    `mae`), and the summary: `label`, and what `metrics.both_readings` returns.
 
-    Raises:
-      FileNotFoundError: a folder is missing or empty, or a slice lacks its map or truth.
-      ValueError: an unreadable or unsuitable picture, or a map on its side against its truth.
+    FileNotFoundError: a folder is missing or empty, or a slice lacks its map or truth. ValueError:
+    an unreadable or unsuitable picture, or a map on its side against its truth.
     """
     maps, masks = list_pictures(predictions), list_pictures(truth)
     _check_partners(masks, maps, f"{predictions}: no prediction")

@@ -76,10 +76,9 @@ def segment(
 
     `lung` is bool [D, H, W]; None runs every slice. `keep_probs=False` spares their memory.
 
-    Returns:
-      mask uint8 [D, H, W]: 1 ground glass (or infection, of a single-class network), 2
-      consolidation; uncertainty float16 [D, H, W] in 0..1 or None; probs float16 [D, H, W, C],
-      one channel a class, or None.
+    Returns the mask, uint8 [D, H, W]: 1 ground glass (or infection, of a single-class network), 2
+    consolidation; the uncertainty, float16 [D, H, W] in 0..1, or None; and probabilities, float16
+    [D, H, W, C], one channel a class, or None.
     """
     shape, n_classes = scan.values.shape, len(network.classes)
     mask, spread = np.zeros(shape, np.uint8), None

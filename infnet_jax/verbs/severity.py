@@ -45,10 +45,8 @@ def run(options: argparse.Namespace) -> int:
         found = {k: imaging.partner(source.name, v, k, alone=alone) for k, v in maps.items()}
         if source.kind == "dicom":
             raise ValueError(f"{path}: DICOM masks are not read; export them as NIfTI")
-        if "images" in found:
-            scan = imaging.read(found.pop("images"))
-        else:
-            scan = imaging.scan_of_labels(path, source.name)
+        image = found.pop("images", None)
+        scan = imaging.read(image) if image else imaging.scan_of_labels(path, source.name)
         labels = imaging.read_labels(path, scan)
         mask, classes, notes = case.infection(labels, path.name, one_class=options.one_class)
         scan.warnings += notes

@@ -1,8 +1,7 @@
 """`infnet-jax severity-study`: predicted severity against true severity, per slice and patient.
 
-It fills what the paper leaves empty (section V.D). Truth are expert masks; where there are none,
-scores are held against a clinical table (iCTCF) or the scores that experts gave
-(covid-chestxray).
+It fills what the paper leaves empty (section V.D). Truth are expert masks; where there are none, a
+clinical table (iCTCF) or the scores that experts gave (covid-chestxray).
 """
 
 import argparse
@@ -107,11 +106,11 @@ def score(
         found = {}
         try:
             if one.mask is not None and one.lung is not None:
-                found["true"] = _tally(one, one.mask, one.lung, one.regions)
+                found["true"] = _tally(one, one.mask, one.lung, regions=one.regions)
         except ValueError as error:
             left_out.append(f"{dataset}, truth: {error}")
         try:
-            found["predicted"] = _tally(one, *cohort.inside_lung(one, mask, finder), None)
+            found["predicted"] = _tally(one, *cohort.inside_lung(one, mask, finder))
         except ValueError as error:
             left_out.append(f"{dataset}, predicted: {error}")
         counts[one.unit] += 1
@@ -131,12 +130,9 @@ def score(
     return rows
 
 
-def _tally(
-    one: cohort.Slice, mask: np.ndarray, lung: np.ndarray, regions: np.ndarray | None
-) -> severity.Tally:
-    known = None if regions is None else regions[None]
-    single = ("infection",)
-    return case.assess(one.scan, mask[None], lung[None], regions=known, classes=single).tally
+def _tally(one: cohort.Slice, mask: np.ndarray, lung: np.ndarray, **maps: Any) -> severity.Tally:
+    maps = {name: labels[None] for name, labels in maps.items() if labels is not None}
+    return case.assess(one.scan, mask[None], lung[None], **maps, classes=("infection",)).tally
 
 
 def _graded(sides: Mapping[str, severity.Tally]) -> Row:

@@ -159,10 +159,9 @@ def join(morbidity: Mapping[int, str], rows: Iterable[Row]) -> tuple[list[Row], 
 
     Rows of slices, or without a prediction, are passed over; ValueError for two of one patient.
 
-    Returns:
-      A row a patient with a clinical class, by number: `patient`, `morbidity`, `class`, predicted
-      `share` 0..1, `grade` 0..2, `ct_ss` 0..40; how many are left out as suspected; and the names
-      left out: no patient number in them, or none of the table.
+    Returns a row a patient with a clinical class, by number: `patient`, `morbidity`, `class`,
+    predicted `share` 0..1, `grade` 0..2, `ct_ss` 0..40; how many are left out as suspected; and the
+    names left out: no patient number in them, or none of the table.
     """
     named: dict[int, tuple[str, Row]] = {}
     unknown, patients = [], (row for row in rows if row["level"] == "patient")
