@@ -1,7 +1,5 @@
 """The detect verb with a network that is a rule, on a prepared covid_ct of drawn chests."""
 
-import zipfile
-
 import cv2
 import numpy as np
 import pytest
@@ -11,8 +9,8 @@ from infnet_jax import cli
 from infnet_jax.clinic import lungs
 from infnet_jax.data import sources
 from infnet_jax.verbs import detect
+from tests.builders import add
 from tests.scans import Rule, chest
-from tfds_builders.covid_semiseg import dummy_data
 
 
 def picture(lesion):
@@ -23,35 +21,25 @@ def picture(lesion):
     return found
 
 
-# Patient (a number of a `21%0.png` name, or none), label, side of the lesion in hundredths.
-TEST = [
-    ("1%0", "COVID", 9),
-    ("1%1", "COVID", 0),
-    ("2", "COVID", 14),
-    ("3", "COVID", 3),
-    ("4", "NonCOVID", 0),
-    ("5%0", "NonCOVID", 5),
-    ("5%1", "NonCOVID", 0),
-    ("6", "NonCOVID", 0),
-    ("7", "NonCOVID", None),
-]  # None: no lung in it
+# Label -> patient (a number of a `21%0.png` name, or none) -> side of the lesion in hundredths.
+TEST = {
+    "COVID": {"1%0": 9, "1%1": 0, "2": 14, "3": 3},
+    "NonCOVID": {"4": 0, "5%0": 5, "5%1": 0, "6": 0, "7": None},  # None: no lung in it
+}
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     root = tmp_path_factory.mktemp("screening")
-    for label in ("COVID", "NonCOVID"):
+    for label, slices in TEST.items():
         split = root / f"m/Data-split/{label}"
         split.mkdir(parents=True)
-        names = [f"{name}.png" for name, of, _ in TEST if of == label]
-        (split / f"testCT_{label}.txt").write_text("\n".join(names))
+        (split / f"testCT_{label}.txt").write_text("\n".join(f"{name}.png" for name in slices))
         (split / f"trainCT_{label}.txt").write_text("other.png")
         (split / f"valCT_{label}.txt").write_text("")
-        with zipfile.ZipFile(root / f"m/CT_{label}.zip", "w") as archive:
-            for name, of, lesion in [*TEST, ("other", label, 2)]:
-                if of == label:
-                    data = cv2.imencode(".png", picture(lesion))[1].tobytes()
-                    archive.writestr(f"{name}.png", data)
+        for name, lesion in [*slices.items(), ("other", 2)]:
+            data = cv2.imencode(".png", picture(lesion))[1].tobytes()
+            add(root / f"m/CT_{label}.zip", f"{name}.png", data)
     return tfds_builders.prepare("covid_ct", data_dir=root / "d", manual_dir=root / "m")
 
 
@@ -77,11 +65,8 @@ def test_the_table_by_hand(dataset):
     assert lines[1].split() == ["ROC-AUC", "0.889"]
     assert lines[2].startswith("sensitivity at 95 % specificity  0.667  (share of 0.0")
     rows = {row["patient"]: row for row in found}
-    one = rows["covid/1"]
-    lung = sum(
-        int((lungs.segment(picture(n)) | (picture(n) == 120) & (np.arange(96) > 9)).sum())
-        for n in (9, 0)
-    )
+    one, drawn = rows["covid/1"], [picture(n) for n in (9, 0)]
+    lung = sum(int((lungs.segment(p) | (p == 120) & (np.arange(96) > 9)).sum()) for p in drawn)
     assert (one["slices"], one["infected_pixels"], one["lung_pixels"]) == (2, 81, lung)
     assert one["infected"] and one["share"] == 81 / lung
     assert np.isnan(rows["non_covid/7"]["share"]) and len(rows) == 7
@@ -102,11 +87,10 @@ def test_patients_of_one_kind_have_no_curve(dataset):
 
 
 def test_labels_are_chosen_by_name():
-    ours = detect.choose(["Normal", "CP", "NCP"], [], [])
-    assert ours == (["NCP"], ["Normal", "CP"])
+    names = ["Normal", "CP", "NCP"]
+    assert detect.choose(names, [], []) == (["NCP"], ["Normal", "CP"])
     assert detect.choose(["non_covid", "covid", "unknown"], [], []) == (["covid"], ["non_covid"])
-    only = detect.choose(["Normal", "CP", "NCP"], ["NCP", "CP"], ["Normal"])
-    assert only == (["NCP", "CP"], ["Normal"])
+    assert detect.choose(names, ["NCP", "CP"], ["Normal"]) == (["NCP", "CP"], ["Normal"])
 
 
 @pytest.mark.parametrize(
@@ -126,8 +110,6 @@ def test_errors_are_one_line(extra, words, dataset, tmp_path, capsys):
     assert words in error and error.count("\n") == 1
 
 
-def test_a_dataset_without_labels_is_told(tmp_path, capsys):
-    source = dummy_data.make(tmp_path / "source")
-    folder = tfds_builders.prepare("covid_semiseg", data_dir=tmp_path, manual_dir=source)
-    assert cli.main(["detect", "--checkpoint", str(tmp_path), "--dataset", str(folder)]) == 1
+def test_a_dataset_without_labels_is_told(phantom, tmp_path, capsys):
+    assert cli.main(["detect", "--checkpoint", str(tmp_path), "--dataset", str(phantom)]) == 1
     assert "no feature `label` with names; it has group, id, image" in capsys.readouterr().err

@@ -30,8 +30,7 @@ def export_with(monkeypatch, priors, workdir, out):
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """A run of a multi-class network with eleven priors; nothing is trained."""
-    config = multi.get_config("tiny")
-    workdir = tmp_path / "run"
+    config, workdir = multi.get_config("tiny"), tmp_path / "run"
     workdir.mkdir()
     (workdir / "config.json").write_text(config.to_json())
     (workdir / "statistics.json").write_text('{"mean": 0.3, "sd": 0.2}')
@@ -45,11 +44,11 @@ def test_networks_and_priors_are_read_back_in_order(run):
     assert sorted(load_file(path))[0] == "multi/0/batch_stats/bn/mean"
     names = {p.name for p in path.parent.iterdir()}
     assert names == {"config.json", "statistics.json", "weights.safetensors"}
-    part, (evaluated,) = networks.load_final(resolve(config, path.parent))
+    plan = resolve(config, path.parent)
+    part, (evaluated,) = networks.load_final(plan)
     kernel = evaluated["params"]["conv"]["kernel"]
     assert part == "exported" and kernel.shape == (2, 3) and (kernel == 1).all()
-    priors = networks.load_priors(resolve(config, path.parent))
-    means = [prior["batch_stats"]["bn"]["mean"][0] for prior in priors]
+    means = [prior["batch_stats"]["bn"]["mean"][0] for prior in networks.load_priors(plan)]
     assert means == [-(k + 2.0) for k in range(11)]  # the tenth after the ninth
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from configs import lung, supervised
+from infnet_jax import verbs
 from infnet_jax.data import Batches, decode
 from infnet_jax.data.sources import LungTarget, examples, open_split
 from infnet_jax.evaluation.predictor import Predictor
 from infnet_jax.plan.resolve import resolve
 from infnet_jax.training import run
-from infnet_jax.verbs import scans
 from tests.scans import chest
 
 
@@ -89,7 +89,7 @@ def test_a_run_of_lungs_is_refused_for_lesions_and_serves_for_lungs(lung_run):
     network = Predictor.load(lung_run, lungs=True)
     (found,) = network([chest()])
     assert found.probs.shape == (96, 96, 1)
-    finder, name = scans.choose_lungs(str(lung_run))
+    finder, name = verbs.choose_lungs(str(lung_run))
     assert name.startswith("network, run run, weights ") and callable(finder)
     with pytest.raises(ValueError, match="--lungs nowhere: give morphology"):
-        scans.choose_lungs("nowhere")
+        verbs.choose_lungs("nowhere")

@@ -10,19 +10,19 @@ import pytest
 
 from infnet_jax import cli
 from infnet_jax.clinic import imaging
-from infnet_jax.evaluation.predictor import Prediction
-from infnet_jax.verbs import predict, scans
+from infnet_jax.evaluation.predictor import Prediction, Predictor
+from infnet_jax.verbs import predict
 from tests.scans import Rule, chest
 
 
 @pytest.fixture
 def run(tmp_path):
-    """run(*words, rule=..., found=...) -> (exit code, the rule); output in tmp_path / "out"."""
+    """run(*words, rule=...) -> (exit code, the rule); output in tmp_path / "out"."""
 
-    def call(*words, rule=None, found=None):
+    def call(*words, rule=None):
         words = [*words, "--checkpoint", tmp_path, "--out", tmp_path / "out"]
         options, rule = cli.parse(["predict", *map(str, words)]), rule or Rule()
-        return predict.run(options, rule, found), rule
+        return predict.run(options, rule), rule
 
     return call
 
@@ -148,7 +148,7 @@ def test_slices_beyond_the_lung_are_not_run():
     lung = np.zeros((5, 8, 8), bool)
     lung[1, 4, 4] = lung[3, 4, 4] = True
     rule = Rule()
-    mask, uncertainty, probs = predict.segment(rule, scan, lung)
+    mask, uncertainty, probs = predict.segment(rule, scan, lung, keep_probs=True)
     assert rule.n_slices == 3 and uncertainty is None
     assert mask.shape == (5, 8, 8) and probs.shape == (5, 8, 8, 2) and not probs[[0, 4]].any()
 
@@ -156,7 +156,7 @@ def test_slices_beyond_the_lung_are_not_run():
 class LungNetwork:
     """Knows the grey level of lung in the drawn chests."""
 
-    thresholds = {"lung": 0.5}
+    thresholds, identity = {"lung": 0.5}, {"run": "a", "weights": "b"}
 
     def __call__(self, slices):
         for picture in slices:
@@ -164,28 +164,31 @@ class LungNetwork:
             yield Prediction(np.uint8(lung), np.float32(lung)[..., None], None)
 
 
-def test_lungs_in_three_ways(run, tmp_path):
+def test_lungs_in_three_ways(run, tmp_path, monkeypatch):
     left = np.zeros((96, 96), np.uint8)
     left[30:66, 60:80] = 1
     for name in "ab":
         save(tmp_path / "scans" / f"{name}.png", chest())
         save(tmp_path / "own" / f"{name}.png", left)
-    network, sizes = LungNetwork(), {}
-    ways = [scans.choose_lungs(way) for way in ("morphology", str(tmp_path / "own"))]
-    for way in (*ways, (lambda scan: scans.learned_lungs(network, scan), "network")):
-        assert run(tmp_path / "scans", found=way)[0] == 0
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").touch()
+    monkeypatch.setattr(Predictor, "load", lambda workdir, lungs: LungNetwork())
+    sizes = {}
+    for way in ("morphology", tmp_path / "own", tmp_path / "run"):
+        assert run(tmp_path / "scans", "--lungs", way)[0] == 0
         document = json.loads((tmp_path / "out" / "severity.json").read_text())
         share = document["patients"][0]["scores"]["infected_share"]
         sizes[document["model"]["lungs"]] = share
     lesion = (chest() > 90) & (chest() < 150)
     near = pytest.approx(lesion.sum() / ((chest() == 30) | lesion).sum(), rel=0.1)
     # The lesion lies in the other lung than one's own mask, and is dropped.
-    assert sizes == {"morphology": near, "network": near, "given masks": 0}
+    learned = "network, run a, weights b"
+    assert sizes == {"morphology": near, learned: near, "given masks": 0}
     assert run(tmp_path / "scans", "--continue")[0] == 1  # other lungs
     (tmp_path / "own" / "b.png").unlink()
-    assert run(tmp_path / "scans", found=scans.choose_lungs(str(tmp_path / "own")))[0] == 1  # no b
+    assert run(tmp_path / "scans", "--lungs", tmp_path / "own")[0] == 1  # no b
     with pytest.raises(ValueError, match="--lungs nowhere: give morphology"):
-        scans.choose_lungs("nowhere")
+        run(tmp_path / "scans", "--lungs", "nowhere")
 
 
 def test_lobes_of_one_s_own_go_before_morphology(run, tmp_path):

@@ -5,7 +5,7 @@ import openpyxl
 import pytest
 
 from infnet_jax.verbs import cohort, severity_study, severity_tables
-from infnet_jax.verbs.cohort import read_morbidity
+from infnet_jax.verbs.severity_tables import read_morbidity
 
 
 def table(path, *rows, header=("Hospital", "Patient", "Morbidity")):
@@ -32,18 +32,13 @@ def test_join_and_metrics_by_hand(tmp_path):
     grades = {1: 1, 2: 0, 3: 0, 4: 1, 5: 2, 6: 2}
     rows = scored(*((f"patient{n:04d}", s, grades[n], 40 * s) for n, s in shares.items()))
     rows += scored(("scan", 0, 0, 0), ("Patient 99", 1, 2, 3), ("Patient 1", None, None, None))
-    joined = severity_tables.join(found, [*rows, rows[0] | {"level": "slice"}])
-    assert [row["patient"] for row in joined.rows] == [1, 2, 3, 4, 5]
-    assert [row["class"] for row in joined.rows] == [0, 0, 0, 1, 2]
-    assert joined.rows[3] == {
-        "patient": 4,
-        "morbidity": "severe",
-        "class": 1,
-        "share": 0.3,
-        "grade": 1,
-        "ct_ss": 12.0,
-    }
-    assert joined.suspected == 1 and joined.unknown == ["d/scan", "d/Patient 99"]
+    sliced = rows[0] | {"level": "slice"}
+    joined, suspected, unknown = severity_tables.join(found, [*rows, sliced])
+    assert [row["patient"] for row in joined] == [1, 2, 3, 4, 5]
+    assert [row["class"] for row in joined] == [0, 0, 0, 1, 2]
+    scores = {"share": 0.3, "grade": 1, "ct_ss": 12.0}
+    assert joined[3] == {"patient": 4, "morbidity": "severe", "class": 1} | scores
+    assert suspected == 1 and unknown == ["d/scan", "d/Patient 99"]
     metrics = severity_tables.compare_classes(joined)
     assert metrics["accuracy"] == 0.8 and metrics["majority"] == 0.6
     # F1: class 0 2*2/(3+2), class 1 2*1/(1+2), class 2 1
@@ -55,7 +50,7 @@ def test_patients_that_cannot_be_joined():
     rows = scored(("Patient 1_1", 0, 0, 0), ("Patient 1_2", 0, 0, 0))
     with pytest.raises(ValueError, match="d/Patient 1_2 are both patient 1: score them together"):
         severity_tables.join({1: "severe"}, rows)
-    nobody = severity_tables.join({1: "suspected"}, rows[:1])
+    nobody, _, _ = severity_tables.join({1: "suspected"}, rows[:1])
     with pytest.raises(ValueError, match="no scored patient"):
         severity_tables.compare_classes(nobody)
 
@@ -82,22 +77,20 @@ def test_the_real_table(shared):
     found = read_morbidity(shared / "data" / "iCTCF" / "Patients.xlsx")
     assert len(found) == 1521 and sorted(found) == list(range(1, 1522))
     # Everybody is called 0: what the floor is, and that the metrics see through it.
-    lazy = severity_tables.join(found, scored(*((f"Patient {n}", 0.0, 0, 0.0) for n in found)))
-    assert (len(lazy.rows), lazy.suspected, lazy.unknown) == (1222, 299, [])
-    assert np.bincount([row["class"] for row in lazy.rows]).tolist() == [
-        948,
-        202,
-        72,
-    ]  # 596 + 328 + 24
+    rows = scored(*((f"Patient {n}", 0.0, 0, 0.0) for n in found))
+    lazy, suspected, unknown = severity_tables.join(found, rows)
+    assert (len(lazy), suspected, unknown) == (1222, 299, [])
+    counts = np.bincount([row["class"] for row in lazy]).tolist()
+    assert counts == [948, 202, 72]  # 948: 596 + 328 + 24
     metrics = severity_tables.compare_classes(lazy)
     assert metrics["accuracy"] == metrics["majority"] == pytest.approx(948 / 1222)
     assert metrics["macro_f1"] == pytest.approx(2 * 948 / (1222 + 948) / 3)
     assert metrics["kappa"] == 0 and metrics["auc_share"] == 0.5
     # Right but for each tenth severe patient, who is called critically ill.
-    severe = [row["patient"] for row in lazy.rows if row["class"] == 1][::10]
-    truth = {row["patient"]: row["class"] for row in lazy.rows}
+    severe = [row["patient"] for row in lazy if row["class"] == 1][::10]
+    truth = {row["patient"]: row["class"] for row in lazy}
     right = ((f"patient{n:04d}", 0.3 * c, c + (n in severe), 10.0 * c) for n, c in truth.items())
-    metrics = severity_tables.compare_classes(severity_tables.join(found, scored(*right)))
+    metrics = severity_tables.compare_classes(severity_tables.join(found, scored(*right))[0])
     assert len(severe) == 21 and metrics["accuracy"] == pytest.approx(1 - 21 / 1222)
     assert 0.9 < metrics["kappa"] < 1 and metrics["auc_ct_ss"] == 1
 

@@ -11,7 +11,7 @@ from configs import multi, multi_semisup, selfsup, supervised
 from infnet_jax import tasks, training
 from infnet_jax.evaluation import predictor as networks
 from infnet_jax.plan.resolve import resolve
-from infnet_jax.runs import workdir
+from infnet_jax.runs import claim
 from infnet_jax.runs.checkpoint import Checkpoints
 from infnet_jax.training import loop, stage as stages
 from tests.toy import make_toy
@@ -74,8 +74,8 @@ def test_a_run_that_is_refused_leaves_nothing_behind(tmp_path, phantom):
     with pytest.raises(FileNotFoundError, match="none"):
         run(config, tmp_path / "run")
     config = selfsup.get_config("tiny")
-    workdir.claim(used, config)
-    workdir.claim(used, config)  # its own may come again
+    claim(used, config)
+    claim(used, config)  # its own may come again
     before = (used / "config.json").read_bytes()
     config.segment.optim.momentum = 0.5
     with pytest.raises(ValueError, match=r"segment.optim.momentum = 0.9 \(now 0.5\)"):

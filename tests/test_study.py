@@ -12,7 +12,7 @@ from configs import study as config_file, supervised
 from infnet_jax import cli, study
 from infnet_jax.evaluation import statistics
 from infnet_jax.evaluation.metrics import SLICE_SCORES
-from infnet_jax.plan import resolve
+from infnet_jax.plan.resolve import resolve
 from infnet_jax.study import tables
 from infnet_jax.study.cells import collect, dependencies, dice_lines, make_cells
 

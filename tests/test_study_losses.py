@@ -8,7 +8,7 @@ import pytest
 
 from configs import multi, supervised
 from infnet_jax import models, tasks
-from infnet_jax.plan import resolve
+from infnet_jax.plan.resolve import resolve
 from infnet_jax.study import MAPS, measure
 
 

@@ -47,18 +47,18 @@ def _backward(padding: Pair, dilation: int, saved: Saved, gradient: Array) -> Sa
     """That of the filter is x shifted by columns times the gradient shifted by rows."""
     x, kernel = saved
     _, pull = jax.vjp(lambda x: _convolve(x, kernel, 1, padding, dilation), x)
-    (for_x,), (kh, kw, channels, features), (ph, pw) = pull(gradient), kernel.shape, padding
+    (kh, kw, channels, features), (ph, pw) = kernel.shape, padding
     height, width = x.shape[1], gradient.shape[2]
     x = jnp.pad(x, ((0, 0), (0, 0), (pw, pw), (0, 0)))
     columns = [x[:, :, q * dilation : q * dilation + width] for q in range(kw)]
     short = (kh - 1) * dilation - ph  # negative: rows that see nothing but padding fall away
     zero = jnp.zeros((), gradient.dtype)
-    gradient = lax.pad(gradient, zero, ((0, 0, 0), (short, short, 0), (0, 0, 0), (0, 0, 0)))
-    rows = [gradient[:, r * dilation : r * dilation + height] for r in reversed(range(kh))]
+    tall = lax.pad(gradient, zero, ((0, 0, 0), (short, short, 0), (0, 0, 0), (0, 0, 0)))
+    rows = [tall[:, r * dilation : r * dilation + height] for r in reversed(range(kh))]
     left = jnp.concatenate(columns, -1).reshape(-1, kw * channels)
     right = jnp.concatenate(rows, -1).reshape(-1, kh * features)
     weights = lax.dot_general(left, right, (((0,), (0,)), ((), ())))
-    return for_x, weights.reshape(kw, channels, kh, features).transpose(2, 0, 1, 3)
+    return pull(gradient)[0], weights.reshape(kw, channels, kh, features).transpose(2, 0, 1, 3)
 
 
 _convolve_cpu.defvjp(lambda x, kernel, *at: (_convolve_cpu(x, kernel, *at), (x, kernel)), _backward)

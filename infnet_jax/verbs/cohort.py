@@ -7,21 +7,15 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from infnet_jax import verbs
 from infnet_jax.clinic import case, imaging
 from infnet_jax.data import sources
-from infnet_jax.verbs import scans
-
-if TYPE_CHECKING:
-    from infnet_jax.evaluation.predictor import Predictor
 
 EXPERT_SCORES = ("geographic_extent", "opacity")  # of X-rays, 0..8 and 0..6
-# The classes of the paper's authors; `suspected` is none of them.
-GRADES = {"control": 0, "mild": 0, "regular": 0, "severe": 1, "critically ill": 2}
-SUSPECTED = "suspected"
 _NUMBER = re.compile(r"patient[ _-]*0*(\d+)", re.IGNORECASE)
 
 
@@ -49,8 +43,11 @@ class Slice:
         return imaging.scan_of_picture(self.name, np.ascontiguousarray(self.image))
 
 
+Masked = tuple[Slice, np.ndarray]  # a slice with a predicted mask, bool [H, W]
+
+
 def read(source: Path, split: str) -> Iterator[Slice]:
-    """Yields the slices of a source.
+    """Yields the slices of a source; ValueError or FileNotFoundError names what cannot be used.
 
     Args:
       source: the version folder of a prepared dataset; or a folder with `img/` and, by the same
@@ -58,15 +55,10 @@ def read(source: Path, split: str) -> Iterator[Slice]:
         column `patient`, `volume` or `group` tells the unit; or scans without truth, whose unit is
         the patient number in their path, or the scan.
       split: of a prepared dataset.
-
-    Raises:
-      ValueError, FileNotFoundError: names the file or folder that cannot be used.
     """
     if (source / "dataset_info.json").is_file():
         return _prepared(source, split)
-    if (source / "img").is_dir():
-        return _folder(source)
-    return _scans(source)
+    return _folder(source) if (source / "img").is_dir() else _scans(source)
 
 
 def patient_number(name: str) -> int | None:
@@ -75,68 +67,32 @@ def patient_number(name: str) -> int | None:
     return found.pop() if len(found) == 1 else None
 
 
-def read_morbidity(path: Path) -> dict[int, str]:
-    """Returns the morbidity of each patient of Patients.xlsx, in small letters, by number.
-
-    Raises:
-      ValueError: no such table, a number twice, or a morbidity that nobody knows.
-    """
-    import openpyxl
-
-    try:
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-        lines = [row for sheet in book.worksheets for row in sheet.iter_rows(values_only=True)]
-    except Exception as error:  # a damaged xlsx raises whatever its zip or XML hits first
-        raise ValueError(f"{path}: not a readable xlsx table ({error})") from error
-    header = [str(cell or "").strip().lower() for cell in lines[0]] if lines else []
-    if not {"patient", "morbidity"} <= {*header}:
-        raise ValueError(f"{path}: columns {', '.join(header)}; Patient and Morbidity expected")
-    who, what = header.index("patient"), header.index("morbidity")
-    found: dict[int, str] = {}
-    for line in lines[1:]:
-        n, word = patient_number(str(line[who])), str(line[what]).strip().lower()
-        if n is None or n in found or word not in (*GRADES, SUSPECTED):
-            words = ", ".join((*GRADES, SUSPECTED))
-            raise ValueError(
-                f"{path}: row {line[who]!r}, {line[what]!r}: each patient's number "
-                f"once, and one of {words} expected"
-            )
-        found[n] = word
-    return found
-
-
-def predicted(slices: Iterable[Slice], network: "Predictor") -> Iterator[tuple[Slice, np.ndarray]]:
-    """Yields slices with the mask that a network predicts, bool [H, W]."""
+def predicted(slices: Iterable[Slice], network: "verbs.Predictor") -> Iterator[Masked]:
+    """Yields slices with the mask that a network predicts."""
     ahead, behind = itertools.tee(slices)
     for one, found in zip(behind, network(s.image for s in ahead), strict=True):
         yield one, found.mask > 0
 
 
-def given(slices: Iterable[Slice], folder: Path) -> Iterator[tuple[Slice, np.ndarray]]:
-    """Yields slices with the mask of their name in a folder, bool [H, W].
+def given(slices: Iterable[Slice], folder: Path) -> Iterator[Masked]:
+    """Yields slices with the mask of their name in a folder.
 
-    Raises:
-      ValueError: there is none, it is of another size, or has unknown labels.
+    ValueError if there is none, it is of another size, or has unknown labels.
     """
-    masks = imaging.by_name(folder)
+    mask_of = verbs.given_maps(folder, "masks")
     for one in slices:
-        path = imaging.partner(one.name, masks, "masks", alone=False).files[0]
-        labels = imaging.read_labels(path, one.scan)
-        yield one, case.infection(labels, path.name)[0][0] > 0
+        yield one, case.infection(mask_of(one.scan), one.name)[0][0] > 0
 
 
 def inside_lung(
-    one: Slice, mask: np.ndarray, finder: scans.Finder | None
+    one: Slice, mask: np.ndarray, finder: verbs.Finder | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns a predicted mask without what touches no lung, and that lung, both bool [H, W].
 
     Without a `finder` it is the true lung; ValueError if that is not known.
     """
-    if finder is not None:
-        lung = finder(one.scan)[0] > 0
-    elif one.lung is not None:
-        lung = one.lung
-    else:
+    lung = one.lung if finder is None else finder(one.scan)[0] > 0
+    if lung is None:
         raise ValueError(f"{one.name}: no true lung")
     kept = mask[None].astype(np.uint8)
     case.drop_detached(kept, lung[None])
@@ -161,9 +117,14 @@ def _prepared(folder: Path, split: str) -> Iterator[Slice]:
 
 
 def _folder(folder: Path) -> Iterator[Slice]:
-    units = _units(folder / "index.csv")
+    units: dict[str, str] = {}
+    if (folder / "index.csv").is_file():
+        with (folder / "index.csv").open(newline="") as file:
+            for row in csv.DictReader(file):
+                name = (row.get("name") or row.get("id") or "").removesuffix(".png")
+                units[name] = row.get("patient") or row.get("volume") or row.get("group") or name
     kinds = [kind for kind in ("label", "lung") if (folder / kind).is_dir()]
-    readers = {kind: scans.given_maps(folder / kind, kind) for kind in kinds}
+    readers = {kind: verbs.given_maps(folder / kind, kind) for kind in kinds}
     for source in imaging.find([folder / "img"]):
         name, scan = source.name, imaging.read(source)
         maps = {kind: reader(scan) for kind, reader in readers.items()}
@@ -173,17 +134,6 @@ def _folder(folder: Path) -> Iterator[Slice]:
             own = name if len(scan.values) == 1 else f"{name}/{i + 1}"
             mask, lung = (maps[k][i] > 0 if k in maps else None for k in ("label", "lung"))
             yield Slice(own, units.get(name, name), scan.picture(i), mask, lung)
-
-
-def _units(index: Path) -> dict[str, str]:
-    """The unit of each named slice of an `index.csv`; none without the file."""
-    units: dict[str, str] = {}
-    if index.is_file():
-        with index.open(newline="") as file:
-            for row in csv.DictReader(file):
-                name = (row.get("name") or row.get("id") or "").removesuffix(".png")
-                units[name] = row.get("patient") or row.get("volume") or row.get("group") or name
-    return units
 
 
 def _scans(folder: Path) -> Iterator[Slice]:

@@ -3,33 +3,32 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from infnet_jax import verbs
 from infnet_jax.data import Subset, sources
 from infnet_jax.evaluation import statistics
 from infnet_jax.files import write_csv
-from infnet_jax.verbs import cohort, scans
-
-if TYPE_CHECKING:
-    from infnet_jax.evaluation.predictor import Predictor
+from infnet_jax.verbs import cohort
 
 INFECTED = ("covid", "NCP")  # as covid_ct, covid_chestxray and cc_ccii call their patients
-NOBODY = ("unknown",)
+NOBODY = "unknown"
 DATASET = "the version folder of a prepared dataset with labels, such as covid_ct"
 POSITIVE = "labels that mean infected (default: covid or NCP)"
 NEGATIVE = "labels that mean not infected (default: all others but unknown)"
+LUNGS = "as in predict (default: %(default)s)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
-    add = parser.add_argument
-    scans.add_checkpoint(parser)
-    add("--dataset", type=scans.existing, required=True, metavar="DIR", help=DATASET)
+    add, existing = parser.add_argument, verbs.existing
+    add("--checkpoint", type=existing, required=True, metavar="DIR", help=verbs.RUN)
+    add("--dataset", type=existing, required=True, metavar="DIR", help=DATASET)
     add("--split", default="test", help="default: %(default)s")
     add("--positive", nargs="+", default=[], metavar="LABEL", help=POSITIVE)
     add("--negative", nargs="+", default=[], metavar="LABEL", help=NEGATIVE)
     add("--csv", type=Path, metavar="OUT", help="also write one row a patient")
-    scans.add_lungs(parser, "as in predict (default: %(default)s)")
+    add("--lungs", default=verbs.MORPHOLOGY, metavar="WAY", help=LUNGS)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -39,14 +38,12 @@ def run(options: argparse.Namespace) -> int:
     infected share of the lung found in all of them together; patients without any are left out.
     Raises FileNotFoundError if a dataset or run is missing, else as `choose` and `report` do.
     """
-    from infnet_jax.evaluation.predictor import Predictor
-
     source = sources.open_split(options.dataset, options.split)
     names = sources.label_names(options.dataset)
     infected, healthy = choose(names, options.positive, options.negative)
-    finder, _ = scans.choose_lungs(options.lungs)
+    finder, _ = verbs.choose_lungs(options.lungs)
     kinds = [[names.index(name) for name in group] for group in (infected, healthy)]
-    rows = patients(Predictor.load(options.checkpoint), finder, source, *kinds)
+    rows = patients(verbs.load(options.checkpoint), finder, source, *kinds)
     print(report(options.split, rows, infected, healthy))
     if options.csv is not None:
         write_csv(options.csv, rows)
@@ -62,9 +59,9 @@ def choose(
     others but `unknown`. ValueError for unknown labels, or none on one side.
     """
     infected = list(positive) or [name for name in names if name in INFECTED]
-    healthy = list(negative) or [n for n in names if n not in (*infected, *NOBODY)]
-    unknown = [name for name in (*infected, *healthy) if name not in names]
-    if unknown or not infected or not healthy or set(infected) & set(healthy):
+    healthy = list(negative) or [name for name in names if name not in (*infected, NOBODY)]
+    both = set(infected) & set(healthy)
+    if not infected or not healthy or both or not {*infected, *healthy} <= set(names):
         raise ValueError(
             f"labels {', '.join(infected) or 'none'} as infected and {', '.join(healthy) or 'none'}"
             f" as not: the dataset has {', '.join(names)}; name some of them with --positive and "
@@ -74,32 +71,26 @@ def choose(
 
 
 def patients(
-    network: "Predictor",
-    finder: scans.Finder,
+    network: "verbs.Predictor",
+    finder: verbs.Finder,
     source: sources.Source,
     infected: Sequence[int],
     healthy: Sequence[int],
 ) -> list[dict[str, Any]]:
     """Returns a row a patient, in the order of first appearance.
 
-    Args:
-      network: segments slices; finder: finds their lungs.
-      source: examples with `label`, `group`, `id` and `image`.
-      infected, healthy: numbers of labels; slices of other labels are passed over.
-
-    Returns:
-      Dicts of `patient` (the group), `infected` bool, `slices`, `lung_pixels`, `infected_pixels`
-      and `share` 0..1, NaN without lung.
+    Of `source` (`label`, `group`, `id` and `image`), slices with other labels than those of
+    `infected` and `healthy` are passed over. A row has `patient` (the group), `infected` bool,
+    `slices`, `lung_pixels`, `infected_pixels` and `share` 0..1, NaN without lung.
     """
     labels = [int(source[i]["label"]) for i in range(len(source))]
     chosen = [i for i, label in enumerate(labels) if label in (*infected, *healthy)]
     examples = sources.examples(Subset(source, chosen))
     slices = (cohort.Slice(e["id"], e["group"], e["image"][..., 0]) for e in examples)
     rows: dict[str, dict[str, Any]] = {}
-    counts = ("slices", "lung_pixels", "infected_pixels")
+    counts = dict.fromkeys(("slices", "lung_pixels", "infected_pixels"), 0)
     for i, (one, mask) in zip(chosen, cohort.predicted(slices, network), strict=True):
-        new = {"patient": one.unit, "infected": False, **dict.fromkeys(counts, 0)}
-        row = rows.setdefault(one.unit, new)
+        row = rows.setdefault(one.unit, {"patient": one.unit, "infected": False} | counts)
         row["infected"] |= labels[i] in infected
         row["slices"] += 1
         kept, lung = cohort.inside_lung(one, mask, finder)
@@ -115,10 +106,9 @@ def patients(
 def report(
     split: str, rows: Sequence[dict[str, Any]], infected: Sequence[str], healthy: Sequence[str]
 ) -> str:
-    """Returns three lines: who was looked at, ROC-AUC, and the sensitivity.
+    """Returns three lines about the rows of `patients`: who was looked at, AUC, sensitivity.
 
-    `rows` are those of `patients`; `infected` and `healthy` names of labels. ValueError if the
-    patients are of one kind only.
+    `infected` and `healthy` are names of labels; ValueError if all patients are of one kind.
     """
     scored = [row for row in rows if row["lung_pixels"]]
     curve = statistics.roc([r["share"] for r in scored], [r["infected"] for r in scored])

@@ -15,18 +15,13 @@ import numpy as np
 
 from infnet_jax.evaluation import metrics
 from infnet_jax.files import write_csv
-from infnet_jax.verbs.scans import existing
+from infnet_jax.verbs import existing
 
 LABELS = {"ggo": 1, "consolidation": 2}
 SUFFIXES = (".png", ".jpg", ".jpeg")
 _GREY_CLASSES = (0, 38, 75)
-_BLOCKS = {
-    "mean": "mean of 256",
-    "max": "max of 256",
-    "adaptive": "adaptive",
-    "minmax": "at {:g}, min-max",
-    "none": "at {:g}, raw",
-}
+_BLOCKS = {"mean": "mean of 256", "max": "max of 256", "adaptive": "adaptive"}
+_BLOCKS |= {"minmax": "at {:g}, min-max", "none": "at {:g}, raw"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,18 +45,15 @@ def run(options: argparse.Namespace) -> int:
 def list_pictures(folder: Path) -> dict[str, Path]:
     """Returns the PNG and JPG files of a folder by stem.
 
-    Raises:
-      FileNotFoundError: the folder is missing or holds no picture.
-      ValueError: two pictures share a stem.
+    FileNotFoundError: it is missing or holds none; ValueError: two pictures share a stem.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in SUFFIXES:
-            if path.stem in found:
-                raise ValueError(f"{path}: {found[path.stem].name} has the same stem; keep one")
-            found[path.stem] = path
+    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES):
+        if path.stem in found:
+            raise ValueError(f"{path}: {found[path.stem].name} has the same stem; keep one")
+        found[path.stem] = path
     if not found:
         raise FileNotFoundError(f"{folder}: holds no PNG or JPG picture")
     return found
@@ -99,8 +91,7 @@ def _select(classes: np.ndarray, label: str | None) -> np.ndarray:
 def read_truth(path: Path, label: str | None = None) -> np.ndarray:
     """Reads a truth mask as bool [H, W]: GGO or consolidation (None), or one of them (`label`).
 
-    Raises:
-      ValueError: not a readable picture, or a label asked of a mask that has no classes.
+    ValueError: not a readable picture, or a label asked of a mask that has no classes.
     """
     values, classes = _read(path)
     if not classes and 0 < values.max() <= 3 / 255:
@@ -133,26 +124,21 @@ def _read_predictions(paths: Mapping[str, Path], label: str | None) -> dict[str,
 def evaluate_maps(
     predictions: Path, truth: Path, label: str | None = None
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Evaluates every map of a folder at its truth's own size.
+    """Evaluates every map of a folder, resized bilinearly to the size of its truth.
 
-    Args:
-      predictions: folder of maps; smaller or larger ones are resized to the truth bilinearly.
-      truth: folder of masks with the same stems.
-      label: None (any lesion), `ggo` or `consolidation`.
+    Truths are masks with the same stems; `label` is None (any lesion), `ggo` or `consolidation`.
 
-    Returns:
-      One row per slice in stem order (`stem`, `lesion_pixels`, toolbox scores `mean_*`,
-      `adaptive_*`, `minmax_*`, `raw_*`, then `s_measure`, `weighted_f` (NaN for an empty truth),
-      `mae`), and the summary: `label`, and what `metrics.both_readings` returns.
+    Returns one row per slice in stem order (`stem`, `lesion_pixels`, toolbox scores `mean_*`,
+    `adaptive_*`, `minmax_*`, `raw_*`, then `s_measure`, `weighted_f` (NaN for an empty truth),
+    `mae`), and the summary: `label`, and what `metrics.both_readings` returns.
 
-    Raises:
-      FileNotFoundError: a folder is missing or empty, or a slice lacks its map or truth.
-      ValueError: an unreadable or unsuitable picture, or a map on its side against its truth.
+    FileNotFoundError: a folder is missing or empty, or a slice lacks its map or truth. ValueError:
+    an unreadable or unsuitable picture, or a map on its side against its truth.
     """
     maps, masks = list_pictures(predictions), list_pictures(truth)
     _check_partners(masks, maps, f"{predictions}: no prediction")
     _check_partners(maps, masks, f"{truth}: no truth")
-    values, records = _read_predictions(maps, label), {}
+    values, rows, records = _read_predictions(maps, label), [], []
     for stem, path in masks.items():
         mask = read_truth(path, label)
         (height, width), (tall, wide) = mask.shape, values[stem].shape
@@ -161,9 +147,9 @@ def evaluate_maps(
                 f"{maps[stem]}: {tall} x {wide}, and its truth {height} x {width}: one of "
                 "the two lies on its side, turn it first (a builder's README says how it turned)"
             )
-        records[stem] = metrics.toolbox(values[stem], mask)
-    rows = [{"stem": stem} | _row(record) for stem, record in records.items()]
-    return rows, {"label": label or "lesion"} | metrics.both_readings(list(records.values()))
+        records.append(metrics.toolbox(values[stem], mask))
+        rows.append({"stem": stem} | _row(records[-1]))
+    return rows, {"label": label or "lesion"} | metrics.both_readings(records)
 
 
 def _check_partners(here: Mapping[str, Path], there: Mapping[str, Path], what: str) -> None:
@@ -184,22 +170,20 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
 
 def format_table(summary: dict[str, Any]) -> str:
     """Returns a summary as text: both readings, all columns, number of empty truths."""
-    toolbox = summary["toolbox"]
-    lines = [
-        f"{summary['label']}: {toolbox['images']} slices, "
-        f"{toolbox['empty_truths']} of them with an empty truth"
-    ]
-    heads = [score.title for score in metrics.TABLE if score.of == "threshold"]
+    toolbox, threshold = summary["toolbox"], summary["toolbox"]["threshold"]
+    empty = f"{toolbox['empty_truths']} of them with an empty truth"
+    lines = [f"{summary['label']}: {toolbox['images']} slices, {empty}"]
+    heads = "".join(f"{score.title:>7}" for score in metrics.TABLE if score.of == "threshold")
     for reading in metrics.READINGS:
         found = summary[reading]
-        lines += ["", f"{reading:<18}" + "".join(f"{head:>7}" for head in heads)]
+        lines += ["", f"{reading:<18}{heads}"]
         for block, title in _BLOCKS.items():
             cells = "".join(f"{found[block][name]:7.3f}" for name in metrics.SCORES)
             left_out = found["undefined"].get(block, found["undefined"]["curves"])["dice"]
             note = f"  ({left_out} undefined)" if left_out else ""
-            lines.append(f"  {title.format(found['threshold']):<16}{cells}{note}")
+            lines.append(f"  {title.format(threshold):<16}{cells}{note}")
         rest = [f"{s.title} {found[s.key]:.3f}" for s in metrics.TABLE if s.of != "threshold"]
         lines.append(f"  {'  '.join(rest)} (pooled pixels, raw)")
     spans = {kind: "{:.3f}..{:.3f}".format(*span) for kind, span in summary["interval"].items()}
     lines += ["", f"95 % intervals of the toolbox Dice over slices: mean of 256 {spans['mean']}, "]
-    return "\n".join(lines) + f"at {toolbox['threshold']:g}, min-max {spans['minmax']}"
+    return "\n".join(lines) + f"at {threshold:g}, min-max {spans['minmax']}"

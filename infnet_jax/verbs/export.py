@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from infnet_jax.verbs.scans import RUN, existing
+from infnet_jax.verbs import RUN, existing
 
 BESIDE = ("config.json", "statistics.json", "thresholds.json")  # the last one only where chosen
 
@@ -27,13 +27,11 @@ def run(options: argparse.Namespace) -> int:
 def export(workdir: Path, out: Path) -> Path:
     """Writes the weights used for evaluation, without optimiser and history; returns their path.
 
-    The folder gets `weights.safetensors` (arrays by `<stage>/<number>/<collection>/<path>`, those
-    of a multi-class network's priors among them) and the run's `config.json`, `statistics.json`
-    and `thresholds.json`. `predictor.Predictor` reads it as it reads the run.
-
-    Raises:
-      FileNotFoundError: no run there, or it has not trained its last network yet.
-      ValueError: `out` is not empty, or the prior is the truth, which no new scan has.
+    The folder, which `Predictor` reads like the run, gets `weights.safetensors` (arrays by
+    `<stage>/<number>/<collection>/<path>`, those of a multi-class network's priors among them) and
+    the run's `config.json`, `statistics.json` and `thresholds.json`. FileNotFoundError: no run
+    there, or its last network is not trained yet. ValueError: `out` is not empty, or the prior is
+    the truth, which no new scan has.
     """
     from flax.traverse_util import flatten_dict
     from safetensors.numpy import save

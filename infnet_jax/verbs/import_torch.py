@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from infnet_jax.verbs.scans import existing
+from infnet_jax.verbs import existing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

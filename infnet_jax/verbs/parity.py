@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from infnet_jax.models.coach import Coach, visible_from_score
-from infnet_jax.verbs.scans import existing
+from infnet_jax.verbs import existing
 from infnet_jax.weights import convert, make_network
 
 TOLERANCE = 1e-4

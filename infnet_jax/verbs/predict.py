@@ -1,46 +1,39 @@
 """`infnet-jax predict`: scans in; masks, severity and a page out."""
 
 import argparse
+import functools
 import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from infnet_jax import __version__
+from infnet_jax import __version__, verbs
 from infnet_jax.clinic import case, imaging
 from infnet_jax.files import write_json, write_npz
 from infnet_jax.runs.logs import clock
-from infnet_jax.verbs import scans
-from infnet_jax.verbs.scans import existing
-
-if TYPE_CHECKING:
-    from infnet_jax.evaluation.predictor import Predictor
 
 INPUT = "pictures, NIfTI volumes, DICOM folders or zips, or folders of them"
 TTA = "average eight views, with an uncertainty map (default: as the run did)"
-LUNGS = (
-    "morphology (the default), the --workdir of a run of configs/lung.py, or your own lung masks"
-)
+WAYS = "morphology (the default), the --workdir of a run of configs/lung.py, or your own lung masks"
 CONTINUE = "read back what this network has already written to --out"
 IDENTIFIERS = "let names, ids and dates pass from DICOM headers into DICOM-SEG"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
-    add = parser.add_argument
+    add, existing = parser.add_argument, verbs.existing
     add("inputs", type=existing, nargs="+", metavar="INPUT", help=INPUT)
-    scans.add_checkpoint(parser)
+    add("--checkpoint", type=existing, required=True, metavar="DIR", help=verbs.RUN)
     add("--out", type=Path, required=True, metavar="DIR")
-    scans.add_tta(parser, TTA)
+    add("--tta", action=argparse.BooleanOptionalAction, default=None, help=TTA)
     add("--batch", type=int, default=0, metavar="N", help="slices at once")
     add("--device", choices=["cpu", "gpu", "tpu"], help="default: the fastest")
-    scans.add_lungs(parser, LUNGS)
+    add("--lungs", default=verbs.MORPHOLOGY, metavar="WAY", help=WAYS)
     add("--lobes", type=existing, metavar="PATH", help="your own lobe maps 1..5")
     add("--one-patient", action="store_true", help="all inputs are one patient's")
     add("--continue", dest="go_on", action="store_true", help=CONTINUE)
@@ -48,79 +41,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--keep-identifiers", action="store_true", help=IDENTIFIERS)
 
 
-def run(
-    options: argparse.Namespace,
-    network: "Predictor | None" = None,
-    lungs: tuple[scans.Finder, str] | None = None,
-) -> int:
+def run(options: argparse.Namespace, network: "verbs.Predictor | None" = None) -> int:
     """Segments and scores scans; one that fails is named and does not stop the others.
 
     Writes `masks/`, `severity.csv`, `severity.json` and `report.html` into `--out`, each file
-    whole, and `probabilities/<name>.npz` if asked, float16 on the file's own grid.
-
-    Args:
-      options: the verb's.
-      network: segments slices; None loads that of `--checkpoint`.
-      lungs: as `scans.choose_lungs` returns them, by default for `--lungs`; lobes go before
-        morphology.
-
-    Returns:
-      0, or 1 if any input failed.
-
-    Raises:
-      ValueError, OSError: no input at all, no usable checkpoint, lobes that are not there, or
-        `--out` cannot be written.
+    whole, and `probabilities/<name>.npz` if asked, float16 on the file's own grid. Lobes of one's
+    own go before lungs by morphology. `network` None loads that of `--checkpoint`. Returns 0, or 1
+    if any input failed; ValueError or OSError: no input at all, no usable checkpoint, lobes that
+    are not there, or `--out` cannot be written.
     """
     if options.device:  # read by jax when it is first imported
         os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(options.device, options.device)
     sources = imaging.find(options.inputs)
     if network is None:
-        from infnet_jax.evaluation.predictor import Predictor
-
-        network = Predictor.load(options.checkpoint, tta=options.tta, batch_size=options.batch)
-    alone = len(sources) == 1
-    finder, lung_name = lungs or scans.choose_lungs(options.lungs, alone=alone)
-    lobes_of = None
+        network = verbs.load(options.checkpoint, tta=options.tta, batch_size=options.batch)
+    alone, lobes_of = len(sources) == 1, None
+    finder, lung_name = verbs.choose_lungs(options.lungs, alone=alone)
     if options.lobes is not None:
-        lobes_of = scans.given_maps(options.lobes, "lobes", alone=alone)
-        if lung_name == scans.MORPHOLOGY:
+        lobes_of = verbs.given_maps(options.lobes, "lobes", alone=alone)
+        if lung_name == verbs.MORPHOLOGY:
             finder, lung_name = lobes_of, "given lobes"
     model = network.identity | {"lungs": lung_name}
     (options.out / "masks").mkdir(parents=True, exist_ok=True)
-
-    def read_case(source: imaging.Source) -> case.Case:
-        scan = imaging.read(source)
-        lobes = None if lobes_of is None else lobes_of(scan)
-        return _case(options, scan, network, finder(scan), lobes, model)
-
+    read_case = functools.partial(_case, options, network, finder, lobes_of, model)
     patient = options.out.resolve().name if options.one_patient else None
     watched = _progress(sources)
-    return scans.score("predict", watched, read_case, options.out, model=model, patient=patient)
+    return verbs.score("predict", watched, read_case, options.out, model=model, patient=patient)
 
 
 def segment(
-    network: "Predictor",
-    scan: imaging.Scan,
-    lung: np.ndarray | None = None,
-    *,
-    keep_probs: bool = True,
+    network: "verbs.Predictor", scan: imaging.Scan, lung: np.ndarray | None, *, keep_probs: bool
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """Runs the network over the slices of a scan, from the first to the last that shows lung.
 
-    Args:
-      network: segments slices; scan: as read.
-      lung: bool [D, H, W]; None runs every slice.
-      keep_probs: False spares their memory.
+    `lung` is bool [D, H, W]; None runs every slice. `keep_probs=False` spares their memory.
 
-    Returns:
-      mask uint8 [D, H, W]: 1 ground glass (or infection, of a single-class network), 2
-      consolidation; uncertainty float16 [D, H, W] in 0..1 or None; probs float16 [D, H, W, C],
-      one channel a class, or None.
+    Returns the mask, uint8 [D, H, W]: 1 ground glass (or infection, of a single-class network), 2
+    consolidation; the uncertainty, float16 [D, H, W] in 0..1, or None; and probabilities, float16
+    [D, H, W, C], one channel a class, or None.
     """
     shape, n_classes = scan.values.shape, len(network.classes)
-    mask = np.zeros(shape, np.uint8)
+    mask, spread = np.zeros(shape, np.uint8), None
     probs = np.zeros((*shape, n_classes), np.float16) if keep_probs else None
-    spread = None
     shown = np.arange(len(mask)) if lung is None else np.flatnonzero(lung.any((1, 2)))
     span = range(shown[0], shown[-1] + 1) if len(shown) else range(0)
     for i, found in zip(span, network(scan.picture(i) for i in span), strict=True):
@@ -135,13 +97,15 @@ def segment(
 
 def _case(
     options: argparse.Namespace,
-    scan: imaging.Scan,
-    network: "Predictor",
-    lung: np.ndarray,
-    lobes: np.ndarray | None,
-    model: dict[str, str],
+    network: "verbs.Predictor",
+    finder: verbs.Finder,
+    lobes_of: verbs.Finder | None,
+    model: Mapping[str, str],
+    source: imaging.Source,
 ) -> case.Case:
     """One scan: its mask written, its case returned."""
+    scan = imaging.read(source)
+    lobes, lung = lobes_of and lobes_of(scan), finder(scan)
     out, folder, classes = options.out, options.out / "masks", network.classes
     marker = out / ".finished" / f"{scan.name}.json"
     mine = {"model": model, "thresholds": network.thresholds}
@@ -172,14 +136,15 @@ def _case(
 
 def _progress(sources: Sequence[imaging.Source]) -> Iterator[imaging.Source]:
     """The sources, with a line that says how far we are where a person is watching."""
+    if not sys.stderr.isatty():
+        yield from sources
+        return
     began = time.perf_counter()
     for i, source in enumerate(sources):
-        if sys.stderr.isatty():
-            spent = time.perf_counter() - began
-            left = clock(spent / i * (len(sources) - i)) if i else "--:--"
-            line = f"{i}/{len(sources)} done, ETA {left}  {source.name}"
-            width = shutil.get_terminal_size().columns - 1
-            print(f"\r{line[:width]}\x1b[K", end="", file=sys.stderr, flush=True)
+        spent = time.perf_counter() - began
+        left = clock(spent / i * (len(sources) - i)) if i else "--:--"
+        line = f"{i}/{len(sources)} done, ETA {left}  {source.name}"
+        width = shutil.get_terminal_size().columns - 1
+        print(f"\r{line[:width]}\x1b[K", end="", file=sys.stderr, flush=True)
         yield source
-    if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    print("\r\x1b[K", end="", file=sys.stderr, flush=True)

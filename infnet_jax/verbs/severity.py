@@ -1,11 +1,10 @@
 """`infnet-jax severity`: scores existing masks (ours, nnU-Net's, a radiologist's), no model."""
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
 
+from infnet_jax import verbs
 from infnet_jax.clinic import case, imaging
-from infnet_jax.verbs import scans
 
 MAPS = {  # option -> what it gives, files of the masks' grids paired with them by name
     "images": "the scans",
@@ -18,26 +17,21 @@ MAPS = {  # option -> what it gives, files of the masks' grids paired with them 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     add = parser.add_argument
-    add("masks", type=scans.existing, nargs="+", metavar="MASK", help="files or folders")
+    add("masks", type=verbs.existing, nargs="+", metavar="MASK", help="files or folders")
     add("--out", type=Path, required=True, metavar="DIR")
     for name, what in MAPS.items():
-        add(f"--{name}", type=scans.existing, metavar="PATH", help=what)
+        add(f"--{name}", type=verbs.existing, metavar="PATH", help=what)
     add("--one-patient", action="store_true", help="all are slices of one patient")
     add("--one-class", action="store_true", help="label 1 is any infection")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Scores masks and writes `severity.csv`, `severity.json` and `report.html` into `--out`.
+    """Scores masks, writes `severity.csv`, `severity.json` and `report.html` into `--out`.
 
     Labels are those of `case.infection`. nnU-Net's `_0000` is ignored in names. Without lung and
-    lobes the lungs are found in the images.
-
-    Returns:
-      0, or 1 if an input failed: one line each on stderr, the others are written.
-
-    Raises:
-      ValueError: nothing to score with, or no mask at all.
-      OSError: `--out` cannot be written.
+    lobes the lungs are found in the images. Returns 0, or 1 if an input failed: one line each on
+    stderr, the others are written. ValueError: nothing to score with, or no mask at all; OSError:
+    `--out` cannot be written.
     """
     if options.images is None and options.lung is None and options.lobes is None:
         raise ValueError("give --images (lungs are found in them), --lung or --lobes")
@@ -47,31 +41,18 @@ def run(options: argparse.Namespace) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
 
     def read_case(source: imaging.Source) -> case.Case:
-        return _case(source, maps, alone=len(sources) == 1, one_class=options.one_class)
+        path, alone = source.files[0], len(sources) == 1
+        found = {k: imaging.partner(source.name, v, k, alone=alone) for k, v in maps.items()}
+        if source.kind == "dicom":
+            raise ValueError(f"{path}: DICOM masks are not read; export them as NIfTI")
+        image = found.pop("images", None)
+        scan = imaging.read(image) if image else imaging.scan_of_labels(path, source.name)
+        labels = imaging.read_labels(path, scan)
+        mask, classes, notes = case.infection(labels, path.name, one_class=options.one_class)
+        scan.warnings += notes
+        known = {k: imaging.read_labels(partner.files[0], scan) for k, partner in found.items()}
+        return case.assess(scan, mask, known.pop("lung", None), **known, classes=classes)
 
     first = options.masks[0].resolve()
     patient = (first if first.is_dir() else first.parent).name if options.one_patient else None
-    return scans.score("severity", sources, read_case, options.out, model={}, patient=patient)
-
-
-def _case(
-    source: imaging.Source,
-    maps: Mapping[str, dict[str, imaging.Source]],
-    *,
-    alone: bool,
-    one_class: bool,
-) -> case.Case:
-    """The case of a mask with the maps of its name."""
-    path = source.files[0]
-    found = {k: imaging.partner(source.name, v, k, alone=alone) for k, v in maps.items()}
-    if source.kind == "dicom":
-        raise ValueError(f"{path}: DICOM masks are not read; export them as NIfTI")
-    if "images" in found:
-        scan = imaging.read(found.pop("images"))
-    else:
-        scan = imaging.scan_of_labels(path, source.name)
-    labels = imaging.read_labels(path, scan)
-    mask, classes, notes = case.infection(labels, path.name, one_class=one_class)
-    scan.warnings += notes
-    known = {k: imaging.read_labels(partner.files[0], scan) for k, partner in found.items()}
-    return case.assess(scan, mask, known.pop("lung", None), **known, classes=classes)
+    return verbs.score("severity", sources, read_case, options.out, model={}, patient=patient)

@@ -1,77 +1,65 @@
 """`infnet-jax severity-study`: predicted severity against true severity, per slice and patient.
 
-It fills what the paper leaves empty (section V.D). Truth are expert masks; where there are none,
-scores are held against a clinical table (iCTCF) or the scores that experts gave
-(covid-chestxray).
+It fills what the paper leaves empty (section V.D). Truth are expert masks; where there are none, a
+clinical table (iCTCF) or the scores that experts gave (covid-chestxray).
 """
 
 import argparse
 import collections
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from infnet_jax import verbs
 from infnet_jax.clinic import case, severity
 from infnet_jax.files import write_csv, write_text
-from infnet_jax.verbs import cohort, scans, severity_tables as tables
+from infnet_jax.verbs import cohort, severity_tables as tables
 from infnet_jax.verbs.severity_tables import SIDES, Row
-
-if TYPE_CHECKING:
-    from infnet_jax.evaluation.predictor import Predictor
 
 TRUE_LUNGS = "true"
 SOURCES = "prepared datasets, or folders with img/, label/ and lung/"
 LUNGS = "for the prediction: true, or as in predict (default: %(default)s)"
+TTA = "average eight views (default: as the run did)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
-    add, existing = parser.add_argument, scans.existing
+    add, existing = parser.add_argument, verbs.existing
     add("sources", type=existing, nargs="+", metavar="SOURCE", help=SOURCES)
     add("--checkpoint", type=existing, metavar="DIR", help="a run that predicts; or")
     add("--masks", type=existing, metavar="DIR", help="predicted masks")
     add("--out", type=Path, required=True, metavar="DIR")
-    scans.add_lungs(parser, LUNGS)
+    add("--lungs", default=verbs.MORPHOLOGY, metavar="WAY", help=LUNGS)
     add("--split", default="test", help="of prepared datasets (default: %(default)s)")
-    scans.add_tta(parser, "average eight views (default: as the run did)")
+    add("--tta", action=argparse.BooleanOptionalAction, default=None, help=TTA)
     add("--clinical", type=existing, metavar="FILE", help="iCTCF's Patients.xlsx")
 
 
-def run(options: argparse.Namespace, network: "Predictor | None" = None) -> int:
+def run(options: argparse.Namespace, network: "verbs.Predictor | None" = None) -> int:
     """Scores what is predicted and what is true, writes how they agree, and returns 0.
 
     Writes into `--out`: `scores.csv` (a row a slice and a row a patient) and `summary.md`; where
     truth is known `agreement.csv` and `bland_altman_<source>.png`; where experts gave scores
-    `experts.csv`; with a clinical table `clinical.csv`.
-
-    Args:
-      options: the verb's.
-      network: predicts masks; None loads that of `--checkpoint`, or reads `--masks`.
-
-    Raises:
-      ValueError, FileNotFoundError: a source, mask or table that cannot be used, or no slice with
-        anything to compare.
+    `experts.csv`; with a clinical table `clinical.csv`. `network` None loads that of
+    `--checkpoint`, or reads `--masks`. ValueError or FileNotFoundError: a source, mask or table
+    that cannot be used, or no slice with anything to compare.
     """
     if (options.checkpoint is None) == (options.masks is None):
         raise ValueError("give either --checkpoint or --masks")
     if options.checkpoint is not None and network is None:
-        from infnet_jax.evaluation.predictor import Predictor
-
-        network = Predictor.load(options.checkpoint, tta=options.tta)
-    out, morbidity = options.out, options.clinical and cohort.read_morbidity(options.clinical)
+        network = verbs.load(options.checkpoint, tta=options.tta)
+    out, masks = options.out, options.masks
+    morbidity = options.clinical and tables.read_morbidity(options.clinical)
     finder, lung_name = None, "true masks"
     if options.lungs != TRUE_LUNGS:
-        finder, lung_name = scans.choose_lungs(options.lungs)
+        finder, lung_name = verbs.choose_lungs(options.lungs)
     rows: list[Row] = []
     left_out: list[str] = []
     for name, source in _names(options.sources).items():
         slices = cohort.read(source, options.split)
-        if network is None:
-            pairs = cohort.given(slices, options.masks)
-        else:
-            pairs = cohort.predicted(slices, network)
+        pairs = cohort.predicted(slices, network) if network else cohort.given(slices, masks)
         rows += score(name, pairs, finder, left_out)
     groups, judged = tables.group(rows), tables.experts(rows)
     if not groups and not judged and morbidity is None:
@@ -80,18 +68,14 @@ def run(options: argparse.Namespace, network: "Predictor | None" = None) -> int:
             "there is no --clinical; " + "; ".join(left_out[:2])
         )
     write_csv(out / "scores.csv", rows)
-    model = {"masks": str(options.masks)} if network is None else network.identity
-    model = model | {"lungs of predicted masks": lung_name}
-    parts = ["# Severity: predicted against true"]
-    parts.append("\n".join(f"- {name}: {value}" for name, value in model.items()))
-    if groups:
-        parts += tables.agreement_section(out, groups)
-    if judged:
-        parts += tables.experts_section(out, judged)
-    if morbidity is not None:
-        parts += tables.clinical_section(out, tables.join(morbidity, rows))
-    if left_out:
-        parts += tables.left_out_section(left_out)
+    model = network.identity if network else {"masks": str(masks)}
+    known = model | {"lungs of predicted masks": lung_name}
+    items = "\n".join(f"- {name}: {value}" for name, value in known.items())
+    parts = ["# Severity: predicted against true", items]
+    parts += tables.agreement_section(out, groups) if groups else []
+    parts += tables.experts_section(out, judged) if judged else []
+    parts += [] if morbidity is None else tables.clinical_section(out, morbidity, rows)
+    parts += tables.left_out_section(left_out) if left_out else []
     text = "\n\n".join(parts) + "\n"
     write_text(out / "summary.md", text)
     print(text, end="")
@@ -99,15 +83,12 @@ def run(options: argparse.Namespace, network: "Predictor | None" = None) -> int:
 
 
 def score(
-    dataset: str,
-    pairs: Iterable[tuple[cohort.Slice, np.ndarray]],
-    finder: scans.Finder | None,
-    left_out: list[str],
+    dataset: str, pairs: Iterable[cohort.Masked], finder: verbs.Finder | None, left_out: list[str]
 ) -> list[Row]:
     """Scores slices, and patients by their pooled counts.
 
     Args:
-      dataset: its name; pairs: slices with their predicted mask, bool [H, W].
+      dataset: its name; pairs: slices with their predicted mask.
       finder: of the lungs under predicted masks; None takes the true ones.
       left_out: gets a line for each side of a slice that cannot be scored. A patient's other
         slices still count.
@@ -125,7 +106,7 @@ def score(
         found = {}
         try:
             if one.mask is not None and one.lung is not None:
-                found["true"] = _tally(one, one.mask, one.lung, one.regions)
+                found["true"] = _tally(one, one.mask, one.lung, regions=one.regions)
         except ValueError as error:
             left_out.append(f"{dataset}, truth: {error}")
         try:
@@ -138,27 +119,25 @@ def score(
             # True and predicted are compared on the same slices, where truth is known at all.
             key = side if "true" in found else "alone"
             sums[key] = sums[key] + tally if key in sums else tally
-        rows.append(_row(dataset, "slice", one.unit, one.name, 1, found) | one.experts)
+        where = {"level": "slice", "unit": one.unit, "name": one.name, "slices": 1}
+        rows.append({"dataset": dataset} | where | _graded(found) | one.experts)
     truthless = not any("true" in sums for sums in pooled.values())
     if truthless or any(n > 1 for n in counts.values()):
         for unit, sums in pooled.items():
             sides = sums if "true" in sums or not sums else {"predicted": sums["alone"]}
-            rows.append(_row(dataset, "patient", unit, unit, counts[unit], sides))
+            where = {"level": "patient", "unit": unit, "name": unit, "slices": counts[unit]}
+            rows.append({"dataset": dataset} | where | _graded(sides))
     return rows
 
 
-def _tally(
-    one: cohort.Slice, mask: np.ndarray, lung: np.ndarray, regions: np.ndarray | None = None
-) -> severity.Tally:
-    known = None if regions is None else regions[None]
-    single = ("infection",)
-    return case.assess(one.scan, mask[None], lung[None], regions=known, classes=single).tally
+def _tally(one: cohort.Slice, mask: np.ndarray, lung: np.ndarray, **maps: Any) -> severity.Tally:
+    maps = {name: labels[None] for name, labels in maps.items() if labels is not None}
+    return case.assess(one.scan, mask[None], lung[None], **maps, classes=("infection",)).tally
 
 
-def _row(
-    dataset: str, level: str, unit: str, name: str, n: int, sides: Mapping[str, severity.Tally]
-) -> Row:
-    row: Row = {"dataset": dataset, "level": level, "unit": unit, "name": name, "slices": n}
+def _graded(sides: Mapping[str, severity.Tally]) -> Row:
+    """The scores of both sides, and no expert's."""
+    row: Row = {}
     for side in SIDES:
         graded: Any = severity.grade(sides[side]) if side in sides else None
         for key, field in (("share", "infected_share"), ("ct_ss", "ct_ss"), ("grade", "grade")):

@@ -1,35 +1,26 @@
-"""How predicted severity meets what is known: true masks, experts, a clinical table.
+"""The comparisons of `severity-study`, with true masks, experts and a clinical table.
 
-Each comparison of `severity-study`, with its CSV and its section of the page in Markdown.
+Each writes its CSV and returns its section of the page in Markdown.
 """
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from infnet_jax.evaluation import figures, statistics
 from infnet_jax.evaluation.figures import markdown_table
 from infnet_jax.files import write_csv
-from infnet_jax.verbs.cohort import EXPERT_SCORES, GRADES, patient_number
+from infnet_jax.verbs.cohort import EXPERT_SCORES, patient_number
 
 SCORES = {"share": (100, "infected share of the lung, %"), "ct_ss": (1, "CT-SS, 0 to 40")}
 SIDES = ("true", "predicted")
-STATISTICS = {  # of a score, column of agreement.csv -> heading
-    "true": "mean true",
-    "predicted": "mean predicted",
-    "mae": "mean absolute error",
-    "bias": "bias",
-    "low": "lower limit",
-    "high": "upper limit",
-    "spearman": "Spearman",
-}
-GRADE_STATISTICS = {
-    "kappa": "quadratic kappa",
-    "accuracy": "accuracy",
-    "majority": "always the majority",
-}
+# Columns of agreement.csv, of a score and of the grades -> heading.
+STATISTICS = {"true": "mean true", "predicted": "mean predicted", "mae": "mean absolute error"}
+STATISTICS |= {"bias": "bias", "low": "lower limit", "high": "upper limit", "spearman": "Spearman"}
+OF_GRADES = {"kappa": "quadratic kappa", "accuracy": "accuracy", "majority": "always the majority"}
 AGREEMENT = """Lines: the mean of the differences and 1.96 standard deviations to either side. \
 Neighbouring slices are near copies, so limits per slice look surer than they are."""
 GRADED = "Grades 0, 1, 2 of the infected share (bounds 1 % and 50 %):"
@@ -39,23 +30,39 @@ carries, unless it was trained on some."""
 CLINICAL = """Classes: 0 control, mild and regular, 1 severe, 2 critically ill; predicted is the \
 grade of the infected share (bounds 1 % and 50 %). AUC: severe or worse. Left out: {} suspected, \
 {} not in the table."""
+# The classes of the paper's authors; `suspected` is none of them.
+GRADES = {"control": 0, "mild": 0, "regular": 0, "severe": 1, "critically ill": 2}
+MORBIDITIES = (*GRADES, "suspected")
 
 Row = dict[str, Any]
 
 
-class Joined(NamedTuple):
-    """Patients with both a clinical class and predicted scores, in the order of their numbers.
+def read_morbidity(path: Path) -> dict[int, str]:
+    """Returns the morbidity of each patient of Patients.xlsx, in small letters, by number.
 
-    Attributes:
-      rows: of each patient `patient` (number), `morbidity`, `class`: 0 (regular and below), 1
-        (severe), 2 (critically ill), and predicted `share` 0..1, `grade` 0..2, `ct_ss` 0..40.
-      suspected: number of patients left out, since nobody says whether they are ill.
-      unknown: names left out: no patient number in them, or none of the table.
+    ValueError for no such table, a number twice, or a morbidity that nobody knows.
     """
+    import openpyxl
 
-    rows: list[Row]
-    suspected: int
-    unknown: list[str]
+    try:
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+        lines = [row for sheet in book.worksheets for row in sheet.iter_rows(values_only=True)]
+    except Exception as error:  # a damaged xlsx raises whatever its zip or XML hits first
+        raise ValueError(f"{path}: not a readable xlsx table ({error})") from error
+    header = [str(cell or "").strip().lower() for cell in lines[0]] if lines else []
+    if not {"patient", "morbidity"} <= {*header}:
+        raise ValueError(f"{path}: columns {', '.join(header)}; Patient and Morbidity expected")
+    who, what = header.index("patient"), header.index("morbidity")
+    found: dict[int, str] = {}
+    for line in lines[1:]:
+        n, word = patient_number(str(line[who])), str(line[what]).strip().lower()
+        if n is None or n in found or word not in MORBIDITIES:
+            raise ValueError(
+                f"{path}: row {line[who]!r}, {line[what]!r}: each patient's number "
+                f"once, and one of {', '.join(MORBIDITIES)} expected"
+            )
+        found[n] = word
+    return found
 
 
 def group(rows: Iterable[Row]) -> dict[str, dict[str, list[Row]]]:
@@ -67,12 +74,13 @@ def group(rows: Iterable[Row]) -> dict[str, dict[str, list[Row]]]:
     return found
 
 
-def compare(rows: Sequence[Row]) -> Row:
-    """Returns how predicted scores meet true ones, of one dataset and level.
+def _both_sides(rows: Sequence[Row], key: str, factor: float) -> Iterable[np.ndarray]:
+    """The true and the predicted values of a score, times `factor`, float64 [N] each."""
+    return (factor * np.array([row[f"{side}_{key}"] for row in rows], float) for side in SIDES)
 
-    `dataset`, `level`, `n`; for each of `SCORES` its `STATISTICS`; and `grade_kappa`,
-    `grade_accuracy`, `grade_majority`.
-    """
+
+def _compare(rows: Sequence[Row]) -> Row:
+    """How predicted scores meet true ones, of one dataset and level: a row of agreement.csv."""
     found: Row = {"dataset": rows[0]["dataset"], "level": rows[0]["level"], "n": len(rows)}
     for key, (factor, _) in SCORES.items():
         t, p = _both_sides(rows, key, factor)
@@ -80,77 +88,7 @@ def compare(rows: Sequence[Row]) -> Row:
         values = (float(t.mean()), float(p.mean()), error, *statistics.limits(t, p), ranks)
         found |= {f"{key}_{name}": v for name, v in zip(STATISTICS, values, strict=True)}
     grades = statistics.classes(*([row[f"{side}_grade"] for row in rows] for side in SIDES))
-    return found | {f"grade_{name}": getattr(grades, name) for name in GRADE_STATISTICS}
-
-
-def _both_sides(rows: Sequence[Row], key: str, factor: float) -> Iterable[np.ndarray]:
-    """The true and the predicted values of a score, times `factor`, float64 [N] each."""
-    return (factor * np.array([row[f"{side}_{key}"] for row in rows], float) for side in SIDES)
-
-
-def experts(rows: Iterable[Row]) -> list[Row]:
-    """Returns how the predicted share ranks beside the scores that experts gave.
-
-    Of each dataset and score with such slices: `dataset`, `score`, `n`, `mean_score`,
-    `mean_share` (percent) and `spearman` of the two.
-    """
-    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for row in rows:
-        for name in EXPERT_SCORES:
-            if row[name] is not None and row["predicted_share"] is not None:
-                pairs = found.setdefault((row["dataset"], name), [])
-                pairs.append((row[name], 100 * row["predicted_share"]))
-    tables = []
-    for (dataset, name), pairs in found.items():
-        scores, shares = np.array(pairs, float).T
-        table: Row = {"dataset": dataset, "score": name, "n": len(pairs)}
-        table |= {"mean_score": scores.mean(), "mean_share": shares.mean()}
-        tables.append(table | {"spearman": statistics.spearman(scores, shares)})
-    return tables
-
-
-def join(table: Mapping[int, str], rows: Iterable[Row]) -> Joined:
-    """Brings the table of `cohort.read_morbidity` and the rows of scored patients together.
-
-    Rows of slices, or without a prediction, are passed over; ValueError for two of one patient.
-    """
-    named: dict[int, tuple[str, Row]] = {}
-    unknown = []
-    for row in rows:
-        if row["level"] != "patient" or row["predicted_share"] is None:
-            continue
-        name = f"{row['dataset']}/{row['unit']}"
-        n = patient_number(name)
-        if n is None or n not in table:
-            unknown.append(name)
-        elif n in named:
-            raise ValueError(f"{named[n][0]} and {name} are both patient {n}: score them together")
-        else:
-            named[n] = name, row
-    found = [
-        {"patient": n, "morbidity": table[n], "class": GRADES[table[n]]}
-        | {key: row[f"predicted_{key}"] for key in ("share", "grade", "ct_ss")}
-        for n, (_, row) in sorted(named.items())
-        if table[n] in GRADES
-    ]
-    return Joined(found, len(named) - len(found), unknown)
-
-
-def compare_classes(joined: Joined) -> dict[str, float]:
-    """Returns accuracy, majority, macro-F1 and kappa of the grade against the clinical class.
-
-    And the AUC of infected share and CT-SS for severe or worse (NaN where all are alike).
-    ValueError if no patient is left.
-    """
-    if not joined.rows:
-        raise ValueError("no scored patient has a class in the clinical table")
-    column = {key: [row[key] for row in joined.rows] for key in joined.rows[0]}
-    found = statistics.classes(column["class"], column["grade"])._asdict()
-    severe = [number > 0 for number in column["class"]]
-    mixed = any(severe) and not all(severe)
-    for key in ("share", "ct_ss"):
-        found[f"auc_{key}"] = statistics.roc(column[key], severe).auc if mixed else float("nan")
-    return found
+    return found | {f"grade_{name}": getattr(grades, name) for name in OF_GRADES}
 
 
 def _draw(path: Path, levels: Mapping[str, Sequence[Row]]) -> None:
@@ -160,9 +98,8 @@ def _draw(path: Path, levels: Mapping[str, Sequence[Row]]) -> None:
         for axes, (level, rows) in zip(grid, levels.items(), strict=True):
             for ax, (key, (factor, title)) in zip(axes, SCORES.items(), strict=True):
                 t, p = _both_sides(rows, key, factor)
-                found = statistics.limits(t, p)
                 ax.scatter((t + p) / 2, p - t, s=14, color=figures.BLUE, alpha=0.6, linewidths=0)
-                for value, style in zip(found, ("-", "--", "--"), strict=True):
+                for value, style in zip(statistics.limits(t, p), ("-", "--", "--"), strict=True):
                     if np.isfinite(value):
                         ax.axhline(value, color=figures.ORANGE, linestyle=style)
                 ax.set_title(f"{title} (per {level}, n = {len(rows)})")
@@ -170,41 +107,107 @@ def _draw(path: Path, levels: Mapping[str, Sequence[Row]]) -> None:
 
 
 def agreement_section(out: Path, groups: Mapping[str, Mapping[str, Sequence[Row]]]) -> list[str]:
-    """Writes `agreement.csv` and a figure a dataset; returns Markdown of them."""
-    tables = [compare(rows) for levels in groups.values() for rows in levels.values()]
+    """Writes `agreement.csv` of the rows of `group`, and a figure a dataset."""
+    tables = [_compare(rows) for levels in groups.values() for rows in levels.values()]
     write_csv(out / "agreement.csv", tables)
-    rows, grades, shown = [], [], []
+    scores, grades, shown = [], [], []
     for found in tables:
         where = [found["dataset"], found["level"], found["n"]]
         for key, (_, title) in SCORES.items():
-            rows.append([*where, title, *(found[f"{key}_{name}"] for name in STATISTICS)])
-        grades.append([*where, *(found[f"grade_{name}"] for name in GRADE_STATISTICS)])
+            scores.append([*where, title, *(found[f"{key}_{name}"] for name in STATISTICS)])
+        grades.append([*where, *(found[f"grade_{name}"] for name in OF_GRADES)])
     for dataset, levels in groups.items():
         name = f"bland_altman_{dataset}.png"
         _draw(out / name, levels)
         shown.append(f"![{dataset}]({name})")
     head = ["dataset", "per", "n"]
-    scores = markdown_table([*head, "score", *STATISTICS.values()], rows)
-    graded = markdown_table([*head, *GRADE_STATISTICS.values()], grades)
-    return ["## Agreement", scores, GRADED, graded, *shown, AGREEMENT]
+    agreed = markdown_table([*head, "score", *STATISTICS.values()], scores)
+    graded = markdown_table([*head, *OF_GRADES.values()], grades)
+    return ["## Agreement", agreed, GRADED, graded, *shown, AGREEMENT]
+
+
+def experts(rows: Iterable[Row]) -> list[Row]:
+    """Returns how the predicted share ranks beside the scores that experts gave.
+
+    Of each dataset and score with such slices: `dataset`, `score`, `n`, `mean_score`,
+    `mean_share` (percent) and `spearman` of the two.
+    """
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for row, name in itertools.product(rows, EXPERT_SCORES):
+        if row[name] is not None and row["predicted_share"] is not None:
+            pair = row[name], 100 * row["predicted_share"]
+            found.setdefault((row["dataset"], name), []).append(pair)
+    tables = []
+    for (dataset, name), pairs in found.items():
+        scores, shares = np.array(pairs, float).T
+        means = {"mean_score": scores.mean(), "mean_share": shares.mean()}
+        where: Row = {"dataset": dataset, "score": name, "n": len(pairs)}
+        tables.append(where | means | {"spearman": statistics.spearman(scores, shares)})
+    return tables
 
 
 def experts_section(out: Path, tables: Sequence[Row]) -> list[str]:
-    """Writes `experts.csv` from the rows of `experts`; returns Markdown of it."""
+    """Writes `experts.csv` of the rows of `experts`."""
     write_csv(out / "experts.csv", tables)
     head = ["dataset", "score", "slices", "mean score", "mean predicted share, %", "Spearman"]
     table = markdown_table(head, [list(row.values()) for row in tables])
     return ["## Beside the scores of experts", table, EXPERTS]
 
 
-def clinical_section(out: Path, joined: Joined) -> list[str]:
-    """Writes `clinical.csv`; returns Markdown of the grades beside the clinical classes."""
-    write_csv(out / "clinical.csv", joined.rows)
+def join(morbidity: Mapping[int, str], rows: Iterable[Row]) -> tuple[list[Row], int, list[str]]:
+    """Brings the table of `read_morbidity` and the rows of scored patients together.
+
+    Rows of slices, or without a prediction, are passed over; ValueError for two of one patient.
+
+    Returns a row a patient with a clinical class, by number: `patient`, `morbidity`, `class`,
+    predicted `share` 0..1, `grade` 0..2, `ct_ss` 0..40; how many are left out as suspected; and the
+    names left out: no patient number in them, or none of the table.
+    """
+    named: dict[int, tuple[str, Row]] = {}
+    unknown, patients = [], (row for row in rows if row["level"] == "patient")
+    for row in (row for row in patients if row["predicted_share"] is not None):
+        name = f"{row['dataset']}/{row['unit']}"
+        n = patient_number(name)
+        if n is None or n not in morbidity:
+            unknown.append(name)
+        elif n in named:
+            raise ValueError(f"{named[n][0]} and {name} are both patient {n}: score them together")
+        else:
+            named[n] = name, row
+    found = [
+        {"patient": n, "morbidity": morbidity[n], "class": GRADES[morbidity[n]]}
+        | {key: row[f"predicted_{key}"] for key in ("share", "grade", "ct_ss")}
+        for n, (_, row) in sorted(named.items())
+        if morbidity[n] in GRADES
+    ]
+    return found, len(named) - len(found), unknown
+
+
+def compare_classes(rows: Sequence[Row]) -> dict[str, float]:
+    """Returns accuracy, majority, macro-F1 and kappa of the grade against the clinical class.
+
+    And the AUC of infected share and CT-SS for severe or worse (NaN where all are alike).
+    ValueError if no patient is left.
+    """
+    if not rows:
+        raise ValueError("no scored patient has a class in the clinical table")
+    column = {key: [row[key] for row in rows] for key in rows[0]}
+    found = statistics.classes(column["class"], column["grade"])._asdict()
+    severe = [number > 0 for number in column["class"]]
+    mixed = any(severe) and not all(severe)
+    for key in ("share", "ct_ss"):
+        found[f"auc_{key}"] = statistics.roc(column[key], severe).auc if mixed else float("nan")
+    return found
+
+
+def clinical_section(out: Path, morbidity: Mapping[int, str], rows: Iterable[Row]) -> list[str]:
+    """Writes `clinical.csv`: the grades beside the clinical classes, by `join`."""
+    joined, suspected, unknown = join(morbidity, rows)
+    write_csv(out / "clinical.csv", joined)
     head = ["patients", "accuracy", "always the majority", "macro-F1", "quadratic kappa"]
     head += ["AUC of the share", "AUC of CT-SS"]
-    table = markdown_table(head, [[len(joined.rows), *compare_classes(joined).values()]])
-    said = CLINICAL.format(joined.suspected, len(joined.unknown))
-    return ["## Beside the clinical table", table, said]
+    table = markdown_table(head, [[len(joined), *compare_classes(joined).values()]])
+    return ["## Beside the clinical table", table, CLINICAL.format(suspected, len(unknown))]
 
 
 def left_out_section(lines: Sequence[str]) -> list[str]:

@@ -23,7 +23,6 @@ def run(options: argparse.Namespace) -> int:
     words = ["infnet-jax", "study", f"--config={options.config}", *options.overrides]
     words += [f"--workdir={options.workdir}"] if options.workdir else []
     file, _, preset = options.config.partition(":")
-    name = "-".join(filter(None, [Path(file).stem, preset]))
+    workdir = options.workdir or Path("runs") / "-".join(filter(None, [Path(file).stem, preset]))
     config = load(options.config, options.overrides)
-    workdir = options.workdir or Path("runs") / name
     return study.run(config, command=shlex.join(words), workdir=workdir)
