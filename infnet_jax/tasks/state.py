@@ -146,7 +146,7 @@ def lookahead(
 ) -> optax.GradientTransformation:
     """Lookahead (Zhang et al. 2019): each `every`-th update ends at `slow + rate * (fast - slow)`.
 
-    Unlike in `optax.lookahead` slow weights live in the optimiser state: parameters keep their tree.
+    Unlike in `optax.lookahead` slow weights are optimiser state: parameters keep their own tree.
     """
 
     def init(params: optax.Params) -> LookaheadState:
