@@ -70,14 +70,8 @@ class Batches:
 
     Each epoch, of `example_count` examples, is a new permutation of those of all sources (see
     `epoch_order`); a batch may straddle two, and a set smaller than the batch repeats within it.
-
-    Args:
-      fields: pictures to read, out of image, mask, lung, prior.
-      weights: shares of the sources in an epoch, see `quotas`.
-      process: (p, n), whose rows to read; None: those of this process.
-
-    Raises:
-      ValueError: no examples, or sizes that do not fit each other.
+    `fields` are out of PICTURES, `weights` those of `quotas`; `process` is (p, n), by default this
+    process. ValueError for no examples, or sizes that do not fit each other.
     """
 
     def __init__(
@@ -171,10 +165,10 @@ def eval_batches(
 
 
 def quotas(sizes: Sequence[int], weights: Sequence[float] | None) -> list[int]:
-    """Returns the draws from each source in an epoch: in all about as many as there are examples.
+    """The draws from each source in an epoch: in all about as many as there are examples.
 
-    The sizes are the sources' numbers of examples, all above 0; the weights are their shares,
-    relative to each other, or None: each example once.
+    `sizes` are the sources' numbers of examples, all above 0; `weights` their relative shares, or
+    None: each example once.
     """
     if weights is None:
         return list(sizes)
@@ -185,9 +179,8 @@ def quotas(sizes: Sequence[int], weights: Sequence[float] | None) -> list[int]:
 def epoch_order(sizes: Sequence[int], drawn: Sequence[int], seed: int, epoch: int) -> np.ndarray:
     """Returns the examples of one epoch, int64 [sum(drawn)] into the sources laid end to end.
 
-    It is pure in (seed, epoch), both at least 0; `drawn` are the `quotas`. A source that is drawn
-    from more or less often than it has examples is gone through in passes, which go on from epoch
-    to epoch: no example is ever more than one pass ahead of another.
+    It is pure in (seed, epoch), both at least 0; `drawn` are the `quotas`. A source whose quota is
+    not its size is gone through in passes: no example is ever more than one ahead of another.
     """
     order = np.random.default_rng((seed, epoch)).permutation(sum(drawn))
     if list(drawn) == list(sizes):
@@ -239,8 +232,7 @@ def _stack(pictures: list[Batch], rows: int, fields: Sequence[str], size: int) -
 def decode(example: Example, name: str) -> np.ndarray:
     """The picture `name` of an example, uint8 [H, W, 1], out of PNG bytes or as it is.
 
-    Raises:
-      ValueError: it is missing, unreadable or of another kind; names the example.
+    ValueError, which names the example, if it is missing, unreadable or of another kind.
     """
     where = repr(text(example.get("id", "?")))
     if name not in example:

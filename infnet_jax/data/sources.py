@@ -1,9 +1,8 @@
 """Prepared TFDS folders as sources: opened, split and mixed, and what is asked of a whole source.
 
 `data.folds` of 2 or more turns a run into one fold of a cross-validation: whole groups (slices of
-one patient, as far as known) of the training split are its test slices, and nothing in it sees
-them before. `data.labels` is a ladder of label budgets: (10, 25) learns from 25 slices, among them
-the ten that (10,) learns from. `data.pretrain` is a mix of datasets to pre-train on.
+one patient, as far as known) of the training split are its unseen test slices. `data.labels` is a
+ladder of label budgets: (10, 25) learns from 25 slices, ten of them those of (10,).
 """
 
 import re
@@ -17,6 +16,7 @@ from infnet_jax.data import PICTURES, Example, Source, Subset, decode, text
 from infnet_jax.plan import Data
 
 TEXTS = ("id", "patient", "slice", "group")
+_FORM = "NAME, NAME/CONFIG:SPLIT or WEIGHT * NAME (weight above 0), with + between them"
 _PART = re.compile(
     r"(?:(?P<weight>\d+\.?\d*|\.\d+)\s*\*\s*)?(?P<name>\w+(?:/\w+)?)"
     r"(?::(?P<split>\w+(?:\[[-\d:%]*\])?))?"
@@ -46,13 +46,9 @@ class LungTarget(Subset):
 def open_split(folder: str | Path, split: str, target: str = "infection") -> Source:
     """Opens one split of a prepared TFDS folder; pictures stay PNG bytes until a batch needs them.
 
-    Args:
-      folder: the version folder, which holds `dataset_info.json`; else a FileNotFoundError.
-      split: a split's name, or a slice of it such as `train[:80%]`.
-      target: what `mask` is to mark: `infection`, or `lung` (see `LungTarget`).
-
-    Raises:
-      ValueError: the dataset has no such split, or not that target.
+    `folder` is the version folder, with `dataset_info.json`, else a FileNotFoundError; `split` a
+    name, or a slice such as `train[:80%]`; `target` what `mask` is to mark: `infection`, or `lung`
+    (see `LungTarget`). A ValueError where the dataset has no such split, or not that target.
     """
     if not Path(folder, "dataset_info.json").is_file():
         hint = "(no dataset_info.json); prepare it first and give the version folder"
@@ -89,7 +85,7 @@ def open_whole(split: str, data: Data) -> Source:
 
 
 def open_training(split: str, data: Data, *, masks: bool) -> Source:
-    """Opens a split whose masks, or images alone, are learnt from; as far as the run may.
+    """Opens what a run may learn from in a split, by its `masks` or by its images alone.
 
     A ValueError for a part of the training split, of which labels or folds would be ignored.
     """
@@ -103,10 +99,7 @@ def open_training(split: str, data: Data, *, masks: bool) -> Source:
 
 
 def open_test(data: Data) -> Source:
-    """Opens the test split, or the test fold of the training split.
-
-    A ValueError for folds where `data.test` is not the training split.
-    """
+    """Opens the test split, or the test fold; ValueError for folds of any but `data.train`."""
     source = open_whole(data.test, data)
     if not data.folds:
         return source
@@ -142,9 +135,8 @@ def nested_subset(source: Source, budgets: Sequence[int], seed: int) -> np.ndarr
     """Draws whole groups until each budget in turn is full: indices, int64, ascending.
 
     A budget may stay a few slices short of its number, but no group is ever cut, and the subset of
-    a shorter ladder lies within that of a longer one. Of the examples, only `group` is looked at.
-    A ValueError for budgets that do not rise from 1 or exceed the source, or a first one so small
-    that no group fits.
+    a shorter ladder lies within that of a longer one. Only `group` is looked at. A ValueError for
+    budgets that do not rise from 1 or exceed the source, or a first one that no group fits.
     """
     steps = [0, *budgets]
     if steps != sorted(set(steps)) or steps[-1] > len(source):
@@ -159,8 +151,8 @@ def split_validation(source: Source, *, count: int, seed: int = 0) -> tuple[np.n
     """Returns (training, validation) indices, int64, ascending, disjoint, together all of `source`.
 
     Validation has whole groups (patients), drawn by the seed: at most `count` examples or, if every
-    group has more, those of the smallest. Of the examples, only `group` is looked at. A ValueError
-    for a count out of range, or where nothing is left to train on.
+    group has more, those of the smallest. Only `group` is looked at. A ValueError for a count out
+    of range, or where nothing is left to train on.
     """
     everything = np.arange(len(source))
     if count == 0:
@@ -169,9 +161,8 @@ def split_validation(source: Source, *, count: int, seed: int = 0) -> tuple[np.n
         raise ValueError(f"validation count {count} must lie in 0 .. {len(source) - 1}")
     groups = _shuffled_groups(source, seed)
     if len(groups) < 2:
-        raise ValueError(
-            f"all {len(source)} examples share one group: no validation set can be drawn"
-        )
+        shared = f"all {len(source)} examples share one group"
+        raise ValueError(f"{shared}: no validation set can be drawn")
     validation = np.array(_fill(groups, [count]) or min(groups, key=len))
     return np.setdiff1d(everything, validation), validation
 
@@ -179,28 +170,24 @@ def split_validation(source: Source, *, count: int, seed: int = 0) -> tuple[np.n
 def group_folds(source: Source, count: int, seed: int = 0) -> list[np.ndarray]:
     """Deals whole groups (patients) to `count` folds of about equal size, fixed by the seed.
 
-    The folds are arrays of indices, int64, ascending, disjoint, together all of `source`. Each
-    group in turn goes to the smallest fold so far. Of the examples, only `group` is looked at. A
-    ValueError for fewer than two folds, or fewer groups than folds.
+    The folds are arrays of indices, int64, ascending, disjoint, together all of `source`. Only
+    `group` is looked at. A ValueError for fewer than two folds, or fewer groups than folds.
     """
     groups = _shuffled_groups(source, seed)
     if not 2 <= count <= len(groups):
         raise ValueError(f"{count} folds cannot be made of {len(groups)} groups: use 2 or more")
     folds: list[list[int]] = [[] for _ in range(count)]
-    for group in groups:
+    for group in groups:  # to the smallest fold so far
         min(folds, key=len).extend(group)
     return [np.sort(np.asarray(fold)) for fold in folds]
 
 
 def _shuffled_groups(source: Source, seed: int) -> list[list[int]]:
-    """Indices of the examples of each group, the groups in an order that the seed decides.
-
-    The order of the examples does not matter; one without a `group` is a group of its own.
-    """
+    """Indices of each group, in the seed's order; an example without `group` is one of its own."""
     members: dict[str, list[int]] = {}
     for i in range(len(source)):
         members.setdefault(text(source[i].get("group", f"\0{i}")), []).append(i)
-    names = sorted(members)
+    names = sorted(members)  # the order of the examples does not matter
     return [members[names[i]] for i in np.random.default_rng(seed).permutation(len(names))]
 
 
@@ -249,10 +236,8 @@ def parse_mix(mix: str) -> list[Part]:
         match = _PART.fullmatch(word.strip())
         weight = match and match["weight"] and float(match["weight"])
         if match is None or weight == 0:
-            raise ValueError(
-                f"data.pretrain: {word.strip()!r} in {mix!r} is no part of a mix; write them as "
-                "NAME, NAME/CONFIG:SPLIT or WEIGHT * NAME (weight above 0), with + between them"
-            )
+            given = f"data.pretrain: {word.strip()!r} in {mix!r} is no part of a mix"
+            raise ValueError(f"{given}; write them as {_FORM}")
         part = Part(match["name"], match["split"] or "train", weight or None)
         if str(part) in map(str, parts):
             raise ValueError(f"data.pretrain: {part} comes twice; give it a weight instead")

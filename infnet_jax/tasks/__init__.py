@@ -14,14 +14,11 @@ from infnet_jax.tasks.state import Batch, Task
 from infnet_jax.tasks.supervised import Supervised, Target
 
 PRETEXTS = {"inpaint": inpaint, "rotation": rotation}
-_SD = (0.229, 0.224, 0.225)
+_MEANS = (85.5517787014 / 255, 92.6691667083 / 255, 86.8147645556 / 255)
+_SDS = (32.8860206505 / 255, 31.7342205253 / 255, 31.5361127226 / 255)
 RGB = {
-    "imagenet": Norm((0.485, 0.456, 0.406), _SD, _SD),
-    "aerial_bgr": Norm(
-        (85.5517787014 / 255, 92.6691667083 / 255, 86.8147645556 / 255),
-        (32.8860206505 / 255, 31.7342205253 / 255, 31.5361127226 / 255),
-        (1 / 255,) * 3,
-    ),
+    "imagenet": Norm((0.485, 0.456, 0.406), *[(0.229, 0.224, 0.225)] * 2),
+    "aerial_bgr": Norm(_MEANS, _SDS, (1 / 255,) * 3),
 }
 
 
@@ -47,8 +44,7 @@ def make_norm(stage: Stage, statistics: tuple[float, float]) -> Norm:
 def make_target(stage: Stage, soft: bool = False) -> Target:
     """What the networks of a supervised stage learn to find.
 
-    With `soft` the truth of a single class is the batch's `prior`, an 8-bit probability, in place
-    of its `mask`, where any class but 0 is marked.
+    The truth of a single class is every marked pixel, or with `soft` its `prior`, in 8 bits.
     """
     options, names = dict(stage.section.loss), stage.classes
     if stage.learns == "lesions":
@@ -69,13 +65,10 @@ def _marked(batch: Batch, soft: bool) -> jax.Array:
 
 
 def make(stage: Stage, norm: Norm, steps_per_epoch: int, soft: bool = False) -> Task:
-    """The task of a stage.
+    """The task of a stage; `steps_per_epoch` are the batches in one pass over its data.
 
-    Below `stage.section` each section is the keyword arguments of one function, so that a key
-    that nobody reads is an error.
-
-    `steps_per_epoch` are the batches in one pass over its data; `soft` is that of `make_target`.
-    ValueError for an unknown pretext or option, or a key that a pretext does not read.
+    Below `stage.section` each section is the keyword arguments of one function. ValueError for an
+    unknown pretext or option, or a key that nobody reads; `soft` is that of `make_target`.
     """
     section, net = stage.section, models.make(**stage.net.arguments)
     if "pretext" in section:

@@ -1,9 +1,4 @@
-"""From slices to what a network sees: augmentation on the device, and grey scales.
-
-Every field with four axes goes through its image's transform, so that masks, lungs and edges stay
-aligned; others (`valid`) pass through. Flips and quarter turns are done by indexing, exactly;
-crop, rotation and zoom are composed into one affine map per example and sampled once.
-"""
+"""From slices to what a network sees: augmentation on the device, and grey scales."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -74,17 +69,17 @@ def augment(
 ) -> dict[str, Array]:
     """Augments every example of a batch by its own draw of `key`. All settings are static.
 
-    Order: flips, quarter turn, affine, dense, grey levels (clipped to 0..1), cutout. Returns the
-    same fields, shapes and dtypes: the image bilinear, others nearest, 0 from outside. Raises
-    ValueError for no image, an integer image, sizes that differ or a setting out of range.
+    `fields`: `image` float [B, H, W, C] grey in 0..1, and masks and the like [B, H, W, C] of any
+    dtype, which move with it; others pass through. Order: flips and quarter turn (exact), affine
+    (one map, sampled once), dense, grey levels (clipped to 0..1), cutout. Returns the same shapes
+    and dtypes: the image bilinear, others nearest, 0 from outside. ValueError for no image, an
+    integer image, sizes that differ or a setting out of range.
 
     Args:
-      fields: `image` float [B, H, W, C] grey in 0..1, and fields [B, H, W, ...] of any dtype.
       flip_h, flip_v: probability of a left-right and of a top-bottom mirror image.
       quarter_turns: turn by 0, 90, 180 or 270 degrees, equally likely; needs H = W.
-      rotate_degrees: rotation uniform in +- this, about the centre.
+      rotate_degrees, shift: uniform in +- this, about the centre or as a fraction of each side.
       scale: range of the zoom, log-uniform; above 1 enlarges.
-      shift: uniform in +- this fraction of each side.
       crop: (probability, fraction): a random square of fraction * min(H, W), resized back.
       cutout, cutout_prob: size and probability of a rectangle of one random grey, 0 for none.
       cutout_mode: `area`: that share of the image (the paper's reading), relative sides within
@@ -92,10 +87,9 @@ def augment(
       gamma, contrast, brightness: u uniform in +- this, in turn for grey ** exp(u), for the
         distance from the mean grey times 1 + u, and for grey + u.
       noise: Gaussian noise per pixel, of standard deviation uniform in 0..this.
-      dense: probability of each of two bright ragged ellipses inside `mask` on its rim: dense
-        lesions at the wall of a lung.
+      dense: probability of each of two dense lesions, ragged ellipses in `mask` on its rim.
     """
-    _check(fields, quarter_turns, scale, crop, cutout, cutout_mode)
+    _check(fields, quarter_turns, scale, crop or (0.0, 1.0), cutout, cutout_mode)
     k_exact, k_affine, k_grey, k_cutout = jax.random.split(key, 4)
     out = _flip_and_turn(k_exact, fields, flip_h, flip_v, quarter_turns)
     if rotate_degrees or shift or crop is not None or tuple(scale) != (1.0, 1.0):
@@ -111,17 +105,12 @@ def augment(
 
 
 def prepare(key: Array | None, fields: Fields, settings: Mapping[str, Any]) -> dict:
-    """The fields of a batch, its uint8 image as grey in 0..1, augmented by `augment(**settings)`.
-
-    Without a key everything stays in its place.
-    """
+    """A batch with its uint8 image as grey in 0..1; with a key, augmented by `settings`."""
     grey = {**fields, IMAGE: fields[IMAGE].astype(jnp.float32) / 255.0}
     return grey if key is None else augment(key, grey, **settings)
 
 
-def _check(
-    fields: Fields, turns: bool, scale: Pair, crop: Pair | None, cutout: float, mode: str
-) -> None:
+def _check(fields: Fields, turns: bool, scale: Pair, crop: Pair, cutout: float, mode: str) -> None:
     image = fields.get(IMAGE)
     if image is None or image.ndim != 4 or not jnp.issubdtype(image.dtype, jnp.floating):
         found = "missing" if image is None else f"{image.dtype} {image.shape}"
@@ -133,7 +122,7 @@ def _check(
     for right, message in (
         (square or not turns, f"quarter_turns needs square images, not {image.shape[1:3]}"),
         (0 < scale[0] <= scale[1], f"scale is {scale}; give (low, high) with 0 < low <= high"),
-        (crop is None or 0 < crop[1] <= 1, f"crop is {crop}; give (probability, share in (0, 1])"),
+        (0 < crop[1] <= 1, f"crop is {crop}; give (probability, share in (0, 1])"),
         (0 <= cutout <= 1, f"cutout is {cutout}; give a fraction in 0..1"),
         (mode in ("area", "max_side"), f"cutout_mode is {mode!r}; choose 'area' or 'max_side'"),
     ):

@@ -19,8 +19,7 @@ from infnet_jax.tasks import augment, inpaint_losses, state as state_lib
 from infnet_jax.tasks.state import Batch, Metrics, Rows, Task, TrainState, Tree, Update
 
 DRAWS = 4  # masks of each kind that a held-out slice is judged under
-# The keys of a section that it reads, and those that the training loop reads.
-KEYS = frozenset(
+KEYS = frozenset(  # what a section holds, for the task and for the training loop
     "pretext splits validation size batch_size eval_every rounds masks sample_use loss kld_weight "
     "coach_grad random_share augmentation net_optim net_schedule coach_optim coach_schedule".split()
 )
@@ -37,18 +36,12 @@ def make_rounds(
     warmup_random_rounds: int,
     use_coach: bool,
 ) -> tuple[list[tuple[str, int]], int]:
-    """The order of play as (`coach` or `net`, steps) pairs; in how many first steps `net` is alone.
+    """The order of play as (`coach` or `net`, steps) pairs; how many first steps `net` is alone.
 
-    Its masks are random until then.
-
-    Args:
-      schedule: `per_epoch` (Algorithm 1: each of `epochs` rounds has coach steps, then network
-        steps) or `blocks` (the public code: round i trains the coach for `blocks[i]` epochs, then
-        the network); else ValueError.
-      steps_per_epoch: batches in one pass over the data.
-      coach_steps, net_steps: of a `per_epoch` round; 0 is one pass.
-      warmup_random_rounds: first rounds without a coach (random masks only).
-      use_coach: False keeps random masks to the end (the baseline without a coach).
+    It is alone, with random masks, for `warmup_random_rounds`, and without `use_coach` to the end.
+    `schedule` is `per_epoch` (Algorithm 1: each of `epochs` rounds has `coach_steps`, then
+    `net_steps`, 0 for one pass over the data) or `blocks` (the public code: round i trains the
+    coach for `blocks[i]` epochs, then the network); else ValueError.
     """
     if schedule == "per_epoch":
         plan = [(coach_steps or steps_per_epoch, net_steps or steps_per_epoch)] * epochs
@@ -73,7 +66,7 @@ class Masks:
     inclusive: bool = True  # keep the k-th cell itself (False: as coded, k - 1 cells are kept)
 
     def train(self, score: jax.Array, size: Sequence[int]) -> jax.Array:
-        """Masks through which the coach learns, of its scores."""
+        """Masks through which the coach learns, of its scores [B, h, w, 1]."""
         return self._make(score, size, self.alpha_train, False)
 
     def use(self, score: jax.Array, size: Sequence[int]) -> jax.Array:
@@ -94,11 +87,7 @@ class Masks:
 
 @dataclass(frozen=True)
 class Inpainting:
-    """The settings of the two-player task, and its steps.
-
-    ValueError for a `coach_grad` but `through_net` (the coach's gradient flows through the frozen
-    network's input) and `weights_only` (it stops at the network's output).
-    """
+    """The settings of the two-player task, and its steps; ValueError for a wrong `coach_grad`."""
 
     net: Any  # a module with an inpainting head
     coach: Any  # a `Coach`
@@ -111,20 +100,20 @@ class Inpainting:
     augmentation: Mapping[str, Any]  # and of `augment.augment`
     net_tx: optax.GradientTransformation
     coach_tx: optax.GradientTransformation
-    # Share of each batch that gets random masks all along (paper: 0), meant to keep the network
-    # from forgetting all masks but those of the present coach.
+    # Share of each batch that gets random masks all along (paper: 0), so that the network does not
+    # forget all masks but those of the present coach.
     random_share: float
     sample_use: bool  # the serving coach samples z (as coded), else it takes the mean
     kld_weight: float  # of the KL term in the coach's loss (eq. 1 has none: 0)
+    # `through_net`: the coach's gradient flows through the frozen network's input; `weights_only`:
+    # it stops at the network's output.
     coach_grad: str
-    # Batches hold a `prior` too, moved and erased with its slice; input and target are slice and
-    # prior, concatenated, the prior's target on -1..1 as the head's range is.
-    with_prior: bool = False
+    with_prior: bool = False  # batches hold a `prior` too, moved and erased with its slice
 
     def __post_init__(self) -> None:
         if self.coach_grad not in ("through_net", "weights_only"):
-            choices = "choose through_net or weights_only"
-            raise ValueError(f"pretrain.coach_grad={self.coach_grad!r}: {choices}")
+            given = f"pretrain.coach_grad={self.coach_grad!r}"
+            raise ValueError(f"{given}: choose through_net or weights_only")
 
     def task(self) -> Task:
         """The task that the training loop runs."""
@@ -157,7 +146,7 @@ class Inpainting:
         return state_lib.make_state(net, coach, "min")
 
     def prepare(self, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """Network input and target, [B, S, S, C] each."""
+        """Network input and target, [B, S, S, C] each: of the slice, then of any prior."""
         names = ("image", "prior") if self.with_prior else ("image",)
         fields = augment.prepare(key, {name: batch[name] for name in names}, self.augmentation)
         prior = fields.get("prior")
@@ -165,12 +154,8 @@ class Inpainting:
         target = inpaint_losses.inpainting_target(fields["image"], self.norm)
         if prior is None:
             return x, target
-        levels = prior.astype(jnp.float32) / 127.5 - 1.0
+        levels = prior.astype(jnp.float32) / 127.5 - 1.0  # -1..1, as the head's range is
         return x, jnp.concatenate([target, jnp.repeat(levels, len(self.norm.mean), axis=-1)], -1)
-
-    def fill(self, variables: Mapping[str, Tree], masked: jax.Array) -> dict[str, jax.Array]:
-        """What the network makes of an erased slice: head -> [B, S, S, C]."""
-        return self.net.apply(variables, masked, train=False, head="inpaint")
 
     def propose(self, variables: Mapping[str, Tree], x: jax.Array, key: jax.Array) -> jax.Array:
         """The masks [B, S, S, 1] of the serving coach, 1 = visible."""
@@ -181,10 +166,11 @@ class Inpainting:
         """The coach learns to erase what the frozen network fills worst."""
         keys, coach = jax.random.split(key), state.rival
         x, target = self.prepare(batch, keys[0])
+        fill = partial(self.net.apply, train=False, head="inpaint")
 
         def objective(out: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
             visible = self.masks.train(out["score"], x.shape[1:3])
-            outputs = self.fill(state.net.variables, x * visible)
+            outputs = fill(state.net.variables, x * visible)
             if self.coach_grad == "weights_only":
                 outputs = jax.lax.stop_gradient(outputs)
             _, parts = inpaint_losses.inpaint_loss(outputs, target, visible, **self.loss)
@@ -198,21 +184,17 @@ class Inpainting:
 
     def net_step(self, state: TrainState, batch: Batch, key: jax.Array) -> Update:
         """The network learns to fill masks of the frozen coach and random ones."""
-        keys = jax.random.split(key, 3)
+        keys, net = jax.random.split(key, 3), state.net
         x, target = self.prepare(batch, keys[0])
         drawn = self.masks.random(keys[1], x.shape[0], x.shape[1:3])
         proposed = self.propose(state.rival.variables, x, keys[2])
         chosen = jnp.arange(x.shape[0]) < self.random_share * x.shape[0]
         chosen = jnp.logical_or(chosen, state.step < self.n_random)
         visible = jnp.where(chosen[:, None, None, None], drawn, proposed)
-        objective = partial(
-            inpaint_losses.inpaint_loss, target=target, visible=visible, **self.loss
-        )
-        forward = state_lib.training_pass(self.net, state.net, x * visible, head="inpaint")
-        player, total, parts, norm = state_lib.gradient_step(
-            state.net, forward, objective, self.net_tx
-        )
-        metrics = {"loss": total, "rec": parts["rec"], "net_grad": norm}
+        loss_of = partial(inpaint_losses.inpaint_loss, target=target, visible=visible, **self.loss)
+        forward = state_lib.training_pass(self.net, net, x * visible, head="inpaint")
+        player, loss, parts, norm = state_lib.gradient_step(net, forward, loss_of, self.net_tx)
+        metrics = {"loss": loss, "rec": parts["rec"], "net_grad": norm}
         return state.replace(step=state.step + 1, net=player), metrics
 
     def evaluate(self, state: TrainState, batch: Batch, key: jax.Array) -> Metrics:
@@ -222,6 +204,7 @@ class Inpainting:
         """
         x, target = self.prepare(batch, None)
         shown = slice(0, len(self.norm.mean))  # the slice, not its prior
+        fill = partial(self.net.apply, train=False, head="inpaint")
         out = {"image": inpaint_losses.grey(target[..., shown], self.norm)}
 
         def measure(key: jax.Array) -> Metrics:
@@ -231,7 +214,7 @@ class Inpainting:
                 "random": self.masks.random(keys[1], x.shape[0], x.shape[1:3]),
             }
             for name, mask in visible.items():
-                filled = final_map(self.fill(state.net.averaged, x * mask))
+                filled = final_map(fill(state.net.averaged, x * mask))
                 error = ((filled - target) ** 2).mean(axis=-1) * (1.0 - mask[..., 0])
                 erased = jnp.maximum((1 - mask).sum((1, 2, 3)), 1)
                 found[f"error_{name}"] = error.sum((1, 2)) / erased
@@ -247,9 +230,9 @@ class Inpainting:
 def summarise(rows: Sequence[Rows]) -> dict[str, float]:
     """Mean errors over all slices, and how much the coach's masks differ between slices.
 
-    `mask_difference` is the mean share of pixels in which two slices' coach masks disagree,
-    over all pairs; 0 says that the coach ignores the image. One slice alone gives 0.
-    `harder_share` is the share of slices whose error is larger under the coach's mask.
+    `mask_difference` is the mean share of pixels in which two slices' coach masks disagree, over
+    all pairs: 0 if the coach ignores the image, or of one slice. `harder_share` is the share of
+    slices whose error is larger under the coach's mask.
     """
     joined = state_lib.join(rows)
     cells = joined["visible_coach"][:, ::16, ::16].reshape(len(joined["image"]), -1)

@@ -1,8 +1,4 @@
-"""Targets and losses of inpainting and of the coach, in float32.
-
-The losses divide by the erased (or visible) pixels of the *whole batch*, as the public code does,
-and return one scalar; they raise ValueError on unequal shapes.
-"""
+"""Targets and losses of inpainting and of the coach: scalars, float32, unequal shapes refused."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -64,10 +60,10 @@ def reconstruction(
     heads: str = "all",
     activation: str = "tanh",
 ) -> Loss:
-    """Reconstruction error over the erased (or visible) pixels: the loss, and its value per head.
+    """Reconstruction error over the pixels of a region: the loss, and its value per head.
 
-    Per head: sum of error * weight / sum of weight, weight being 1 - visible or visible; 0 with a
-    zero gradient when the batch holds no pixel of the region.
+    Per head: sum of error * weight / sum of weight over the *whole batch* (as in the public code),
+    weight being 1 - visible (`region` `erased`) or `visible`; 0, gradient 0, for an empty region.
 
     Args:
       outputs: head name -> [B, H, W, C]; in -1..1 for tanh heads, unbounded for linear ones.
@@ -78,7 +74,6 @@ def reconstruction(
         against (target + 1) / 2, of probability (output + 1) / 2 for tanh heads and
         sigmoid(output) for linear ones (`activation`). Its minimum is the entropy of the greys.
       reduction: `sum_heads` over heads and channels (the public code) or `mean` over both.
-      region: `erased` or `visible` pixels.
       heads: `all`, or `last` for the `edge` head alone (the public code's context term).
     """
     given = dict(kind=kind, reduction=reduction, region=region, heads=heads, activation=activation)
@@ -114,10 +109,9 @@ def inpaint_loss(
     """Loss of the inpainting network: rec_weight L_rec + (1 - rec_weight) L_context.
 
     L_rec is over the erased pixels and all heads, L_context over the visible pixels and
-    `context_heads`. The paper has no context term (`rec_weight=1`), the public code .99 with the
-    last head only. `kind`, `reduction`, `activation` are those of `reconstruction`.
-
-    Returns the loss, float32 [], and {'rec', 'context', 'rec/<head>'...}, unweighted.
+    `context_heads`; the paper has no context term (`rec_weight=1`), the public code .99 with the
+    last head only. Other options and shapes are those of `reconstruction`. Returns the loss,
+    float32 [], and {'rec', 'context', 'rec/<head>'...}, unweighted.
     """
     options = dict(kind=kind, reduction=reduction, activation=activation)
     error = partial(reconstruction, outputs, target, visible, **options)
@@ -128,9 +122,9 @@ def inpaint_loss(
 
 
 def kl_divergence(mu: jax.Array, logvar: jax.Array) -> jax.Array:
-    """KL of N(mu, exp(logvar)) from N(0, 1), summed over batch and dimensions.
+    """KL of N(mu, exp(logvar)) from N(0, 1), summed over batch and dimensions, float32 [].
 
-    [B, h, w, D] twice, averaged over space first as in the public code -> float32 [].
+    [B, h, w, D] twice, averaged over space first, as in the public code.
     """
     mu, logvar = float32_pair(mu, logvar)
     mu, logvar = mu.mean((1, 2)), logvar.mean((1, 2))
@@ -140,7 +134,7 @@ def kl_divergence(mu: jax.Array, logvar: jax.Array) -> jax.Array:
 def coach_loss(rec: jax.Array, mu: jax.Array, logvar: jax.Array, kld_weight: float) -> jax.Array:
     """Loss of the coach, 1 - L_rec + kld_weight KL: it erases what is hard to rebuild.
 
-    `rec` is the network's `reconstruction` loss under the coach's mask; `kld_weight` is 0 in the
-    paper's equation 1 and 1e-6 in the public code. Returns float32 [], unbounded below.
+    `rec` is the `reconstruction` loss under its mask; `kld_weight` is 0 in the paper's equation 1,
+    1e-6 in the public code. Returns float32 [], unbounded below.
     """
     return 1.0 - rec + kld_weight * kl_divergence(mu, logvar)

@@ -1,7 +1,7 @@
-"""Segmentation losses of one class and of several, computed in float32.
+"""Segmentation losses of one class and of several (the first is the background), in float32.
 
 The losses return one value per example and raise ValueError on unequal shapes; the two factories
-add them up to one scalar. Of several classes the background is the first channel.
+add them up to one scalar.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -48,10 +48,9 @@ def pixel_bce(logits: Array, target: Array) -> Array:
 
 
 def boundary_weights(target: Array) -> Array:
-    """Pixel weights 1 + 5 |mean of a 31 x 31 window - target|, highest along the lesion's rim.
+    """Pixel weights 1 + 5 |mean of a 31 x 31 window, 0 outside - target|, highest along the rim.
 
-    [B, H, W, 1], 0 or 1 -> float32 like it, in 1..6; all ones for an empty target. The window's
-    part outside the image counts as 0.
+    [B, H, W, 1], 0 or 1 -> float32 like it, in 1..6; all ones for an empty target.
     """
     target = target.astype(jnp.float32)
     return 1.0 + BOUNDARY_GAIN * jnp.abs(ops.box_filter(target, BOUNDARY_WINDOW) - target)
@@ -63,12 +62,10 @@ def structure_loss(
     """Boundary-weighted IoU plus `lambda_bce` times binary cross-entropy (paper, equation 4).
 
     `boundary` weights the cross-entropy by pixel too, as published; `none` is what the public code
-    runs: a legacy flag averages the cross-entropy over the whole batch first, so the weights
-    cancel and each example carries the batch's mean.
-
-    Logits [B, H, W, 1] of any float type and a target like them, 0 or 1 (or a soft pseudo-label
-    in 0..1) -> float32 [B]. An empty target scores 1 - 1 / (sum of p + 1) in its IoU term, so
-    predicting nothing on it costs (almost) nothing.
+    runs: a legacy flag averages the cross-entropy over the whole batch first, so the weights cancel
+    and each example carries the batch's mean. Logits [B, H, W, 1] of any float type and a target
+    like them in 0..1 -> float32 [B]. An empty target scores 1 - 1 / (sum of p + 1) in its IoU
+    term, so predicting nothing on it costs (almost) nothing.
     """
     check_options(_OPTIONS, {"weighting": weighting})
     logits, target = float32_pair(logits, target)
@@ -103,8 +100,8 @@ def focal_loss(logits: Array, target: Array, alpha: float = 1.0, gamma: float = 
 def edge_target(mask: Array) -> Array:
     """Edge map of a binary mask: both sides of each boundary, two pixels wide.
 
-    [B, H, W, 1], 0 or 1 -> float32 like it; empty for an empty or a full mask. A morphological
-    gradient over the four neighbours; the image border is not an edge. At the stored size of
+    [B, H, W, 1], 0 or 1 -> float32 like it; empty for an empty or a full mask, since the image
+    border is not an edge. A morphological gradient over four neighbours; at the stored size of
     COVID-SemiSeg it reproduces the stored Canny edges (F1 .999, 2.9 % of the pixels).
     """
     mask = mask.astype(jnp.float32)
@@ -125,11 +122,8 @@ def make_infection_loss(
 
     `kind` of the region loss is `structure` (boundary-weighted cross-entropy, as published),
     `structure_as_run` (the weights cancel, as the public code runs) or `focal` (with `alpha` and
-    `gamma`), else ValueError; `lambda_bce` weights the cross-entropy in eq. 4, `edge_weight` the
-    edge in eq. 5.
-
-    Returns `loss(outputs, mask) -> (scalar, parts)`; `mask` [B, H, W, 1] float32 in 0..1 (soft
-    where it is a pseudo-label; its edge is then that of the pixels above one half).
+    `gamma`), else ValueError; `lambda_bce` is of eq. 4. Returns `loss(outputs, mask) -> (scalar,
+    parts)`; `mask` [B, H, W, 1] float32 in 0..1, whose edge is that of the pixels above one half.
     """
     kinds = {
         "structure": partial(structure_loss, lambda_bce=lambda_bce),
@@ -181,7 +175,6 @@ def class_cross_entropy(
     softmax: mean over pixels of the sum over classes of t_c (1 - p_c)^gamma (-log p_c).
     sigmoid: mean over pixels and classes of (1 - q_c)^gamma b_c, with b_c the binary cross-entropy
     of a channel and q_c = exp(-b_c).
-
     Logits [B, H, W, C] and a target of `class_targets` like them -> float32 [B].
     """
     check_options(_OPTIONS, {"head": head})
@@ -203,10 +196,9 @@ def soft_dice(logits: Array, target: Array, *, head: str = "softmax") -> Array:
     """1 - (2 sum p t + 1) / (sum p + sum t + 1), averaged over the lesion classes (not background).
 
     The sums are over the whole batch, which spares slices that lack a class: the loss of such a
-    slice alone would count every falsely marked pixel as a complete miss.
-
-    [B, H, W, C] twice, the targets hard (smoothed ones never reach 0) -> float32 [B], the batch's
-    value for each, in 0..1; 0 for a class absent and not predicted.
+    slice alone would count every falsely marked pixel as a complete miss. [B, H, W, C] twice, the
+    targets hard (smoothed ones never reach 0) -> float32 [B], the batch's value for each, in 0..1;
+    0 for a class absent and not predicted.
     """
     logits, target = float32_pair(logits, target)
     probs, target = class_probs(logits, head)[..., 1:], target[..., 1:]
@@ -222,7 +214,6 @@ def make_lesion_loss(
 
     The public code is head `sigmoid`, dice_weight 0, gamma 0 or 2 (focal), smoothing .1 (of
     the cross-entropy's targets; the Dice term takes hard ones). ValueError for a wrong option.
-
     Returns `loss(outputs, mask) -> (scalar, parts)`; `outputs["logits"]` [B, H, W, 3], `mask`
     [B, H, W, 1] class indices.
     """

@@ -1,8 +1,4 @@
-"""Mean teacher (Tarvainen & Valpola 2017): unlabelled slices teach through the averaged weights.
-
-The teacher is the exponential average that the player keeps anyway. It sees each unlabelled slice
-undisturbed; the student sees it in the same position with other grey levels, and must agree.
-"""
+"""Mean teacher (Tarvainen & Valpola 2017): unlabelled slices teach through the averaged weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,8 +26,8 @@ def views(
 ) -> tuple[jax.Array, jax.Array]:
     """What teacher and student see of unlabelled slices: one position, grey levels of their own.
 
-    `image` uint8 [B, S, S, 1] -> float32 [B, side, side, 1] twice, grey in 0..1. Those settings of
-    `augmentation` (of `augment.augment`) that are in DISTURBANCES are for the student alone.
+    `image` uint8 [B, S, S, 1] -> float32 [B, side, side, 1] twice, grey in 0..1. Settings of
+    `augmentation` that are in DISTURBANCES are for the student alone.
     """
     keys = jax.random.split(key)
     moves = {k: v for k, v in augmentation.items() if k not in DISTURBANCES}
@@ -44,17 +40,17 @@ def views(
 class MeanTeacher(supervised.Supervised):
     """The supervised task with the consistency term; its batches also hold `unlabelled` images.
 
-    `weight` and `ramp_steps` are those of `ramp`. ValueError where no average is kept, so that
-    there is no teacher.
+    The teacher, the averaged weights, sees each of them undisturbed; the student, which sees it in
+    the same position with other grey levels, must agree. ValueError where no average is kept.
     """
 
-    weight: float
+    weight: float  # of `ramp`, like `ramp_steps`
     ramp_steps: int
 
     def __post_init__(self) -> None:
         if not self.ema_decay > 0:
-            advice = "the mean teacher is that average; choose 0.99 or so"
-            raise ValueError(f"segment.ema_decay={self.ema_decay}: {advice}")
+            given = f"segment.ema_decay={self.ema_decay}"
+            raise ValueError(f"{given}: the mean teacher is that average; choose 0.99 or so")
 
     def objective(self, outputs: Outputs, truth: tuple) -> tuple[jax.Array, Metrics]:
         """The supervised loss plus a share of the squared difference from the teacher's map.

@@ -1,8 +1,4 @@
-"""Pre-training by rotation: which quarter turn was a slice given (Gidaris et al. 2018).
-
-The other pretext that the paper names beside inpainting. The state holds the trunk and a linear
-head only, so that nothing but the trunk can be transferred.
-"""
+"""Pre-training by rotation, the paper's other pretext: which quarter turn was a slice given?"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,10 +15,9 @@ from infnet_jax.tasks.state import Batch, Metrics, Task, TrainState, Tree, Updat
 
 TURNS = 4
 HEAD = nn.Dense(TURNS)
-# The keys of a section that it reads, and those that the training loop reads.
-KEYS = frozenset(
-    "pretext splits validation size batch_size eval_every steps augmentation net_optim "
-    "net_schedule".split()
+KEYS = frozenset(  # what a section holds, for the task and for the training loop
+    ("pretext", "splits", "validation", "size", "batch_size", "eval_every", "steps")
+    + ("augmentation", "net_optim", "net_schedule")
 )
 
 
@@ -34,11 +29,10 @@ def turn(x: jax.Array, turns: jax.Array) -> jax.Array:
 
 @dataclass(frozen=True)
 class Rotation:
-    """The four-class task: cross-entropy of a linear head on the trunk's pooled deepest features.
+    """The four-class task (Gidaris et al. 2018): a linear head on the trunk's deepest features.
 
-    Of `net` only the `trunk` is trained. The upside-down mirror images and quarter turns of
-    `augmentation` are left out, since after them the right answer cannot be seen. `schedule` is
-    for the log; the others are those of `inpaint.Inpainting`.
+    Only the `trunk` of `net` is trained and can be transferred. The upside-down mirror images and
+    quarter turns of `augmentation` are left out: after them the right answer cannot be seen.
     """
 
     net: Any
@@ -47,7 +41,7 @@ class Rotation:
     steps: int
     augmentation: Mapping[str, Any]
     tx: optax.GradientTransformation
-    schedule: optax.Schedule
+    schedule: optax.Schedule  # for the log
     with_prior: bool = False
 
     def task(self) -> Task:
@@ -122,13 +116,12 @@ class Rotation:
 
 
 def _pooled(module: nn.Module, x: jax.Array, train: bool) -> jax.Array:
-    """The means of the trunk's deepest features, [B, C]."""
     taps = module.trunk(x, train=train)
     return (taps["f32"] if isinstance(taps, Mapping) else taps[-1]).mean((1, 2))
 
 
 def from_stage(stage: Stage, net: Any, norm: augment.Norm, steps_per_epoch: int) -> Task:
-    """The task of a stage; its length is in steps, whatever those of an epoch are."""
+    """The task of a stage; `steps_per_epoch` does not matter."""
     section = stage.section
     schedule = state_lib.make_schedule(total_steps=section.steps, **section.net_schedule)
     tx = state_lib.make_optimizer(schedule, **section.net_optim)

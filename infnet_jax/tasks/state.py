@@ -36,16 +36,12 @@ class Player(struct.PyTreeNode):
 
 
 class TrainState(struct.PyTreeNode):
-    """`step` counts the updates made; `coach` is None outside pre-training.
+    """What a run carries from step to step."""
 
-    `best_metric` and `best_step` belong to early stopping and live here so that a resumed run
-    stops where an uninterrupted one would.
-    """
-
-    step: jax.Array
+    step: jax.Array  # updates made
     net: Player
-    coach: Player | None
-    best_metric: jax.Array
+    coach: Player | None  # in pre-training alone
+    best_metric: jax.Array  # of early stopping: a resumed run stops where a whole one would
     best_step: jax.Array
 
     @property
@@ -66,14 +62,12 @@ class Task(NamedTuple):
     start: Callable[[dict[str, Tree]], TrainState]  # weights per player -> state at step 0
     steps: dict[str, Step]  # name -> (state, batch, key) -> (state, metrics)
     phase: Callable[[int], str]  # step -> a name in `steps`
-    # (state, batch, key) -> dict of arrays with one row per example
-    evaluate: Callable[[TrainState, Batch, jax.Array], Metrics]
+    evaluate: Callable[[TrainState, Batch, jax.Array], Metrics]  # arrays of one row per example
     total_steps: int
     metric: str  # the scalar of `summarise` that tells better from worse
     metric_mode: str  # 'max' or 'min'
     summarise: Callable[[list[Rows]], dict[str, float]]  # evaluated batches -> scalars
-    # a few examples -> picture [H, W], grey in 0..1; None: there is none to see
-    panel: Callable[[Rows], np.ndarray] | None = None
+    panel: Callable[[Rows], np.ndarray] | None = None  # a few examples -> [H, W], grey in 0..1
     batch_index: Callable[[int], int] = lambda step: step  # which batch of the stream it uses
 
 
@@ -110,10 +104,9 @@ def gradient_step(
     tx: optax.GradientTransformation,
     ema_decay: jax.Array | float = 0.0,
 ) -> tuple[Player, jax.Array, Any, jax.Array]:
-    """One update of a player by the gradient of `objective`: outputs -> (loss, whatever else).
+    """One update of a player, whose average, if it keeps one, moves by `1 - ema_decay`.
 
-    Where an average is kept it moves by `1 - ema_decay`. Returns the player after it, the loss,
-    whatever else there was, and the norm of the gradient.
+    `objective`: outputs -> (loss, rest). Returns the new player, loss, rest and gradient norm.
     """
 
     def loss_of(params: Tree) -> tuple[jax.Array, tuple[Any, Tree]]:
@@ -153,8 +146,7 @@ def lookahead(
 ) -> optax.GradientTransformation:
     """Lookahead (Zhang et al. 2019): each `every`-th update ends at `slow + rate * (fast - slow)`.
 
-    Unlike `optax.lookahead` the slow weights live in the optimiser state, so that the parameter
-    tree of a checkpoint, of the averaged weights and of transfer stays the network's own.
+    Unlike in `optax.lookahead` slow weights are optimiser state: parameters keep their own tree.
     """
 
     def init(params: optax.Params) -> LookaheadState:
@@ -185,15 +177,12 @@ def make_schedule(
     boundaries: Sequence[int] = (),
     values: Sequence[float] = (),
 ) -> optax.Schedule:
-    """A function from the update count to the learning rate.
+    """A function from the update count to the learning rate, `lr` after a rise in `warmup_steps`.
 
-    Args:
-      lr: peak, reached by a linear rise from 0 in `warmup_steps`.
-      schedule: `constant`; `cosine` to 0 at `total_steps`; `step` (times `decay_rate` every
-        `decay_every` updates, what the public code intends); `step_compounded` (what it does: at
-        each update past `decay_every` the *current* rate is multiplied again, so training ends
-        there); `piecewise` (`values[i]` up to `boundaries[i]`, one more value than boundaries);
-        else ValueError, as for boundaries that do not fit the values.
+    `schedule` is `constant`; `cosine` to 0 at `total_steps`; `step` (times `decay_rate` every
+    `decay_every` updates, what the public code intends); `step_compounded` (what it does: at each
+    update past `decay_every` the *current* rate is multiplied again, so training ends there);
+    `piecewise` (`values[i]` up to `boundaries[i]`, one value more); else ValueError.
     """
     if schedule == "constant":
         base = optax.constant_schedule(lr)
@@ -234,9 +223,8 @@ def make_optimizer(
     Args:
       name: `adam` and `sgd` add `weight_decay` to the gradient (L2, as torch does); `adamw`
         decouples it and spares biases and batch-norm scales (arrays of one axis).
-      eps: of Adam, torch's by default. A larger one keeps Adam from magnifying rounding noise into
-        whole steps where the true gradient is 0 (a bias in front of batch norm), by which runs
-        on different devices drift apart.
+      eps: of Adam, torch's by default. A larger one keeps Adam from magnifying rounding noise
+        where the true gradient is 0 (a bias before batch norm), and runs from drifting apart.
       clip_value: clamp of each gradient element (the public code: 0.5); 0 is off.
       clip_norm: bound on the global gradient norm; 0 is off.
       lookahead_every: fast updates per slow one (the public code: 5); 0 is off.

@@ -24,8 +24,8 @@ class Target(NamedTuple):
 
     classes: tuple[str, ...]  # names of labels 1, 2, ...
     channels: int  # K of its map: 1, or one more than `classes` with the background first
-    # What a single-class map is to it: `none`, `input` (fed beside the slice, as in the paper) or
-    # `average` (`average_prior` joins it with the answer to the slice alone).
+    # What a single-class map is to it: `none`, `input` beside the slice (as in the paper), or
+    # `average` with the answer to the slice alone, by `average_prior`.
     prior: str
     truth: Callable[[Batch], jax.Array]  # uint8 batch -> [B, S, S, 1], moved with the slice
     loss: Loss  # (outputs of the network, truth) -> (scalar, parts)
@@ -48,10 +48,7 @@ def resize(image: jax.Array, side: int) -> jax.Array:
 
 
 def resize_batch(fields: augment.Fields, side: int) -> dict[str, jax.Array]:
-    """Resizes every square spatial field to `side`, for multi-scale training; dtypes are kept.
-
-    The image by `resize` (as in the public code), others by the nearest pixel of the same grid.
-    """
+    """Fields [B, side, side, C], the image by `resize`, others by its grid's nearest pixel."""
     out = {**fields, "image": resize(fields["image"], side)}
     for name, x in fields.items():
         if name != "image" and x.ndim == 4 and x.shape[1] != side:
@@ -73,9 +70,7 @@ class Supervised:
     augmentation: Mapping[str, Any]  # keyword arguments of `augment.augment`
     tx: optax.GradientTransformation
     schedule: optax.Schedule  # update count -> learning rate, for the log
-    # Of the averaged weights, 0 keeps none; early on the average follows faster, with decay
-    # min(ema_decay, (1 + step) / (10 + step)).
-    ema_decay: float
+    ema_decay: float  # of the average, at most (1 + step) / (10 + step); 0: none is kept
 
     def task(self) -> Task:
         """The task that the training loop runs."""
@@ -107,8 +102,7 @@ class Supervised:
     def prepare(self, batch: Batch, key: jax.Array, side: int) -> tuple[jax.Array, jax.Array]:
         """Augmented network input [B, side, side, C] and truth [B, side, side, 1].
 
-        `batch` holds uint8 [B, S, S, 1] each: `image`, `mask` and, where the target needs it,
-        `prior`. One draw moves all of them; grey levels change in the image only.
+        `batch` holds uint8 [B, S, S, 1]: `image`, `mask` and what else the target needs.
         """
         fields = {"image": batch["image"], "mask": self.target.truth(batch)}
         if self.target.prior == "input":
@@ -146,8 +140,7 @@ class Supervised:
 def summarise(classes: Sequence[str], rows: Sequence[Rows]) -> dict[str, float]:
     """Mean Dice at 0.5 over slices: of each class where there are several, and `dice`, their mean.
 
-    Slices without the class in truth and prediction are left out of its mean; a class that no
-    slice defines counts 0.
+    A slice without the class in truth and prediction is left out; a class without a slice is 0.
     """
     joined, found = state_lib.join(rows), {}
     marked = joined["probs"][..., -len(classes) :] >= 0.5
@@ -166,19 +159,11 @@ def panel(rows: Rows) -> np.ndarray:
 
 
 def views(
-    net: Any,
-    target: Target,
-    variables: Mapping[str, Tree],
-    batch: Batch,
-    norm: augment.Norm,
-    *,
-    tta: bool = False,
-    scales: Sequence[float] = (1.0,),
+    net: Any, target: Target, variables: Tree, batch: Batch, norm: augment.Norm, **options: Any
 ) -> tuple[jax.Array, jax.Array | None]:
-    """The map of a network, and how far the views disagree.
+    """The map of a network, and how far its views disagree: `average_views` with `options`.
 
-    `batch` holds uint8 [B, S, S, 1] each: `image` and, where the target needs it, `prior`; `tta`
-    and `scales` are those of `average_views`, and so is what is returned.
+    `batch` holds uint8 [B, S, S, 1] each: `image` and, where the target needs it, `prior`.
     """
     prior = batch["prior"] if target.prior == "input" else None
     x = augment.network_input(batch["image"].astype(jnp.float32) / 255.0, norm, prior)
@@ -186,7 +171,7 @@ def views(
     def probs(view: jax.Array) -> jax.Array:
         return target.probs(net.apply(variables, view, train=False))
 
-    mean, spread = average_views(probs, x, tta, scales)
+    mean, spread = average_views(probs, x, **options)
     if target.prior != "average":
         return mean, spread
     # The prior is the same for all views: of the background's spread half is left.
@@ -196,11 +181,9 @@ def views(
 def average_prior(probs: jax.Array, prior: jax.Array) -> jax.Array:
     """Class probabilities from two opinions on where a lesion is and one on which.
 
-    Any lesion's probability is the mean of the prior and of the sum of the classes; the classes
-    share it as they share their sum.
-
-    `probs` [..., 3], the background first (it does not count), and `prior` [..., 1] uint8 ->
-    float32 [..., 3] in 0..1, summing to 1.
+    Any lesion's probability is the mean of the prior and of the sum of the classes, which share it
+    as they share their sum. `probs` [..., 3], the background first (it does not count), and `prior`
+    [..., 1] uint8 -> float32 [..., 3] in 0..1, summing to 1.
     """
     lesions = probs[..., 1:]
     total = lesions.sum(-1, keepdims=True)
@@ -209,14 +192,13 @@ def average_prior(probs: jax.Array, prior: jax.Array) -> jax.Array:
 
 
 def average_views(
-    probs: Probs, x: jax.Array, tta: bool, scales: Sequence[float] = (1.0,)
+    probs: Probs, x: jax.Array, tta: bool = False, scales: Sequence[float] = (1.0,)
 ) -> tuple[jax.Array, jax.Array | None]:
     """Mean and spread of `probs` over sizes, flips and quarter turns of square inputs.
 
     `probs` takes [B, s, s, C] to [B, s, s, K], `x` is [B, S, S, C]. With `tta` there are eight
-    flips and quarter turns, else the input as it stands; each of `scales` resizes the input as
-    multi-scale training does, and its map back. Returns the mean of the views, brought back, and
-    their standard deviation (None of a single view), float32 [B, S, S, K] each.
+    flips and quarter turns, else none; `scales` resize as in multi-scale training. Returns the mean
+    of the views, brought back, and their sd (None of a single view), float32 [B, S, S, K] each.
     """
     maps = []
     for side in training_sides(x.shape[1], scales):
@@ -230,7 +212,6 @@ def average_views(
 
 
 def _turned(probs: Probs, x: jax.Array) -> list[jax.Array]:
-    """What `probs` finds in each flip and quarter turn, turned back."""
     turns = [(flip, k) for flip in (False, True) for k in range(4)]
     stack = jnp.stack([jnp.rot90(x[:, :, ::-1] if f else x, k, axes=(1, 2)) for f, k in turns])
     # One copy of the network in the program: eight would take minutes to compile.
