@@ -49,8 +49,8 @@ def load_priors(plan: Plan) -> list[Weights]:
     if plan.final.prior == "none" or plan.prior is None:
         return []
     if plan.prior_kind != "crossfit":
-        known = "its prior is the truth (an upper bound), which no new scan has"
-        raise ValueError(f"{plan.workdir}: {known}")
+        reason = "its prior is the truth (an upper bound), which no new scan has"
+        raise ValueError(f"{plan.workdir}: {reason}")
     if (plan.workdir / EXPORTED).exists():
         return _read_exported(plan.workdir, plan.prior)
     return load_all(plan.prior)
@@ -170,8 +170,8 @@ class Predictor:
 
         With `tta` the mean of eight views, at the sizes of the config, counts; False takes the
         slice as it stands. None, and a `batch_size` (slices at once) of 0, take what the config
-        says. FileNotFoundError: no run there, or its last network is not trained yet. ValueError:
-        weights are damaged or of another network, or it finds lungs, if not `lungs`, or lesions.
+        says. With `lungs` it has to be a network of lungs, else one of lesions. FileNotFoundError:
+        no run there, or its last network is not trained; ValueError: another network, or damaged.
         """
         workdir = Path(workdir)
         plan = resolve(read_config(workdir), workdir)

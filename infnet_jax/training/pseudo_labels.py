@@ -4,6 +4,7 @@
 group of unlabelled ones; the group joins the pool, and the network trains on pool and labelled
 slices before it maps the next group. A fresh network then pre-trains on the whole pool, and the
 `segment` stage fine-tunes it on the labelled slices; `multi` takes all of it but the last layer.
+
 `mean_teacher`: the teacher only; `segment` goes on from it with unlabelled slices in each batch.
 Slices that `segment` holds out are held out here too, and the test split is never opened.
 """
@@ -78,7 +79,7 @@ def partition(count: int, size: int, seed: int) -> list[np.ndarray]:
 def pseudo_label(prob: np.ndarray, stretch: bool) -> np.ndarray:
     """A probability map [S, S] as a soft label of eight bits, uint8 [S, S].
 
-    `stretch` takes it to the full range first, as the public code does, even without any lesion.
+    `stretch` takes it to the full range first, as the public code does: every slice then has 255.
     """
     low, high = (float(prob.min()), float(prob.max())) if stretch else (0.0, 1.0)
     return np.round(255 * (prob - low) / max(high - low, 1e-12)).astype(np.uint8)
