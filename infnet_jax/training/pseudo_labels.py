@@ -79,7 +79,7 @@ def partition(count: int, size: int, seed: int) -> list[np.ndarray]:
 def pseudo_label(prob: np.ndarray, stretch: bool) -> np.ndarray:
     """A probability map [S, S] as a soft label of eight bits, uint8 [S, S].
 
-    `stretch` takes it to the full range first, as the public code does: every slice then has 255.
+    `stretch` takes it to the full range first, as the public code does: healthy slices get lesions.
     """
     low, high = (float(prob.min()), float(prob.max())) if stretch else (0.0, 1.0)
     return np.round(255 * (prob - low) / max(high - low, 1e-12)).astype(np.uint8)
