@@ -27,13 +27,9 @@ _STYLE: dict[Any, Any] = (
 )
 ERASED = np.array([0.90, 0.62, 0.0])  # ORANGE, laid half opaque over what a mask hides
 
-_COLUMNS = {  # key of a stage's timing -> heading; other keys are shown under their own names
-    "seconds": "time",
-    "steps": "steps",
-    "steps_per_second": "steps/s",
-    "images_per_second": "images/s",
-    "compile_seconds": "first steps, with compilation",
-}
+# Key of a stage's timing -> heading; other keys are shown under their own names.
+_COLUMNS = {"seconds": "time", "steps": "steps", "steps_per_second": "steps/s"}
+_COLUMNS |= {"images_per_second": "images/s", "compile_seconds": "first steps, with compilation"}
 
 Panel = tuple[str, Mapping[str, str]]  # title, {key of a row: label}
 Case = tuple[str, np.ndarray, np.ndarray | None, np.ndarray, np.ndarray | None]
@@ -49,10 +45,7 @@ class Page(NamedTuple):
 
 
 def learning_curves(rows: Sequence[Mapping[str, Any]], path: Path, panels: Sequence[Panel]) -> Path:
-    """Draws scalars of a metrics.jsonl against the step (see `series` and `curve`), panel by panel.
-
-    Raises ValueError if no row holds a key.
-    """
+    """Draws `series` of a metrics.jsonl against the step; ValueError if no row holds a key."""
     with canvas(path, width=4.6 * len(panels), height=3.4) as figure:
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for ax, (title, curves) in zip(axes, panels, strict=True):
@@ -70,8 +63,7 @@ def inpainting_panel(
     """Draws how masks and inpaintings change: a row an epoch (at least one), three columns a slice.
 
     Each row is a label and three arrays [n, H, W]: images, visible (1 = shown to the network, 0 =
-    erased, soft values are allowed) and reconstruction; images and reconstruction in one grey
-    scale, shown from the smallest to the largest value of the images.
+    erased, soft values are allowed) and reconstruction, in the grey scale of the images.
     """
     if not epoch_rows:
         raise ValueError("inpainting_panel: no rows to draw")
@@ -94,9 +86,8 @@ def inpainting_panel(
 def overlays(cases: Sequence[Case], path: Path) -> Path:
     """Draws a row a case: the slice, truth and prediction as contours, and the probability map.
 
-    A case (at least one) is (title, image, truth, found, prob): image [H, W] in any grey scale,
-    masks bool [H, W], probability [H, W] in 0..1; no truth, or no probability: None in all cases.
-    Rows may differ in size. An empty mask draws no contour.
+    A case (at least one) is (title, image, truth, found, prob): image [H, W] of any size and grey
+    scale, masks bool [H, W], probability [H, W] in 0..1; no truth, or no probability: None in all.
     """
     if not cases:
         raise ValueError("overlays: no cases to draw")
@@ -137,8 +128,7 @@ def roc(fpr: np.ndarray, tpr: np.ndarray, auc: float, path: Path) -> Path:
 def augmentation(before: Sequence[np.ndarray], after: Sequence[np.ndarray], path: Path) -> Path:
     """Draws slices beside their augmented selves, with lesions outlined (paper, Fig. 5).
 
-    Each side holds slices [n, H, W], all in one grey scale, and masks [n, H, W], not 0 = lesion: a
-    mask that did not move with its slice shows.
+    Each side holds slices [n, H, W], all in one grey scale, and masks [n, H, W], not 0 = lesion.
     """
     n, low, high = len(before[0]), float(np.min(before[0])), float(np.max(before[0]))
     with canvas(path, width=5.4, height=2.5 * n + 0.4) as figure:
@@ -154,12 +144,10 @@ def augmentation(before: Sequence[np.ndarray], after: Sequence[np.ndarray], path
 def canvas(path: Path, *, width: float, height: float) -> Iterator["Figure"]:
     """A figure in the house style, written to `path` at the end; leaves no global state."""
     import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasAgg(figure)
         yield figure
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, facecolor="white")
@@ -212,10 +200,7 @@ def _contour(ax: "Axes", mask: np.ndarray, colour: str) -> None:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table; floats have three decimals, NaN and None (undefined) are `–`.
-
-    Raises ValueError if a row has not as many cells as the header.
-    """
+    """A Markdown table: floats with three decimals, NaN and None `–`; ValueError if ragged."""
     for row in rows:
         if len(row) != len(header):
             raise ValueError(f"row {list(row)} has {len(row)} cells, the header {len(header)}")
@@ -235,10 +220,8 @@ def write_summary(
 ) -> Path:
     """Writes `workdir/summary.md` and returns its path; FileNotFoundError if a picture is missing.
 
-    Args:
-      workdir: the run's folder; links are relative to it, so it may be moved as a whole.
-      name: what ran, such as "selfsup:semiseg"; command: the line that repeats it.
-      timings: one a stage, see `RunLog.timing`; a key that a stage lacks is an empty cell.
+    `name` is what ran, such as "selfsup:semiseg", `command` the line that repeats it; `timings`
+    (see `RunLog.timing`) are one a stage. Links are relative, so the folder may be moved.
     """
     parts = [f"# {name}", f"```\n{command}\n```"]
     for title, table in page.tables:
@@ -247,7 +230,7 @@ def write_summary(
     for path, caption in page.pictures:
         if not path.is_file():
             raise FileNotFoundError(f"figure {path} of the summary does not exist")
-        link = Path(os.path.relpath(path.resolve(), workdir.resolve())).as_posix()
+        link = os.path.relpath(path.resolve(), workdir.resolve())
         parts += [f"![{path.stem.replace('_', ' ')}](<{link}>)", f"*{caption}*"]
     if timings:
         parts += ["## Time", _time_table(timings)]

@@ -1,18 +1,16 @@
 """Segmentation scores of one slice and of a set of slices, in numpy.
 
-The formulas are those of the evaluation toolbox with which Inf-Net's tables were made. Two readings
-of its gaps are offered everywhere, and every summary says which one it is:
+The formulas are those of the evaluation toolbox with which Inf-Net's tables were made; it has gaps,
+so every summary says which of two readings it is:
 
 * `toolbox`: a slice without a true positive scores 0 in Dice, IoU, sensitivity, specificity and
-  precision alike, so a slice without lesion counts as a failure whatever was predicted. Only this
-  reading compares with published tables.
+  precision alike: one without lesion is a failure whatever was predicted. Only this reading
+  compares with published tables.
 * `empty_aware`: the plain ratios. Truth and prediction both empty: Dice, IoU and precision are
-  undefined. Truth empty and prediction not: Dice, IoU and precision 0, sensitivity undefined. Truth
-  not empty and nothing predicted: Dice, IoU, precision and sensitivity 0. No background pixel in
-  the truth: specificity undefined. Undefined values are NaN; means leave them out and count them.
-
-Min-max normalisation stretches every map that is not constant to a maximum of 1: after it no such
-prediction is ever empty. "Both empty" is therefore mostly seen on raw probabilities.
+  undefined (mostly on raw probabilities: min-max normalisation takes the maximum of every map that
+  is not constant to 1). Truth alone empty: Dice, IoU and precision 0, sensitivity undefined.
+  Prediction alone empty: Dice, IoU, precision and sensitivity 0. No background pixel in the truth:
+  specificity undefined. Undefined values are NaN; means leave them out and count them.
 
 A new score is a value in `scores` (of counts) or in `toolbox` (of a map) and a row in `TABLE`, from
 which the tables of a run and of the `evaluate` verb are made; in a study, one in `SLICE_SCORES`.
@@ -74,9 +72,8 @@ def scores(
 ) -> dict[str, np.ndarray]:
     """`SCORES` of one slice, each float64 shaped like `tp`; ValueError for an unknown reading.
 
-    True and false positives, `tp` and `fp`, have any one shape (a scalar or one per threshold);
-    `positives` are the lesion pixels of the truth. The E-measure has no empty case and is the same
-    in both readings.
+    True and false positives, `tp` and `fp`, have any one shape; `positives` are the lesion pixels
+    of the truth. The E-measure has no empty case: it is the same in both readings.
     """
     if reading not in READINGS:
         raise ValueError(f"reading {reading!r} is unknown: choose one of {', '.join(READINGS)}")
@@ -102,13 +99,12 @@ def toolbox(prob_map: np.ndarray, truth: np.ndarray, threshold: float = 0.5) -> 
     The map is resized bilinearly to the truth's size; `threshold`, in [0, 1], is the fixed one.
     Wrong shapes, a truth that is not bool, values outside [0, 1] or not finite: ValueError.
 
-    Returns:
-      The record of the slice: `positives` and `pixels` of the truth; `tp` and `fp`, int [256], of
-      the min-max normalised map at 256 thresholds; `curves`, their scores [256] in the toolbox
-      reading; (tp, fp) pairs `adaptive` (threshold min(1, 2 mean), normalised map), `minmax` and
-      `none` (fixed threshold, normalised map and raw probabilities); `blank`, whether the map is
-      all zero; `MAP_SCORES` of the normalised map; `histograms` of the raw probability of lesion
-      and of other pixels in steps of 1/255, for the pooled ROC; the `threshold`.
+    Returns the slice's record: `positives` and `pixels` of the truth; `tp` and `fp`, int [256], of
+    the min-max normalised map at 256 thresholds; `curves`, their scores [256] in the toolbox
+    reading; (tp, fp) pairs `adaptive` (threshold min(1, 2 mean), normalised map), `minmax` and
+    `none` (fixed threshold, normalised map and raw probabilities); `blank`, whether the map is all
+    zero; `MAP_SCORES` of the normalised map; `histograms` of the raw probability of lesion and of
+    other pixels in steps of 1/255, for the pooled ROC; the `threshold`.
     """
     prob_map, truth = np.asarray(prob_map), np.asarray(truth)
     slack = SINGLE_SLACK if prob_map.dtype in (np.float16, np.float32) else SLACK
@@ -156,9 +152,8 @@ def threshold_scores(
 ) -> dict[str, float]:
     """Scores of one record at its fixed threshold, after min-max (`minmax`) or raw (`none`).
 
-    `normalise='adaptive'` gives those at the adaptive threshold, which is 0 for an all-zero map
-    and so marks every pixel of it; the empty-aware reading takes such a map as nothing predicted.
-    An unknown `normalise` or reading is a ValueError.
+    `adaptive`: at the adaptive threshold, which is 0 for an all-zero map and so marks all of it;
+    the empty-aware reading takes that as nothing predicted. An unknown name is a ValueError.
     """
     if normalise not in ("minmax", "none", "adaptive"):
         raise ValueError(f"normalise {normalise!r} is unknown: choose minmax, none or adaptive")
@@ -181,15 +176,12 @@ def slice_scores(label: str, probs: Record, masks: Record) -> dict[str, float]:
 def summarise(records: Sequence[Record], reading: str = "toolbox") -> dict[str, Any]:
     """Averages records over slices first, then takes mean and maximum over the 256 thresholds.
 
-    No records, mixed thresholds and an unknown reading are a ValueError.
-
-    Returns:
-      `images`, `empty_truths`, `reading`, `threshold`; `mean`, `max`, `adaptive`, `minmax` and
-      `none`, each a dict of `SCORES`; `undefined`, for each of the last three how many slices each
-      score left out, and for `curves` the most at any threshold; `MAP_SCORES` (`weighted_f` of an
-      empty truth is 0 in the toolbox reading); `curves` of `SCORES` (lists of 256); `roc` (fpr,
-      tpr lists) and `roc_auc` of all pixels pooled, on raw probabilities. NaN where no slice
-      defines the value.
+    Returns `images`, `empty_truths`, `reading`, `threshold`; `mean`, `max`, `adaptive`, `minmax`
+    and `none`, each a dict of `SCORES`; `undefined`, for each of the last three how many slices
+    each score left out, and for `curves` the most at any threshold; `MAP_SCORES` (`weighted_f` of
+    an empty truth is 0 in the toolbox reading); `curves` of `SCORES` (lists of 256); `roc` (fpr,
+    tpr lists) and `roc_auc` of all pixels pooled, on raw probabilities. NaN where no slice defines
+    the value. No records, mixed thresholds and an unknown reading are a ValueError.
     """
     if not records:
         raise ValueError("no slices to summarise: give at least one record")
@@ -222,28 +214,32 @@ def summarise(records: Sequence[Record], reading: str = "toolbox") -> dict[str, 
     return out
 
 
-def both_readings(records: Sequence[Record]) -> dict[str, Any]:
-    """`summarise` in each reading, by its name, and `interval`: of the toolbox Dice over slices.
+def readings(records: Sequence[Record]) -> dict[str, Any]:
+    """`summarise` in each reading, by its name."""
+    return {reading: summarise(records, reading) for reading in READINGS}
 
-    The intervals (`bootstrap_interval`) are of the mean over 256 thresholds, `mean`, and of the
-    stretched map at the fixed threshold, `minmax`.
+
+def both_readings(records: Sequence[Record]) -> dict[str, Any]:
+    """`readings`, and `interval`: bootstrap intervals of the toolbox Dice over slices.
+
+    `mean` is of its mean over 256 thresholds, `minmax` of the stretched map at the fixed one.
     """
-    found: dict[str, Any] = {reading: summarise(records, reading) for reading in READINGS}
     dice = {
         "mean": [float(record["curves"]["dice"].mean()) for record in records],
         "minmax": [threshold_scores(record, "minmax")["dice"] for record in records],
     }
-    return found | {"interval": {name: bootstrap_interval(v) for name, v in dice.items()}}
+    intervals = {name: bootstrap_interval(values) for name, values in dice.items()}
+    return readings(records) | {"interval": intervals}
 
 
 def floors(
     train_masks: Sequence[np.ndarray], test_truths: Sequence[np.ndarray]
 ) -> dict[str, dict[str, Any]]:
-    """Evaluates two predictions that look at no image: what any network has to beat.
+    """`label` and `both_readings` of two predictions without image: what any network has to beat.
 
-    Training masks and test truths are bool [H, W] of any sizes, at least one each. The mean of the
-    masks, at one size, marks a pixel of a truth's size where it is at least `FLOOR_SHARE`. Returns
-    `label` and `both_readings` of `all_positive` and `mean_training_mask`.
+    They are `all_positive` and `mean_training_mask`, which marks a pixel where the mean of the
+    masks, at one size, is at least `FLOOR_SHARE`. Training masks and test truths are bool [H, W] of
+    any sizes, at least one each.
     """
     if not len(train_masks) or not len(test_truths):
         raise ValueError("floors need at least one training mask and one test truth")
@@ -253,7 +249,5 @@ def floors(
         "all_positive": [np.ones(truth.shape) for truth in test_truths],
         "mean_training_mask": [resize_map(share, t.shape) >= FLOOR_SHARE for t in test_truths],
     }
-    return {
-        name: {"label": name, **both_readings([*map(toolbox, marked, test_truths)])}
-        for name, marked in marks.items()
-    }
+    scored = {name: both_readings([*map(toolbox, m, test_truths)]) for name, m in marks.items()}
+    return {name: {"label": name, **found} for name, found in scored.items()}

@@ -33,10 +33,9 @@ class OutOfFold(NamedTuple):
 def choose(slices: OutOfFold) -> dict[str, float]:
     """The threshold of each class that gives the best mean Dice of out-of-fold masks.
 
-    A threshold below 0.5 is right where a network often knows that there is a lesion but not of
-    which class. Dice of the masks of `predictor.mark`, at the network's size, empty-aware, averaged
-    over slices (at least one) and then classes, for all thresholds in `CANDIDATES`; of equal ones
-    the nearest to 0.5.
+    The Dice, empty-aware, is that of `predictor.mark` at the network's size, averaged over slices
+    (at least one), then classes, for all `CANDIDATES`; of equal ones the nearest to 0.5. One below
+    0.5 is right where a network often knows that there is a lesion but not of which class.
     """
     count, truths = len(slices.classes), _small_truths(slices)
     totals = [_count(truth, count) for truth in truths]
@@ -57,20 +56,19 @@ def choose(slices: OutOfFold) -> dict[str, float]:
 def choose_alone(slices: OutOfFold) -> dict[str, tuple[float, float]]:
     """For each class the threshold with which its map, cut there, is best, and its Dice there.
 
-    Tables score each class's map so: what the other class marks does not matter, a pixel can be
-    both; and in their toolbox reading, in which a slice without the class scores 0 whatever is
-    marked. `choose`, for masks, where a pixel is one thing and a healthy slice should stay empty,
-    is empty-aware, and so is the Dice returned.
+    Best in the toolbox reading, in which tables score each class's map: a pixel can be of both
+    classes, and a slice without the class scores 0 whatever is marked. The Dice returned is
+    empty-aware, as `choose` is, where a pixel is one thing and a healthy slice should stay empty.
     """
     chosen: dict[str, tuple[float, float]] = {}
     truths, count = _small_truths(slices), len(slices.classes)
     for label, name in enumerate(slices.classes, start=1):
         best = (-1.0, 0.0)
         maps = [probs[..., label - 1 - count] for probs in slices.maps]
-        true = [_true(truth, label, count) for truth in truths]
-        totals = [_count(each, 1) for each in true]
+        lesions = [true(truth, label, count) for truth in truths]
+        totals = [_count(lesion, 1) for lesion in lesions]
         for value in CANDIDATES:
-            found = _dice([probs >= np.float32(value) for probs in maps], true, totals)
+            found = _dice([probs >= np.float32(value) for probs in maps], lesions, totals)
             worth = (round(float(np.nan_to_num(found).mean()), 9), -abs(value - 0.5))
             if worth > best:
                 best, chosen[name] = worth, (value, float(_mean(found)[0]))
@@ -92,13 +90,13 @@ def _small_truths(slices: OutOfFold) -> list[np.ndarray]:
     return [resize(case["mask"], side, labels=True)[..., 0] for case in examples(slices.source)]
 
 
-def _true(truth: np.ndarray, label: int, classes: int) -> np.ndarray:
+def true(truth: np.ndarray, label: int, classes: int) -> np.ndarray:
     """Where a class is; in masks of one class any label counts."""
     return truth > 0 if classes == 1 else truth == label
 
 
 def _count(truth: np.ndarray, classes: int) -> list[int]:
-    return [int(np.count_nonzero(_true(truth, k + 1, classes))) for k in range(classes)]
+    return [int(np.count_nonzero(true(truth, k + 1, classes))) for k in range(classes)]
 
 
 def _mean(found: np.ndarray) -> np.ndarray:
@@ -111,15 +109,14 @@ def _dice(
 ) -> np.ndarray:
     """Dice of each slice and class [n, classes]; NaN where the class is neither true nor found.
 
-    `totals` holds each slice's true pixels of each class: pixels that are background in a mask may
-    be left out of both `masks` and `truths`.
+    `totals`: each slice's true pixels of each class; background pixels may be left out of both.
     """
     both, total = np.zeros((2, len(masks), len(totals[0])))
     for i, (mask, truth) in enumerate(zip(masks, truths, strict=True)):
-        for k, true in enumerate(totals[i]):
+        for k, count in enumerate(totals[i]):
             found = mask == k + 1
-            total[i, k] = np.count_nonzero(found) + true
-            both[i, k] = np.count_nonzero(found & _true(truth, k + 1, len(totals[i])))
+            total[i, k] = np.count_nonzero(found) + count
+            both[i, k] = np.count_nonzero(found & true(truth, k + 1, len(totals[i])))
     return dice_of_counts(both, total)
 
 
@@ -128,14 +125,10 @@ def measure_lungs(
 ) -> dict[str, Row]:
     """Compares a network's lungs, found as `predict` finds them in volumes, with the true ones.
 
-    Args:
-      source: examples of `LungTarget`; those that share a `volume` are its slices.
-      run: the network, from examples to maps of lung [h, w], 0..1; lung from `threshold` on.
-      folder: gets a picture of each slice's lungs, 0 or 255, under its id.
-
-    Returns:
-      id -> `dice` (None where both are empty) and `kept`, the share of the infected pixels inside
-      (None without infection).
+    Examples (of `LungTarget`) that share a `volume` are its slices; `run` takes examples to maps of
+    lung [h, w], 0..1, lung from `threshold` on. Writes each slice's lungs, 0 or 255, to
+    `folder/<id>.png`. Returns id -> `dice` (None where both are empty) and `kept`, the share of the
+    infected pixels inside (None without infection).
     """
     volumes: dict[str, list[int]] = {}
     for i in range(len(source)):
@@ -165,42 +158,32 @@ def measure_lungs(
 def summarise_lungs(rows: Mapping[str, Row]) -> dict[str, Any]:
     """What `measure_lungs` found of all folds, as `cross_validation.json` holds it.
 
-    `slices`: the rows. `parts`, by what stands before the first "/" of an id: the mean `dice`,
-    `kept` (mean share) and `kept_slices` (share of the infected slices that keep at least 97 %),
-    the `slices` with lung and the `infected` ones.
+    `slices` are the rows; `parts`, by what precedes the first "/" of an id, the mean `dice` and
+    `kept` share, `kept_slices` (share of the infected slices that keep at least 97 %), and the
+    numbers of `slices` with lung and of `infected` ones.
     """
     parts = {}
     for part in sorted({name.partition("/")[0] if "/" in name else "all" for name in rows}):
         mine = [row for name, row in rows.items() if _belongs(name, part)]
-        scores, kept = (
-            np.array([row[key] for row in mine if row[key] is not None]) for key in ("dice", "kept")
-        )
-        parts[part] = {
-            "slices": len(scores),
-            "dice": float(scores.mean()) if scores.size else None,
-            "infected": len(kept),
-            "kept": float(kept.mean()) if kept.size else None,
-            "kept_slices": float((kept >= KEPT).mean()) if kept.size else None,
-        }
+        scores = np.array([row["dice"] for row in mine if row["dice"] is not None])
+        kept = np.array([row["kept"] for row in mine if row["kept"] is not None])
+        means = [float(v.mean()) if v.size else None for v in (scores, kept, kept >= KEPT)]
+        parts[part] = {"slices": len(scores), "dice": means[0], "infected": len(kept)}
+        parts[part] |= {"kept": means[1], "kept_slices": means[2]}
     return {"parts": parts, "slices": dict(rows)}
 
 
 def lung_table(score: Mapping[str, Any]) -> str:
     """What `summarise_lungs` returns in Markdown, a row a part of the dataset."""
-    columns = {
-        "slices": "slices",
-        "dice": "Dice, mean over slices",
-        "infected": "infected slices",
-        "kept": "infected pixels inside, mean",
-        "kept_slices": "slices with 97 % inside",
-    }
-    parts = score["parts"].items()
-    rows = [[part, *("" if row[k] is None else row[k] for k in columns)] for part, row in parts]
-    return markdown_table(["lungs", *columns.values()], rows)
+    header = ["lungs", "slices", "Dice, mean over slices", "infected slices"]
+    header += ["infected pixels inside, mean", "slices with 97 % inside"]
+    keys, parts = ("slices", "dice", "infected", "kept", "kept_slices"), score["parts"].items()
+    rows = [[part, *("" if row[k] is None else row[k] for k in keys)] for part, row in parts]
+    return markdown_table(header, rows)
 
 
 def worst_lungs(score: Mapping[str, Any], source: Source, folder: Path) -> list[Case]:
-    """The slices whose lungs fit worst, two of each part of the dataset, for `figures.overlays`.
+    """The slices whose lungs fit worst, two of each part, for `figures.overlays`.
 
     `score` is what `summarise_lungs` made of the source's slices, whose pictures are in `folder`.
     """

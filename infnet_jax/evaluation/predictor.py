@@ -26,14 +26,14 @@ from infnet_jax.tasks import supervised
 
 EXPORTED = "weights.safetensors"
 Weights = dict[str, Any]  # `params` and `batch_stats`, as `Module.apply` takes them
+_Mapped = tuple[jax.Array, jax.Array | None]  # maps and their spread
 
 
 def load_final(plan: Plan) -> tuple[str, list[Weights]]:
     """The weights used for evaluation, of each network; averaged over steps where there is one.
 
-    They come with where they are from: `best` (on the held-out slices), `latest`, where nothing was
-    held out, or `exported`. FileNotFoundError: a network is not trained yet; ValueError: an export
-    is damaged.
+    With where they are from: `best` (on the held-out slices), `latest`, where nothing was held out,
+    or `exported`. FileNotFoundError: a network is not trained yet; ValueError: a damaged export.
     """
     stage = plan.final
     if (plan.workdir / EXPORTED).exists():
@@ -45,16 +45,12 @@ def load_final(plan: Plan) -> tuple[str, list[Weights]]:
 
 
 def load_priors(plan: Plan) -> list[Weights]:
-    """The weights of the networks whose mean map is the prior; none where there is no prior.
-
-    Errors as of `load_final`; ValueError also where the prior is the truth.
-    """
+    """The networks whose mean map is the prior, if any; ValueError also where it is the truth."""
     if plan.final.prior == "none" or plan.prior is None:
         return []
     if plan.prior_kind != "crossfit":
-        raise ValueError(
-            f"{plan.workdir}: its prior is the truth (an upper bound), which no new scan has"
-        )
+        reason = "its prior is the truth (an upper bound), which no new scan has"
+        raise ValueError(f"{plan.workdir}: {reason}")
     if (plan.workdir / EXPORTED).exists():
         return _read_exported(plan.workdir, plan.prior)
     return load_all(plan.prior)
@@ -89,17 +85,12 @@ def _read_exported(folder: Path, stage: Stage) -> list[Weights]:
 
 
 class Prediction(NamedTuple):
-    """What the networks find in one slice, at the slice's own size.
+    """What the networks find in one slice, at the slice's own size."""
 
-    Attributes:
-      mask: uint8 [H, W]: 0, or 1, 2, ... for the Predictor's `classes`.
-      probs: float32 [H, W, C] in 0..1: one channel of one class, else the background first.
-      spread: float32 [H, W], standard deviation of the lesion's probability over views and
-        networks, 0..0.5; None where there is one view of one network.
-    """
-
-    mask: np.ndarray
-    probs: np.ndarray
+    mask: np.ndarray  # uint8 [H, W]: 0, or 1, 2, ... for the Predictor's `classes`
+    probs: np.ndarray  # float32 [H, W, C], 0..1: one channel of one class, else background first
+    # float32 [H, W], 0..0.5: standard deviation of the lesion's probability over views and
+    # networks; None where there is one view of one network.
     spread: np.ndarray | None
 
 
@@ -120,12 +111,10 @@ def full_size(probs: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 class Predictor:
-    """The networks of a stage as one function; of several the mean of their maps counts.
+    """The networks of a `stage` as one function; of several the mean of their maps counts.
 
-    Attributes:
-      stage: whose networks they are; classes: what their masks tell apart.
-      thresholds: class -> probability from which it is marked, see `mark`.
-      identity: name to text, for reports: run, stage, digest of the weights, network, data.
+    Its masks tell `classes` apart, by the `thresholds` of `mark`; `identity` (name to text) is for
+    reports: run, stage, digest of the weights, network, data.
     """
 
     def __init__(
@@ -143,11 +132,9 @@ class Predictor:
 
         Args:
           statistics: mean and sd of the training images, 0..1.
-          views: arguments of `supervised.average_views`.
-          batch_size: slices at once; ValueError if the devices cannot share them.
-          thresholds: of masks; None: 0.5.
+          views: arguments of `supervised.average_views`; thresholds: of masks; None: 0.5.
+          batch_size: slices at once; ValueError if the devices (None: all) cannot share them.
           prior: makes the prior of new slices, for a stage that has one.
-          devices: to share a batch; None for all.
         """
         self.stage, self.classes = stage, stage.classes
         self.thresholds = dict(thresholds or dict.fromkeys(self.classes, 0.5))
@@ -159,9 +146,7 @@ class Predictor:
         net = models.make(**stage.net.arguments)
         target, norm = tasks.make_target(stage), tasks.make_norm(stage, statistics)
 
-        def probs(
-            weights: Mapping, batch: Mapping[str, jax.Array]
-        ) -> tuple[jax.Array, jax.Array | None]:
+        def probs(weights: Weights, batch: Mapping[str, jax.Array]) -> _Mapped:
             return supervised.views(net, target, weights, batch, norm, **views)
 
         self._step = jax.jit(probs, out_shardings=meshes.replicated(self._mesh))
@@ -183,37 +168,26 @@ class Predictor:
     ) -> Self:
         """The networks that a workdir, or what `export` made of one, trained last.
 
-        Args:
-          tta: average over eight views, at the sizes of the config; False takes the slice as it
-            stands; None does as the config does.
-          batch_size: slices at once; 0 takes that of the config.
-          lungs: a network of lungs is wanted, not one of lesions.
-
-        Raises:
-          FileNotFoundError: no run there, or it has not trained its last network yet.
-          ValueError: weights are damaged or belong to another network, or it finds another thing.
+        With `tta` the mean of eight views, at the sizes of the config, counts; False takes the
+        slice as it stands. None, and a `batch_size` (slices at once) of 0, take what the config
+        says. With `lungs` it has to be a network of lungs, else one of lesions. FileNotFoundError:
+        no run there, or its last network is not trained; ValueError: another network, or damaged.
         """
         workdir = Path(workdir)
         plan = resolve(read_config(workdir), workdir)
         if (plan.final.classes == ("lung",)) != lungs:
-            raise ValueError(
-                f"{workdir}: that run finds {' and '.join(plan.final.classes)}; "
-                + ("give a run of configs/lung.py" if lungs else "it is for --lungs")
-            )
+            way = "give a run of configs/lung.py" if lungs else "it is for --lungs"
+            raise ValueError(f"{workdir}: that run finds {' and '.join(plan.final.classes)}; {way}")
         if tta is not None:
-            plan.evaluate.tta = tta
-            if not tta:
-                plan.evaluate.scales = (1.0,)
+            scales = plan.evaluate.scales if tta else (1.0,)
+            plan.evaluate.update(tta=tta, scales=scales)
         chosen = workdir / "thresholds.json"  # where the run chose them on out-of-fold slices
         thresholds = json.loads(chosen.read_text()) if chosen.exists() else None
         thresholds = thresholds or dict.fromkeys(plan.final.classes, plan.evaluate.threshold)
         _, ensemble = load_final(plan)
-        shared: dict[str, Any] = {
-            "statistics": read_statistics(workdir),
-            "views": plan.views,
-            "batch_size": batch_size or plan.evaluate.batch_size,
-            "devices": jax.devices()[:1],
-        }
+        shared: dict[str, Any] = dict(views=plan.views, devices=jax.devices()[:1])
+        shared["statistics"] = read_statistics(workdir)
+        shared["batch_size"] = batch_size or plan.evaluate.batch_size
         priors = load_priors(plan)
         prior = cls(plan.prior, **shared).using(priors) if plan.prior and priors else None
         found = cls(plan.final, **shared, thresholds=thresholds, prior=prior).using(ensemble)
@@ -221,13 +195,9 @@ class Predictor:
         return found
 
     def maps(self, source: Source) -> list[np.ndarray]:
-        """The map of each example in order, float32 [S, S, C], S the size of the network.
-
-        The examples hold a `prior` if the stage has one.
-        """
-        fields = tuple(name for name in self.stage.fields if name != "mask")
+        """Maps of examples (with a `prior` if the stage has one), float32 [S, S, C], S its size."""
+        fields, size = [k for k in self.stage.fields if k != "mask"], self.stage.section.size
         found: list[np.ndarray] = []
-        size = self.stage.section.size
         for batch in eval_batches(source, batch_size=self._batch_size, size=size, fields=fields):
             found.extend(self._run({name: batch[name] for name in fields})[0])
         return found[: len(source)]
@@ -235,8 +205,7 @@ class Predictor:
     def __call__(self, slices: Iterable[np.ndarray]) -> Iterator[Prediction]:
         """Yields what the networks find, slice by slice; any number of slices, few in memory.
 
-        Slices are uint8 [H, W] in the lung window, upright as a radiologist sees them; sizes may
-        differ.
+        Slices are uint8 [H, W] of any sizes, in the lung window, upright as a radiologist sees.
         """
         waiting = iter(slices)
         while batch := list(itertools.islice(waiting, self._batch_size)):
@@ -253,8 +222,8 @@ class Predictor:
             size = picture.shape[::-1]
             full = cv2.resize(probs[i], size, interpolation=cv2.INTER_LINEAR)
             full = full.reshape(*picture.shape, -1)  # cv2 drops a single channel
-            mask = mark(full, self.thresholds)
-            yield Prediction(mask, full, None if spread is None else cv2.resize(spread[i], size))
+            sd = None if spread is None else cv2.resize(spread[i], size)
+            yield Prediction(mark(full, self.thresholds), full, sd)
 
     def _stack(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         """Slices resized as in training, filled up to the compiled batch: uint8 [B, S, S, 1]."""

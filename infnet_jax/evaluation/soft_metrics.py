@@ -1,7 +1,4 @@
-"""Map preparation, S-measure, E-measure and weighted F: the parts `metrics` is built from.
-
-The formulas are those of the toolbox with which Inf-Net's tables were made.
-"""
+"""Map preparation, S-measure, E-measure and weighted F, as in the toolbox of Inf-Net's tables."""
 
 import cv2
 import numpy as np

@@ -1,8 +1,8 @@
 """Intervals, paired tests, ROC curves and agreement of scores; pure numpy and scipy.
 
 Scores of several seeds on the same slices are arrays [seeds, slices, classes], NaN where undefined.
-Pairs of true and predicted scores hold no NaN: what is not known has to be left out, and counted,
-before. Unequal lengths, no pairs and NaN raise a ValueError there.
+Of true and predicted scores, NaN (leave out before, and count, what is not known), unequal lengths
+and no pairs are a ValueError.
 """
 
 from collections.abc import Sequence
@@ -18,33 +18,24 @@ DRAWS, LEVEL = 2000, 0.95  # of a bootstrap and its interval
 
 
 def mean(values: np.ndarray) -> float:
-    """Mean of [seeds, slices, classes] over seeds and slices of each class, then over classes.
-
-    Undefined values are left out; NaN where a class has no defined value.
-    """
+    """Mean of what is defined over seeds and slices, then over classes; NaN if a class has none."""
     seeds, slices, _ = values.shape
     return float(_means(values, np.ones((1, seeds)), np.ones((1, slices)))[0])
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % bootstrap interval of `mean`: seeds and slices are drawn again, independently.
-
-    With one seed it is the interval over slices alone. The same values give the same interval.
-    """
+    """95 % bootstrap interval of `mean`: seeds, if several, and slices are drawn independently."""
     rng, (seeds, slices, _) = np.random.default_rng(0), values.shape
     weights = [rng.multinomial(n, np.full(n, 1 / n), size=DRAWS) for n in (seeds, slices)]
     return _percentiles(_means(values, *weights))
 
 
 def bootstrap_interval(values: Values) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean of per-slice values [slices]; NaN values are left out.
-
-    Only defined slices are drawn, so their number is the same in each draw.
-    """
+    """95 % bootstrap interval of the mean of the defined per-slice values [slices]."""
     defined = np.asarray(values, np.float64)
     defined = defined[~np.isnan(defined)]
     if not defined.size:
-        return float("nan"), float("nan")
+        return np.nan, np.nan
     picks = np.random.default_rng(0).integers(0, defined.size, (DRAWS, defined.size))
     return _percentiles(defined[picks].mean(1))
 
@@ -55,11 +46,10 @@ def per_slice(values: np.ndarray) -> np.ndarray:
 
 
 def wilcoxon(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Two-sided p of the paired signed-rank test over slices, [slices] each; NaN without a pair.
+    """Two-sided p of the paired signed-rank test over slices, [slices] each; 1 if no pair differs.
 
-    A slice is one pair, its seeds averaged: seeds see the same slices, so counting each seed as a
-    pair of its own would pretend to more patients than there are. Pairs with an undefined value
-    are left out; where no pair differs, p is 1.
+    A slice is one pair, its seeds averaged: a pair for each seed would pretend to more patients
+    than there are. Pairs with an undefined value are left out; NaN where none is left.
     """
     difference = ours - theirs
     difference = difference[~np.isnan(difference)]
@@ -116,10 +106,10 @@ class Roc(NamedTuple):
 def roc_from_histograms(
     positive: np.ndarray, negative: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """ROC curve and area from score histograms [n], bins in rising order of the score.
+    """False and true positive rates [n + 1], from 0 to 1, and the area under the ROC curve.
 
-    False and true positive rates [n + 1], from (0, 0) to (1, 1), and the area: exact when all
-    scores of a bin are equal, NaN when a class is missing.
+    From score histograms [n], bins in rising order: exact when all scores of a bin are equal. NaN
+    when a class is missing.
     """
     rates = []
     for histogram in (negative, positive):
@@ -147,10 +137,9 @@ def roc(shares: Values, infected: Sequence[bool]) -> Roc:
 
 
 def sensitivity_at(curve: Roc, specificity: float) -> tuple[float, float, float]:
-    """The most sensitive point at this specificity, 0..1, or above it.
+    """Sensitivity, specificity and threshold of the most sensitive point at or above a specificity.
 
-    Its sensitivity, specificity and threshold; 0, 1 and infinity where only calling nobody infected
-    is as specific.
+    0, 1 and infinity where only calling nobody infected is as specific.
     """
     i = int(np.flatnonzero(curve.specificity >= specificity)[-1])
     return float(curve.sensitivity[i]), float(curve.specificity[i]), float(curve.threshold[i])
@@ -182,8 +171,8 @@ def mean_absolute_error(true: Values, predicted: Values) -> float:
 def limits(true: Values, predicted: Values) -> Limits:
     """Limits of agreement (Bland and Altman 1986)."""
     t, p = _pair(true, predicted)
-    bias, n = (p - t).mean(), t.size
-    spread = 1.96 * (p - t).std(ddof=1) if n > 1 else np.nan
+    bias = (p - t).mean()
+    spread = 1.96 * (p - t).std(ddof=1) if t.size > 1 else np.nan
     return Limits(float(bias), float(bias - spread), float(bias + spread))
 
 

@@ -27,9 +27,9 @@ class Kind(NamedTuple):
 
 
 def write(plan: Plan, *, timings: Sequence[Mapping[str, Any]], name: str, command: str) -> Path:
-    """Draws `figures/*.png`, writes `summary.md` (its path is returned); the first process only.
+    """Draws the `figures/` of a finished run, writes its `summary.md` (in the first process only).
 
-    The stages of the run are finished; the other arguments are as in `figures.write_summary`.
+    Returns its path; the other arguments are as in `figures.write_summary`.
     """
     if jax.process_index():
         return plan.workdir / "summary.md"
@@ -51,16 +51,15 @@ def _augmentation(plan: Plan) -> Picture:
     section = next(trained, plan.final).section
     source = sources.open_whole(plan.data.train, plan.data)
     chosen = [source[int(i)] for i in np.linspace(0, len(source) - 1, 3)]
-    images, masks = (
-        np.stack([resize(decode(e, k), section.size, labels=k == "mask") for e in chosen])
-        for k in ("image", "mask")
-    )
+    side = section.size
+    images = np.stack([resize(decode(e, "image"), side, labels=False) for e in chosen])
+    masks = np.stack([resize(decode(e, "mask"), side, labels=True) for e in chosen])
     fields = {"image": jnp.asarray(images, jnp.float32) / 255.0, "mask": jnp.float32(masks > 0)}
     moved = augment.augment(jax.random.key(plan.seed), fields, **section.augmentation)
     before, after = ([np.asarray(side[k])[..., 0] for k in fields] for side in (fields, moved))
     path = figures.augmentation(before, after, plan.workdir / "figures" / "augmentation.png")
-    outline = "the outline is the mask, which must move with its slice."
-    return path, f"Training slices before and after augmentation; {outline}"
+    caption = "Training slices before and after augmentation; the outline is the mask, which must "
+    return path, caption + "move with its slice."
 
 
 def page(stage: Stage, plan: Plan) -> Page:
@@ -86,10 +85,8 @@ def _train(stage: Stage, plan: Plan) -> Page:
         parts = json.loads(listing.read_text())
         dropped = sum(len(part["dropped"]) for part in parts)
         kept = sum(part["examples"] for part in parts) - dropped
-        notes.append(
-            f"Pre-trained on `{stage.mix}`: {kept} slices, without {dropped} that are near-copies "
-            f"of the test split (`{stage.name}/mix.json`)."
-        )
+        copies = f"{dropped} that are near-copies of the test split (`{stage.name}/mix.json`)."
+        notes.append(f"Pre-trained on `{stage.mix}`: {kept} slices, without {copies}")
     return Page([*pictures, *more.pictures], more.tables, [*more.notes, *notes])
 
 
@@ -103,19 +100,19 @@ def _inpaint(stage: Stage, plan: Plan) -> Page:
         f"{s.kld_weight:g}, coach gradient `{s.coach_grad}`"
     )
     note += f"; `{taken[0]}` weights transferred." if taken else "."
-    tables = []
+    tables: list[tuple[str, str]] = []
     judged = [r for r in load_rows(stage.folder / "metrics.jsonl") if "rec_coach" in r]
     if judged:
         keys = ("rec_coach", "rec_random", "harder_share", "mask_difference")
         coach, random, harder, differ = (judged[-1][key] for key in keys)
-        rows = {
-            "error under coach masks": f"{coach:.4f}",
-            "error under random masks, same keep ratio": f"{random:.4f}",
-            "ratio": f"{coach / max(random, 1e-12):.2f}",
-            "share of slices with the larger error under coach masks": f"{harder:.2f}",
-            "share of cells in which two slices' coach masks differ": f"{differ:.3f}",
-        }
-        table = markdown_table(["held-out slices, last evaluation", "value"], [*rows.items()])
+        rows = [
+            ("error under coach masks", f"{coach:.4f}"),
+            ("error under random masks, same keep ratio", f"{random:.4f}"),
+            ("ratio", f"{coach / max(random, 1e-12):.2f}"),
+            ("share of slices with the larger error under coach masks", f"{harder:.2f}"),
+            ("share of cells in which two slices' coach masks differ", f"{differ:.3f}"),
+        ]
+        table = markdown_table(["held-out slices, last evaluation", "value"], rows)
         tables.append((f"Is the coach hard?{of}", table))
     return Page(_inpaintings(stage, plan), tables, [note])
 
@@ -131,9 +128,9 @@ def _inpaintings(stage: Stage, plan: Plan) -> list[Picture]:
             shown = z["image"], z["visible_coach"], z["filled_coach"]
         lines.append((f"step {int(panels[i].stem)}", *shown))
     name = "inpainting.png" if stage.net.classes == 1 else "inpainting_multi.png"
-    shows = "what the coach erases (orange) and what Inf-Net paints in."
-    caption = f"Held-out slices at several moments of pre-training: {shows}"
-    return [(figures.inpainting_panel(lines, plan.workdir / "figures" / name), caption)]
+    caption = "Held-out slices at several moments of pre-training: what the coach erases (orange) "
+    path = figures.inpainting_panel(lines, plan.workdir / "figures" / name)
+    return [(path, caption + "and what Inf-Net paints in.")]
 
 
 _ROTATION = Page(notes=["Pre-training: rotation prediction; the trunk alone is transferred."])
@@ -181,9 +178,9 @@ def _out_of_fold(stage: Stage, plan: Plan) -> Page:
         cases = out_of_fold.worst_lungs(score, source, stage.folder / "lungs")
         path = figures.overlays(cases, plan.workdir / "figures" / "lungs.png")
         how = "by a network that had not seen them."
-        caption = f"The lungs with the lowest Dice of each part, {how}"
-        tables = [("Cross-validation", out_of_fold.lung_table(score))]
-        return Page([(path, caption)], tables, [note])
+        picture = path, f"The lungs with the lowest Dice of each part, {how}"
+        table = "Cross-validation", out_of_fold.lung_table(score)
+        return Page([picture], [table], [note])
     repeats = trained // stage.folds
     note = (
         f"The prior of each training slice comes from {'one' if repeats == 1 else repeats} of "

@@ -30,23 +30,19 @@ def evaluate(
     train: Source,
     out_of_fold: folds.OutOfFold | None = None,
 ) -> dict[str, Any]:
-    """Evaluates the final networks of a run on a test split.
+    """Evaluates the final networks of a run, whose weights the report calls `part`.
+
+    Examples of `test` have masks, and priors if the networks are fed one; masks of `train` make the
+    `metrics.floors`; `out_of_fold` is for thresholds and the cross-validated Dice.
 
     Writes `evaluation.json`, `evaluation.csv` (a row a slice), `predictions/[<class>/]<id>.png`
     (8-bit probabilities at the slice's own size), `masks/<id>.png` (labels, with a palette) and,
     for the figures, `evaluate/<class>.npz`; with `evaluate.choose_threshold` `thresholds.json`.
 
-    Args:
-      predictor: of the final networks; part: which weights they have, for the report.
-      test: examples with masks, and priors if the networks are fed one.
-      train: examples whose masks make the floors (`metrics.floors`).
-      out_of_fold: training slices, for thresholds and the cross-validated Dice.
-
-    Returns:
-      What `evaluation.json` holds: `weights`, `thresholds`; in `classes` for each class the
-      `toolbox` and `empty_aware` summaries of the maps, both of the `masks`, the `floors` and, of
-      several classes with chosen thresholds, both of the map `cut` by itself, with its `threshold`
-      and `cross_validated` Dice; and, with `out_of_fold`, `cross_validated` of the masks.
+    Returns what `evaluation.json` holds: `weights`, `thresholds`; in `classes` for each class the
+    `toolbox` and `empty_aware` summaries of the maps, both of the `masks`, the `floors` and, of
+    several classes with chosen thresholds, both of the map `cut` by itself, with its `threshold`
+    and `cross_validated` Dice; and, with `out_of_fold`, `cross_validated` of the masks.
     """
     chosen, alone = dict.fromkeys(predictor.classes, plan.evaluate.threshold), {}
     if plan.evaluate.choose_threshold and out_of_fold:
@@ -59,10 +55,11 @@ def evaluate(
     masks = [mark(probs, chosen) for probs in maps]
     result: dict[str, Any] = {"weights": part, "thresholds": chosen, "classes": {}}
     rows: list[dict[str, Any]] = [{"id": case["id"]} for case in cases]
-    several = len(chosen) > 1
+    count = len(chosen)
     for label, name in enumerate(chosen, start=1):
-        truths, known = ([_true(c, label, several) for c in some] for some in (cases, fitted))
-        probs = [each[..., label - 1 - len(chosen)] for each in maps]
+        truths = [folds.true(case["mask"][..., 0], label, count) for case in cases]
+        known = [folds.true(case["mask"][..., 0], label, count) for case in fitted]
+        probs = [each[..., label - 1 - count] for each in maps]
         slices = _Class(name, probs, [mask == label for mask in masks], truths)
         scores = _score(slices, plan.evaluate.threshold, alone.get(name), rows)
         result["classes"][name] = scores | {"floors": metrics.floors(known, truths)}
@@ -70,7 +67,7 @@ def evaluate(
             # Maps are kept in 8 bits, as the published toolbox reads them.
             greys = (np.round(prob * 255).astype(np.uint8) for prob in probs)
             encoded = (cv2.imencode(".png", grey)[1].tobytes() for grey in greys)
-            folder = plan.workdir / "predictions" / (name if several else "")
+            folder = plan.workdir / "predictions" / (name if count > 1 else "")
             _write_pictures(folder, cases, encoded)
             _keep_cases(plan.workdir, cases, slices, [row[f"dice_{name}"] for row in rows])
     if out_of_fold:
@@ -103,21 +100,12 @@ def _score(
     of_maps, of_masks = measure(slices.probs), measure(slices.found)
     for row, of_map, of_mask in zip(rows, of_maps, of_masks, strict=True):
         row |= metrics.slice_scores(slices.name, of_map, of_mask)
-    scores = _readings(of_maps) | {"masks": _readings(of_masks)}
+    scores = metrics.readings(of_maps) | {"masks": metrics.readings(of_masks)}
     if alone:
         cut = measure([probs >= np.float32(alone[0]) for probs in slices.probs])
-        scores["cut"] = {"threshold": alone[0], "cross_validated": alone[1], **_readings(cut)}
+        scores["cut"] = {"threshold": alone[0], "cross_validated": alone[1]}
+        scores["cut"] |= metrics.readings(cut)
     return scores
-
-
-def _readings(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return {reading: metrics.summarise(records, reading) for reading in metrics.READINGS}
-
-
-def _true(case: Mapping[str, Any], label: int, several: bool) -> np.ndarray:
-    """True mask [H, W] of one of several classes, or of any lesion."""
-    mask = case["mask"][..., 0]
-    return mask == label if several else mask > 0
 
 
 def _write_pictures(folder: Path, cases: Sequence[Mapping], data: Iterable[bytes]) -> None:
@@ -131,10 +119,9 @@ def _keep_cases(
     workdir: Path, cases: Sequence[Mapping], slices: _Class, dice: Sequence[float]
 ) -> None:
     """Keeps the slices with the best, median and worst Dice for the figures."""
-    order = [i for i in np.argsort(dice) if not np.isnan(dice[i])]
-    chosen = [order[-1], order[len(order) // 2], order[0]] if order else [0, 0, 0]
+    order = [i for i in np.argsort(dice) if not np.isnan(dice[i])] or [0]
     kept: dict[str, np.ndarray] = {}
-    for title, i in zip(CASES, chosen, strict=True):
+    for title, i in zip(CASES, (order[-1], order[len(order) // 2], order[0]), strict=True):
         arrays = (cases[i]["image"][..., 0], slices.truths[i], slices.found[i], slices.probs[i])
         kept |= {f"{title}_{field}": array for field, array in zip(FIELDS, arrays, strict=True)}
         kept[f"{title}_dice"] = np.asarray(dice[i], np.float32)
@@ -144,22 +131,19 @@ def _keep_cases(
 def result_table(result: Mapping[str, Any]) -> str:
     """`evaluation.json` in Markdown: of each class maps and masks in both readings, and floors."""
     threshold = next(iter(result["classes"].values()))["toolbox"]["threshold"]
-    header = [""]
-    for score in metrics.TABLE:
-        header += [title for title in (score.mean, score.fixed.format(threshold)) if title]
+    titles = [t for score in metrics.TABLE for t in (score.mean, score.fixed.format(threshold))]
     rows = []
     for name, found in result["classes"].items():
         of = "" if len(result["classes"]) == 1 else f"{name}, "
         answers = [(f"{of}model", found, "minmax"), (f"{of}masks", found["masks"], "none")]
-        if "cut" in found:
-            cut = found["cut"]
+        if cut := found.get("cut"):
             answers.append((f"{of}map cut at {cut['threshold']:g}", cut, "none"))
         for label, both, at in answers:
             rows.append(_row(f"{label}, toolbox reading", both["toolbox"], at))
             rows.append(_row(f"{label}, empty-aware reading", both["empty_aware"], "none"))
         for floor, both in found["floors"].items():
             rows.append(_row(f"{of}floor: {floor.replace('_', ' ')}", both["toolbox"], "minmax"))
-    return figures.markdown_table(header, rows)
+    return figures.markdown_table(["", *filter(None, titles)], rows)
 
 
 def _row(label: str, summary: Mapping[str, Any], at: str) -> list[Any]:
@@ -184,22 +168,19 @@ def draw(workdir: Path, name: str, summaries: Mapping[str, Any]) -> list[figures
     fpr, tpr = (np.asarray(rates) for rates in pooled["roc"])
     overlay = figures.overlays(cases, folder / f"test_{name}.png")
     roc = figures.roc(fpr, tpr, pooled["roc_auc"], folder / f"roc_{name}.png")
-    captions = (
-        f"Test slices with the highest, median and lowest Dice of {name}; true and predicted masks "
-        "as contours.",
-        f"{name.capitalize()}: all test pixels pooled, raw probabilities.",
-    )
-    return list(zip((overlay, roc), captions, strict=True))
+    drawn = f"highest, median and lowest Dice of {name}; true and predicted masks as contours."
+    pixels = f"{name.capitalize()}: all test pixels pooled, raw probabilities."
+    return [(overlay, f"Test slices with the {drawn}"), (roc, pixels)]
 
 
 def what_is_evaluated(plan: Plan) -> list[str]:
     """Whose weights are evaluated: the notes on the final networks."""
     final, held_out = plan.final, plan.final.section.get("validation", 0)
+    if not final.averages and not held_out:
+        return ["No slice was held out: the last averaged weights are evaluated."]
     if not final.averages:
-        if not held_out:
-            return ["No slice was held out: the last averaged weights are evaluated."]
-        how = "were held out to choose the checkpoint."
-        return [f"{held_out} training slices (whole groups) {how}"]
+        groups = f"{held_out} training slices (whole groups)"
+        return [f"{groups} were held out to choose the checkpoint."]
     how = "folds of the training slices but" if final.folds else "training slices by a seed of"
     count = len(final.networks)
     notes = [f"The mean of {count} networks is evaluated, each trained on all {how} its own."]

@@ -34,14 +34,10 @@ def run(
     """Runs the stages of a config; finished ones are skipped, an interrupted one resumes.
 
     Args:
-      config: from a file in `configs/`.
       workdir: everything is written below it; made if missing.
       dataset: folder of a prepared dataset.
-      name, command: for the summary.
+      name, command: for the summary, whose path is returned.
       mix: what pre-training uses; None: the splits of its section.
-
-    Returns:
-      The path of `summary.md`.
 
     Raises:
       ValueError: a workdir of another config, a batch the devices cannot share, bad config values.

@@ -46,14 +46,12 @@ def fit(
     seed: int,
     mesh: Mesh,
 ) -> dict | None:
-    """Trains a task to its end, from its newest good checkpoint if it has one.
+    """Trains a task on `batches` to its end, from its newest good checkpoint if it has one.
 
-    Args:
-      section: of the config, for `batch_size`, `size`, `eval_every` and, if it has it, `patience`.
-      batches: what to train on; held_out: what to evaluate on, may be empty.
-      directory: the network's folder; gets `checkpoints/`, `metrics.jsonl`, `panels/`,
-        `tensorboard/` and `parameters.txt`; name: for the log.
-      fresh: makes the state of step 0; seed: of the steps' randomness.
+    Evaluates on `held_out`, if not empty. The `section` of the config says `batch_size`, `size`,
+    `eval_every` and perhaps `patience`. `directory` gets `checkpoints/`, `metrics.jsonl`,
+    `panels/`, `tensorboard/` and `parameters.txt`; `name` is for the log. `fresh` makes the state
+    of step 0; `seed` is of the steps' randomness.
 
     Returns the timing, None if asked to stop before the end. A loss that is not finite is a
     FloatingPointError; the last good checkpoint stays.
@@ -69,14 +67,8 @@ def fit(
         evaluate = None
         if monitored:
             evaluate = _make_evaluate(task, section, held_out, batches.fields, mesh)
-        with RunLog(
-            directory,
-            name=name,
-            total_steps=task.total_steps,
-            batch_size=section.batch_size,
-            start_step=start,
-            active=jax.process_index() == 0,
-        ) as log:
+        steps = dict(start_step=start, total_steps=task.total_steps, batch_size=section.batch_size)
+        with RunLog(directory, name=name, **steps, active=jax.process_index() == 0) as log:
             root = jax.random.key(seed)
             job = _Training(task, section, batches, mesh, root, evaluate, saver, log)
             return log.timing() if _run(job, state) else None

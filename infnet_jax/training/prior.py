@@ -1,9 +1,8 @@
 """Out-of-fold stages: each training slice is mapped by a network that has not seen it.
 
-A multi-class network that is trained beside true masks learns to copy them, and then meets
-predictions when it is tested. So each training slice gets the map of the fold that left it out as
-its prior, and every other slice the mean over the folds. Lung networks are cross-validated in the
-same way: their maps are scored, not kept.
+A multi-class network that is trained beside true masks learns to copy them, and meets predictions
+when it is tested. So the prior of a training slice is the map of the fold that left it out, of any
+other slice the mean over the folds. Maps of lung networks are scored so, not kept.
 """
 
 import json
@@ -76,8 +75,8 @@ def _write_lungs(path: Path, predictor: Predictor, plan: Plan, unseen: Source) -
     def maps(source: Source) -> list[np.ndarray]:
         return [probs[..., 0] for probs in predictor.maps(source)]
 
-    pictures, cut = path.parent / "lungs", plan.evaluate.threshold
-    write_json(path, out_of_fold.measure_lungs(unseen, maps, cut, pictures))
+    cut, folder = plan.evaluate.threshold, path.parent / "lungs"
+    write_json(path, out_of_fold.measure_lungs(unseen, maps, cut, folder))
 
 
 def _score(plan: Plan) -> dict:

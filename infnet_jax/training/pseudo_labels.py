@@ -6,8 +6,7 @@ slices before it maps the next group. A fresh network then pre-trains on the who
 `segment` stage fine-tunes it on the labelled slices; `multi` takes all of it but the last layer.
 
 `mean_teacher`: the teacher only; `segment` goes on from it with unlabelled slices in each batch.
-
-The slices that `segment` holds out are held out here too, and the test split is never opened.
+Slices that `segment` holds out are held out here too, and the test split is never opened.
 """
 
 import functools
@@ -15,7 +14,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -53,9 +52,9 @@ def run(stage: Stage, run: Run) -> dict | None:
     """Trains the networks of the stage, each by the settings of `config.segment` and its own.
 
     Writes `teacher/`, and for `pseudo` a training folder `round<k>/` a group beside its maps
-    `round<k>.npz` (uint8 [S, S] by id), `pool/` and `pseudo.json`. The last weights of each network
-    serve, averaged if it keeps an average; the newest round alone keeps its checkpoints, since
-    there may be hundreds. Returns the timing, or None if it was asked to stop.
+    `round<k>.npz` (uint8 [S, S] by id), `pool/` and `pseudo.json`. The last weights, or their
+    average, serve; of hundreds of rounds the newest alone keeps its checkpoints. Returns the
+    timing, None if asked to stop.
     """
     began, steps, data = time.perf_counter(), 0, run.plan.data
     labelled = sources.open_training(data.train, data, masks=True)
@@ -72,10 +71,7 @@ def run(stage: Stage, run: Run) -> dict | None:
 
 
 def partition(count: int, size: int, seed: int) -> list[np.ndarray]:
-    """Deals `count` slices at random to groups of `size`, the last one possibly smaller.
-
-    Returns their indices 0 .. count - 1, int64, an array a group.
-    """
+    """Deals 0 .. `count` - 1 at random to int64 arrays of `size`, the last one possibly smaller."""
     order = np.random.default_rng(seed).permutation(count)
     return [order[i : i + size] for i in range(0, count, size)]
 
@@ -83,8 +79,7 @@ def partition(count: int, size: int, seed: int) -> list[np.ndarray]:
 def pseudo_label(prob: np.ndarray, stretch: bool) -> np.ndarray:
     """A probability map [S, S] as a soft label of eight bits, uint8 [S, S].
 
-    `stretch` takes it to the full range first, as the public code does; a slice without lesion then
-    gets one all the same.
+    `stretch` takes it to the full range first, as the public code does: healthy slices get lesions.
     """
     low, high = (float(prob.min()), float(prob.max())) if stretch else (0.0, 1.0)
     return np.round(255 * (prob - low) / max(high - low, 1e-12)).astype(np.uint8)
@@ -165,17 +160,9 @@ def _train(
 ) -> dict | None:
     """One network to its end; a marker tells that it is done."""
     folder, run = shared.stage.folder / name, shared.run
-    timing = loop.fit(
-        task,
-        stage.section,
-        make_batches(parts, stage.section, seed, FIELDS),
-        held,
-        directory=folder,
-        name=run.label(folder),
-        mesh=run.mesh,
-        seed=seed,
-        fresh=fresh,
-    )
+    batches = make_batches(parts, stage.section, seed, FIELDS)
+    place: dict[str, Any] = dict(directory=folder, name=run.label(folder), mesh=run.mesh)
+    timing = loop.fit(task, stage.section, batches, held, seed=seed, fresh=fresh, **place)
     if timing is not None:
         write_json(folder / "done.json", timing)
     return timing
