@@ -34,8 +34,8 @@ def run(study: ConfigDict, *, workdir: Path, command: str) -> int:
     """Walks the cells, finished ones aside, and writes the tables; returns 1 if one failed, or 0.
 
     A cell that fails is listed and the others run; the same `command` tries it again, and resumes
-    a study that was asked to stop (SystemExit). `study` is from `configs/study.py`; all is written
-    below `workdir`. A wrong config, or weights or data that cannot be had, are a ValueError.
+    a study that was asked to stop (SystemExit). A wrong config, or weights or data that cannot be
+    had, are a ValueError.
     """
     cells = make_cells(study, workdir)
     _check_weights(cells)
@@ -88,17 +88,14 @@ def measure(
 ) -> dict[str, list[float]]:
     """Returns losses on each slice at the network's own size, for Table I; of an ensemble the mean.
 
-    Args:
-      stage: whose networks they are, a supervised one; norm: its input scale.
-      ensemble: the variables of each network.
-      source: examples with masks, and priors if the networks are fed them.
+    `ensemble` has the variables of each network of `stage`, a supervised one; the examples of
+    `source` have masks, and priors if the networks are fed them.
 
-    Returns:
-      One value a slice for each definition. One class: `total` (eq. 5, boundary-weighted), its
-      parts `coarse`, `s32`, `s16`, `s8` (eq. 4 of each map; a U-Net has `region` alone) and `edge`.
-      Lesions: `total`, and its parts `entropy` and `dice`, before a prior is averaged with the
-      network. Both: `distance`, the mean of |logit - truth| over pixels and maps, which one
-      evaluator of the paper's authors calls the loss.
+    There is one value a slice for each definition. One class: `total` (eq. 5, boundary-weighted),
+    its parts `coarse`, `s32`, `s16`, `s8` (eq. 4 of each map; a U-Net has `region` alone) and
+    `edge`. Lesions: `total`, and its parts `entropy` and `dice`, before a prior is averaged with
+    the network. Both: `distance`, the mean of |logit - truth| over pixels and maps, which one
+    evaluator of the paper's authors calls the loss.
     """
     step = jax.jit(_make_step(stage, norm))
     fields = ("image", "mask", "prior") if stage.prior == "input" else ("image", "mask")
@@ -115,9 +112,8 @@ def _make_step(stage: Stage, norm: augment.Norm) -> Any:
     """(variables, batch) -> losses of the batch."""
     net, lesions = models.make(**stage.net.arguments), stage.learns == "lesions"
     # The rows of a table must share their definition, whatever each was trained with.
-    objective = losses.make_infection_loss()
-    if lesions:
-        objective = losses.make_lesion_loss(head=stage.section.loss.head)
+    one_class, several = losses.make_infection_loss, losses.make_lesion_loss
+    objective = several(head=stage.section.loss.head) if lesions else one_class()
 
     def step(variables: Mapping, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         image = batch["image"].astype(jnp.float32) / 255.0
@@ -135,7 +131,7 @@ def _make_step(stage: Stage, norm: augment.Norm) -> Any:
 
 def _check_weights(cells: Sequence[Cell]) -> None:
     """Refuses at once what a late row would only miss after hours of the others."""
-    for row, weights in dict((cell.row, cell.config.weights) for cell in cells).items():
+    for row, weights in {cell.row: cell.config.weights for cell in cells}.items():
         try:
             if weights:
                 load_imported(weights)

@@ -26,16 +26,12 @@ _BLOCK_HEADS = {"forward": "segment", "forward_inpainting": "inpaint"}
 
 
 class Row(NamedTuple):
-    """One stored output, and the largest absolute difference of ours from it.
-
-    `error` None is explained by `note`: "skipped: ..." for a pair that is left out on purpose, else
-    what went wrong.
-    """
+    """One stored output, and the largest absolute difference of ours from it."""
 
     pair: str
     output: str
-    error: float | None
-    note: str = ""
+    error: float | None  # None is explained by the note
+    note: str = ""  # "skipped: ..." for a pair left out on purpose, else what went wrong
 
     @property
     def ok(self) -> bool:
@@ -144,9 +140,8 @@ def _row(pair: str, name: str, stored: np.ndarray, ours: dict[str, jax.Array]) -
 def compare(directory: Path) -> list[Row]:
     """Compares every pair in `directory`; one row per stored output, one per skipped pair.
 
-    Raises:
-      FileNotFoundError: if the folder holds no pair, or a .json without its .npz.
-      ValueError: if a stored state dict does not convert.
+    FileNotFoundError: no pair there, or a .json without its .npz; ValueError: a state dict that
+    does not convert.
     """
     rows: list[Row] = []
     for path in sorted(directory.glob("*.json")):
