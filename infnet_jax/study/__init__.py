@@ -1,7 +1,4 @@
-"""The `study` verb: rows x seeds x label budgets, each cell an ordinary run, then the tables.
-
-A cell is a run in a folder of its own, so it resumes. Cells share equal stages by a link.
-"""
+"""The `study` verb: rows x seeds x label budgets, each cell an ordinary run, then the tables."""
 
 import sys
 import time
@@ -76,8 +73,7 @@ def run_to_the_end(cell: Cell, dataset: Path, command: str) -> None:
     training.run(cell.config, workdir=cell.folder, dataset=dataset, name=str(cell), command=command)
     plan = resolve(cell.config, cell.folder, dataset)
     norm = tasks.make_norm(plan.final, runs.read_statistics(cell.folder))
-    _, ensemble = networks.load_final(plan)
-    found = measure(plan.final, norm, ensemble, open_test(plan))
+    found = measure(plan.final, norm, networks.load_final(plan)[1], open_test(plan))
     runs.write_json(cell.folder / "losses.json", found)
     labelled = sources.labelled(sources.open_whole(plan.data.train, plan.data), plan.data)
     runs.write_json(cell.folder / "labelled.json", len(labelled))
@@ -88,14 +84,11 @@ def measure(
 ) -> dict[str, list[float]]:
     """Returns losses on each slice at the network's own size, for Table I; of an ensemble the mean.
 
-    `ensemble` has the variables of each network of `stage`, a supervised one; the examples of
-    `source` have masks, and priors if the networks are fed them.
-
-    There is one value a slice for each definition. One class: `total` (eq. 5, boundary-weighted),
-    its parts `coarse`, `s32`, `s16`, `s8` (eq. 4 of each map; a U-Net has `region` alone) and
-    `edge`. Lesions: `total`, and its parts `entropy` and `dice`, before a prior is averaged with
-    the network. Both: `distance`, the mean of |logit - truth| over pixels and maps, which one
-    evaluator of the paper's authors calls the loss.
+    `ensemble` has the variables of each network of `stage`, and `source` masks, and priors if the
+    networks are fed them. One class: `total` (eq. 5, boundary-weighted), its parts `coarse`, `s32`,
+    `s16`, `s8` (eq. 4 of each map; a U-Net has `region` alone) and `edge`. Lesions: `total`, and
+    its parts `entropy` and `dice`, before a prior is averaged with the network. Both: `distance`,
+    the mean of |logit - truth| over pixels and maps, the loss of one of the authors' evaluators.
     """
     step = jax.jit(_make_step(stage, norm))
     fields = ("image", "mask", "prior") if stage.prior == "input" else ("image", "mask")
@@ -112,8 +105,9 @@ def _make_step(stage: Stage, norm: augment.Norm) -> Any:
     """(variables, batch) -> losses of the batch."""
     net, lesions = models.make(**stage.net.arguments), stage.learns == "lesions"
     # The rows of a table must share their definition, whatever each was trained with.
-    one_class, several = losses.make_infection_loss, losses.make_lesion_loss
-    objective = several(head=stage.section.loss.head) if lesions else one_class()
+    objective = losses.make_infection_loss()
+    if lesions:
+        objective = losses.make_lesion_loss(head=stage.section.loss.head)
 
     def step(variables: Mapping, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         image = batch["image"].astype(jnp.float32) / 255.0

@@ -16,6 +16,7 @@ from infnet_jax.files import write_csv
 from infnet_jax.runs import write_text
 from infnet_jax.study.cells import Cell, Line, Results, collect, dice_lines, loss_lines
 
+Pair = tuple[str, str, np.ndarray, np.ndarray]  # titles of reference and row, Dice [slices] of each
 LOSSES = {
     "total": "training loss in all",
     "coarse": "eq. 4, map 5",
@@ -52,10 +53,7 @@ DICE_NOTE = (
 def write(
     study: ConfigDict, cells: Sequence[Cell], workdir: Path, failed: Mapping[str, str], command: str
 ) -> Path:
-    """Writes `table1.md`, `table2.md`, their CSV, the figures and `study.md`, and returns the last.
-
-    `cells` are the finished ones; `failed` has the messages of the others.
-    """
+    """Writes tables, CSV and figures of finished cells, and `study.md`, whose path it returns."""
     parts = ["# Study", f"```\n{command}\n```"]
     if failed:
         listed = "\n".join(f"- {cell}: {message}" for cell, message in failed.items())
@@ -128,8 +126,8 @@ def _number(value: float, form: str) -> str:
 def _figures(study: ConfigDict, results: Sequence[Results], workdir: Path) -> list[str]:
     """The curve over label budgets where there are several, and the pairs slice by slice."""
     parts: list[str] = []
+    pairs: list[Pair] = []
     curves: dict[str, list[tuple[float, ...]]] = {}
-    pairs: list[tuple[str, str, np.ndarray, np.ndarray]] = []
     of_row = {r.row: r for r in results if not r.labels}
     for result in results:
         row, values = study.rows[result.row], result.dice("mean", result.classes)
@@ -166,11 +164,8 @@ def label_curve(curves: Mapping[str, Sequence[tuple[float, ...]]], path: Path) -
         ax.legend()
 
 
-def scatter(pairs: Sequence[tuple[str, str, np.ndarray, np.ndarray]], path: Path) -> None:
-    """Draws a panel a comparison; above its diagonal are the slices, as points, that gain.
-
-    A pair is (title of the reference, title of the row, Dice of each, [slices]).
-    """
+def scatter(pairs: Sequence[Pair], path: Path) -> None:
+    """Draws a panel a comparison; above its diagonal are the slices, as points, that gain."""
     columns, lines = min(4, len(pairs)), -(-len(pairs) // 4)
     with canvas(path, width=3.1 * columns, height=3.2 * lines) as figure:
         axes = figure.subplots(lines, columns, squeeze=False).ravel()

@@ -1,7 +1,6 @@
-"""`infnet-jax severity-study`: predicted severity against true severity, per slice and patient.
+"""`infnet-jax severity-study`: predicted severity against true severity (paper, section V.D).
 
-It fills what the paper leaves empty (section V.D). Truth are expert masks; where there are none, a
-clinical table (iCTCF) or the scores that experts gave (covid-chestxray).
+Truth are expert masks; where there are none, a clinical table or the scores that experts gave.
 """
 
 import argparse
