@@ -81,7 +81,8 @@ def _table1(study: ConfigDict, results: Sequence[Results], workdir: Path) -> lis
             row = table.setdefault((line["row"], line["labels"]), head | {"paper": math.nan})
             row[LOSSES[line["loss"]]] = _spread(line, "mean", "low", "high")
             row |= {"paper": line["paper"]} if line["loss"] == "total" else {}
-        parts.append(_markdown(list(table.values())))
+        shown = list(table.values())
+        parts.append(markdown_table([*shown[0]], [[*row.values()] for row in shown]))
     write_text(workdir / "table1.md", "\n\n".join(parts) + "\n")
     return parts
 
@@ -103,14 +104,10 @@ def _table2(study: ConfigDict, results: Sequence[Results], workdir: Path) -> lis
                 row["p (Holm)"] = " / ".join(_number(line[f"{kind}_p"], ".3g") for kind in DICE)
             table.append(row)
         name = f"Without slices {', '.join(without)}" if without else "All slices"
-        parts += [f"### {name}", _markdown(table)]
+        parts += [f"### {name}", markdown_table([*table[0]], [[*row.values()] for row in table])]
     write_csv(workdir / "table2.csv", rows)
     write_text(workdir / "table2.md", "\n\n".join(parts) + "\n")
     return parts
-
-
-def _markdown(rows: Sequence[Line]) -> str:
-    return markdown_table(list(rows[0]), [list(row.values()) for row in rows])
 
 
 def _spread(line: Line, *keys: str) -> str:

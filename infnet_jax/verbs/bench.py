@@ -60,10 +60,7 @@ def measure(backbone: str, batch: int, size: int, steps: int) -> Iterator[tuple[
 def compile_step(
     task: Task, phase: str, batch: int, size: int
 ) -> tuple[Callable[[TrainState], TrainState], TrainState, float]:
-    """Returns a training step on a batch of noise, its first state, and the seconds to compile.
-
-    The step waits until it is done; the state that it is given is used up.
-    """
+    """Returns a step on a batch of noise, which uses up its state, a state, and compile seconds."""
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (batch, size, size, 1), np.uint8)
     mask = np.zeros_like(image)

@@ -132,8 +132,11 @@ def evaluate_maps(
     an unreadable or unsuitable picture, or a map on its side against its truth.
     """
     maps, masks = list_pictures(predictions), list_pictures(truth)
-    _check_partners(masks, maps, f"{predictions}: no prediction")
-    _check_partners(maps, masks, f"{truth}: no truth")
+    sides = ((masks, maps, f"{predictions}: no prediction"), (maps, masks, f"{truth}: no truth"))
+    for here, there, what in sides:
+        if missing := [path.name for stem, path in here.items() if stem not in there]:
+            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+            raise FileNotFoundError(f"{what} for {missing[0]}{more}")
     values, rows, records = _read_predictions(maps, label), [], []
     for stem, path in masks.items():
         mask = read_truth(path, label)
@@ -145,13 +148,6 @@ def evaluate_maps(
         records.append(metrics.toolbox(values[stem], mask))
         rows.append({"stem": stem} | _row(records[-1]))
     return rows, {"label": label or "lesion"} | metrics.both_readings(records)
-
-
-def _check_partners(here: Mapping[str, Path], there: Mapping[str, Path], what: str) -> None:
-    missing = [path.name for stem, path in here.items() if stem not in there]
-    if missing:
-        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise FileNotFoundError(f"{what} for {missing[0]}{more}")
 
 
 def _row(record: dict[str, Any]) -> dict[str, Any]:

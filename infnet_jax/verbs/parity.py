@@ -138,8 +138,7 @@ def _row(pair: str, name: str, stored: np.ndarray, ours: dict[str, jax.Array]) -
 def compare(directory: Path) -> list[Row]:
     """Compares every pair in `directory`; one row per stored output, one per skipped pair.
 
-    FileNotFoundError: no pair there, or a .json without its .npz; ValueError: a state dict that
-    does not convert.
+    FileNotFoundError: no pair, or half of one; ValueError: a state dict that does not convert.
     """
     rows: list[Row] = []
     for path in sorted(directory.glob("*.json")):

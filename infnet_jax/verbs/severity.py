@@ -31,8 +31,7 @@ def run(options: argparse.Namespace) -> int:
     if options.images is None and options.lung is None and options.lobes is None:
         raise ValueError("give --images (lungs are found in them), --lung or --lobes")
     sources = imaging.find(options.masks)
-    given = {name: getattr(options, name) for name in MAPS}
-    maps = {name: imaging.by_name(path) for name, path in given.items() if path is not None}
+    maps = {name: imaging.by_name(path) for name in MAPS if (path := getattr(options, name))}
     options.out.mkdir(parents=True, exist_ok=True)
 
     def read_case(source: imaging.Source) -> case.Case:

@@ -85,7 +85,6 @@ def score(
 
     Predicted masks meet the lungs of `finder` (None: the true ones). `left_out` gets a line for
     each side of a slice that cannot be scored; a patient's other slices still count.
-
     Returns rows with `dataset`, `level` (slice, patient), `unit`, `name`, `slices`; share, ct_ss
     and grade, each `true_` and `predicted_`; and `cohort.EXPERT_SCORES`, of slices only; None where
     not known. Patient rows come last, if some patient has several slices, or there is no truth.
