@@ -46,7 +46,7 @@ def dataset(tmp_path_factory):
 def patients(dataset, split, finder):
     """Rows by name, of covid (1) against non_covid (0)."""
     source = sources.open_split(dataset, split)
-    return detect.patients(Rule(("infection",)), finder, source, [1], [0])
+    return detect.patients(Rule(("infection",)), finder, source, {1: True, 0: False})
 
 
 def morphology(scan):

@@ -240,7 +240,7 @@ def test_folds_are_put_together_again(config, tmp_path):
     [result] = collect(cells)
     assert result.ids == ("a", "b", "c")
     assert result.dice("mean", ["infection"]).tolist() == [[[0.2], [0.4], [0.1]]]
-    assert result.losses["total"].tolist() == [[2.0, 5.0, 1.0]]
+    assert result.columns["loss_total"].tolist() == [[2.0, 5.0, 1.0]]
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Checkpoints that are whole or unused, and weights from one network into another.
 
-Orbax writes and deletes; this file adds what it leaves out. One flipped byte in the array data
-would load silently as other weights, and a dtype mismatch would be cast silently. So each
+Orbax writes and deletes, but would load a flipped byte, or cast a wrong dtype, silently. So each
 checkpoint carries a manifest: dtype, shape and sha256 of each leaf, sealed by a sha256 itself.
 """
 
@@ -68,13 +67,9 @@ class Checkpoints:
 
     def handle_sigterm(self) -> None:
         """Lets SIGTERM set `preempted`, so that the next offer saves and the loop can leave."""
-
-        def on_sigterm(*_: object) -> None:
-            self.preempted = True
-
         # Several processes must agree on the step: there `offer` asks JAX's own notice instead.
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            earlier = signal.signal(signal.SIGTERM, on_sigterm)
+            earlier = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "preempted", True))
             self._closing.callback(signal.signal, signal.SIGTERM, earlier)
 
     def offer(
@@ -82,10 +77,10 @@ class Checkpoints:
     ) -> bool:
         """Saves `state` if it is due, and returns whether; the files are written in the background.
 
-        Due are: a multiple of `save_every`, a metric better than all before, preemption (which
-        waits until the files are whole), and `force`. A stored step is not written again. `state`,
-        a tree of arrays that has had `step` updates, may be donated as soon as this returns; NaN is
-        the worst metric. An earlier save that failed, as on a full disk, raises its error here.
+        Due are: a multiple of `save_every`, a metric better than all before (NaN is the worst),
+        preemption (which waits until the files are whole), and `force`. A stored step is not
+        written again. `state` has had `step` updates, and may be donated as soon as this returns.
+        An earlier save that failed, as on a full disk, raises its error here.
         """
         if jax.process_count() > 1:
             self.preempted |= bool(self._manager.reached_preemption(step))
@@ -161,8 +156,7 @@ class Checkpoints:
 class _KeepBest(managers.PreservationPolicy):
     """Keeps the highest score, of equal ones the newest.
 
-    Orbax's own BestN reads an unprotected file, where one flipped byte stops the manager from
-    opening or evicts the best; these scores come from the sealed manifests.
+    Orbax's own BestN reads an unprotected file; these scores come from the sealed manifests.
     """
 
     def __init__(self, scores: dict[int, float]):
@@ -178,8 +172,8 @@ def load_parameters(path: str | Path, part: str = "best") -> Tree:
     """Reads a stored tree as nested dicts (and lists) of numpy arrays; no target, no devices.
 
     `path` was given to `Checkpoints`; `part` is `best` by metric, of equal ones the newest, or
-    `latest`. Fields of dataclasses and named tuples become keys. There is a FileNotFoundError
-    where no such checkpoint is, a ValueError for another part or a damaged checkpoint.
+    `latest`. Fields of dataclasses and named tuples become keys. FileNotFoundError: no such
+    checkpoint; ValueError: another part, or damage.
     """
     if part not in ("best", "latest"):
         raise ValueError(f"checkpoint part {part!r} must be best or latest")
@@ -213,8 +207,7 @@ def transfer(
 ) -> tuple[Tree, Transfer]:
     """Fills `target` from the leaves of `source` that have the same name and shape.
 
-    Both are nested dicts of arrays, such as {"params": ..., "batch_stats": ...}. The result is a
-    new tree with `target`'s structure, in which loaded leaves are numpy arrays of `target`'s dtype.
+    Both are nested dicts of arrays; in the new tree loaded leaves are numpy, of `target`'s dtype.
     `mode` `all_but_last` takes what is no `is_output_layer`, `matching` every leaf, `encoder` those
     below a module called `trunk`; another is a ValueError, as is a transfer of nothing.
     """

@@ -30,8 +30,8 @@ def clock(seconds: float) -> str:
 def load_rows(path: Path) -> list[dict[str, Any]]:
     """Returns the rows of a `metrics.jsonl` in their order; a missing file has none.
 
-    Each has `stage` str, `step` int and the scalars; a value that was not finite is None. A line
-    that is no JSON object with a `step` (torn by a kill in mid-write) is left out with a warning.
+    Each has `stage` str, `step` int and the scalars, None where not finite. A line that is no JSON
+    object with a `step` (torn by a kill in mid-write) is left out with a warning.
     """
     rows, text = [], path.read_text(errors="replace") if path.exists() else ""
     for number, line in enumerate(text.splitlines(), start=1):
@@ -46,10 +46,8 @@ def load_rows(path: Path) -> list[dict[str, Any]]:
 class RunLog:
     """The log of one stage; safe to open again after an interruption.
 
-    Speed counts training only: the first step of each phase (which holds its compilation) and all
-    that happens inside `paused()` are left out, and the former is reported as `compile_seconds`.
-    Devices run behind the host, so enter `paused()` only after fetching a result of the last step.
-    `metrics_path` is the file of the rows; `phases` have run at least one step.
+    Speed counts training only: the first step of each phase (which holds its compilation, reported
+    as `compile_seconds`) and all inside `paused()` are left out. `phases` have run at least once.
     """
 
     def __init__(
@@ -64,8 +62,8 @@ class RunLog:
     ):
         """Opens `metrics.jsonl` and `tensorboard/`, and drops earlier rows from `start_step` on.
 
-        The stage `name` runs from there to `total_steps`, with `batch_size` examples a step over
-        all processes. If not `active` (all processes but the first), nothing is ever written.
+        `batch_size` is that of all processes. If not `active` (all but the first of them), nothing
+        is ever written.
         """
         if not 0 <= start_step <= total_steps:
             raise ValueError(f"{name}: start_step {start_step} is not in 0..{total_steps}")
@@ -99,10 +97,7 @@ class RunLog:
         self.close()
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        """Appends one row, of the state after `step` updates, to metrics.jsonl and TensorBoard.
-
-        The values are scalars (Python, numpy or fetched jax), in valid JSON null if not finite.
-        """
+        """Writes scalars of the state after `step` updates; in metrics.jsonl null if not finite."""
         self._last = numbers = {key: float(value) for key, value in values.items()}
         if self._file:
             row = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
@@ -121,8 +116,7 @@ class RunLog:
     def tick(self, step: int, phase: str = "") -> None:
         """Counts one finished update, the `step`-th, and shows the progress if that is due.
 
-        A terminal has one line that is drawn over; a file or pipe gets a line a minute. `phase` is
-        the compiled function that ran (say "net 352"); its first run is not timed as speed.
+        `phase` is the compiled function that ran (say "net 352"); its first run is not timed.
         """
         now = time.perf_counter()
         if phase in self.phases:
@@ -138,7 +132,7 @@ class RunLog:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Keeps the time spent inside (evaluation, figures, checkpoints) out of the speed."""
+        """Keeps what is done inside out of the speed; fetch a result of the last step before it."""
         before = time.perf_counter()
         try:
             yield

@@ -14,11 +14,9 @@ AXIS = "data"
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of all devices (of all processes), or of those given, along the axis `data`.
-
-    The axis is `Auto`: XLA derives the shardings inside a jitted step from those of its inputs.
-    """
+    """A mesh of all devices (of all processes), or of those given, along the axis `data`."""
     devices = jax.devices() if devices is None else list(devices)
+    # Auto: XLA derives the shardings inside a jitted step from those of its inputs.
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
@@ -35,18 +33,14 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Joins the rows of all processes, here [b, ...], into global arrays [b * processes, ...].
 
-    They are split over the devices on their leading axis, which must divide by their number;
-    process 0's rows come first.
+    Process 0's rows come first; the leading axis, split over the devices, divides by their number.
     """
     split = NamedSharding(mesh, PartitionSpec(AXIS))
     return {name: jax.make_array_from_process_local_data(split, x) for name, x in batch.items()}
 
 
 def check_batch(batch_size: int, mesh: Mesh, key: str = "batch_size") -> None:
-    """Raises a ValueError unless the devices can share the rows of a global batch.
-
-    It has the nearest legal values, and `key`, the place of `batch_size` in the config.
-    """
+    """Raises a ValueError, with `key` and legal values, unless the devices can share a batch."""
     count = mesh.shape[AXIS]
     if batch_size <= 0 or batch_size % count:
         below = max(batch_size, 0) // count * count
@@ -57,10 +51,9 @@ def check_batch(batch_size: int, mesh: Mesh, key: str = "batch_size") -> None:
 def initialise_distributed(autodetect: bool = False) -> None:
     """Joins the other processes of a run before any device is touched; alone, does nothing.
 
-    With `autodetect` JAX finds the processes itself (Cloud TPU, SLURM, Open MPI). Without it the
-    run is distributed if JAX_NUM_PROCESSES is above 1 or JAX_COORDINATOR_ADDRESS is set; then
-    JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID are all needed, and a
-    ValueError names one that is missing or no whole number.
+    With `autodetect` JAX finds the processes itself (Cloud TPU, SLURM, Open MPI). Without it a run
+    is distributed if JAX_NUM_PROCESSES is above 1 or JAX_COORDINATOR_ADDRESS (host:port) is set;
+    then both and JAX_PROCESS_ID are needed, and a ValueError names what is missing or wrong.
     """
     if jax.distributed.is_initialized():
         return

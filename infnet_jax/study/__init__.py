@@ -1,7 +1,4 @@
-"""The `study` verb: rows x seeds x label budgets, each cell an ordinary run, then the tables.
-
-A cell is a run in a folder of its own, so it resumes. Cells share equal stages by a link.
-"""
+"""The `study` verb: rows x seeds x label budgets, each cell an ordinary run, then the tables."""
 
 import sys
 import time
@@ -34,8 +31,8 @@ def run(study: ConfigDict, *, workdir: Path, command: str) -> int:
     """Walks the cells, finished ones aside, and writes the tables; returns 1 if one failed, or 0.
 
     A cell that fails is listed and the others run; the same `command` tries it again, and resumes
-    a study that was asked to stop (SystemExit). `study` is from `configs/study.py`; all is written
-    below `workdir`. A wrong config, or weights or data that cannot be had, are a ValueError.
+    a study that was asked to stop (SystemExit). A wrong config, or weights or data that cannot be
+    had, are a ValueError.
     """
     cells = make_cells(study, workdir)
     _check_weights(cells)
@@ -76,8 +73,7 @@ def run_to_the_end(cell: Cell, dataset: Path, command: str) -> None:
     training.run(cell.config, workdir=cell.folder, dataset=dataset, name=str(cell), command=command)
     plan = resolve(cell.config, cell.folder, dataset)
     norm = tasks.make_norm(plan.final, runs.read_statistics(cell.folder))
-    _, ensemble = networks.load_final(plan)
-    found = measure(plan.final, norm, ensemble, open_test(plan))
+    found = measure(plan.final, norm, networks.load_final(plan)[1], open_test(plan))
     runs.write_json(cell.folder / "losses.json", found)
     labelled = sources.labelled(sources.open_whole(plan.data.train, plan.data), plan.data)
     runs.write_json(cell.folder / "labelled.json", len(labelled))
@@ -88,17 +84,11 @@ def measure(
 ) -> dict[str, list[float]]:
     """Returns losses on each slice at the network's own size, for Table I; of an ensemble the mean.
 
-    Args:
-      stage: whose networks they are, a supervised one; norm: its input scale.
-      ensemble: the variables of each network.
-      source: examples with masks, and priors if the networks are fed them.
-
-    Returns:
-      One value a slice for each definition. One class: `total` (eq. 5, boundary-weighted), its
-      parts `coarse`, `s32`, `s16`, `s8` (eq. 4 of each map; a U-Net has `region` alone) and `edge`.
-      Lesions: `total`, and its parts `entropy` and `dice`, before a prior is averaged with the
-      network. Both: `distance`, the mean of |logit - truth| over pixels and maps, which one
-      evaluator of the paper's authors calls the loss.
+    `ensemble` has the variables of each network of `stage`, and `source` masks, and priors if the
+    networks are fed them. One class: `total` (eq. 5, boundary-weighted), its parts `coarse`, `s32`,
+    `s16`, `s8` (eq. 4 of each map; a U-Net has `region` alone) and `edge`. Lesions: `total`, and
+    its parts `entropy` and `dice`, before a prior is averaged with the network. Both: `distance`,
+    the mean of |logit - truth| over pixels and maps, the loss of one of the authors' evaluators.
     """
     step = jax.jit(_make_step(stage, norm))
     fields = ("image", "mask", "prior") if stage.prior == "input" else ("image", "mask")
@@ -135,7 +125,7 @@ def _make_step(stage: Stage, norm: augment.Norm) -> Any:
 
 def _check_weights(cells: Sequence[Cell]) -> None:
     """Refuses at once what a late row would only miss after hours of the others."""
-    for row, weights in dict((cell.row, cell.config.weights) for cell in cells).items():
+    for row, weights in {cell.row: cell.config.weights for cell in cells}.items():
         try:
             if weights:
                 load_imported(weights)

@@ -45,7 +45,19 @@ def make_cells(study: ConfigDict, workdir: Path) -> list[Cell]:
 
     A row with an unknown base or key, or with no seed or budget, is a ValueError.
     """
-    _check_rows(study)
+    if not study.run:
+        raise ValueError("run: name at least one of the rows")
+    for name in study.run:
+        if name not in study.rows:
+            raise ValueError(f"run: {name!r} is none of the rows {', '.join(study.rows)}")
+        row = study.rows[name]
+        if row.base not in study.bases:
+            known = ", ".join(study.bases)
+            raise ValueError(f"rows.{name}.base={row.base!r}: choose one of {known}")
+        if not row.seeds or not row.labels:
+            raise ValueError(f"rows.{name}: give at least one of seeds and of labels")
+        if row.against and row.against not in study.rows:
+            raise ValueError(f"rows.{name}.against={row.against!r} is none of the rows")
     # All labels first: what may be handed on to smaller budgets is then there.
     return [
         _make_cell(study, workdir, seed, name, labels, fold)
@@ -55,22 +67,6 @@ def make_cells(study: ConfigDict, workdir: Path) -> list[Cell]:
         for labels in sorted(study.rows[name].labels, key=lambda n: n or 1 << 30, reverse=True)
         for fold in (range(study.folds) if study.folds else (None,))
     ]
-
-
-def _check_rows(study: ConfigDict) -> None:
-    """Raises ValueError for a row that cannot be run."""
-    if not study.run:
-        raise ValueError("run: name at least one of the rows")
-    for name in study.run:
-        if name not in study.rows:
-            raise ValueError(f"run: {name!r} is none of the rows {', '.join(study.rows)}")
-        row, known = study.rows[name], ", ".join(study.bases)
-        if row.base not in study.bases:
-            raise ValueError(f"rows.{name}.base={row.base!r}: choose one of {known}")
-        if not row.seeds or not row.labels:
-            raise ValueError(f"rows.{name}: give at least one of seeds and of labels")
-        if row.against and row.against not in study.rows:
-            raise ValueError(f"rows.{name}.against={row.against!r} is none of the rows")
 
 
 def _make_cell(
@@ -106,17 +102,14 @@ def borrow(cell: Cell, cells: Sequence[Cell]) -> None:
             lent = other.folder / stage.name
             if place.exists() or other.folder == cell.folder or not (lent / "done.json").exists():
                 continue
-            filled_by = _read_json(other.folder / "config.json")
+            filled_by = json.loads((other.folder / "config.json").read_text())
             current = filled_by == json.loads(other.config.to_json())
             if current and dependencies(resolve(other.config, Path()), number) == needs:
                 place.symlink_to(os.path.relpath(lent.resolve(), cell.folder.resolve()))
 
 
 def dependencies(plan: Plan, number: int) -> tuple[Any, ...]:
-    """Returns all that the result of stage `number` depends on: equal ones give equal results.
-
-    The plan must be of an empty workdir, so that its paths are relative.
-    """
+    """Returns all that the result of stage `number` depends on; the plan has relative paths."""
     stages, data = plan.stages[: number + 1], plan.data
     if not any(stage.supervised for stage in stages):  # pretexts look at no mask
         data = data._replace(labels=())
@@ -140,11 +133,6 @@ class Results(NamedTuple):
     def classes(self) -> list[str]:
         """What the masks tell apart."""
         return [k[5:-5] for k in self.columns if k.startswith("dice_") and k.endswith("_mean")]
-
-    @property
-    def losses(self) -> dict[str, np.ndarray]:
-        """Definition -> [seeds, slices]."""
-        return {k[5:]: values for k, values in self.columns.items() if k.startswith("loss_")}
 
     def dice(self, kind: str, classes: Sequence[str], without: Sequence[str] = ()) -> np.ndarray:
         """[seeds, slices, classes] of one reading, some slices left out."""
@@ -173,9 +161,9 @@ def collect(cells: Sequence[Cell]) -> list[Results]:
             name: np.array([[table[i][name] for i in ids] for table in tables])
             for name in tables[0][ids[0]]
         }
-        counts = [_read_json(cell.folder / "labelled.json") for folds in seeds for cell in folds]
-        mean_count = float(np.mean(counts))
-        found.append(Results(row, labels, mean_count, len(seeds), tuple(ids), columns))
+        counts = [(c.folder / "labelled.json").read_text() for folds in seeds for c in folds]
+        learnt_from = float(np.mean([json.loads(count) for count in counts]))
+        found.append(Results(row, labels, learnt_from, len(seeds), tuple(ids), columns))
     return found
 
 
@@ -183,16 +171,12 @@ def _read(folds: Sequence[Cell]) -> dict[str, dict[str, float]]:
     """Slice -> column -> value, of the folds (or the one test split) of one seed."""
     table: dict[str, dict[str, float]] = {}
     for cell in folds:
-        losses = _read_json(cell.folder / "losses.json")
+        losses = json.loads((cell.folder / "losses.json").read_text())
         with (cell.folder / "evaluation.csv").open(newline="") as file:
             for i, line in enumerate(csv.DictReader(file)):
                 row = {key: float(value) for key, value in line.items() if key != "id"}
                 table[line["id"]] = row | {f"loss_{k}": values[i] for k, values in losses.items()}
     return table
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text())
 
 
 def dice_lines(
@@ -241,8 +225,9 @@ def loss_lines(study: ConfigDict, results: Sequence[Results]) -> list[Line]:
     lines = []
     for result in results:
         row = study.rows[result.row]
-        network = "multi" if "entropy" in result.losses else "single"
-        for name, values in result.losses.items():
+        losses = {k[5:]: values for k, values in result.columns.items() if k.startswith("loss_")}
+        network = "multi" if "entropy" in losses else "single"
+        for name, values in losses.items():
             low, high = interval(values[..., None])
             line: Line = {"row": row.title, "labels": result.labels or "all", "network": network}
             line |= {"loss": name, "seeds": result.seeds, "mean": mean(values[..., None])}

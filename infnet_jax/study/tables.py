@@ -16,6 +16,7 @@ from infnet_jax.files import write_csv
 from infnet_jax.runs import write_text
 from infnet_jax.study.cells import Cell, Line, Results, collect, dice_lines, loss_lines
 
+Pair = tuple[str, str, np.ndarray, np.ndarray]  # titles of reference and row, Dice [slices] of each
 LOSSES = {
     "total": "training loss in all",
     "coarse": "eq. 4, map 5",
@@ -52,10 +53,7 @@ DICE_NOTE = (
 def write(
     study: ConfigDict, cells: Sequence[Cell], workdir: Path, failed: Mapping[str, str], command: str
 ) -> Path:
-    """Writes `table1.md`, `table2.md`, their CSV, the figures and `study.md`, and returns the last.
-
-    `cells` are the finished ones; `failed` has the messages of the others.
-    """
+    """Writes tables, CSV and figures of finished cells, and `study.md`, whose path it returns."""
     parts = ["# Study", f"```\n{command}\n```"]
     if failed:
         listed = "\n".join(f"- {cell}: {message}" for cell, message in failed.items())
@@ -83,7 +81,8 @@ def _table1(study: ConfigDict, results: Sequence[Results], workdir: Path) -> lis
             row = table.setdefault((line["row"], line["labels"]), head | {"paper": math.nan})
             row[LOSSES[line["loss"]]] = _spread(line, "mean", "low", "high")
             row |= {"paper": line["paper"]} if line["loss"] == "total" else {}
-        parts.append(_markdown(list(table.values())))
+        shown = list(table.values())
+        parts.append(markdown_table([*shown[0]], [[*row.values()] for row in shown]))
     write_text(workdir / "table1.md", "\n\n".join(parts) + "\n")
     return parts
 
@@ -105,14 +104,10 @@ def _table2(study: ConfigDict, results: Sequence[Results], workdir: Path) -> lis
                 row["p (Holm)"] = " / ".join(_number(line[f"{kind}_p"], ".3g") for kind in DICE)
             table.append(row)
         name = f"Without slices {', '.join(without)}" if without else "All slices"
-        parts += [f"### {name}", _markdown(table)]
+        parts += [f"### {name}", markdown_table([*table[0]], [[*row.values()] for row in table])]
     write_csv(workdir / "table2.csv", rows)
     write_text(workdir / "table2.md", "\n\n".join(parts) + "\n")
     return parts
-
-
-def _markdown(rows: Sequence[Line]) -> str:
-    return markdown_table(list(rows[0]), [list(row.values()) for row in rows])
 
 
 def _spread(line: Line, *keys: str) -> str:
@@ -128,8 +123,8 @@ def _number(value: float, form: str) -> str:
 def _figures(study: ConfigDict, results: Sequence[Results], workdir: Path) -> list[str]:
     """The curve over label budgets where there are several, and the pairs slice by slice."""
     parts: list[str] = []
+    pairs: list[Pair] = []
     curves: dict[str, list[tuple[float, ...]]] = {}
-    pairs: list[tuple[str, str, np.ndarray, np.ndarray]] = []
     of_row = {r.row: r for r in results if not r.labels}
     for result in results:
         row, values = study.rows[result.row], result.dice("mean", result.classes)
@@ -166,11 +161,8 @@ def label_curve(curves: Mapping[str, Sequence[tuple[float, ...]]], path: Path) -
         ax.legend()
 
 
-def scatter(pairs: Sequence[tuple[str, str, np.ndarray, np.ndarray]], path: Path) -> None:
-    """Draws a panel a comparison; above its diagonal are the slices, as points, that gain.
-
-    A pair is (title of the reference, title of the row, Dice of each, [slices]).
-    """
+def scatter(pairs: Sequence[Pair], path: Path) -> None:
+    """Draws a panel a comparison; above its diagonal are the slices, as points, that gain."""
     columns, lines = min(4, len(pairs)), -(-len(pairs) // 4)
     with canvas(path, width=3.1 * columns, height=3.2 * lines) as figure:
         axes = figure.subplots(lines, columns, squeeze=False).ravel()

@@ -37,27 +37,19 @@ def load(workdir: Path, **options: Any) -> "Predictor":
 def choose_lungs(way: str, *, alone: bool = False) -> tuple[Finder, str]:
     """Returns a function that finds the lungs of a scan, and what to call it.
 
-    Args:
-      way: `morphology`; the workdir of a run of configs/lung.py; or a file or folder with the
-        user's own lung masks, by the scans' names. ValueError for anything else.
-      alone: there is one scan only; then a single file need not bear its name.
+    `way` is `morphology`, the workdir of a run of configs/lung.py, or a file or folder with lung
+    masks by the scans' names (if `alone`, one scan, a single file need not bear its name); else a
+    ValueError.
     """
     path = Path(way)
     if way == MORPHOLOGY:
         return (lambda scan: lungs.segment(scan.pictures())), MORPHOLOGY
-    if (path / "config.json").is_file():
-        return _network(path)
     if not path.exists():
-        raise ValueError(
-            f"--lungs {way}: give morphology, the workdir of a run of "
-            "configs/lung.py, or a file or folder with lung masks"
-        )
-    return given_maps(path, "lungs", alone=alone), "given masks"
-
-
-def _network(workdir: Path) -> tuple[Finder, str]:
-    """The same of a network: its lungs are bool [D, H, W], by `lungs.find`."""
-    network = load(workdir, lungs=True)
+        hint = "the workdir of a run of configs/lung.py, or a file or folder with lung masks"
+        raise ValueError(f"--lungs {way}: give morphology, {hint}")
+    if not (path / "config.json").is_file():
+        return given_maps(path, "lungs", alone=alone), "given masks"
+    network = load(path, lungs=True)
 
     def probabilities(pictures: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         return (found.probs.reshape(found.mask.shape) for found in network(iter(pictures)))
@@ -70,10 +62,7 @@ def _network(workdir: Path) -> tuple[Finder, str]:
 
 
 def given_maps(path: Path, what: str, *, alone: bool = False) -> Finder:
-    """Returns a function from a scan to the label map of its name in a file or folder.
-
-    `what` is the option that gave the path, for messages; `alone` is that of `choose_lungs`.
-    """
+    """Returns a function from a scan to its label map; `what` is the option, for messages."""
     maps = imaging.by_name(path)
 
     def look_up(scan: imaging.Scan) -> np.ndarray:
@@ -94,15 +83,11 @@ def score(
 ) -> int:
     """Writes `severity.csv`, `severity.json` and `report.html`; returns 0, or 1 if a scan failed.
 
-    Args:
-      verb: its name, for messages; sources: the scans, in order.
-      read_case: makes the case of one; ValueError, OSError or ImportError there is one line on
-        stderr and does not stop the others.
-      out: folder, which must exist; model: identifies model and config, {} for given masks.
-      patient: whose scans they all are, scored together; None: each is a patient of its own.
+    A ValueError, OSError or ImportError of `read_case` is one line on stderr, and the others go on.
+    `out` must exist; `model` identifies model and config, {} for given masks. With `patient` all
+    scans are scored together, as theirs; else each is a patient of its own.
     """
-    failed = 0
-    patients: list[case.Patient] = []
+    failed, patients = 0, list[case.Patient]()
 
     def readable() -> Iterator[tuple[str, list[case.Case]]]:
         nonlocal failed
@@ -130,4 +115,4 @@ def score(
         print(f"{one.name}: {share}, CT-SS {ct_ss}")
     n_scans = sum(len(one.scans) for one in patients)
     print(f"{n_scans} scored, {failed} failed: {out / 'report.html'}")
-    return 1 if failed else 0
+    return int(failed > 0)

@@ -16,7 +16,6 @@ from infnet_jax.tasks import RGB, inpaint, losses, state as state_lib, supervise
 from infnet_jax.tasks.state import Task, TrainState
 from infnet_jax.training import loop
 
-_CHANNELS = 3  # as published: the grey slice repeated
 _LABELS = {"coach": "pretrain coach", "net": "pretrain net"}
 
 
@@ -40,13 +39,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def measure(backbone: str, batch: int, size: int, steps: int) -> Iterator[tuple[str, float, float]]:
-    """Yields of the three training steps in turn (name, steps per second, seconds to compile).
+    """Yields (name, steps per second, seconds to compile) of the three training steps in turn.
 
-    `backbone` is a trunk of `models.make`, `size` the side of the square images in pixels, and
-    `steps` how many of each kind count, after one that does not.
-
-    Raises:
-      ValueError: unknown backbone, a size that does not fit, fewer than one step or example.
+    `size` is the side of the square images in pixels; of each kind `steps` count, after one that
+    does not. ValueError: unknown backbone, a size that does not fit, less than 1 step or example.
     """
     if min(batch, steps) < 1:
         raise ValueError(f"batch and steps must be at least 1, got {batch} and {steps}")
@@ -64,10 +60,7 @@ def measure(backbone: str, batch: int, size: int, steps: int) -> Iterator[tuple[
 def compile_step(
     task: Task, phase: str, batch: int, size: int
 ) -> tuple[Callable[[TrainState], TrainState], TrainState, float]:
-    """Returns a training step on one batch of noise, its first state, and the seconds to compile.
-
-    The step waits until it is done; the state that it is given is used up.
-    """
+    """Returns a step on a batch of noise, which uses up its state, a state, and compile seconds."""
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (batch, size, size, 1), np.uint8)
     mask = np.zeros_like(image)
@@ -91,7 +84,7 @@ def make_tasks(backbone: str, size: int) -> tuple[Task, Task]:
     schedule = state_lib.make_schedule(lr=1e-4, total_steps=1, schedule="constant")
     adam = state_lib.make_optimizer(schedule, name="adam", clip_value=0.5)
     sgd = state_lib.make_optimizer(schedule, name="sgd", weight_decay=5e-4)
-    fields: dict[str, Any] = dict(classes=1, channels=_CHANNELS, dtype="float32", width=64)
+    fields: dict[str, Any] = dict(classes=1, channels=3, dtype="float32", width=64)
     make = partial(models.make, "infnet", backbone, **fields)
     target = supervised.Target(
         classes=("infection",),

@@ -21,21 +21,15 @@ _NUMBER = re.compile(r"patient[ _-]*0*(\d+)", re.IGNORECASE)
 
 @dataclasses.dataclass
 class Slice:
-    """One slice, its maps [H, W]; what is not known of it is None.
-
-    Attributes:
-      unit: patient or volume; the slice's own name where nobody knows it.
-      image: uint8, lung window; mask: bool, infection; lung: bool; regions: uint8, 0..20.
-      experts: those of `EXPERT_SCORES` that readers gave.
-    """
+    """One slice, its maps [H, W]; what is not known of it is None."""
 
     name: str
-    unit: str
-    image: np.ndarray
-    mask: np.ndarray | None = None
-    lung: np.ndarray | None = None
-    regions: np.ndarray | None = None
-    experts: dict[str, float] = dataclasses.field(default_factory=dict)
+    unit: str  # patient or volume; the slice's own name where nobody knows it
+    image: np.ndarray  # uint8, lung window
+    mask: np.ndarray | None = None  # bool, infection
+    lung: np.ndarray | None = None  # bool
+    regions: np.ndarray | None = None  # uint8, 0..20
+    experts: dict[str, float] = dataclasses.field(default_factory=dict)  # of EXPERT_SCORES
 
     @property
     def scan(self) -> imaging.Scan:
@@ -49,12 +43,10 @@ Masked = tuple[Slice, np.ndarray]  # a slice with a predicted mask, bool [H, W]
 def read(source: Path, split: str) -> Iterator[Slice]:
     """Yields the slices of a source; ValueError or FileNotFoundError names what cannot be used.
 
-    Args:
-      source: the version folder of a prepared dataset; or a folder with `img/` and, by the same
-        names, `label/` (0 none, 1 and 2 infection, or 0 and 255), `lung/` and `index.csv`, whose
-        column `patient`, `volume` or `group` tells the unit; or scans without truth, whose unit is
-        the patient number in their path, or the scan.
-      split: of a prepared dataset.
+    That is the version folder of a prepared dataset, of which one `split` is read; a folder with
+    `img/` and, by the same names, `label/` (0 none, 1 and 2 infection, or 0 and 255), `lung/` and
+    `index.csv`, whose column `patient`, `volume` or `group` tells the unit; or scans without truth,
+    whose unit is the patient number in their path, or the scan.
     """
     if (source / "dataset_info.json").is_file():
         return _prepared(source, split)
@@ -75,10 +67,7 @@ def predicted(slices: Iterable[Slice], network: "verbs.Predictor") -> Iterator[M
 
 
 def given(slices: Iterable[Slice], folder: Path) -> Iterator[Masked]:
-    """Yields slices with the mask of their name in a folder.
-
-    ValueError if there is none, it is of another size, or has unknown labels.
-    """
+    """Yields slices with their mask in a folder; ValueError: none, other size, unknown labels."""
     mask_of = verbs.given_maps(folder, "masks")
     for one in slices:
         yield one, case.infection(mask_of(one.scan), one.name)[0][0] > 0

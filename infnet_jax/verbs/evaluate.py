@@ -43,9 +43,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def list_pictures(folder: Path) -> dict[str, Path]:
-    """Returns the PNG and JPG files of a folder by stem.
+    """Returns the PNG and JPG files of a folder by stem; ValueError: two pictures share one.
 
-    FileNotFoundError: it is missing or holds none; ValueError: two pictures share a stem.
+    FileNotFoundError: it is missing or holds none.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
@@ -99,10 +99,8 @@ def read_truth(path: Path, label: str | None = None) -> np.ndarray:
     if classes:
         return _select(values, label)
     if label is not None and values.max() > 0:
-        raise ValueError(
-            f"{path}: holds no classes (0, 1 GGO, 2 consolidation), so {label!r} cannot be told; "
-            "leave the label out or give a class mask"
-        )
+        hint = f"so {label!r} cannot be told; leave the label out or give a class mask"
+        raise ValueError(f"{path}: holds no classes (0, 1 GGO, 2 consolidation), {hint}")
     return values > 128 / 255
 
 
@@ -114,10 +112,9 @@ def _read_predictions(paths: Mapping[str, Path], label: str | None) -> dict[str,
         maps[stem] = _select(values, label).astype(np.float64) if classes else values
         highest = max(highest, 1.0 if classes else float(values.max()))
     if 0 < highest <= 3 / 255:
-        raise ValueError(
-            f"{next(iter(paths.values())).parent}: no map exceeds the value 3, so these look like "
-            "class indices; save maps as probability x 255 or class masks with a palette"
-        )
+        folder, what = next(iter(paths.values())).parent, "so these look like class indices"
+        hint = "save maps as probability x 255 or class masks with a palette"
+        raise ValueError(f"{folder}: no map exceeds the value 3, {what}; {hint}")
     return maps
 
 
@@ -126,37 +123,31 @@ def evaluate_maps(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Evaluates every map of a folder, resized bilinearly to the size of its truth.
 
-    Truths are masks with the same stems; `label` is None (any lesion), `ggo` or `consolidation`.
-
     Returns one row per slice in stem order (`stem`, `lesion_pixels`, toolbox scores `mean_*`,
     `adaptive_*`, `minmax_*`, `raw_*`, then `s_measure`, `weighted_f` (NaN for an empty truth),
-    `mae`), and the summary: `label`, and what `metrics.both_readings` returns.
+    `mae`), and the summary: `label` (`ggo`, `consolidation`; None: any lesion), and what
+    `metrics.both_readings` returns.
 
     FileNotFoundError: a folder is missing or empty, or a slice lacks its map or truth. ValueError:
     an unreadable or unsuitable picture, or a map on its side against its truth.
     """
     maps, masks = list_pictures(predictions), list_pictures(truth)
-    _check_partners(masks, maps, f"{predictions}: no prediction")
-    _check_partners(maps, masks, f"{truth}: no truth")
+    sides = ((masks, maps, f"{predictions}: no prediction"), (maps, masks, f"{truth}: no truth"))
+    for here, there, what in sides:
+        if missing := [path.name for stem, path in here.items() if stem not in there]:
+            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+            raise FileNotFoundError(f"{what} for {missing[0]}{more}")
     values, rows, records = _read_predictions(maps, label), [], []
     for stem, path in masks.items():
         mask = read_truth(path, label)
         (height, width), (tall, wide) = mask.shape, values[stem].shape
         if height != width and (tall, wide) == (width, height):
-            raise ValueError(
-                f"{maps[stem]}: {tall} x {wide}, and its truth {height} x {width}: one of "
-                "the two lies on its side, turn it first (a builder's README says how it turned)"
-            )
+            hint = "lies on its side, turn it first (a builder's README says how it turned)"
+            sizes = f"{tall} x {wide}, and its truth {height} x {width}"
+            raise ValueError(f"{maps[stem]}: {sizes}: one of the two {hint}")
         records.append(metrics.toolbox(values[stem], mask))
         rows.append({"stem": stem} | _row(records[-1]))
     return rows, {"label": label or "lesion"} | metrics.both_readings(records)
-
-
-def _check_partners(here: Mapping[str, Path], there: Mapping[str, Path], what: str) -> None:
-    missing = [path.name for stem, path in here.items() if stem not in there]
-    if missing:
-        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise FileNotFoundError(f"{what} for {missing[0]}{more}")
 
 
 def _row(record: dict[str, Any]) -> dict[str, Any]:

@@ -27,11 +27,9 @@ def run(options: argparse.Namespace) -> int:
 def export(workdir: Path, out: Path) -> Path:
     """Writes the weights used for evaluation, without optimiser and history; returns their path.
 
-    The folder, which `Predictor` reads like the run, gets `weights.safetensors` (arrays by
-    `<stage>/<number>/<collection>/<path>`, those of a multi-class network's priors among them) and
-    the run's `config.json`, `statistics.json` and `thresholds.json`. FileNotFoundError: no run
-    there, or its last network is not trained yet. ValueError: `out` is not empty, or the prior is
-    the truth, which no new scan has.
+    `Predictor` reads the folder like the run: `weights.safetensors` (arrays by `<stage>/<number>/
+    <collection>/<path>`, those of priors too) and the files of `BESIDE`. FileNotFoundError: no run,
+    or not trained to its end; ValueError: `out` is not empty, or the prior is the truth.
     """
     from flax.traverse_util import flatten_dict
     from safetensors.numpy import save

@@ -1,7 +1,7 @@
 """`infnet-jax parity`: our outputs beside stored ones of the public PyTorch networks.
 
-A reference is a pair NAME.json + NAME.npz: tensor names and shapes of a state dict, a rule that
-fills them, a rule for the input, and the outputs in float64. No torch is needed.
+A reference is a pair NAME.json + NAME.npz: tensor names and shapes of a state dict, rules that
+fill them and the input, and the outputs in float64. No torch is needed.
 """
 
 import argparse
@@ -22,20 +22,15 @@ from infnet_jax.weights import convert, make_network
 TOLERANCE = 1e-4
 _OUTPUTS = {"coarse": "map5", "s32": "map4", "s16": "map3", "s8": "map2"}  # ours -> public
 _RANGES = {"norm_weight": (0.4, 0.9), "running_var": (0.5, 1.5)}
-_BLOCK_HEADS = {"forward": "segment", "forward_inpainting": "inpaint"}
 
 
 class Row(NamedTuple):
-    """One stored output, and the largest absolute difference of ours from it.
-
-    `error` None is explained by `note`: "skipped: ..." for a pair that is left out on purpose, else
-    what went wrong.
-    """
+    """One stored output, and the largest absolute difference of ours from it."""
 
     pair: str
     output: str
-    error: float | None
-    note: str = ""
+    error: float | None  # None is explained by the note
+    note: str = ""  # "skipped: ..." for a pair left out on purpose, else what went wrong
 
     @property
     def ok(self) -> bool:
@@ -86,7 +81,7 @@ def _network_outputs(spec: dict[str, Any], names: list[str]) -> dict[str, jax.Ar
     variables, report = convert(state)
     model = make_network(report["network"], report["inpaint_head"])
     stride, ours = spec["stride"], {}
-    for block, head in _BLOCK_HEADS.items():
+    for block, head in (("forward", "segment"), ("forward_inpainting", "inpaint")):
         lacks = head == "inpaint" and report["inpaint_head"] == "none"
         if lacks or not any(name.startswith(f"{block}/") for name in names):
             continue
@@ -117,7 +112,6 @@ def _loss_outputs(spec: dict[str, Any], names: list[str]) -> dict[str, jax.Array
     image = jnp.asarray(np.clip(normal(300, 3), -1, 1), jnp.float32)
     visible = jnp.asarray(normal(400, 1) > -0.6, jnp.float32)
     heads = {"edge": jnp.asarray(normal(200, 3), jnp.float32)}
-
     rec = partial(inpaint_losses.reconstruction, heads, image, visible)
     return {
         "structure_weighted": losses.structure_loss(logits, target, weighting="boundary"),
@@ -144,9 +138,7 @@ def _row(pair: str, name: str, stored: np.ndarray, ours: dict[str, jax.Array]) -
 def compare(directory: Path) -> list[Row]:
     """Compares every pair in `directory`; one row per stored output, one per skipped pair.
 
-    Raises:
-      FileNotFoundError: if the folder holds no pair, or a .json without its .npz.
-      ValueError: if a stored state dict does not convert.
+    FileNotFoundError: no pair, or half of one; ValueError: a state dict that does not convert.
     """
     rows: list[Row] = []
     for path in sorted(directory.glob("*.json")):

@@ -42,13 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, network: "verbs.Predictor | None" = None) -> int:
-    """Segments and scores scans; one that fails is named and does not stop the others.
+    """Segments and scores scans; returns 0, or 1 if any failed: it is named, the others go on.
 
     Writes `masks/`, `severity.csv`, `severity.json` and `report.html` into `--out`, each file
     whole, and `probabilities/<name>.npz` if asked, float16 on the file's own grid. Lobes of one's
-    own go before lungs by morphology. `network` None loads that of `--checkpoint`. Returns 0, or 1
-    if any input failed; ValueError or OSError: no input at all, no usable checkpoint, lobes that
-    are not there, or `--out` cannot be written.
+    own go before lungs by morphology. `network` None loads that of `--checkpoint`. ValueError or
+    OSError: no input at all, no usable checkpoint, or `--out` cannot be written.
     """
     if options.device:  # read by jax when it is first imported
         os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(options.device, options.device)
@@ -61,12 +60,11 @@ def run(options: argparse.Namespace, network: "verbs.Predictor | None" = None) -
         lobes_of = verbs.given_maps(options.lobes, "lobes", alone=alone)
         if lung_name == verbs.MORPHOLOGY:
             finder, lung_name = lobes_of, "given lobes"
-    model = network.identity | {"lungs": lung_name}
-    (options.out / "masks").mkdir(parents=True, exist_ok=True)
+    model, out = network.identity | {"lungs": lung_name}, options.out
+    (out / "masks").mkdir(parents=True, exist_ok=True)
     read_case = functools.partial(_case, options, network, finder, lobes_of, model)
-    patient = options.out.resolve().name if options.one_patient else None
-    watched = _progress(sources)
-    return verbs.score("predict", watched, read_case, options.out, model=model, patient=patient)
+    patient, scans = out.resolve().name if options.one_patient else None, _progress(sources)
+    return verbs.score("predict", scans, read_case, out, model=model, patient=patient)
 
 
 def segment(
@@ -75,7 +73,6 @@ def segment(
     """Runs the network over the slices of a scan, from the first to the last that shows lung.
 
     `lung` is bool [D, H, W]; None runs every slice. `keep_probs=False` spares their memory.
-
     Returns the mask, uint8 [D, H, W]: 1 ground glass (or infection, of a single-class network), 2
     consolidation; the uncertainty, float16 [D, H, W] in 0..1, or None; and probabilities, float16
     [D, H, W, C], one channel a class, or None.
@@ -112,9 +109,8 @@ def _case(
     if options.go_on and marker.exists():
         before = json.loads(marker.read_text())
         if {k: before[k] for k in mine} != mine:
-            raise ValueError(
-                f"{scan.name}: {out} has a mask of another model or other lungs; use another --out"
-            )
+            which = "a mask of another model or other lungs"
+            raise ValueError(f"{scan.name}: {out} has {which}; use another --out")
         mask = imaging.read_labels(folder / before["file"], scan)
         return case.assess(scan, mask, lung, lobes=lobes, classes=classes)
     shown = lung if len(lung) > 1 else None

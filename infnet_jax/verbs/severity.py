@@ -6,12 +6,9 @@ from pathlib import Path
 from infnet_jax import verbs
 from infnet_jax.clinic import case, imaging
 
-MAPS = {  # option -> what it gives, files of the masks' grids paired with them by name
-    "images": "the scans",
-    "lung": "lung masks",
-    "lobes": "lobe maps 1..5",
-    "regions": "maps of 20 regions or segments",
-}
+# Option -> what it gives: files of the masks' grids, paired with them by name.
+MAPS = {"images": "the scans", "lung": "lung masks", "lobes": "lobe maps 1..5"}
+MAPS |= {"regions": "maps of 20 regions or segments"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,18 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Scores masks, writes `severity.csv`, `severity.json` and `report.html` into `--out`.
+    """Writes `severity.csv`, `severity.json` and `report.html`; returns 0, or 1 if a mask failed.
 
     Labels are those of `case.infection`. nnU-Net's `_0000` is ignored in names. Without lung and
-    lobes the lungs are found in the images. Returns 0, or 1 if an input failed: one line each on
-    stderr, the others are written. ValueError: nothing to score with, or no mask at all; OSError:
-    `--out` cannot be written.
+    lobes the lungs are found in the images. ValueError: nothing to score with, or no mask at all.
     """
     if options.images is None and options.lung is None and options.lobes is None:
         raise ValueError("give --images (lungs are found in them), --lung or --lobes")
     sources = imaging.find(options.masks)
-    given = {name: getattr(options, name) for name in MAPS}
-    maps = {name: imaging.by_name(path) for name, path in given.items() if path is not None}
+    maps = {name: imaging.by_name(path) for name in MAPS if (path := getattr(options, name))}
     options.out.mkdir(parents=True, exist_ok=True)
 
     def read_case(source: imaging.Source) -> case.Case:

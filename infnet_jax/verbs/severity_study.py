@@ -1,7 +1,6 @@
-"""`infnet-jax severity-study`: predicted severity against true severity, per slice and patient.
+"""`infnet-jax severity-study`: predicted severity against true severity (paper, section V.D).
 
-It fills what the paper leaves empty (section V.D). Truth are expert masks; where there are none, a
-clinical table (iCTCF) or the scores that experts gave (covid-chestxray).
+Truth are expert masks; where there are none, a clinical table or the scores that experts gave.
 """
 
 import argparse
@@ -40,11 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, network: "verbs.Predictor | None" = None) -> int:
     """Scores what is predicted and what is true, writes how they agree, and returns 0.
 
-    Writes into `--out`: `scores.csv` (a row a slice and a row a patient) and `summary.md`; where
-    truth is known `agreement.csv` and `bland_altman_<source>.png`; where experts gave scores
-    `experts.csv`; with a clinical table `clinical.csv`. `network` None loads that of
-    `--checkpoint`, or reads `--masks`. ValueError or FileNotFoundError: a source, mask or table
-    that cannot be used, or no slice with anything to compare.
+    Into `--out`: `scores.csv` (a row a slice and a row a patient) and `summary.md`; where truth is
+    known `agreement.csv` and `bland_altman_<source>.png`; where experts gave scores `experts.csv`;
+    with a clinical table `clinical.csv`. `network` None loads that of `--checkpoint`, if given.
+    ValueError or FileNotFoundError: a source, mask or table of no use, or nothing to compare.
     """
     if (options.checkpoint is None) == (options.masks is None):
         raise ValueError("give either --checkpoint or --masks")
@@ -63,10 +61,8 @@ def run(options: argparse.Namespace, network: "verbs.Predictor | None" = None) -
         rows += score(name, pairs, finder, left_out)
     groups, judged = tables.group(rows), tables.experts(rows)
     if not groups and not judged and morbidity is None:
-        raise ValueError(
-            "no slice has a true mask and a true lung, or an expert's score, and "
-            "there is no --clinical; " + "; ".join(left_out[:2])
-        )
+        lacks = "no slice has a true mask and a true lung, or an expert's score"
+        raise ValueError(f"{lacks}, and there is no --clinical; {'; '.join(left_out[:2])}")
     write_csv(out / "scores.csv", rows)
     model = network.identity if network else {"masks": str(masks)}
     known = model | {"lungs of predicted masks": lung_name}
@@ -87,17 +83,11 @@ def score(
 ) -> list[Row]:
     """Scores slices, and patients by their pooled counts.
 
-    Args:
-      dataset: its name; pairs: slices with their predicted mask.
-      finder: of the lungs under predicted masks; None takes the true ones.
-      left_out: gets a line for each side of a slice that cannot be scored. A patient's other
-        slices still count.
-
-    Returns:
-      Rows with `dataset`, `level` (slice, patient), `unit`, `name`, `slices`; share, ct_ss and
-      grade, each `true_` and `predicted_`; and `cohort.EXPERT_SCORES`, of slices only; None where
-      not known. Patient rows come last, and only if some patient has several slices, or there is
-      no truth.
+    Predicted masks meet the lungs of `finder` (None: the true ones). `left_out` gets a line for
+    each side of a slice that cannot be scored; a patient's other slices still count.
+    Returns rows with `dataset`, `level` (slice, patient), `unit`, `name`, `slices`; share, ct_ss
+    and grade, each `true_` and `predicted_`; and `cohort.EXPERT_SCORES`, of slices only; None where
+    not known. Patient rows come last, if some patient has several slices, or there is no truth.
     """
     rows: list[Row] = []
     pooled: dict[str, dict[str, severity.Tally]] = {}

@@ -1,7 +1,4 @@
-"""The comparisons of `severity-study`, with true masks, experts and a clinical table.
-
-Each writes its CSV and returns its section of the page in Markdown.
-"""
+"""The comparisons of `severity-study`: each writes a CSV and returns a section in Markdown."""
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -57,10 +54,8 @@ def read_morbidity(path: Path) -> dict[int, str]:
     for line in lines[1:]:
         n, word = patient_number(str(line[who])), str(line[what]).strip().lower()
         if n is None or n in found or word not in MORBIDITIES:
-            raise ValueError(
-                f"{path}: row {line[who]!r}, {line[what]!r}: each patient's number "
-                f"once, and one of {', '.join(MORBIDITIES)} expected"
-            )
+            want = f"each patient's number once, and one of {', '.join(MORBIDITIES)} expected"
+            raise ValueError(f"{path}: row {line[who]!r}, {line[what]!r}: {want}")
         found[n] = word
     return found
 
@@ -127,10 +122,9 @@ def agreement_section(out: Path, groups: Mapping[str, Mapping[str, Sequence[Row]
 
 
 def experts(rows: Iterable[Row]) -> list[Row]:
-    """Returns how the predicted share ranks beside the scores that experts gave.
+    """Returns how the predicted share ranks beside experts' scores, a row a dataset and score.
 
-    Of each dataset and score with such slices: `dataset`, `score`, `n`, `mean_score`,
-    `mean_share` (percent) and `spearman` of the two.
+    It has `dataset`, `score`, `n`, `mean_score`, `mean_share` (percent) and their `spearman`.
     """
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for row, name in itertools.product(rows, EXPERT_SCORES):
@@ -140,9 +134,9 @@ def experts(rows: Iterable[Row]) -> list[Row]:
     tables = []
     for (dataset, name), pairs in found.items():
         scores, shares = np.array(pairs, float).T
-        means = {"mean_score": scores.mean(), "mean_share": shares.mean()}
-        where: Row = {"dataset": dataset, "score": name, "n": len(pairs)}
-        tables.append(where | means | {"spearman": statistics.spearman(scores, shares)})
+        row = {"dataset": dataset, "score": name, "n": len(pairs), "mean_score": scores.mean()}
+        ranks = statistics.spearman(scores, shares)
+        tables.append(row | {"mean_share": shares.mean(), "spearman": ranks})
     return tables
 
 
@@ -155,17 +149,17 @@ def experts_section(out: Path, tables: Sequence[Row]) -> list[str]:
 
 
 def join(morbidity: Mapping[int, str], rows: Iterable[Row]) -> tuple[list[Row], int, list[str]]:
-    """Brings the table of `read_morbidity` and the rows of scored patients together.
-
-    Rows of slices, or without a prediction, are passed over; ValueError for two of one patient.
+    """Brings the table of `read_morbidity` and the predictions of patients together.
 
     Returns a row a patient with a clinical class, by number: `patient`, `morbidity`, `class`,
     predicted `share` 0..1, `grade` 0..2, `ct_ss` 0..40; how many are left out as suspected; and the
-    names left out: no patient number in them, or none of the table.
+    names left out: no patient number in them, or none of the table. ValueError for two of a number.
     """
     named: dict[int, tuple[str, Row]] = {}
-    unknown, patients = [], (row for row in rows if row["level"] == "patient")
-    for row in (row for row in patients if row["predicted_share"] is not None):
+    unknown = []
+    for row in rows:
+        if row["level"] != "patient" or row["predicted_share"] is None:
+            continue
         name = f"{row['dataset']}/{row['unit']}"
         n = patient_number(name)
         if n is None or n not in morbidity:
@@ -186,7 +180,7 @@ def join(morbidity: Mapping[int, str], rows: Iterable[Row]) -> tuple[list[Row], 
 def compare_classes(rows: Sequence[Row]) -> dict[str, float]:
     """Returns accuracy, majority, macro-F1 and kappa of the grade against the clinical class.
 
-    And the AUC of infected share and CT-SS for severe or worse (NaN where all are alike).
+    And the AUC of infected share and CT-SS for severe or worse (NaN where all are alike); a
     ValueError if no patient is left.
     """
     if not rows:
