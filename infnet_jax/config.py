@@ -42,9 +42,7 @@ def load(file_and_preset: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 
 def prepare(config: ConfigDict) -> tuple[Path, Mix | None]:
-    """Prepares the datasets of a run; those that are there are not built again.
-
-    Returns the folder of the prepared dataset, and what `data.pretrain` names (None: nothing).
+    """Prepares the datasets of a run; gives the folder of its own, and the mix of `data.pretrain`.
 
     Raises:
       ValueError: a config that cannot be run, an unknown dataset, or one that cannot be prepared.

@@ -40,9 +40,8 @@ def segment(grey: np.ndarray) -> np.ndarray:
     """Finds the lungs in uint8 [H, W], or [D, H, W] for a volume of neighbouring slices.
 
     Returns:
-      bool, the same shape; all False where no lung was found. Vessels, small holes, and notches
-      in the outer wall (lesions there are as bright as the wall) are inside; large airways are
-      not. Dense lesions that end a lung are partly lost: unite the infection afterwards.
+      bool, the same shape; all False where no lung was found. Vessels, small holes and notches in
+      the outer wall are inside. Dense lesions that end a lung are lost: unite the infection.
 
     Raises:
       ValueError: another dtype or number of axes.
@@ -221,8 +220,7 @@ def find(
       threshold: from which a pixel is lung.
 
     Returns:
-      bool [D, H, W], tidied, each lung closed, since dense lesions at the wall leave notches; all
-      False where the first pass found none.
+      bool [D, H, W], tidied, each lung closed; all False where the first pass found none.
     """
 
     def marked(crop: tuple[slice, slice]) -> np.ndarray:

@@ -1,8 +1,7 @@
 """One self-contained page (no network): a patient's slices, contours, regions and scores.
 
-Pictures are JPEG data in script elements that the browser only reads when a slice is shown, so a
-volume of 300 slices costs a few megabytes and one picture at a time. Patients are streamed to
-disk as they are added.
+Pictures are JPEG data in script elements that the browser only reads when a slice is shown.
+Patients are streamed to disk as they are added.
 """
 
 import base64
@@ -39,10 +38,7 @@ class Page:
     """
 
     def __init__(self, path: Path, *, model: Mapping[str, Any]):
-        """Prepares the .html file `path`, whose folder must exist.
-
-        `model` identifies model and config, name to text; {} for masks from elsewhere.
-        """
+        """Prepares the file `path`; `model` identifies model and config, {} for given masks."""
         self.path, self._model = path, model
         self._rows: list[str] = []
         self._body = tempfile.TemporaryFile("w+", encoding="utf-8", dir=path.parent)

@@ -1,8 +1,7 @@
 """Severity scores of an infection mask: how much of which part of the lung is infected.
 
-Everything is counted first (`count`: whole numbers per region, which add up over the slices of a
-patient) and graded last (`grade`), so a patient's total never depends on how the slices were cut.
-Thresholds are compared in whole numbers: a region infected to exactly one half is on the boundary.
+Everything is counted first (`count`, whole numbers per region) and graded last (`grade`), so a
+patient's total never depends on how the slices were cut. Thresholds are compared in whole numbers.
 """
 
 import dataclasses
@@ -175,9 +174,8 @@ def _per_label(
 
 def _shares(counts: np.ndarray | None) -> list[float] | None:
     """Infected share of each label; counts as in `Tally`."""
-    if counts is None:
-        return None
-    return [_ratio(sick, whole) for whole, sick in counts[:, 1:].T.tolist()]
+    pairs = None if counts is None else counts[:, 1:].T.tolist()
+    return pairs and [_ratio(sick, whole) for whole, sick in pairs]
 
 
 def _total(counts: np.ndarray | None, bounds: Sequence[int]) -> int | None:

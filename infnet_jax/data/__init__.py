@@ -68,10 +68,9 @@ class Batches:
     number of processes together see the batch that one process would. A missing mask (unlabelled
     examples) reads as all background.
 
-    Each epoch, of `example_count` examples, is a new permutation of those of all sources (see
-    `epoch_order`); a batch may straddle two, and a set smaller than the batch repeats within it.
-    `fields` are out of PICTURES, `weights` those of `quotas`; `process` is (p, n), by default this
-    process. ValueError for no examples, or sizes that do not fit each other.
+    Each epoch, of `example_count` examples, is a new permutation (see `epoch_order`); a batch may
+    straddle two. `fields` are out of PICTURES, `weights` those of `quotas`, `process` is (p, n), by
+    default this one. ValueError for no examples, or sizes that do not fit each other.
     """
 
     def __init__(

@@ -1,7 +1,6 @@
 """Segmentation scores of one slice and of a set of slices, in numpy.
 
-The formulas are those of the evaluation toolbox with which Inf-Net's tables were made; it has gaps,
-so every summary says which of two readings it is:
+The formulas are those of the toolbox with which Inf-Net's tables were made, in two readings:
 
 * `toolbox`: a slice without a true positive scores 0 in Dice, IoU, sensitivity, specificity and
   precision alike: one without lesion is a failure whatever was predicted. Only this reading

@@ -32,11 +32,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluates the final networks of a run, whose weights the report calls `part`.
 
-    Examples of `test` have masks, and priors if the networks are fed one; masks of `train` make the
-    `metrics.floors`; `out_of_fold` is for thresholds and the cross-validated Dice.
-
-    Writes `evaluation.json`, `evaluation.csv` (a row a slice), `predictions/[<class>/]<id>.png`
-    (8-bit probabilities at the slice's own size), `masks/<id>.png` (labels, with a palette) and,
+    Masks of `train` make the `metrics.floors`; `out_of_fold` is for thresholds and the
+    cross-validated Dice. Writes `evaluation.json`, `evaluation.csv` (a row a slice),
+    `predictions/[<class>/]<id>.png` (8-bit probabilities), `masks/<id>.png` (with a palette) and,
     for the figures, `evaluate/<class>.npz`; with `evaluate.choose_threshold` `thresholds.json`.
 
     Returns what `evaluation.json` holds: `weights`, `thresholds`; in `classes` for each class the

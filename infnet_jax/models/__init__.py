@@ -60,8 +60,7 @@ def make(
       classes: channels of the segmentation output; 1 for `infnet`.
       channels: of the input and of inpainting outputs.
       **options: `width` (of the decoder, and of a trunk that has this option), `max_pool`,
-        `inpaint_head`, `improved`. One that the decoder does not use may be there with its
-        neutral value, False or "none".
+        `inpaint_head`, `improved`; those that the decoder does not use are False or "none".
 
     Raises:
       ValueError: names or options that do not go together.

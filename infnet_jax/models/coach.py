@@ -31,11 +31,8 @@ class Coach(nn.Module):
     def __call__(self, x: Array, *, train: bool, key: Array | None = None) -> dict[str, Array]:
         """Maps [B, H, W, C] to score [B, H/16, W/16, 1], and mu and logvar of 100 channels.
 
-        `key` draws z = mu + exp(logvar / 2) * noise; None means z = mu. The public code draws
-        always, in evaluation too.
-
-        Raises:
-          ValueError: if H or W is not divisible by 16.
+        `key` draws z = mu + exp(logvar / 2) * noise, as the public code does always; None means
+        z = mu. H or W not divisible by 16 is a ValueError.
         """
         check_divisible(x, 16, "coach")
         trunk = ResNet("resnet18", self.width, max_pool=False, dtype=self.dtype, name="trunk")
@@ -61,15 +58,11 @@ def visible_from_score(
     The threshold is the k-th largest score of each example, k = int(keep_ratio * cells).
 
     Args:
-      keep_ratio: share of cells that stays visible, in (0, 1].
+      keep_ratio: share of cells that stays visible, in (0, 1]; ValueError for a k below 1.
       alpha: steepness of the soft mask, sigmoid(alpha * (score - threshold)), which passes
         gradients to every score, and through the threshold to the k-th one.
       hard: cuts to 0 or 1 instead (no gradient).
-      inclusive: for hard masks, whether the k-th cell itself stays visible: k cells then, else
-        k - 1 as in the public code (where the k-th is exactly at the threshold).
-
-    Raises:
-      ValueError: if keep_ratio leaves k outside 1..cells.
+      inclusive: k cells stay visible in hard masks; else k - 1, as in the public code.
     """
     cells = score.shape[1] * score.shape[2]
     k = int(keep_ratio * cells)

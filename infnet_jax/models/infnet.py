@@ -58,10 +58,8 @@ class OutputLayers(nn.Module):
     Attributes:
       inpaint_head: one of `layers.INPAINT_HEADS`; its output has `image_channels`.
       kernel: window of the last layers.
-      plain: whether the layers have a bias and no batch normalisation (the partial decoder's);
-        `linear_replace` always does.
-      carries_on: False if nothing follows, so that a parallel head leaves the segmentation layer
-        (and its running statistics) untouched.
+      plain: a bias and no batch normalisation (as in the partial decoder).
+      carries_on: False if nothing follows: a parallel head leaves the segmentation layer untouched.
     """
 
     inpaint_head: str
@@ -153,7 +151,7 @@ class ReverseAttention(OutputLayers):
 class InfNet(nn.Module):
     """Inf-Net with segmentation heads and optional inpainting heads, as `models.make` builds it.
 
-    Initialisation (`init` with either head) creates the parameters of both heads.
+    `init` with either head creates the parameters of both.
 
     Attributes:
       trunk: maps an image, H and W multiples of `multiple`, to five feature maps, finest first;
@@ -184,12 +182,9 @@ class InfNet(nn.Module):
         """Maps images [B, H, W, C] to five float32 outputs [B, H, W, channels].
 
         They are coarse, s32, s16, s8 (the final map) and edge; the public code's map5, map4, map3,
-        map2 and edge. `train` is whether batch normalisation uses (and updates by) batch
-        statistics; `head` is "segment" (one channel of logits) or "inpaint" (image_channels,
-        linear or tanh by `inpaint_head`).
-
-        Raises:
-          ValueError: an unknown head, one that is not there, or a size that does not fit.
+        map2 and edge. With `train` batch normalisation uses (and updates by) batch statistics;
+        `head` is "segment" (one channel of logits) or "inpaint" (image_channels, linear or tanh by
+        `inpaint_head`). An unknown head, or a size that does not fit, is a ValueError.
         """
         check_head(head, self.inpaint_head)
         check_divisible(x, self.multiple, f"Inf-Net on {type(self.trunk).__name__}")

@@ -1,13 +1,9 @@
 """U-Net of the multi-class stage in both public variants, and the plain U-Net baseline.
 
-The input holds the slice and the single-class network's map (the prior) as channels. In the plain
-variant (the public code's "baseline", and the only one of the original Inf-Net) the inpainting head
-shares the decoder. In the improved one the input enters again at strides 4 and 16, and inpainting
-has a decoder of its own, so that pre-training reaches the encoder only.
-
-With `classes=1` and the slice alone as input the plain variant is the usual U-Net baseline. On
-other trunks, whose weights may come from ImageNet, the same decoder ends at the stride of the
-trunk's finest map; these are nobody's published networks.
+In the plain variant (the public code's "baseline") the inpainting head shares the decoder. In the
+improved one the input enters again at strides 4 and 16, and inpainting has a decoder of its own, so
+that pre-training reaches the encoder only. On other trunks the same decoder ends at the stride of
+the trunk's finest map; these are nobody's published networks.
 """
 
 import flax.linen as nn
@@ -84,8 +80,8 @@ class Decoder(nn.Module):
 class UNet(nn.Module):
     """U-Net with a segmentation head and an optional inpainting head, as `models.make` builds it.
 
-    Initialisation (`init` with either head) creates the parameters of both. Module names match
-    those of Inf-Net where weights move: `trunk`, and `out_*` for last layers.
+    `init` with either head creates the parameters of both. Names match those of Inf-Net where
+    weights move: `trunk`, and `out_*` for last layers.
 
     Attributes:
       trunk: maps an image, H and W multiples of `multiple`, to five feature maps, finest first.
@@ -116,11 +112,8 @@ class UNet(nn.Module):
         """Maps [B, H, W, C], any size that the trunk takes, to one float32 output of that size.
 
         Head "segment" gives {"logits": [B, H, W, classes]}, "inpaint" {"recon": [B, H, W,
-        image_channels]}, in -1..1 with tanh. `train` is whether batch normalisation uses (and
-        updates by) batch statistics.
-
-        Raises:
-          ValueError: an unknown head, one that is not there, or a size that does not fit.
+        image_channels]}, in -1..1 with tanh. With `train` batch normalisation uses (and updates by)
+        batch statistics. An unknown head, or a size that does not fit, is a ValueError.
         """
         layers.check_head(head, self.inpaint_head)
         layers.check_divisible(x, self.multiple, f"U-Net on {type(self.trunk).__name__}")

@@ -29,10 +29,7 @@ _STARTS = {  # stage -> whose weights it may start from; the first of these that
 def resolve(config: ConfigDict, workdir: Path, dataset: Path | None = None) -> Plan:
     """The stages of a config, of a file in `configs/` or of a workdir's `config.json`.
 
-    Args:
-      config: all keys present.
-      workdir: where the run is, or will be.
-      dataset: the version folder of its prepared dataset; None where no slice is read.
+    `dataset` is the version folder of its prepared dataset, None where no slice is read.
 
     Raises:
       ValueError: names the key, its value and what would be right.

@@ -225,8 +225,7 @@ def make_optimizer(
         decouples it and spares biases and batch-norm scales (arrays of one axis).
       eps: of Adam, torch's by default. A larger one keeps Adam from magnifying rounding noise
         where the true gradient is 0 (a bias before batch norm), and runs from drifting apart.
-      clip_value: clamp of each gradient element (the public code: 0.5); 0 is off.
-      clip_norm: bound on the global gradient norm; 0 is off.
+      clip_value, clip_norm: bounds on each element and on the norm of the gradient; 0 is off.
       lookahead_every: fast updates per slow one (the public code: 5); 0 is off.
     """
     matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)  # noqa: E731

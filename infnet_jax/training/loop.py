@@ -53,8 +53,7 @@ def fit(
     `panels/`, `tensorboard/` and `parameters.txt`; `name` is for the log. `fresh` makes the state
     of step 0; `seed` is of the steps' randomness.
 
-    Returns the timing, None if asked to stop before the end. A loss that is not finite is a
-    FloatingPointError; the last good checkpoint stays.
+    Returns the timing, None if asked to stop. A loss that is not finite is a FloatingPointError.
     """
     monitored = len(held_out) > 0
     mode, folder = task.metric_mode if monitored else None, directory / "checkpoints"

@@ -5,8 +5,7 @@ group of unlabelled ones; the group joins the pool, and the network trains on po
 slices before it maps the next group. A fresh network then pre-trains on the whole pool, and the
 `segment` stage fine-tunes it on the labelled slices; `multi` takes all of it but the last layer.
 
-`mean_teacher`: the teacher only; `segment` goes on from it with unlabelled slices in each batch.
-Slices that `segment` holds out are held out here too, and the test split is never opened.
+`mean_teacher`: the teacher only; `segment` goes on from it. What `segment` holds out is held out.
 """
 
 import functools

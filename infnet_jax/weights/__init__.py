@@ -136,10 +136,9 @@ def convert(state: Mapping[str, np.ndarray]) -> tuple[Variables, Report]:
     `state` is tensor name to array, torch layouts. A leading "module." on all names is dropped.
 
     Returns:
-      Variables (collections params and batch_stats, numpy float32; of a bare trunk only the
-      sub-trees below "trunk") and a report: network (one of NETWORKS), inpaint_head
-      (`tanh_parallel` if the authors' inpainting heads are there, else `none`), matched (torch name
-      to flax path), unused (torch name to reason).
+      Variables (params and batch_stats, numpy float32; of a bare trunk only what is below "trunk")
+      and a report: network (one of NETWORKS), inpaint_head (`tanh_parallel` if the authors' heads
+      are there, else `none`), matched (torch name to flax path), unused (torch name to reason).
 
     Raises:
       ValueError: an unknown network, a missing or unexplained tensor, or a wrong shape.
