@@ -1,5 +1,6 @@
 """Pictures and volumes in, masks out, on the same grid. Knows nothing of networks."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from infnet_jax.clinic.imaging import dicom, nifti, pictures
+from infnet_jax.clinic.imaging import dicom, nifti, pictures, series
 from infnet_jax.clinic.imaging.scan import Grid, MaskInfo, NoMask, Scan, spacing_of
 from infnet_jax.files import whole
 
@@ -18,7 +19,8 @@ class Format(NamedTuple):
     """A kind of scan: how its files are read, and how masks of it are read and written."""
 
     suffixes: tuple[str, ...]  # of its files, in lower case
-    read: Callable[[Sequence[Path], str], Scan]  # from the files and the name of a scan
+    # From the file and the name of a scan; of DICOM from its slices, its name and its place.
+    read: Callable[..., Scan]
     # From a file to a label map, uint8 [D, H, W] canonical, and its affine or None.
     read_labels: Callable[[Path], tuple[np.ndarray, np.ndarray | None]] | None
     # By suffix: writes a mask on the grid of the scan's file to a path; `NoMask` if it cannot.
@@ -31,9 +33,19 @@ FORMATS = {
         pictures.SUFFIXES, pictures.read, pictures.read_labels, {".png": pictures.write_mask}
     ),
     "nifti": Format(nifti.SUFFIXES, nifti.read, nifti.read_labels, {".nii.gz": nifti.write_mask}),
-    "dicom": Format(dicom.SUFFIXES, dicom.read, None, _OF_SERIES),
+    "dicom": Format(series.SUFFIXES, dicom.read, None, _OF_SERIES),
 }
-Found = tuple[Path, str, tuple[Path, ...]]  # where a scan lies, its kind, its files
+
+
+class Found(NamedTuple):
+    """A scan before it has a name: where it lies, and what `Source` says."""
+
+    place: Path
+    kind: str
+    files: tuple[Path, ...]
+    slices: tuple[series.Slice, ...] = ()
+    about: str = ""
+    beside: tuple[str, ...] = ()
 
 
 class Source(NamedTuple):
@@ -41,40 +53,85 @@ class Source(NamedTuple):
 
     name: str  # unique among the sources found together; names the output files
     kind: str  # a key of `FORMATS`
-    files: tuple[Path, ...]  # one file, or all of a series
+    files: tuple[Path, ...]  # one file, or all of a folder's DICOM files
+    slices: tuple[series.Slice, ...] = ()  # of a DICOM series
+    about: str = ""  # number and description of a series, for lists
+    beside: tuple[str, ...] = ()  # what was passed over in its folder, a line each
 
 
-def find(paths: Iterable[Path]) -> list[Source]:
-    """Finds the scans in these files and folders, in order, without reading them.
+def find(paths: Iterable[Path], *, number: str = "") -> list[Source]:
+    """Finds the scans in these files and folders, in order; of DICOM the headers are read.
 
-    A folder gives one source for each picture and volume in it, and one for the DICOM files of
-    each of its folders; a zip is one series. Files of other kinds in a folder are passed over.
+    A folder gives one source for each picture and volume in it, and one for each CT series among
+    the DICOM files of each of its folders; so does a zip, and so do DICOM files given by name.
+    Files of other kinds in a folder are passed over.
+
+    Args:
+      number: takes the series of this SeriesNumber only; "" takes all.
 
     Raises:
       FileNotFoundError: a path does not exist.
-      ValueError: a file is of no known kind, or there is nothing to read at all.
+      ValueError: a file is of no known kind, there is nothing to read at all, or no series of
+        that number.
+      ImportError: pydicom is not installed.
     """
     found: list[Found] = []
+    single: dict[Path, list[Path]] = {}
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist")
+        kind = None if path.is_dir() else _kind(path)
         if path.is_dir():
             inside = _in_folder(path)
             if not inside:
                 raise ValueError(f"{path}: no picture, NIfTI or DICOM file in it")
             found += inside
-        elif (kind := _kind(path)) is not None:
-            found.append((path, kind, (path,)))
+        elif kind == "dicom" and path.suffix.lower() != ".zip":
+            single.setdefault(path.parent, []).append(path)
+        elif kind == "dicom":
+            found += _series(path, [path])
+        elif kind is not None:
+            found.append(Found(path, kind, (path,)))
         else:
             raise ValueError(f"{path}: not a picture, NIfTI, DICOM or zip file")
+    for folder, files in single.items():
+        found += _series(files[0] if len(files) == 1 else folder, files)
+    if number:
+        known = sorted({one.about.partition(" ")[0] for one in found if one.kind == "dicom"})
+        found = [one for one in found if one.about.partition(" ")[0] == number]
+        if not found:
+            raise ValueError(f"no series of number {number}; there are: {', '.join(known)}")
     if not found:
         raise ValueError("no input given")
     return _named(found)
 
 
 def read(source: Source) -> Scan:
-    """Reads a source; errors of its kind name the file (see `pictures`, `nifti`, `dicom`)."""
-    return FORMATS[source.kind].read(source.files, source.name)
+    """Reads a source.
+
+    Raises:
+      ValueError: it cannot be read or is no chest CT; names file and cause, whatever library
+        failed. With INFNET_DEBUG in the environment the library's own error is chained to it.
+    """
+    what = str(source.files[0].parent if len(source.files) > 1 else source.files[0])
+    try:
+        if source.kind == "dicom":
+            if not source.slices:
+                raise ValueError(source.beside[0])
+            scan = dicom.read(source.slices, source.name, what)
+            scan.warnings += source.beside
+            return scan
+        return FORMATS[source.kind].read(source.files, source.name)
+    except ImportError:
+        raise
+    except Exception as error:  # of any library: no scan may stop the others
+        text = " ".join(str(error).split()) or type(error).__name__
+        text = text if isinstance(error, ValueError) and what in text else f"{what}: {text}"
+        beside = (
+            f" (passed over: {'; '.join(source.beside)})" if source.slices and source.beside else ""
+        )
+        cause = error if os.environ.get("INFNET_DEBUG") else None
+        raise ValueError(text + beside) from cause
 
 
 def by_name(path: Path) -> dict[str, Source]:
@@ -182,33 +239,56 @@ def _kind(path: Path) -> str | None:
     for kind, form in FORMATS.items():
         if path.name.lower().endswith(form.suffixes):
             return kind
-    return "dicom" if dicom.has_mark(path) else None
+    return "dicom" if series.has_mark(path) else None
 
 
 def _in_folder(folder: Path) -> list[Found]:
     found: list[Found] = []
-    series: dict[Path, list[Path]] = {}
+    dicoms: dict[Path, list[Path]] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        kind = None if hidden or path.name == "DICOMDIR" else _kind(path)
-        if kind == "dicom" and path.suffix.lower() != ".zip":
-            series.setdefault(path.parent, []).append(path)
+        kind = None if hidden or path.name.upper() == "DICOMDIR" else _kind(path)
+        if kind == "dicom" and path.suffix.lower() == ".zip":
+            found += _series(path, [path])
+        elif kind == "dicom":
+            dicoms.setdefault(path.parent, []).append(path)
         elif kind is not None:
-            found.append((path, kind, (path,)))
-    return [*found, *((place, "dicom", tuple(files)) for place, files in series.items())]
+            found.append(Found(path, kind, (path,)))
+    return [*found, *(one for place, files in dicoms.items() for one in _series(place, files))]
+
+
+def _series(place: Path, files: Sequence[Path]) -> list[Found]:
+    """One for each CT series of these DICOM files; of several each bears its number."""
+    try:
+        groups, passed = series.group(files)
+    except ValueError as error:  # said when it is read, so that other scans go on
+        return [Found(place, "dicom", tuple(files), beside=(str(error),))]
+    several = len(groups) > 1
+    return [
+        Found(
+            place.with_name(f"{place.name}_series{one.number or i}") if several else place,
+            "dicom",
+            tuple(files),
+            one.slices,
+            f"{one.number or '-'} {one.description}".strip(),
+            tuple(passed),
+        )
+        for i, one in enumerate(groups, 1)
+    ]
 
 
 def _named(found: Sequence[Found]) -> list[Source]:
     """Names by file or folder; parents are put in front where two would be alike."""
     for depth in range(1, 10):
-        names = [_short(path, depth) for path, _, _ in found]
+        names = [_short(one.place, depth) for one in found]
         if len(set(names)) == len(names):
             break
     seen: Counter[str] = Counter()
     sources = []
-    for name, (_, kind, files) in zip(names, found, strict=True):
+    for name, one in zip(names, found, strict=True):
         seen[name] += 1
-        sources.append(Source(name if seen[name] == 1 else f"{name}_{seen[name]}", kind, files))
+        unique = name if seen[name] == 1 else f"{name}_{seen[name]}"
+        sources.append(Source(unique, *one[1:]))
     return sources
 
 

@@ -104,9 +104,7 @@ def _spacing(places: Sequence[Place], series: str) -> tuple[tuple[float, float],
     return first, []
 
 
-def _axes(
-    places: Sequence[Place], series: str
-) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+def _axes(places: Sequence[Place], series: str) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
     """Unit vectors along a row and along a column, and the normal; axial where none is given."""
     given = [(p.row, p.column) for p in places if p.row is not None and p.column is not None]
     if len(given) not in (0, len(places)):
@@ -118,9 +116,7 @@ def _axes(
     return (row, column), np.cross(row, column)
 
 
-def _by_number(
-    places: Sequence[Place], spacing: tuple[float, float], notes: list[str]
-) -> Stack:
+def _by_number(places: Sequence[Place], spacing: tuple[float, float], notes: list[str]) -> Stack:
     """By InstanceNumber or SliceLocation, as if the series lay in radiological display."""
     bad = next((p.label for p in places if p.number is None), None)
     if bad is not None:
@@ -159,8 +155,9 @@ def _check_steps(places: Sequence[Place], heights: np.ndarray, series: str) -> N
 def _check_line(places: Sequence[Place], positions: np.ndarray, series: str) -> None:
     """Refuses a stack whose slices do not lie on one straight line."""
     share = np.linspace(0, 1, len(positions))[:, None]
-    off = np.linalg.norm(positions - (positions[0] + share * (positions[-1] - positions[0])), axis=1)
-    step = float(np.linalg.norm(positions[-1] - positions[0])) / (len(positions) - 1)
+    way = positions[-1] - positions[0]
+    off = np.linalg.norm(positions - (positions[0] + share * way), axis=1)
+    step = float(np.linalg.norm(way)) / (len(positions) - 1)
     # Each step may differ by the tolerance, so a place may by that of half the steps.
     if off.max() > max(SHARE * step, LEAST) * max(1.0, len(positions) / 4):
         k = int(off.argmax())

@@ -5,7 +5,7 @@ import numpy as np
 LOWEST = -1024  # of a CT by convention: air and what lies outside the field of view
 # Stored numbers minus HU of scans that have lost their rescale intercept.
 OFFSETS = (0, -1024, -1000, -32768)
-_AIR, _LUNG, _TISSUE = (-1100, -920), (-920, -400), (-200, 300)
+_TISSUE = (-200, 300)
 
 
 def to_hu(array: np.ndarray) -> tuple[np.ndarray, bool, list[str]]:
@@ -21,19 +21,28 @@ def to_hu(array: np.ndarray) -> tuple[np.ndarray, bool, list[str]]:
       and a line for each thing that was done. Values that are not HU are as given.
     """
     some = array.ravel(order="K")[:: max(array.size // 500_000, 1)].astype(np.float32)
-    for offset in OFFSETS:
-        if _fits(some + offset):
-            notes = []
-            if offset:
-                notes.append(f"numbers are HU + {-offset} (no rescale intercept?); taken so")
-                array = array.astype(np.int32 if array.dtype.kind in "iu" else np.float32) + offset
-            low = array.min()
-            if low < LOWEST:
-                if low < -4096:  # -2000, -2048 and -3024 are what scanners write
-                    notes.append(f"numbers below {LOWEST} (down to {low:g}) taken as air")
-                array = np.maximum(array, array.dtype.type(LOWEST))
-            return array, True, notes
-    return array, False, []
+    fitting = [offset for offset in OFFSETS if _fits(some + offset)]
+    if not fitting:
+        return array, False, []
+    offset = 0 if 0 in fitting else min(fitting, key=lambda offset: abs(_air(some + offset) + 1000))
+    notes = []
+    if offset:
+        notes.append(f"numbers are HU + {-offset} (no rescale intercept?); taken so")
+        array = array.astype(np.int32 if array.dtype.kind in "iu" else np.float32) + offset
+    if (low := array.min()) < LOWEST:
+        if low < -4096:  # -2000, -2048 and -3024 are what scanners write
+            notes.append(f"numbers below {LOWEST} (down to {low:g}) are taken as air")
+        array = np.maximum(array, array.dtype.type(LOWEST))
+    return array, True, notes
+
+
+def _air(values: np.ndarray) -> float:
+    """The commonest number of air, in steps of 8; padding, the one lowest number, is left out."""
+    inside = values[(values > max(values.min(), LOWEST)) & (values < -800)]
+    if not inside.size:
+        return float(values.min())
+    counts, edges = np.histogram(inside, np.arange(-1100, -792, 8))
+    return float(edges[counts.argmax()] + 4)
 
 
 def _fits(values: np.ndarray) -> bool:

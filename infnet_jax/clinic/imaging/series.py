@@ -50,7 +50,7 @@ def has_mark(path: Path) -> bool:
 def group(files: Sequence[Path]) -> tuple[list[Series], list[str]]:
     """Sorts DICOM files, or the members of one zip, into CT series by their headers.
 
-    Byte copies (of the same SOPInstanceUID) count once. Structured reports, masks, plans,
+    Copies of a slice (of the same SOPInstanceUID and place) count once. Structured reports, masks, plans,
     localizers and screen copies are passed over; so are damaged files where a series is left.
 
     Returns:
@@ -60,7 +60,7 @@ def group(files: Sequence[Path]) -> tuple[list[Series], list[str]]:
       ValueError: no CT slice at all; names the files and why.
       ImportError: pydicom is not installed.
     """
-    found: dict[tuple[str, int, int], dict[str, Slice]] = {}
+    found: dict[str, dict[str, Slice]] = {}
     passed: dict[str, list[str]] = {}
     for label, one in _opened(files):
         if isinstance(one, str):
@@ -70,7 +70,7 @@ def group(files: Sequence[Path]) -> tuple[list[Series], list[str]]:
         if reason:
             passed.setdefault(reason, []).append(label)
             continue
-        key = str(header.get("SeriesInstanceUID", "")), _int(header, "Rows"), _int(header, "Columns")
+        key = str(header.get("SeriesInstanceUID", ""))
         name = str(header.get("SOPInstanceUID", label))
         if found.setdefault(key, {}).setdefault(name, one) is not one:
             if not _same(found[key][name].header, header):
@@ -115,10 +115,6 @@ def _same(a: "pydicom.Dataset", b: "pydicom.Dataset") -> bool:
     """Whether two headers of one SOPInstanceUID are of the same slice."""
     tags = "ImagePositionPatient", "InstanceNumber", "RescaleIntercept"
     return all(str(a.get(tag)) == str(b.get(tag)) for tag in tags)
-
-
-def _int(header: "pydicom.Dataset", tag: str) -> int:
-    return int(header.get(tag) or 0)
 
 
 def _opened(files: Sequence[Path]) -> Iterator[tuple[str, Slice | str]]:
@@ -192,7 +188,7 @@ def _slice(label: str, file: object, member: tuple[Path, str] | None = None) -> 
         return f"damaged or no DICOM file ({one_line(error)})"
 
 
-def _guess(header: "pydicom.Dataset") -> str:
+def _guess(header: "pydicom.Dataset") -> "pydicom.uid.UID":
     """The transfer syntax of a file without a preamble, as it was decoded."""
     import pydicom
 
