@@ -127,9 +127,8 @@ def read(source: Source) -> Scan:
     except Exception as error:  # of any library: no scan may stop the others
         text = " ".join(str(error).split()) or type(error).__name__
         text = text if isinstance(error, ValueError) and what in text else f"{what}: {text}"
-        beside = (
-            f" (passed over: {'; '.join(source.beside)})" if source.slices and source.beside else ""
-        )
+        passed = "; ".join(source.beside if source.slices else ())
+        beside = f" (passed over: {passed})" if passed else ""
         cause = error if os.environ.get("INFNET_DEBUG") else None
         raise ValueError(text + beside) from cause
 
@@ -263,10 +262,10 @@ def _series(place: Path, files: Sequence[Path]) -> list[Found]:
         groups, passed = series.group(files)
     except ValueError as error:  # said when it is read, so that other scans go on
         return [Found(place, "dicom", tuple(files), beside=(str(error),))]
-    several = len(groups) > 1
+    several, stem = len(groups) > 1, place if place.is_dir() else place.with_suffix("")
     return [
         Found(
-            place.with_name(f"{place.name}_series{one.number or i}") if several else place,
+            stem.with_name(f"{stem.name}_series{one.number or i}") if several else place,
             "dicom",
             tuple(files),
             one.slices,

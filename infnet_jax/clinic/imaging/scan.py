@@ -145,8 +145,11 @@ def finish(
         grid, spacing = Grid.of(affine, array.shape), spacing_of(affine)
         span = f"values {array.min():g} to {array.max():g}"
         notes += [] if hu else [f"{name}: {span} cannot be HU; taken as a picture in a lung window"]
+    if not hu and array.dtype == np.int16 and array.min() >= 0 and array.max() <= 255:
+        array = array.astype(np.uint8)  # 8 bits in a wider type are 8 bits
     if inverted and not hu:
-        array = plain_values(array.min().astype(np.float64) + array.max() - array)
+        top = 255 if array.dtype == np.uint8 else int(array.max())
+        array = (top - array.astype(np.float32)).astype(array.dtype)
         notes.append(f"{name}: black and white are exchanged (MONOCHROME1); turned")
     values = grid.canonical(array)
     scan = Scan(name, kind, values, hu, oriented, spacing, grid, origin, notes, affine)

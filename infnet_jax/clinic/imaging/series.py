@@ -21,6 +21,8 @@ NOT_CT = frozenset(
     "RTRECORD RTIMAGE OP ES SM AU HD EPS IVUS IO PX SMR".split()
 )
 MAX_BYTES = 2**30  # of one member of a zip; the largest enhanced series have half of it
+# How files without a preamble begin: group 0008, with one of its first elements.
+_FIRST = tuple(b"\x08\x00" + bytes([i, 0]) for i in (0, 1, 5, 8, 18, 19, 20, 22, 24))
 _DEFERRED = 2048  # longer values, such as pixels, wait in the file
 
 
@@ -44,14 +46,14 @@ def has_mark(path: Path) -> bool:
     """Whether a file is DICOM: its mark after the preamble, or a first group 0008 without one."""
     with path.open("rb") as file:
         start = file.read(132)
-    return start[128:] == b"DICM" or (start[:2] == b"\x08\x00" and start[4:6].isalpha())
+    return start[128:] == b"DICM" or start[:4] in _FIRST
 
 
 def group(files: Sequence[Path]) -> tuple[list[Series], list[str]]:
     """Sorts DICOM files, or the members of one zip, into CT series by their headers.
 
-    Copies of a slice (of the same SOPInstanceUID and place) count once. Structured reports, masks, plans,
-    localizers and screen copies are passed over; so are damaged files where a series is left.
+    Copies of a slice (of the same SOPInstanceUID and place) count once. Structured reports, masks,
+    plans, localizers and screen copies are passed over; so are damaged files beside good ones.
 
     Returns:
       The series in order of number, and a line for each kind of file that was passed over.
