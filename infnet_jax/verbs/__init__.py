@@ -1,20 +1,24 @@
 """One file a verb of `infnet-jax`, named as it is typed; here is what they share."""
 
 import argparse
+import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import traceback
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from infnet_jax.clinic import case, imaging, lungs, page
+from infnet_jax.verbs import inputs
 
 if TYPE_CHECKING:
     from infnet_jax.evaluation.predictor import Predictor
 
 RUN = "the --workdir of a finished run of main.py, or an export of it"
 MORPHOLOGY = "morphology"
+NO_CT = {"phantom": "drawings", "covid_chestxray": "X-rays"}  # builders whose pictures are no CT
 
 Finder = Callable[[imaging.Scan], np.ndarray]  # a scan to its lungs, > 0 inside, [D, H, W]
 
@@ -41,6 +45,8 @@ def choose_lungs(way: str, *, alone: bool = False) -> tuple[Finder, str]:
       way: `morphology`; the workdir of a run of configs/lung.py; or a file or folder with the
         user's own lung masks, by the scans' names. ValueError for anything else.
       alone: there is one scan only; then a single file need not bear its name.
+
+    What to call a network of which `caution` has something to say ends with that, after "; ".
     """
     path = Path(way)
     if way == MORPHOLOGY:
@@ -66,7 +72,8 @@ def _network(workdir: Path) -> tuple[Finder, str]:
         return lungs.find(probabilities, list(scan.pictures()), network.thresholds["lung"])
 
     name = f"network, run {network.identity['run']}, weights {network.identity['weights']}"
-    return find, name
+    doubt = caution(network.identity)
+    return find, f"{name}; {doubt}" if doubt else name
 
 
 def given_maps(path: Path, what: str, *, alone: bool = False) -> Finder:
@@ -83,51 +90,142 @@ def given_maps(path: Path, what: str, *, alone: bool = False) -> Finder:
     return look_up
 
 
+def caution(identity: Mapping[str, str]) -> str:
+    """What must be known before masks of a network are believed; empty if nothing is to be said."""
+    builder = identity.get("trained on", "").partition(",")[0].partition("/")[0]
+    seen = NO_CT.get(builder)
+    if not seen:
+        return ""
+    return f"the network was trained on {seen} ({builder}), never on CT: believe no score of it"
+
+
+def use_device(kind: str) -> None:
+    """ValueError if jax has no device of this kind, `cpu`, `gpu` or `tpu`; imports jax."""
+    import jax
+
+    try:
+        there = {device.platform for device in jax.devices()}
+    except RuntimeError:  # the environment asks for a platform that is not there
+        jax.config.update("jax_platforms", "")
+        there = {device.platform for device in jax.devices()}
+    if kind not in there:
+        more = "; pip install 'infnet-jax[cuda]'" if kind == "gpu" else ""
+        raise ValueError(f"--device {kind}: jax finds {' and '.join(sorted(there))} only{more}")
+
+
+class Voice:
+    """Says lines on stderr for a verb, each once."""
+
+    def __init__(self, verb: str):
+        """`verb` is put in front of each line."""
+        self._verb, self._said = verb, set[str]()
+
+    def __call__(self, text: str) -> None:
+        """Says one line, above the line of progress."""
+        line = " ".join(text.split())
+        if line not in self._said:
+            self._said.add(line)
+            start = "\r\x1b[K" if sys.stderr.isatty() else ""  # clears the line of progress
+            print(f"{start}infnet-jax {self._verb}: {line}", file=sys.stderr, flush=True)
+
+
 def score(
-    verb: str,
+    voice: Voice,
     sources: Iterable[imaging.Source],
     read_case: Callable[[imaging.Source], case.Case],
     out: Path,
     *,
     model: Mapping[str, str],
     patient: str | None,
+    caution: str = "",
+    passed: Sequence[str] = (),
+    earlier: Sequence[case.Patient] = (),
 ) -> int:
     """Writes `severity.csv`, `severity.json` and `report.html`; returns 0, or 1 if a scan failed.
 
     Args:
-      verb: its name, for messages; sources: the scans, in order.
-      read_case: makes the case of one; ValueError, OSError or ImportError there is one line on
-        stderr and does not stop the others.
+      voice: says failures and warnings; sources: the scans, in order.
+      read_case: makes the case of one; any Exception there is one line and stops no other;
+        `inputs.NoScan` is said, and no failure.
       out: folder, which must exist; model: identifies model and config, {} for given masks.
       patient: whose scans they all are, scored together; None: each is a patient of its own.
+      caution: what must be known before any score is believed.
+      passed: lines on what was passed over; earlier: patients in `out` that stay as they are.
     """
     failed = 0
     patients: list[case.Patient] = []
+    for line in filter(None, [caution, *(f"passed over: {one}" for one in passed)]):
+        voice(line)
 
-    def readable() -> Iterator[tuple[str, list[case.Case]]]:
+    def readable() -> Iterator[case.Case]:
         nonlocal failed
         for source in sources:
             try:
-                yield source.name, [read_case(source)]
-            except (ValueError, OSError, ImportError) as error:
+                found = read_case(source)
+            except inputs.NoScan as error:
+                voice(f"passed over: {error}")
+            except Exception as error:
                 failed += 1
-                start = "\r\x1b[K" if sys.stderr.isatty() else ""  # clears the line of progress
-                line = f"infnet-jax {verb}: {' '.join(str(error).split())}"
-                print(start + line, file=sys.stderr, flush=True)
+                voice(_failure(source, error))
+            else:
+                _warn(voice, found, {*passed})
+                found.warnings[:0] = [caution] if caution else []
+                yield found
 
-    with page.Page(out / "report.html", model=model) as report:
-        found: Iterable[tuple[str, list[case.Case]]] = readable()
+    with page.Page(out / "report.html", model=model, caution=caution) as report:
+        report.keep({one.name: one.scores for one in earlier})
+        groups: Iterable[tuple[str, list[case.Case]]] = ((one.name, [one]) for one in readable())
         if patient is not None:
-            together = [one for _, (one,) in found]
-            found = [(patient, together)] if together else []
-        for name, cases in found:
+            together = list(readable())
+            if failed and together:
+                together[-1].warnings.append(f"{patient}: {failed} scans failed and are missing")
+            groups, alone = _together(patient, together)
+            failed += alone
+            if alone:
+                voice(f"{patient}: scans of several spacings or kinds; each is scored alone")
+        for name, cases in groups:
             patients.append(case.pool(name, cases))
             report.add(name, cases, patients[-1].scores)
-    case.write_tables(out, patients, model=model)
+    case.write_tables(out, [*earlier, *patients], model=model)
+    _sum_up(out, patients, failed, len(earlier))
+    return 1 if failed or any(word in line for line in passed for word in inputs.BROKEN) else 0
+
+
+def _failure(source: imaging.Source, error: Exception) -> str:
+    """One line for what stopped a scan; the traceback too where INFNET_DEBUG is set."""
+    if os.environ.get("INFNET_DEBUG"):
+        traceback.print_exception(error)
+    if isinstance(error, ValueError | OSError | ImportError) and str(error):
+        return str(error)
+    return f"{source.files[0]}: {type(error).__name__}: {error} (INFNET_DEBUG=1 shows where)"
+
+
+def _warn(voice: Voice, found: case.Case, said: Collection[str]) -> None:
+    """Says the warnings of a scan in one line, with its name, without those already `said`."""
+    notes = dict.fromkeys(note for note in found.warnings if note not in said)
+    if notes:
+        text = "; ".join(note.removeprefix(f"{found.name}: ") for note in notes)
+        voice(f"warning: {found.name}: {text}")
+
+
+def _together(
+    patient: str, cases: list[case.Case]
+) -> tuple[list[tuple[str, list[case.Case]]], int]:
+    """All scans under one name, and 0; where they cannot be pooled each of its own, and 1."""
+    if not cases:
+        return [], 0
+    try:
+        case.pool(patient, cases)
+    except ValueError:
+        return [(one.name, [one]) for one in cases], 1
+    return [(patient, cases)], 0
+
+
+def _sum_up(out: Path, patients: Sequence[case.Patient], failed: int, earlier: int) -> None:
     for one in patients:
         ct_ss = "not known" if one.scores.ct_ss is None else f"{one.scores.ct_ss:g} of 40"
         share = f"{100 * one.scores.infected_share:.1f} % of the lung infected"
         print(f"{one.name}: {share}, CT-SS {ct_ss}")
     n_scans = sum(len(one.scans) for one in patients)
-    print(f"{n_scans} scored, {failed} failed: {out / 'report.html'}")
-    return 1 if failed else 0
+    more = f"; {earlier} patients of earlier runs kept" if earlier else ""
+    print(f"{n_scans} scored, {failed} failed{more}: {out / 'report.html'}")

@@ -1,35 +1,38 @@
 """`infnet-jax predict`: scans in; masks, severity and a page out."""
 
 import argparse
-import functools
-import json
 import os
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from infnet_jax import __version__, verbs
 from infnet_jax.clinic import case, imaging
-from infnet_jax.files import write_json, write_npz
+from infnet_jax.files import write_npz
 from infnet_jax.runs.logs import clock
+from infnet_jax.verbs import inputs, kept
 
 INPUT = "pictures, NIfTI volumes, DICOM folders or zips, or folders of them"
 TTA = "average eight views, with an uncertainty map (default: as the run did)"
 WAYS = "morphology (the default), the --workdir of a run of configs/lung.py, or your own lung masks"
-CONTINUE = "read back what this network has already written to --out"
+CONTINUE = "read back what this network has already written to --out of the same scans"
 IDENTIFIERS = "let names, ids and dates pass from DICOM headers into DICOM-SEG"
+LIST = "only print the scans and DICOM series in the inputs; needs no other option"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     add, existing = parser.add_argument, verbs.existing
     add("inputs", type=existing, nargs="+", metavar="INPUT", help=INPUT)
-    add("--checkpoint", type=existing, required=True, metavar="DIR", help=verbs.RUN)
-    add("--out", type=Path, required=True, metavar="DIR")
+    add("--checkpoint", type=existing, metavar="DIR", help=verbs.RUN)
+    add("--out", type=Path, metavar="DIR")
+    add("--list", action="store_true", help=LIST)
+    add("--series", default="", metavar="N", help="only the DICOM series of this number")
     add("--tta", action=argparse.BooleanOptionalAction, default=None, help=TTA)
     add("--batch", type=int, default=0, metavar="N", help="slices at once")
     add("--device", choices=["cpu", "gpu", "tpu"], help="default: the fastest")
@@ -45,28 +48,68 @@ def run(options: argparse.Namespace, network: "verbs.Predictor | None" = None) -
     """Segments and scores scans; one that fails is named and does not stop the others.
 
     Writes `masks/`, `severity.csv`, `severity.json` and `report.html` into `--out`, each file
-    whole, and `probabilities/<name>.npz` if asked, float16 on the file's own grid. Lobes of one's
-    own go before lungs by morphology. `network` None loads that of `--checkpoint`. Returns 0, or 1
-    if any input failed; ValueError or OSError: no input at all, no usable checkpoint, lobes that
-    are not there, or `--out` cannot be written.
+    whole, and `probabilities/<name>.npz` if asked, float16 on the file's own grid. Patients that
+    earlier runs of the same network left there stay. Lobes of one's own go before lungs by
+    morphology. `network` None loads that of `--checkpoint`. Returns 0; 1 if any input failed or is
+    damaged; 2 without `--checkpoint` or `--out`. ValueError or OSError: no input at all, no usable
+    checkpoint or device, lobes that are not there, or `--out` cannot be written or has what this
+    run would mix up.
     """
     if options.device:  # read by jax when it is first imported
         os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(options.device, options.device)
-    sources = imaging.find(options.inputs)
+    voice = verbs.Voice("predict")
+    missing = [name for name in ("checkpoint", "out") if getattr(options, name) is None]
+    if missing and not options.list:
+        voice(f"--{missing[0]} DIR is required (see infnet-jax predict --help)")
+        return 2
+    found = inputs.find(options.inputs, out=options.out, series=options.series)
+    if options.list:
+        return inputs.show(found)
     if network is None:
+        if options.device:
+            verbs.use_device(options.device)
         network = verbs.load(options.checkpoint, tta=options.tta, batch_size=options.batch)
-    alone, lobes_of = len(sources) == 1, None
+    alone, lobes_of = len(found.sources) == 1, None
     finder, lung_name = verbs.choose_lungs(options.lungs, alone=alone)
     if options.lobes is not None:
         lobes_of = verbs.given_maps(options.lobes, "lobes", alone=alone)
         if lung_name == verbs.MORPHOLOGY:
             finder, lung_name = lobes_of, "given lobes"
+    lung_name, _, lung_caution = lung_name.partition("; ")
     model = network.identity | {"lungs": lung_name}
-    (options.out / "masks").mkdir(parents=True, exist_ok=True)
-    read_case = functools.partial(_case, options, network, finder, lobes_of, model)
     patient = options.out.resolve().name if options.one_patient else None
-    watched = _progress(sources)
-    return verbs.score("predict", watched, read_case, options.out, model=model, patient=patient)
+    refused = kept.check(options.out, found.sources, _mine(network, model), go_on=options.go_on)
+    names = [source.name for source in found.sources if source.name not in refused]
+    earlier = kept.patients(options.out, names, patient, model)
+    (options.out / "masks").mkdir(parents=True, exist_ok=True)
+    (options.out / kept.FINISHED).mkdir(exist_ok=True)
+
+    def read_case(source: imaging.Source) -> case.Case:
+        if source.name in refused:
+            raise ValueError(refused[source.name])
+        return _case(options, network, finder, lobes_of, model, source)
+
+    scored = {*names, *(scan for one in earlier for scan in one.scans)}
+    if left := kept.unscored(options.out, scored):
+        voice(f"{options.out} has masks without scores of a run that broke off: {', '.join(left)}")
+    return verbs.score(
+        voice,
+        _progress(found.sources),
+        read_case,
+        options.out,
+        model=model,
+        patient=patient,
+        caution=" ".join(
+            filter(None, dict.fromkeys((verbs.caution(network.identity), lung_caution)))
+        ),
+        passed=found.passed,
+        earlier=earlier,
+    )
+
+
+def _mine(network: "verbs.Predictor", model: Mapping[str, str]) -> dict[str, Any]:
+    """What all masks of a run depend on beside their scans."""
+    return {"model": dict(model), "thresholds": network.thresholds}
 
 
 def segment(
@@ -104,33 +147,44 @@ def _case(
     source: imaging.Source,
 ) -> case.Case:
     """One scan: its mask written, its case returned."""
-    scan = imaging.read(source)
-    lobes, lung = lobes_of and lobes_of(scan), finder(scan)
-    out, folder, classes = options.out, options.out / "masks", network.classes
-    marker = out / ".finished" / f"{scan.name}.json"
-    mine = {"model": model, "thresholds": network.thresholds}
-    if options.go_on and marker.exists():
-        before = json.loads(marker.read_text())
-        if {k: before[k] for k in mine} != mine:
-            raise ValueError(
-                f"{scan.name}: {out} has a mask of another model or other lungs; use another --out"
-            )
-        mask = imaging.read_labels(folder / before["file"], scan)
+    out, classes = options.out, network.classes
+    try:
+        scan = inputs.read(source, options.inputs)
+        lobes, lung = lobes_of and lobes_of(scan), finder(scan)
+    except inputs.NoScan:
+        raise
+    except Exception:
+        kept.forget(out, source.name)
+        raise
+    record = _mine(network, model) | {
+        "input": kept.digest(source),
+        "lung": kept.digest_of_map(lung > 0),
+        "lobes": kept.digest_of_map(lobes),
+        "identifiers": options.keep_identifiers,
+    }
+    stored = out / "probabilities" / f"{scan.name}.npz"
+    complete = stored.exists() or not options.save_probabilities
+    before = kept.finished(out, scan.name, record) if options.go_on and complete else None
+    if before is not None:
+        mask = imaging.read_labels(out / "masks" / before["file"], scan)
+        scan.warnings += before["notes"]
         return case.assess(scan, mask, lung, lobes=lobes, classes=classes)
+    kept.forget(out, scan.name)
     shown = lung if len(lung) > 1 else None
     mask, unsure, probs = segment(network, scan, shown, keep_probs=options.save_probabilities)
-    n_marked = np.count_nonzero(mask)
+    n_marked, notes = np.count_nonzero(mask), []
     if dropped := case.drop_detached(mask, lung > 0):
         share = f"{100 * dropped / n_marked:.0f} % of the marked pixels"
-        scan.warnings.append(f"{scan.name}: {share} touched no lung and were dropped")
+        notes.append(f"{scan.name}: {share} touched no lung and were dropped")
     found = case.assess(scan, mask, lung, lobes=lobes, uncertainty=unsure, classes=classes)
     how = {"keep_identifiers": options.keep_identifiers, "version": __version__}
-    files, notes = imaging.write_mask(scan, mask, folder, classes=classes, **how)
+    files, more = imaging.write_mask(scan, mask, out / "masks", classes=classes, **how)
+    notes += more
     found.warnings.extend(notes)
     if probs is not None:
         on_grid = {name: scan.grid.source(probs[..., c]) for c, name in enumerate(classes)}
-        write_npz(out / "probabilities" / f"{scan.name}.npz", on_grid)
-    write_json(marker, mine | {"file": files[0].name})
+        write_npz(stored, on_grid)
+    kept.finish(out, scan.name, files, record | {"place": kept.place(source), "notes": notes})
     return found
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from infnet_jax import verbs
 from infnet_jax.clinic import case, imaging
+from infnet_jax.verbs import inputs, kept
 
 MAPS = {  # option -> what it gives, files of the masks' grids paired with them by name
     "images": "the scans",
@@ -21,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, metavar="DIR")
     for name, what in MAPS.items():
         add(f"--{name}", type=verbs.existing, metavar="PATH", help=what)
+    add("--series", default="", metavar="N", help="of the images: the DICOM series of this number")
     add("--one-patient", action="store_true", help="all are slices of one patient")
     add("--one-class", action="store_true", help="label 1 is any infection")
 
@@ -35,9 +37,10 @@ def run(options: argparse.Namespace) -> int:
     """
     if options.images is None and options.lung is None and options.lobes is None:
         raise ValueError("give --images (lungs are found in them), --lung or --lobes")
-    sources = imaging.find(options.masks)
-    given = {name: getattr(options, name) for name in MAPS}
-    maps = {name: imaging.by_name(path) for name, path in given.items() if path is not None}
+    sources = inputs.without_segs(imaging.find(options.masks))
+    given = {name: getattr(options, name) for name in MAPS if getattr(options, name) is not None}
+    how = {"images": {"number": options.series, "skip": inputs.outputs(options.out)}}
+    maps = {name: imaging.by_name(path, **how.get(name, {})) for name, path in given.items()}
     options.out.mkdir(parents=True, exist_ok=True)
 
     def read_case(source: imaging.Source) -> case.Case:
@@ -55,4 +58,15 @@ def run(options: argparse.Namespace) -> int:
 
     first = options.masks[0].resolve()
     patient = (first if first.is_dir() else first.parent).name if options.one_patient else None
-    return verbs.score("severity", sources, read_case, options.out, model={}, patient=patient)
+    earlier = kept.patients(options.out, [source.name for source in sources], patient, {})
+    beside = (line for one in maps.get("images", {}).values() if one.slices for line in one.beside)
+    return verbs.score(
+        verbs.Voice("severity"),
+        sources,
+        read_case,
+        options.out,
+        model={},
+        patient=patient,
+        passed=list(dict.fromkeys(beside)),
+        earlier=earlier,
+    )

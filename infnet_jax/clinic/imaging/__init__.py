@@ -1,14 +1,13 @@
 """Pictures and volumes in, masks out, on the same grid. Knows nothing of networks."""
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from infnet_jax.clinic.imaging import dicom, nifti, pictures, series
+from infnet_jax.clinic.imaging import dicom, nifti, pictures, series, wall
 from infnet_jax.clinic.imaging.scan import Grid, MaskInfo, NoMask, Scan, spacing_of
 from infnet_jax.files import whole
 
@@ -59,7 +58,9 @@ class Source(NamedTuple):
     beside: tuple[str, ...] = ()  # what was passed over in its folder, a line each
 
 
-def find(paths: Iterable[Path], *, number: str = "") -> list[Source]:
+def find(
+    paths: Iterable[Path], *, number: str = "", skip: Callable[[Path], bool] | None = None
+) -> list[Source]:
     """Finds the scans in these files and folders, in order; of DICOM the headers are read.
 
     A folder gives one source for each picture and volume in it, and one for each CT series among
@@ -68,6 +69,7 @@ def find(paths: Iterable[Path], *, number: str = "") -> list[Source]:
 
     Args:
       number: takes the series of this SeriesNumber only; "" takes all.
+      skip: whether a file is to be left out, asked of one file of each source.
 
     Raises:
       FileNotFoundError: a path does not exist.
@@ -96,6 +98,8 @@ def find(paths: Iterable[Path], *, number: str = "") -> list[Source]:
             raise ValueError(f"{path}: not a picture, NIfTI, DICOM or zip file")
     for folder, files in single.items():
         found += _series(files[0] if len(files) == 1 else folder, files)
+    if skip is not None:  # before names are given: what is left out must not change them
+        found = [one for one in found if not skip(one.files[0])]
     if number:
         known = sorted({one.about.partition(" ")[0] for one in found if one.kind == "dicom"})
         found = [one for one in found if one.about.partition(" ")[0] == number]
@@ -114,28 +118,20 @@ def read(source: Source) -> Scan:
         failed. With INFNET_DEBUG in the environment the library's own error is chained to it.
     """
     what = str(source.files[0].parent if len(source.files) > 1 else source.files[0])
-    try:
-        if source.kind == "dicom":
-            if not source.slices:
-                raise ValueError(source.beside[0])
-            scan = dicom.read(source.slices, source.name, what)
-            scan.warnings += source.beside
-            return scan
-        return FORMATS[source.kind].read(source.files, source.name)
-    except ImportError:
-        raise
-    except Exception as error:  # of any library: no scan may stop the others
-        text = " ".join(str(error).split()) or type(error).__name__
-        text = text if isinstance(error, ValueError) and what in text else f"{what}: {text}"
-        passed = "; ".join(source.beside if source.slices else ())
-        beside = f" (passed over: {passed})" if passed else ""
-        cause = error if os.environ.get("INFNET_DEBUG") else None
-        raise ValueError(text + beside) from cause
+    passed = "; ".join(source.beside if source.slices else ())
+    with wall.named(what, f" (passed over: {passed})" if passed else ""):
+        if source.kind != "dicom":
+            return FORMATS[source.kind].read(source.files, source.name)
+        if not source.slices:
+            raise ValueError(source.beside[0])
+        scan = dicom.read(source.slices, source.name, what)
+        scan.warnings += source.beside
+        return scan
 
 
-def by_name(path: Path) -> dict[str, Source]:
-    """The sources of a file or folder by name, without nnU-Net's channel suffix."""
-    return {_plain(source.name): source for source in find([path])}
+def by_name(path: Path, **how: Any) -> dict[str, Source]:
+    """The sources of a file or folder by name, without nnU-Net's channel suffix; `how` to find."""
+    return {_plain(source.name): source for source in find([path], **how)}
 
 
 def partner(name: str, found: dict[str, Source], what: str, *, alone: bool) -> Source:
@@ -226,7 +222,8 @@ def _labels(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     read = FORMATS[_kind(path) or "dicom"].read_labels
     if read is None:
         raise ValueError(f"{path}: no readable mask picture or NIfTI")
-    return read(path)
+    with wall.named(str(path)):
+        return read(path)
 
 
 def _plain(name: str) -> str:

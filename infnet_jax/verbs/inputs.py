@@ -1,0 +1,127 @@
+"""Which scans a verb is given: own outputs and label maps are none, what is passed over is said."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from infnet_jax.clinic import imaging
+
+OUTPUTS = ("masks", "probabilities")  # the folders of --out that hold pictures and volumes
+FINISHED = ".finished"  # stands beside them
+MAX_LABEL = 32  # of a map of lesions, lobes, segments; the darkest 8-bit slices exceed it
+BROKEN = ("damaged", "truncated", "unpacks to")  # the words for files that nobody can have meant
+
+
+class NoScan(ValueError):
+    """A file among the scans of a folder that is none; passing it over is no failure."""
+
+
+class Inputs(NamedTuple):
+    """Scans in order, and a line for each thing beside them that was passed over."""
+
+    sources: list[imaging.Source]
+    passed: list[str]
+
+    @property
+    def damaged(self) -> bool:
+        """Whether something that may have been a scan or a slice of one was damaged."""
+        return any(word in line for line in self.passed for word in BROKEN)
+
+
+def find(paths: Iterable[Path], *, out: Path | None = None, series: str = "") -> Inputs:
+    """Finds the scans in files and folders, without what `predict` wrote in this or earlier runs.
+
+    Args:
+      out: where this run writes; series: takes the DICOM series of this number only.
+
+    Raises:
+      ValueError: no scan at all, or an error of `imaging.find`.
+    """
+    own: dict[Path, None] = {}
+    try:
+        sources = imaging.find(paths, number=series, skip=outputs(out, own))
+    except ValueError:
+        if own:
+            raise ValueError(f"{next(iter(own))}: written by infnet-jax, no scans") from None
+        raise
+    passed = dict.fromkeys(line for source in sources if source.slices for line in source.beside)
+    return Inputs(sources, [*(f"{folder}: written by infnet-jax" for folder in own), *passed])
+
+
+def outputs(out: Path | None, seen: dict[Path, None] | None = None) -> Callable[[Path], bool]:
+    """Returns whether a file lies in a folder of outputs, of this run or with our mark beside it.
+
+    Such folders are added to `seen`, as keys.
+    """
+    mine = {out.resolve() / name for name in OUTPUTS} if out is not None else set()
+
+    def within(file: Path) -> bool:
+        for folder in file.resolve().parents:
+            by_us = folder.name in OUTPUTS and (folder.parent / FINISHED).is_dir()
+            if by_us or folder in mine:
+                if seen is not None:
+                    seen[folder] = None
+                return True
+        return False
+
+    return within
+
+
+def without_segs(sources: Sequence[imaging.Source]) -> list[imaging.Source]:
+    """Masks without the DICOM-SEGs that lie beside NIfTI masks of the same names, as we write."""
+
+    def twin(file: Path) -> bool:
+        return any(file.with_name(file.stem + suffix).exists() for suffix in (".nii.gz", ".nii"))
+
+    kept = [s for s in sources if s.kind != "dicom" or s.slices or not all(map(twin, s.files))]
+    return kept or list(sources)
+
+
+def read(source: imaging.Source, given: Iterable[Path]) -> imaging.Scan:
+    """Reads a scan.
+
+    Raises:
+      NoScan: a label map in a folder; ValueError: one `given` by its name, or no readable scan.
+    """
+    file, kind = source.files[0], ValueError if source.files[0] in given else NoScan
+    try:
+        scan = imaging.read(source)
+    except ValueError:
+        if source.kind == "dicom" or not _is_map_file(file):
+            raise
+        raise kind(f"{file}: a label map, no scan") from None
+    if _is_map(scan.values):
+        raise kind(f"{file}: a label map, no scan")
+    return scan
+
+
+def show(found: Inputs) -> int:
+    """Prints the scans, a line each, and what was passed over; 1 if something was damaged."""
+    bad = found.damaged
+    for one in found.sources:
+        files = f"{len(one.slices)} slices" if one.slices else str(one.files[0])
+        if one.kind == "dicom" and not one.slices:
+            bad, files = True, f"not usable: {one.beside[0]}"
+        print("  ".join(word for word in (one.name, one.kind, one.about, files) if word))
+    for line in found.passed:
+        print(f"passed over: {line}")
+    return int(bad)
+
+
+def _is_map_file(file: Path) -> bool:
+    try:
+        return _is_map(imaging.read_labels(file))
+    except ValueError:
+        return False
+
+
+def _is_map(values: np.ndarray) -> bool:
+    """Whether these are labels: small whole numbers, or one level beside 0; not all the same."""
+    if values.dtype.kind not in "iub":
+        return False
+    low, high = int(values.min()), int(values.max())
+    if low != 0 or high == 0:
+        return False
+    return high <= MAX_LABEL or bool(((values == 0) | (values == high)).all())
