@@ -1,5 +1,6 @@
 """Which scans a verb is given: own outputs and label maps are none, what is passed over is said."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,8 @@ from infnet_jax.clinic import imaging
 OUTPUTS = ("masks", "probabilities")  # the folders of --out that hold pictures and volumes
 FINISHED = ".finished"  # stands beside them
 MAX_LABEL = 32  # of a map of lesions, lobes, segments; the darkest 8-bit slices exceed it
-BROKEN = ("damaged", "truncated", "unpacks to")  # the words for files that nobody can have meant
+# How reasons for passing a file over begin where it may have been a slice: see `imaging.series`.
+BROKEN = re.compile(r": (damaged|holds no picture|unpacks to) ")
 
 
 class NoScan(ValueError):
@@ -23,11 +25,6 @@ class Inputs(NamedTuple):
 
     sources: list[imaging.Source]
     passed: list[str]
-
-    @property
-    def damaged(self) -> bool:
-        """Whether something that may have been a scan or a slice of one was damaged."""
-        return any(word in line for line in self.passed for word in BROKEN)
 
 
 def find(paths: Iterable[Path], *, out: Path | None = None, series: str = "") -> Inputs:
@@ -48,6 +45,11 @@ def find(paths: Iterable[Path], *, out: Path | None = None, series: str = "") ->
         raise
     passed = dict.fromkeys(line for source in sources if source.slices for line in source.beside)
     return Inputs(sources, [*(f"{folder}: written by infnet-jax" for folder in own), *passed])
+
+
+def damaged(passed: Iterable[str]) -> bool:
+    """Whether lines on what was passed over name something damaged that may have been a slice."""
+    return any(BROKEN.search(line) for line in passed)
 
 
 def outputs(out: Path | None, seen: dict[Path, None] | None = None) -> Callable[[Path], bool]:
@@ -99,7 +101,7 @@ def read(source: imaging.Source, given: Iterable[Path]) -> imaging.Scan:
 
 def show(found: Inputs) -> int:
     """Prints the scans, a line each, and what was passed over; 1 if something was damaged."""
-    bad = found.damaged
+    bad = damaged(found.passed)
     for one in found.sources:
         files = f"{len(one.slices)} slices" if one.slices else str(one.files[0])
         if one.kind == "dicom" and not one.slices:

@@ -69,12 +69,7 @@ def run(options: argparse.Namespace, network: "verbs.Predictor | None" = None) -
         if options.device:
             verbs.use_device(options.device)
         network = verbs.load(options.checkpoint, tta=options.tta, batch_size=options.batch)
-    alone, lobes_of = len(found.sources) == 1, None
-    finder, lung_name = verbs.choose_lungs(options.lungs, alone=alone)
-    if options.lobes is not None:
-        lobes_of = verbs.given_maps(options.lobes, "lobes", alone=alone)
-        if lung_name == verbs.MORPHOLOGY:
-            finder, lung_name = lobes_of, "given lobes"
+    finder, lobes_of, lung_name = _maps(options, alone=len(found.sources) == 1)
     lung_name, _, lung_caution = lung_name.partition("; ")
     model = network.identity | {"lungs": lung_name}
     patient = options.out.resolve().name if options.one_patient else None
@@ -105,6 +100,17 @@ def run(options: argparse.Namespace, network: "verbs.Predictor | None" = None) -
         passed=found.passed,
         earlier=earlier,
     )
+
+
+def _maps(
+    options: argparse.Namespace, *, alone: bool
+) -> tuple[verbs.Finder, verbs.Finder | None, str]:
+    """What finds lungs, and lobes or None; and what the first is called, as in `choose_lungs`."""
+    finder, name = verbs.choose_lungs(options.lungs, alone=alone)
+    if options.lobes is None:
+        return finder, None, name
+    lobes = verbs.given_maps(options.lobes, "lobes", alone=alone)
+    return (lobes, lobes, "given lobes") if name == verbs.MORPHOLOGY else (finder, lobes, name)
 
 
 def _mine(network: "verbs.Predictor", model: Mapping[str, str]) -> dict[str, Any]:

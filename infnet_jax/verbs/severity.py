@@ -50,6 +50,7 @@ def run(options: argparse.Namespace) -> int:
             raise ValueError(f"{path}: DICOM masks are not read; export them as NIfTI")
         image = found.pop("images", None)
         scan = imaging.read(image) if image else imaging.scan_of_labels(path, source.name)
+        scan.name = source.name  # a single image need not bear it
         labels = imaging.read_labels(path, scan)
         mask, classes, notes = case.infection(labels, path.name, one_class=options.one_class)
         scan.warnings += notes
