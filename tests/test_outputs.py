@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 
 import cv2
@@ -12,7 +13,7 @@ import pytest
 
 from infnet_jax import cli, verbs
 from infnet_jax.clinic import imaging
-from infnet_jax.verbs import predict
+from infnet_jax.verbs import inputs, predict
 from tests.scans import Rule, chest
 
 
@@ -73,6 +74,31 @@ def test_own_outputs_are_no_inputs(run, tmp_path, capsys):
     assert run(data) == (0, 2)  # those of another run neither
     with pytest.raises(ValueError, match="masks: written by infnet-jax"):
         run(data / "out" / "masks")
+
+
+def test_pictures_of_a_training_run_are_no_inputs(run, tmp_path, capsys):
+    save(tmp_path / "data" / "a.png"), save(tmp_path / "data" / "work" / "figures" / "b.png")
+    for name in inputs.RUN:
+        (tmp_path / "data" / "work" / name).touch()
+    assert run(tmp_path / "data") == (0, 1)
+    assert f"{tmp_path / 'data' / 'work'}: written by infnet-jax" in capsys.readouterr().err
+
+
+def test_a_folder_of_an_earlier_version_is_done_anew(run, tmp_path):
+    path, marker = save(tmp_path / "a.png"), tmp_path / "out" / ".finished" / "a.json"
+    run(path)
+    old = {k: v for k, v in json.loads(marker.read_text()).items() if k in ("model", "thresholds")}
+    marker.write_text(json.dumps(old | {"file": "a.png"}))
+    assert run(path, "--continue") == (0, 1) and run(path, "--continue") == (0, 0)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads all files")
+def test_a_file_that_may_not_be_read_is_said(run, tmp_path, capsys):
+    save(tmp_path / "data" / "a.png")
+    secret = tmp_path / "data" / "secret"
+    secret.touch(0)
+    assert run(tmp_path / "data")[0] == 1 and patients(tmp_path / "out") == ["a"]
+    assert f"{secret}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["mask.png", "two.png", "mask.nii.gz", "lobes.nii"])

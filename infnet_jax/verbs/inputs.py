@@ -11,6 +11,7 @@ from infnet_jax.clinic import imaging
 
 OUTPUTS = ("masks", "probabilities")  # the folders of --out that hold pictures and volumes
 FINISHED = ".finished"  # stands beside them
+RUN = ("config.json", "statistics.json")  # stand in the workdir of a run of main.py
 MAX_LABEL = 32  # of a map of lesions, lobes, segments; the darkest 8-bit slices exceed it
 # How reasons for passing a file over begin where it may have been a slice: see `imaging.series`.
 BROKEN = re.compile(r": (damaged|holds no picture|unpacks to) ")
@@ -53,7 +54,7 @@ def damaged(passed: Iterable[str]) -> bool:
 
 
 def outputs(out: Path | None, seen: dict[Path, None] | None = None) -> Callable[[Path], bool]:
-    """Returns whether a file lies in a folder of outputs, of this run or with our mark beside it.
+    """Returns whether a file lies in a folder of outputs, of this run or of others, or of training.
 
     Such folders are added to `seen`, as keys.
     """
@@ -62,7 +63,8 @@ def outputs(out: Path | None, seen: dict[Path, None] | None = None) -> Callable[
     def within(file: Path) -> bool:
         for folder in file.resolve().parents:
             by_us = folder.name in OUTPUTS and (folder.parent / FINISHED).is_dir()
-            if by_us or folder in mine:
+            of_training = all((folder / name).is_file() for name in RUN)
+            if by_us or of_training or folder in mine:
                 if seen is not None:
                     seen[folder] = None
                 return True

@@ -57,7 +57,8 @@ def check(
                 f"{source.name}: {out} has a mask of another model or other lungs; "
                 "use another --out"
             )
-        if before.get("place") != place(source) and before.get("input") != digest(source):
+        known = before.get("input", "")  # earlier versions did not note it
+        if known and before.get("place") != place(source) and known != digest(source):
             refused[source.name] = (
                 f"{source.files[0]}: {out} has another scan named {source.name}; "
                 "use another --out, or another name"

@@ -43,9 +43,15 @@ class Series(NamedTuple):
 
 
 def has_mark(path: Path) -> bool:
-    """Whether a file is DICOM: its mark after the preamble, or a first group 0008 without one."""
-    with path.open("rb") as file:
-        start = file.read(132)
+    """Whether a file is DICOM: its mark after the preamble, or a first group 0008 without one.
+
+    One that cannot be opened may be; that is said when it is read.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(132)
+    except OSError:
+        return True
     return start[128:] == b"DICM" or start[:4] in _FIRST
 
 
