@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import cv2
 import jax
@@ -101,17 +103,24 @@ def test_a_file_that_may_not_be_read_is_said(run, tmp_path, capsys):
     assert f"{secret}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", ["mask.png", "two.png", "mask.nii.gz", "lobes.nii"])
+@pytest.mark.parametrize("kind", ["mask.png", "two.png", "grey.png", "mask.nii.gz", "lobes.nii"])
 def test_label_maps_are_no_scans(run, tmp_path, capsys, kind):
     path, scan = tmp_path / "data" / kind, volume(tmp_path / "data" / "ct.nii.gz")
     if kind.endswith("png"):
-        save(path, ((chest() == 30) * (255 if kind == "two.png" else 2)).astype(np.uint8))
+        low, high = {"mask": (1, 2), "two": (255, 255), "grey": (127, 255)}[path.stem]
+        lesion = (chest() > 90) & (chest() < 150)
+        save(path, np.where(lesion, low, (chest() == 30) * high * np.eye(96)).astype(np.uint8))
     else:
         volume(path, dtype=np.uint8, values=lambda grey: (grey == 30) * (3 + (grey > 5)))
     assert run(tmp_path / "data") == (0, 2) and patients(tmp_path / "out") == ["ct"]
     assert f"passed over: {path}: a label map, no scan" in capsys.readouterr().err
     assert run(scan, path)[0] == 1  # by its name
     assert f"{path}: a label map, no scan" in capsys.readouterr().err
+
+
+def test_label_maps_alone_are_a_failure(run, tmp_path):
+    save(tmp_path / "data" / "a.png", np.eye(96, dtype=np.uint8))
+    assert run(tmp_path / "data") == (1, 0)
 
 
 def test_masks_of_another_hand_are_not_overwritten(run, tmp_path):
@@ -222,8 +231,8 @@ def test_a_mask_that_was_corrected_by_hand_is_kept_and_said(run, tmp_path, capsy
     run(scan)
     mask = save(tmp_path / "out" / "masks" / "a.png", np.eye(96, dtype=np.uint8))
     before = mask.read_bytes()
-    for _ in range(2):
-        assert run(scan, "--continue") == (1, 0)
+    for more in (["--continue"], ["--continue"], []):
+        assert run(scan, *more) == (1, 0)
         assert "a.png was changed since it was written" in capsys.readouterr().err
         assert mask.read_bytes() == before
 
@@ -336,6 +345,14 @@ def test_a_device_that_is_not_there(kind):
     with pytest.raises(ValueError, match=f"--device {kind}: jax finds cpu only"):
         verbs.use_device(kind)
     verbs.use_device("cpu")
+
+
+def test_a_platform_that_jax_lacks_is_not_blamed_on_the_checkpoint():
+    code = "from infnet_jax import verbs; verbs.load('nowhere')"
+    env = os.environ | {"JAX_PLATFORMS": "cuda"}
+    run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    if jax.default_backend() == "cpu":
+        assert "ValueError: JAX_PLATFORMS=cuda: jax finds cpu only" in run.stderr
 
 
 @pytest.mark.parametrize("words", [[], ["--checkpoint", "."]])

@@ -35,6 +35,7 @@ def load(workdir: Path, **options: Any) -> "Predictor":
     """`Predictor.load`, imported late: `--device` has to be set before jax is imported."""
     from infnet_jax.evaluation.predictor import Predictor
 
+    use_device()
     return Predictor.load(workdir, **options)
 
 
@@ -99,18 +100,19 @@ def caution(identity: Mapping[str, str]) -> str:
     return f"the network was trained on {seen} ({builder}), never on CT: believe no score of it"
 
 
-def use_device(kind: str) -> None:
-    """ValueError if jax has no device of this kind, `cpu`, `gpu` or `tpu`; imports jax."""
+def use_device(kind: str = "") -> None:
+    """ValueError if jax has no device of this kind, `cpu`, `gpu` or `tpu`, or "" of any kind."""
     import jax
 
+    wanted = f"--device {kind}" if kind else f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}"
     try:
-        there = {device.platform for device in jax.devices()}
+        if kind in {"", *(device.platform for device in jax.devices())}:
+            return
     except (RuntimeError, AssertionError):  # both are what jax raises for a platform it lacks
         jax.config.update("jax_platforms", "")
-        there = {device.platform for device in jax.devices()}
-    if kind not in there:
-        more = "; pip install 'infnet-jax[cuda]'" if kind == "gpu" else ""
-        raise ValueError(f"--device {kind}: jax finds {' and '.join(sorted(there))} only{more}")
+    there = " and ".join(sorted({device.platform for device in jax.devices()}))
+    more = "; pip install 'infnet-jax[cuda]'" if kind == "gpu" else ""
+    raise ValueError(f"{wanted}: jax finds {there} only{more}")
 
 
 class Voice:
@@ -141,7 +143,9 @@ def score(
     passed: Sequence[str] = (),
     earlier: Sequence[case.Patient] = (),
 ) -> int:
-    """Writes `severity.csv`, `severity.json` and `report.html`; returns 0, or 1 if a scan failed.
+    """Writes `severity.csv`, `severity.json` and `report.html`; returns 0; 1 for a failure.
+
+    It is one if a scan failed, if none was scored, or if something was damaged.
 
     Args:
       voice: says failures and warnings; sources: the scans, in order.
@@ -179,16 +183,14 @@ def score(
             together = list(readable())
             if failed and together:
                 together[-1].warnings.append(f"{patient}: {failed} scans failed and are missing")
-            groups, alone = _together(patient, together)
+            groups, alone = _together(voice, patient, together)
             failed += alone
-            if alone:
-                voice(f"{patient}: scans of several spacings or kinds; each is scored alone")
         for name, cases in groups:
             patients.append(case.pool(name, cases))
             report.add(name, cases, patients[-1].scores)
     case.write_tables(out, [*earlier, *patients], model=model)
     _sum_up(out, patients, failed, len(earlier))
-    return 1 if failed or inputs.damaged(passed) else 0
+    return 1 if failed or not patients or inputs.damaged(passed) else 0
 
 
 def _failure(source: imaging.Source, error: Exception) -> str:
@@ -209,7 +211,7 @@ def _warn(voice: Voice, found: case.Case, said: Collection[str]) -> None:
 
 
 def _together(
-    patient: str, cases: list[case.Case]
+    voice: Voice, patient: str, cases: list[case.Case]
 ) -> tuple[list[tuple[str, list[case.Case]]], int]:
     """All scans under one name, and 0; where they cannot be pooled each of its own, and 1."""
     if not cases:
@@ -217,15 +219,21 @@ def _together(
     try:
         case.pool(patient, cases)
     except ValueError:
+        voice(f"{patient}: scans of several spacings or kinds; each is scored alone")
         return [(one.name, [one]) for one in cases], 1
     return [(patient, cases)], 0
 
 
 def _sum_up(out: Path, patients: Sequence[case.Patient], failed: int, earlier: int) -> None:
     for one in patients:
-        ct_ss = "not known" if one.scores.ct_ss is None else f"{one.scores.ct_ss:g} of 40"
-        share = f"{100 * one.scores.infected_share:.1f} % of the lung infected"
-        print(f"{one.name}: {share}, CT-SS {ct_ss}")
+        scores = one.scores.as_dict()  # None where a number is not known
+        share, ct_ss = scores["infected_share"], scores["ct_ss"]
+        infected = "infected share not known"
+        if share is not None:
+            infected = f"{100 * share:.1f} % of the lung infected"
+        print(
+            f"{one.name}: {infected}, CT-SS {'not known' if ct_ss is None else f'{ct_ss:g} of 40'}"
+        )
     n_scans = sum(len(one.scans) for one in patients)
     more = f"; {earlier} patients of earlier runs kept" if earlier else ""
     print(f"{n_scans} scored, {failed} failed{more}: {out / 'report.html'}")

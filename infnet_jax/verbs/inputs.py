@@ -13,6 +13,7 @@ OUTPUTS = ("masks", "probabilities")  # the folders of --out that hold pictures 
 FINISHED = ".finished"  # stands beside them
 RUN = ("config.json", "statistics.json")  # stand in the workdir of a run of main.py
 MAX_LABEL = 32  # of a map of lesions, lobes, segments; the darkest 8-bit slices exceed it
+FEW, BLANK = 8, 0.8  # grey levels of a map, and its share of 0; of a chest more of either is seen
 # How reasons for passing a file over begin where it may have been a slice: see `imaging.series`.
 BROKEN = re.compile(r": (damaged|holds no picture|unpacks to) ")
 
@@ -122,10 +123,12 @@ def _is_map_file(file: Path) -> bool:
 
 
 def _is_map(values: np.ndarray) -> bool:
-    """Whether these are labels: small whole numbers, or one level beside 0; not all the same."""
+    """Whether these are labels: small numbers, one level beside 0, or few levels in much blank."""
     if values.dtype.kind not in "iub":
         return False
     low, high = int(values.min()), int(values.max())
-    if low != 0 or high == 0:
+    if low != 0 or not 0 < high <= 255:
         return False
-    return high <= MAX_LABEL or bool(((values == 0) | (values == high)).all())
+    counts = np.bincount(values.ravel(), minlength=256)
+    levels, blank = np.count_nonzero(counts), counts[0] / values.size
+    return high <= MAX_LABEL or levels == 2 or bool(levels <= FEW and blank >= BLANK)

@@ -40,7 +40,8 @@ def check(
       mine: what the masks depend on beside the scan; `go_on`: those that are there are wanted.
 
     Returns:
-      The names of scans that may not, with a line each: another scan of that name is there.
+      The names of scans that may not, with a line each: another scan of that name is there, or a
+      mask that another hand has changed since.
 
     Raises:
       ValueError: `out` has masks that are not ours, or `go_on` and masks of another model.
@@ -56,6 +57,11 @@ def check(
             raise ValueError(
                 f"{source.name}: {out} has a mask of another model or other lungs; "
                 "use another --out"
+            )
+        if changed := _changed(out, before):
+            refused[source.name] = (
+                f"{changed} was changed since it was written; score it with the verb severity, or "
+                "remove it to have it made anew"
             )
         known = before.get("input", "")  # earlier versions did not note it
         if known and before.get("place") != place(source) and known != digest(source):
@@ -73,25 +79,12 @@ def place(source: imaging.Source) -> str:
 
 
 def finished(out: Path, name: str, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The record of a scan whose mask is there, whole, and made of what is `wanted`; else None.
-
-    ValueError: the mask was changed by another hand since it was written.
-    """
+    """The record of a scan whose mask is there, whole, and made of what is `wanted`; else None."""
     record = _record(out, name)
     if record is None or any(record.get(key) != value for key, value in wanted.items()):
         return None
-    for file, right in record["files"].items():
-        path = out / "masks" / file
-        if not path.exists():
-            return None
-        if _sha(path) != right:
-            if path.suffix == ".dcm" or not _readable(path):
-                return None
-            raise ValueError(
-                f"{path} was changed since it was written; score it with the verb severity, "
-                "or remove it to have it made anew"
-            )
-    return record
+    sums = {out / "masks" / file: right for file, right in record["files"].items()}
+    return record if all(p.exists() and _sha(p) == right for p, right in sums.items()) else None
 
 
 def finish(out: Path, name: str, files: Sequence[Path], record: Mapping[str, Any]) -> None:
@@ -174,9 +167,14 @@ def _sha(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _readable(path: Path) -> bool:
-    try:
-        imaging.read_labels(path)
-    except ValueError:
-        return False
-    return True
+def _changed(out: Path, record: Mapping[str, Any]) -> Path | None:
+    """A mask that is not the one which was written, and yet can be read; None if there is none."""
+    for file, right in record.get("files", {}).items():
+        path = out / "masks" / file
+        if path.exists() and path.suffix != ".dcm" and _sha(path) != right:
+            try:
+                imaging.read_labels(path)
+            except ValueError:  # spoilt, and to be made anew
+                continue
+            return path
+    return None

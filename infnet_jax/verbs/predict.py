@@ -155,6 +155,7 @@ def _case(
     """One scan: its mask written, its case returned."""
     out, classes = options.out, network.classes
     try:
+        digest = kept.digest(source)  # before it is read: a file that changes then is done again
         scan = inputs.read(source, options.inputs)
         lobes, lung = lobes_of and lobes_of(scan), finder(scan)
     except inputs.NoScan:
@@ -163,7 +164,7 @@ def _case(
         kept.forget(out, source.name)
         raise
     record = _mine(network, model) | {
-        "input": kept.digest(source),
+        "input": digest,
         "lung": kept.digest_of_map(lung > 0),
         "lobes": kept.digest_of_map(lobes),
         "identifiers": options.keep_identifiers,
