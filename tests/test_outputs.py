@@ -78,6 +78,22 @@ def test_own_outputs_are_no_inputs(run, tmp_path, capsys):
         run(data / "out" / "masks")
 
 
+@pytest.mark.parametrize("kind", ["notes.txt", "empty"])
+def test_an_input_of_no_use_stops_no_other(run, tmp_path, capsys, kind):
+    path, good = tmp_path / kind, save(tmp_path / "good.png")
+    path.mkdir() if kind == "empty" else path.write_text("plain words" * 99)
+    assert run(path, good)[0] == 1 and patients(tmp_path / "out") == ["good"]
+    assert f"passed over: {path}: no" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=f"{path}: no"):
+        run(path)
+    assert run(tmp_path / "out" / "masks", path, good)[0] == 1
+    assert "no input given" not in capsys.readouterr().err
+    words = ["severity", path, tmp_path / "out" / "masks", "--images", good]
+    assert cli.main([*map(str, words), "--out", str(tmp_path / "scores")]) == 1
+    assert f"passed over: {path}: no" in capsys.readouterr().err
+    assert patients(tmp_path / "scores") == ["good"]
+
+
 def test_pictures_of_a_training_run_are_no_inputs(run, tmp_path, capsys):
     save(tmp_path / "data" / "a.png"), save(tmp_path / "data" / "work" / "figures" / "b.png")
     for name in inputs.RUN:

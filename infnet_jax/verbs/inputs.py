@@ -1,9 +1,9 @@
 """Which scans a verb is given: own outputs and label maps are none, what is passed over is said."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,8 +14,8 @@ FINISHED = ".finished"  # stands beside them
 RUN = ("config.json", "statistics.json")  # stand in the workdir of a run of main.py
 MAX_LABEL = 32  # of a map of lesions, lobes, segments; the darkest 8-bit slices exceed it
 FEW, BLANK = 8, 0.8  # grey levels of a map, and its share of 0; of a chest more of either is seen
-# How reasons for passing a file over begin where it may have been a slice: see `imaging.series`.
-BROKEN = re.compile(r": (damaged|holds no picture|unpacks to) ")
+# How reasons begin that are a failure: what somebody named, or what may have been a slice.
+BROKEN = re.compile(r": (damaged|holds no picture|unpacks to|not a picture|no picture)\b")
 
 
 class NoScan(ValueError):
@@ -29,28 +29,55 @@ class Inputs(NamedTuple):
     passed: list[str]
 
 
-def find(paths: Iterable[Path], *, out: Path | None = None, series: str = "") -> Inputs:
+def find(
+    paths: Sequence[Path], *, out: Path | None = None, series: str = "", masks: bool = False
+) -> Inputs:
     """Finds the scans in files and folders, without what `predict` wrote in this or earlier runs.
 
     Args:
       out: where this run writes; series: takes the DICOM series of this number only.
+      masks: masks are wanted, those of `predict` too, once each.
 
     Raises:
-      ValueError: no scan at all, or an error of `imaging.find`.
+      ValueError: no scan at all, or no series of that number.
     """
     own: dict[Path, None] = {}
+    how: dict[str, Any] = {} if masks else {"skip": outputs(out, own)}
+    lines: list[str] = []
     try:
-        sources = imaging.find(paths, number=series, skip=outputs(out, own))
+        sources = imaging.find(paths, number=series, **how)
     except ValueError:
-        if own:
-            raise ValueError(f"{next(iter(own))}: written by infnet-jax, no scans") from None
-        raise
+        good, lines = _usable(paths, own, how)
+        sources = imaging.find(good, number=series, **how)
     passed = dict.fromkeys(line for source in sources if source.slices for line in source.beside)
-    return Inputs(sources, [*(f"{folder}: written by infnet-jax" for folder in own), *passed])
+    lines += [*(f"{folder}: written by infnet-jax" for folder in own), *passed]
+    return Inputs(_without_segs(sources) if masks else sources, lines)
+
+
+def _usable(
+    paths: Sequence[Path], own: dict[Path, None], how: Mapping[str, Any]
+) -> tuple[list[Path], list[str]]:
+    """Those of the paths that hold something, and a line for each of the others; `own` grows.
+
+    ValueError if all are of no use.
+    """
+    good, bad = [], []
+    own.clear()
+    for path in paths:
+        before = len(own)
+        try:
+            imaging.find([path], **how)
+            good.append(path)
+        except ValueError as error:
+            bad += [str(error)] if len(own) == before else []  # else there is what we wrote
+    if not good:
+        bad += [f"{folder}: written by infnet-jax, no scans" for folder in own]
+        raise ValueError("; ".join(bad))
+    return good, bad
 
 
 def damaged(passed: Iterable[str]) -> bool:
-    """Whether lines on what was passed over name something damaged that may have been a slice."""
+    """Whether lines on what was passed over name something that was meant, or may have been."""
     return any(BROKEN.search(line) for line in passed)
 
 
@@ -74,7 +101,7 @@ def outputs(out: Path | None, seen: dict[Path, None] | None = None) -> Callable[
     return within
 
 
-def without_segs(sources: Sequence[imaging.Source]) -> list[imaging.Source]:
+def _without_segs(sources: Sequence[imaging.Source]) -> list[imaging.Source]:
     """Masks without the DICOM-SEGs that lie beside NIfTI masks of the same names, as we write."""
 
     def twin(file: Path) -> bool:

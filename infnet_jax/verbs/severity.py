@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     """
     if options.images is None and options.lung is None and options.lobes is None:
         raise ValueError("give --images (lungs are found in them), --lung or --lobes")
-    sources = inputs.without_segs(imaging.find(options.masks))
+    sources, passed = inputs.find(options.masks, masks=True)
     given = {name: getattr(options, name) for name in MAPS if getattr(options, name) is not None}
     how = {"images": {"number": options.series, "skip": inputs.outputs(options.out)}}
     maps = {name: imaging.by_name(path, **how.get(name, {})) for name, path in given.items()}
@@ -68,6 +68,6 @@ def run(options: argparse.Namespace) -> int:
         options.out,
         model={},
         patient=patient,
-        passed=list(dict.fromkeys(beside)),
+        passed=list(dict.fromkeys([*passed, *beside])),
         earlier=earlier,
     )

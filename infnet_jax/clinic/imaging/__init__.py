@@ -104,7 +104,9 @@ def find(
         known = sorted({one.about.partition(" ")[0] for one in found if one.kind == "dicom"})
         found = [one for one in found if one.about.partition(" ")[0] == number]
         if not found:
-            raise ValueError(f"no series of number {number}; there are: {', '.join(known)}")
+            raise ValueError(
+                f"no series of number {number}; there are: {', '.join(known) or 'none'}"
+            )
     if not found:
         raise ValueError("no input given")
     return _named(found)
