@@ -97,7 +97,7 @@ def caution(identity: Mapping[str, str]) -> str:
     seen = NO_CT.get(builder)
     if not seen:
         return ""
-    return f"the network was trained on {seen} ({builder}), never on CT: believe no score of it"
+    return f"the network was trained on {seen} ({builder}), not on CT; do not rely on its results"
 
 
 def use_device(kind: str = "") -> None:

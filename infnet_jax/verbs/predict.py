@@ -174,8 +174,9 @@ def _case(
     before = kept.finished(out, scan.name, record) if options.go_on and complete else None
     if before is not None:
         mask = imaging.read_labels(out / "masks" / before["file"], scan)
-        scan.warnings += before["notes"]
-        return case.assess(scan, mask, lung, lobes=lobes, classes=classes)
+        found = case.assess(scan, mask, lung, lobes=lobes, classes=classes)
+        found.warnings.extend(before["notes"])
+        return found
     kept.forget(out, scan.name)
     shown = lung if len(lung) > 1 else None
     mask, unsure, probs = segment(network, scan, shown, keep_probs=options.save_probabilities)
