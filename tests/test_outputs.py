@@ -15,7 +15,7 @@ import pytest
 
 from infnet_jax import cli, verbs
 from infnet_jax.clinic import imaging
-from infnet_jax.verbs import inputs, predict
+from infnet_jax.verbs import inputs, kept, predict
 from tests.scans import Rule, chest
 
 
@@ -281,6 +281,14 @@ def test_a_scan_that_can_no_longer_be_read_leaves_nothing_behind(run, tmp_path):
     a.write_bytes(b"spoilt")
     assert run(a, b)[0] == 1
     assert patients(tmp_path / "out") == ["b"] and list(masks(tmp_path / "out")) == ["b.png"]
+
+
+def test_two_runs_at_once_do_not_mix(run, tmp_path):
+    pytest.importorskip("fcntl")
+    path = save(tmp_path / "a.png")
+    with kept.held(tmp_path / "out"), pytest.raises(ValueError, match="another run is writing"):
+        run(path)
+    assert run(path) == (0, 1)
 
 
 def test_a_run_that_broke_off_is_said(run, tmp_path, capsys):

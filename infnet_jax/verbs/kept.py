@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,28 @@ import numpy as np
 from infnet_jax.clinic import case, imaging, page, severity
 from infnet_jax.files import write_json
 from infnet_jax.verbs.inputs import FINISHED
+
+
+@contextmanager
+def held(out: Path) -> Iterator[None]:
+    """Keeps a folder, which is made, for one run of `predict` at a time.
+
+    ValueError if another one is writing to it, or it has masks that `predict` did not write.
+    """
+    strange = (out / "masks").is_dir() and any((out / "masks").iterdir())
+    if strange and not (out / FINISHED).is_dir():
+        raise ValueError(f"{out / 'masks'} has files that predict did not write; use another --out")
+    (out / FINISHED).mkdir(parents=True, exist_ok=True)
+    with (out / FINISHED / "lock").open("w") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it with the file
+        except ImportError:  # Windows
+            pass
+        except OSError:
+            raise ValueError(f"{out}: another run is writing there; wait for it") from None
+        yield
 
 
 def digest(source: imaging.Source) -> str:
@@ -44,11 +67,9 @@ def check(
       mask that another hand has changed since.
 
     Raises:
-      ValueError: `out` has masks that are not ours, or `go_on` and masks of another model.
+      ValueError: `go_on`, and a mask of another model.
     """
-    masks, refused = out / "masks", {}
-    if masks.is_dir() and any(masks.iterdir()) and not (out / FINISHED).is_dir():
-        raise ValueError(f"{masks} has files that predict did not write; use another --out")
+    refused: dict[str, str] = {}
     for source in sources:
         before = _record(out, source.name)
         if before is None:

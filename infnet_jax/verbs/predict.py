@@ -69,6 +69,17 @@ def run(options: argparse.Namespace, network: "verbs.Predictor | None" = None) -
         if options.device:
             verbs.use_device(options.device)
         network = verbs.load(options.checkpoint, tta=options.tta, batch_size=options.batch)
+    with kept.held(options.out):
+        return _score(options, network, found, voice)
+
+
+def _score(
+    options: argparse.Namespace,
+    network: "verbs.Predictor",
+    found: inputs.Inputs,
+    voice: verbs.Voice,
+) -> int:
+    """What `run` does once the scans are found and the network is loaded."""
     finder, lobes_of, lung_name = _maps(options, alone=len(found.sources) == 1)
     lung_name, _, lung_caution = lung_name.partition("; ")
     model = network.identity | {"lungs": lung_name}
@@ -77,7 +88,6 @@ def run(options: argparse.Namespace, network: "verbs.Predictor | None" = None) -
     names = [source.name for source in found.sources if source.name not in refused]
     earlier = kept.patients(options.out, names, patient, model)
     (options.out / "masks").mkdir(parents=True, exist_ok=True)
-    (options.out / kept.FINISHED).mkdir(exist_ok=True)
 
     def read_case(source: imaging.Source) -> case.Case:
         if source.name in refused:
