@@ -134,6 +134,20 @@ def test_label_maps_are_no_scans(run, tmp_path, capsys, kind):
     assert f"{path}: a label map, no scan" in capsys.readouterr().err
 
 
+def test_blank_masks_are_no_failures_but_blank_scans_are(run, tmp_path, capsys):
+    blank = np.zeros((96, 96), np.uint8)
+    save(tmp_path / "data" / "scans" / "a.png")
+    paths = [save(tmp_path / "data" / "masks" / f"{name}.png", blank) for name in "abc"]
+    save(paths[1], np.eye(96, dtype=np.uint8))
+    assert run(tmp_path / "data")[0] == 0
+    said = capsys.readouterr().err
+    assert f"passed over: {paths[0]} and 1 more there: blank" in said
+    assert f"passed over: {paths[1]}: a label map" in said
+    paths[1].unlink()
+    assert run(tmp_path / "data")[0] == 1 and run(tmp_path / "data" / "scans", paths[0])[0] == 1
+    assert f"predict: {paths[0]} and 1 more there: blank, no scan" in capsys.readouterr().err
+
+
 def test_label_maps_alone_are_a_failure(run, tmp_path):
     save(tmp_path / "data" / "a.png", np.eye(96, dtype=np.uint8))
     assert run(tmp_path / "data") == (1, 0)

@@ -156,41 +156,52 @@ def score(
       caution: what must be known before any score is believed.
       passed: lines on what was passed over; earlier: patients in `out` that stay as they are.
     """
-    failed = 0
+    failures: list[str] = []
     patients: list[case.Patient] = []
     for line in filter(None, [caution, *(f"passed over: {one}" for one in passed)]):
         voice(line)
-
-    def readable() -> Iterator[case.Case]:
-        nonlocal failed
-        for source in sources:
-            try:
-                found = read_case(source)
-            except inputs.NoScan as error:
-                voice(f"passed over: {error}")
-            except Exception as error:
-                failed += 1
-                voice(_failure(source, error))
-            else:
-                _warn(voice, found, {*passed})
-                found.warnings[:0] = [caution] if caution else []
-                yield found
-
+    readable = _readable(voice, sources, read_case, failures, {*passed})
     with page.Page(out / "report.html", model=model, caution=caution) as report:
         report.keep({one.name: one.scores for one in earlier})
-        groups: Iterable[tuple[str, list[case.Case]]] = ((one.name, [one]) for one in readable())
+        groups: Iterable[tuple[str, list[case.Case]]] = ((one.name, [one]) for one in readable)
         if patient is not None:
-            together = list(readable())
-            if failed and together:
-                together[-1].warnings.append(f"{patient}: {failed} scans failed and are missing")
-            groups, alone = _together(voice, patient, together)
-            failed += alone
+            groups = _together(voice, patient, list(readable), failures)
         for name, cases in groups:
+            cases[0].warnings[:0] = [caution] if caution else []
             patients.append(case.pool(name, cases))
             report.add(name, cases, patients[-1].scores)
     case.write_tables(out, [*earlier, *patients], model=model)
-    _sum_up(out, patients, failed, len(earlier))
-    return 1 if failed or not patients or inputs.damaged(passed) else 0
+    _sum_up(out, patients, len(failures), len(earlier))
+    return 1 if failures or not patients or inputs.damaged(passed) else 0
+
+
+def _readable(
+    voice: Voice,
+    sources: Iterable[imaging.Source],
+    read_case: Callable[[imaging.Source], case.Case],
+    failures: list[str],
+    said: Collection[str],
+) -> Iterator[case.Case]:
+    """The cases of the sources, with their warnings but those already `said`; `failures` grows."""
+    no_scans: dict[tuple[Path, str], list[imaging.Source]] = {}
+    for source in sources:
+        try:
+            found = read_case(source)
+        except inputs.NoScan as error:
+            no_scans.setdefault((source.files[0].parent, str(error)), []).append(source)
+        except Exception as error:
+            failures.append(_failure(source, error))
+            voice(failures[-1])
+        else:
+            _warn(voice, found, said)
+            yield found
+    for (folder, reason), alike in no_scans.items():
+        more = f" and {len(alike) - 1} more there" if len(alike) > 1 else ""
+        line = f"{alike[0].files[0]}{more}: {reason}"
+        # Blank files beside label maps are blank masks; elsewhere nobody can have meant them.
+        bad = reason == inputs.BLANK_FILE and (folder, inputs.MAP) not in no_scans
+        failures += [line] * len(alike) * bad
+        voice(line if bad else f"passed over: {line}")
 
 
 def _failure(source: imaging.Source, error: Exception) -> str:
@@ -211,17 +222,20 @@ def _warn(voice: Voice, found: case.Case, said: Collection[str]) -> None:
 
 
 def _together(
-    voice: Voice, patient: str, cases: list[case.Case]
-) -> tuple[list[tuple[str, list[case.Case]]], int]:
-    """All scans under one name, and 0; where they cannot be pooled each of its own, and 1."""
+    voice: Voice, patient: str, cases: list[case.Case], failures: list[str]
+) -> list[tuple[str, list[case.Case]]]:
+    """All scans under one name; where they cannot be pooled each of its own, and a failure."""
     if not cases:
-        return [], 0
+        return []
+    if failures:
+        cases[-1].warnings.append(f"{patient}: {len(failures)} scans failed and are missing")
     try:
         case.pool(patient, cases)
     except ValueError:
-        voice(f"{patient}: scans of several spacings or kinds; each is scored alone")
-        return [(one.name, [one]) for one in cases], 1
-    return [(patient, cases)], 0
+        failures.append(f"{patient}: scans of several spacings or kinds; each is scored alone")
+        voice(failures[-1])
+        return [(one.name, [one]) for one in cases]
+    return [(patient, cases)]
 
 
 def _sum_up(out: Path, patients: Sequence[case.Patient], failed: int, earlier: int) -> None:

@@ -13,13 +13,14 @@ OUTPUTS = ("masks", "probabilities")  # the folders of --out that hold pictures 
 FINISHED = ".finished"  # stands beside them
 RUN = ("config.json", "statistics.json")  # stand in the workdir of a run of main.py
 MAX_LABEL = 32  # of a map of lesions, lobes, segments; the darkest 8-bit slices exceed it
+MAP, BLANK_FILE = "a label map, no scan", "blank, no scan"  # reasons of `NoScan`
 FEW, BLANK = 8, 0.8  # grey levels of a map, and its share of 0; of a chest more of either is seen
 # How reasons begin that are a failure: what somebody named, or what may have been a slice.
 BROKEN = re.compile(r": (damaged|holds no picture|unpacks to|not a picture|no picture)\b")
 
 
 class NoScan(ValueError):
-    """A file among the scans of a folder that is none; passing it over is no failure."""
+    """Why a file among the scans of a folder is none; passing it over is no failure."""
 
 
 class Inputs(NamedTuple):
@@ -115,18 +116,24 @@ def read(source: imaging.Source, given: Iterable[Path]) -> imaging.Scan:
     """Reads a scan.
 
     Raises:
-      NoScan: a label map in a folder; ValueError: one `given` by its name, or no readable scan.
+      NoScan: a label map or a blank file in a folder.
+      ValueError: one that was `given` by its name, or no readable scan.
     """
-    file, kind = source.files[0], ValueError if source.files[0] in given else NoScan
+    file, labels = source.files[0], None
     try:
         scan = imaging.read(source)
+        if not _is_map(scan.values):
+            return scan
+        reason = MAP
     except ValueError:
-        if source.kind == "dicom" or not _is_map_file(file):
+        if source.kind != "dicom":
+            labels = _labels(file)
+        if labels is None or (labels.any() and not _is_map(labels)):
             raise
-        raise kind(f"{file}: a label map, no scan") from None
-    if _is_map(scan.values):
-        raise kind(f"{file}: a label map, no scan")
-    return scan
+        if file in given and not labels.any():
+            raise
+        reason = MAP if labels.any() else BLANK_FILE
+    raise ValueError(f"{file}: {reason}") if file in given else NoScan(reason)
 
 
 def show(found: Inputs) -> int:
@@ -142,11 +149,11 @@ def show(found: Inputs) -> int:
     return int(bad)
 
 
-def _is_map_file(file: Path) -> bool:
+def _labels(file: Path) -> np.ndarray | None:
     try:
-        return _is_map(imaging.read_labels(file))
+        return imaging.read_labels(file)
     except ValueError:
-        return False
+        return None
 
 
 def _is_map(values: np.ndarray) -> bool:
