@@ -112,8 +112,8 @@ def _without_segs(sources: Sequence[imaging.Source]) -> list[imaging.Source]:
     return kept or list(sources)
 
 
-def read(source: imaging.Source, given: Iterable[Path]) -> imaging.Scan:
-    """Reads a scan.
+def read(source: imaging.Source, given: Iterable[Path], **how: Any) -> imaging.Scan:
+    """Reads a scan; `how` are options of `imaging.read`.
 
     Raises:
       NoScan: a label map or a blank file in a folder.
@@ -121,7 +121,7 @@ def read(source: imaging.Source, given: Iterable[Path]) -> imaging.Scan:
     """
     file, labels = source.files[0], None
     try:
-        scan = imaging.read(source)
+        scan = imaging.read(source, **how)
         if not _is_map(scan.values):
             return scan
         reason = MAP
