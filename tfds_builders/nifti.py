@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import io
+import logging
 import math
 from typing import BinaryIO, NamedTuple
 
@@ -14,6 +15,8 @@ MAX_BYTES = 2**30  # of one unpacked volume; 630 x 630 x 450 voxels of 4 bytes a
 MAX_HEADER = 2**26  # bytes before the voxels, extensions included
 UPRIGHT = ("L", "P", "S")  # axes towards the patient's left, back and head
 _CHUNK = 2**20
+# What nibabel mends it says on stderr, without the file's name; `Stored.raw` shows it.
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)
 
 
 class Stored(NamedTuple):
@@ -61,11 +64,10 @@ def decode(file: BinaryIO, name: object, limit: int | None = None) -> Stored:
     """
     limit = MAX_BYTES if limit is None else limit
     try:
-        with nib.imageglobals.LoggingOutputSuppressor():  # of what it mends, `raw` tells
-            if _packed(file):
-                with gzip.GzipFile(fileobj=file) as unpacked:
-                    return _decode(unpacked, limit)
-            return _decode(file, limit)
+        if _packed(file):
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                return _decode(unpacked, limit)
+        return _decode(file, limit)
     except Exception as error:  # damaged headers make nibabel raise nearly anything
         reason = " ".join(str(error).split())  # some of nibabel's span lines
         raise ValueError(f"{name}: not a readable NIfTI ({reason}); copy it again") from error

@@ -37,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lobes", type=existing, metavar="PATH", help="your own lobe maps 1..5")
     add("--one-patient", action="store_true", help="all inputs are one patient's")
     add("--continue", dest="go_on", action="store_true", help=CONTINUE)
+    add("--resample", action="store_true", help=verbs.RESAMPLE)
+    add("--not-hu", action="store_true", help=verbs.NOT_HU)
     add("--save-probabilities", action="store_true")
     add("--keep-identifiers", action="store_true", help=IDENTIFIERS)
 
@@ -56,9 +58,10 @@ def run(options: argparse.Namespace, network: "verbs.Predictor | None" = None) -
     if network is None:
         network = verbs.load(options.checkpoint, tta=options.tta, batch_size=options.batch)
     alone, lobes_of = len(sources) == 1, None
-    finder, lung_name = verbs.choose_lungs(options.lungs, alone=alone)
+    how = {"alone": alone, "resample": options.resample}
+    finder, lung_name = verbs.choose_lungs(options.lungs, **how)
     if options.lobes is not None:
-        lobes_of = verbs.given_maps(options.lobes, "lobes", alone=alone)
+        lobes_of = verbs.given_maps(options.lobes, "lobes", **how)
         if lung_name == verbs.MORPHOLOGY:
             finder, lung_name = lobes_of, "given lobes"
     model = network.identity | {"lungs": lung_name}
@@ -104,7 +107,7 @@ def _case(
     source: imaging.Source,
 ) -> case.Case:
     """One scan: its mask written, its case returned."""
-    scan = imaging.read(source)
+    scan = imaging.read(source, not_hu=options.not_hu)
     lobes, lung = lobes_of and lobes_of(scan), finder(scan)
     out, folder, classes = options.out, options.out / "masks", network.classes
     marker = out / ".finished" / f"{scan.name}.json"

@@ -105,8 +105,11 @@ def find(paths: Iterable[Path], *, number: str = "") -> list[Source]:
     return _named(found)
 
 
-def read(source: Source) -> Scan:
+def read(source: Source, *, not_hu: bool = True) -> Scan:
     """Reads a source.
+
+    `not_hu` takes a volume of other numbers than HU as a picture in a lung window, with a warning;
+    without it only one of 8 bits.
 
     Raises:
       ValueError: it cannot be read or is no chest CT; names file and cause, whatever library
@@ -119,8 +122,12 @@ def read(source: Source) -> Scan:
                 raise ValueError(source.beside[0])
             scan = dicom.read(source.slices, source.name, what)
             scan.warnings += source.beside
-            return scan
-        return FORMATS[source.kind].read(source.files, source.name)
+        else:
+            scan = FORMATS[source.kind].read(source.files, source.name)
+        if not (not_hu or scan.is_hu or scan.affine is None or scan.values.dtype == np.uint8):
+            span = f"values {scan.values.min():g} to {scan.values.max():g} are not HU"
+            raise ValueError(f"{what}: {span}; --not-hu takes them as pictures in a lung window")
+        return scan
     except ImportError:
         raise
     except Exception as error:  # of any library: no scan may stop the others
