@@ -11,7 +11,7 @@ from PIL import Image
 from infnet_jax.clinic import imaging
 
 SIZE = 40
-FLAT = np.diag([-1.0, -1, 1, 1])  # an affine without a turn
+FLAT = np.diag([-0.7, -0.7, 2.5, 1])  # an affine without a turn
 
 
 def _chest(depth=6, size=SIZE):
@@ -182,9 +182,9 @@ BAD = [  # words of the line, and what writes such a file
     ("one volume", lambda p: _nifti(p / "4d.nii", np.stack([VOLUME, VOLUME], -1), np.eye(4))),
     ("NaN", lambda p: _nifti(p / "a.nii", np.where(VOLUME > 35, np.nan, VOLUME), np.eye(4))),
     ("one grey level", lambda p: _nifti(p / "a.nii", np.zeros_like(VOLUME), np.eye(4))),
-    ("damaged or truncated", lambda p: _truncated(p / "a.nii", 9000)),
-    ("damaged or truncated", lambda p: _truncated(p / "a.nii.gz", 600)),
-    ("no readable NIfTI", lambda p: _written(p / "a.nii", b"hello")),
+    ("not a readable NIfTI", lambda p: _truncated(p / "a.nii", 9000)),
+    ("not a readable NIfTI", lambda p: _truncated(p / "a.nii.gz", 600)),
+    ("not a readable NIfTI", lambda p: _written(p / "a.nii", b"hello")),
     ("a colour picture", lambda p: _picture(p / "a.png", PHOTO)),
     ("not look like a chest CT", lambda p: _picture(p / "a.png", _film())),
     ("no readable picture", lambda p: _written(p / "a.png", b"\x89PNG nothing")),

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 RUN = "the --workdir of a finished run of main.py, or an export of it"
 MORPHOLOGY = "morphology"
 NO_CT = {"phantom": "drawings", "covid_chestxray": "X-rays"}  # builders whose pictures are no CT
+RESAMPLE = "bring masks on another grid to that of their scan, by the nearest voxel"
+NOT_HU = "take volumes whose numbers are not HU as pictures in a lung window"
 
 Finder = Callable[[imaging.Scan], np.ndarray]  # a scan to its lungs, > 0 inside, [D, H, W]
 
@@ -39,13 +41,14 @@ def load(workdir: Path, **options: Any) -> "Predictor":
     return Predictor.load(workdir, **options)
 
 
-def choose_lungs(way: str, *, alone: bool = False) -> tuple[Finder, str]:
+def choose_lungs(way: str, *, alone: bool = False, resample: bool = False) -> tuple[Finder, str]:
     """Returns a function that finds the lungs of a scan, and what to call it.
 
     Args:
       way: `morphology`; the workdir of a run of configs/lung.py; or a file or folder with the
         user's own lung masks, by the scans' names. ValueError for anything else.
       alone: there is one scan only; then a single file need not bear its name.
+      resample: the user's masks may lie on other grids than the scans.
 
     What to call a network of which `caution` has something to say ends with that, after "; ".
     """
@@ -59,7 +62,7 @@ def choose_lungs(way: str, *, alone: bool = False) -> tuple[Finder, str]:
             f"--lungs {way}: give morphology, the workdir of a run of "
             "configs/lung.py, or a file or folder with lung masks"
         )
-    return given_maps(path, "lungs", alone=alone), "given masks"
+    return given_maps(path, "lungs", alone=alone, resample=resample), "given masks"
 
 
 def _network(workdir: Path) -> tuple[Finder, str]:
@@ -77,16 +80,17 @@ def _network(workdir: Path) -> tuple[Finder, str]:
     return find, f"{name}; {doubt}" if doubt else name
 
 
-def given_maps(path: Path, what: str, *, alone: bool = False) -> Finder:
+def given_maps(path: Path, what: str, *, alone: bool = False, resample: bool = False) -> Finder:
     """Returns a function from a scan to the label map of its name in a file or folder.
 
-    `what` is the option that gave the path, for messages; `alone` is that of `choose_lungs`.
+    `what` is the option that gave the path, for messages; `alone` and `resample` are those of
+    `choose_lungs`.
     """
     maps = imaging.by_name(path)
 
     def look_up(scan: imaging.Scan) -> np.ndarray:
         found = imaging.partner(scan.name, maps, what, alone=alone)
-        return imaging.read_labels(found.files[0], scan)
+        return imaging.read_labels(found.files[0], scan, resample=resample)
 
     return look_up
 

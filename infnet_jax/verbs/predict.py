@@ -40,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lobes", type=existing, metavar="PATH", help="your own lobe maps 1..5")
     add("--one-patient", action="store_true", help="all inputs are one patient's")
     add("--continue", dest="go_on", action="store_true", help=CONTINUE)
+    add("--resample", action="store_true", help=verbs.RESAMPLE)
+    add("--not-hu", action="store_true", help=verbs.NOT_HU)
     add("--save-probabilities", action="store_true")
     add("--keep-identifiers", action="store_true", help=IDENTIFIERS)
 
@@ -116,10 +118,10 @@ def _maps(
     options: argparse.Namespace, *, alone: bool
 ) -> tuple[verbs.Finder, verbs.Finder | None, str]:
     """What finds lungs, and lobes or None; and what the first is called, as in `choose_lungs`."""
-    finder, name = verbs.choose_lungs(options.lungs, alone=alone)
+    finder, name = verbs.choose_lungs(options.lungs, alone=alone, resample=options.resample)
     if options.lobes is None:
         return finder, None, name
-    lobes = verbs.given_maps(options.lobes, "lobes", alone=alone)
+    lobes = verbs.given_maps(options.lobes, "lobes", alone=alone, resample=options.resample)
     return (lobes, lobes, "given lobes") if name == verbs.MORPHOLOGY else (finder, lobes, name)
 
 
@@ -166,7 +168,7 @@ def _case(
     out, classes = options.out, network.classes
     try:
         digest = kept.digest(source)  # before it is read: a file that changes then is done again
-        scan = inputs.read(source, options.inputs)
+        scan = inputs.read(source, options.inputs, not_hu=options.not_hu)
         lobes, lung = lobes_of and lobes_of(scan), finder(scan)
     except inputs.NoScan:
         raise

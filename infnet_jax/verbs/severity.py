@@ -24,6 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add(f"--{name}", type=verbs.existing, metavar="PATH", help=what)
     add("--series", default="", metavar="N", help="of the images: the DICOM series of this number")
     add("--one-patient", action="store_true", help="all are slices of one patient")
+    add("--resample", action="store_true", help=verbs.RESAMPLE)
+    add("--not-hu", action="store_true", help=verbs.NOT_HU)
     add("--one-class", action="store_true", help="label 1 is any infection")
 
 
@@ -48,13 +50,19 @@ def run(options: argparse.Namespace) -> int:
         found = {k: imaging.partner(source.name, v, k, alone=alone) for k, v in maps.items()}
         if source.kind == "dicom":
             raise ValueError(f"{path}: DICOM masks are not read; export them as NIfTI")
-        image = found.pop("images", None)
-        scan = imaging.read(image) if image else imaging.scan_of_labels(path, source.name)
+        image, read = found.pop("images", None), imaging.read_labels
+        if image:
+            scan = imaging.read(image, not_hu=options.not_hu)
+        else:
+            scan = imaging.scan_of_labels(path, source.name)
         scan.name = source.name  # a single image need not bear it
-        labels = imaging.read_labels(path, scan)
+        labels = read(path, scan, resample=options.resample)
         mask, classes, notes = case.infection(labels, path.name, one_class=options.one_class)
         scan.warnings += notes
-        known = {k: imaging.read_labels(partner.files[0], scan) for k, partner in found.items()}
+        known = {
+            k: read(partner.files[0], scan, resample=options.resample)
+            for k, partner in found.items()
+        }
         return case.assess(scan, mask, known.pop("lung", None), **known, classes=classes)
 
     first = options.masks[0].resolve()

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from infnet_jax.clinic.imaging import dicom, nifti, pictures, series, wall
-from infnet_jax.clinic.imaging.scan import Grid, MaskInfo, NoMask, Scan, spacing_of
+from infnet_jax.clinic.imaging import dicom, grids, nifti, pictures, series, wall
+from infnet_jax.clinic.imaging.scan import Grid, MaskInfo, NoMask, Scan
 from infnet_jax.files import whole
 
 NAMES = {"infection": "Infection", "ggo": "Ground-glass opacity", "consolidation": "Consolidation"}
@@ -20,8 +20,7 @@ class Format(NamedTuple):
     suffixes: tuple[str, ...]  # of its files, in lower case
     # From the file and the name of a scan; of DICOM from its slices, its name and its place.
     read: Callable[..., Scan]
-    # From a file to a label map, uint8 [D, H, W] canonical, and its affine or None.
-    read_labels: Callable[[Path], tuple[np.ndarray, np.ndarray | None]] | None
+    read_labels: Callable[[Path], grids.Labels] | None  # of one file
     # By suffix: writes a mask on the grid of the scan's file to a path; `NoMask` if it cannot.
     writers: Mapping[str, Callable[[Path, Scan, np.ndarray, MaskInfo], None]]
 
@@ -112,8 +111,11 @@ def find(
     return _named(found)
 
 
-def read(source: Source) -> Scan:
+def read(source: Source, *, not_hu: bool = True) -> Scan:
     """Reads a source.
+
+    `not_hu` takes a volume of other numbers than HU as a picture in a lung window, with a warning;
+    without it only one of 8 bits.
 
     Raises:
       ValueError: it cannot be read or is no chest CT; names file and cause, whatever library
@@ -123,11 +125,15 @@ def read(source: Source) -> Scan:
     passed = "; ".join(source.beside if source.slices else ())
     with wall.named(what, f" (passed over: {passed})" if passed else ""):
         if source.kind != "dicom":
-            return FORMATS[source.kind].read(source.files, source.name)
-        if not source.slices:
+            scan = FORMATS[source.kind].read(source.files, source.name)
+        elif source.slices:
+            scan = dicom.read(source.slices, source.name, what)
+            scan.warnings += source.beside
+        else:
             raise ValueError(source.beside[0])
-        scan = dicom.read(source.slices, source.name, what)
-        scan.warnings += source.beside
+        if not (not_hu or scan.is_hu or scan.affine is None or scan.values.dtype == np.uint8):
+            span = f"values {scan.values.min():g} to {scan.values.max():g} are not HU"
+            raise ValueError(f"{what}: {span}; --not-hu takes them as pictures in a lung window")
         return scan
 
 
@@ -160,29 +166,24 @@ def scan_of_picture(name: str, picture: np.ndarray) -> Scan:
 
 def scan_of_labels(path: Path, name: str) -> Scan:
     """A scan that shows where a label map is not 0, for masks whose scan is not at hand."""
-    labels, affine = _labels(path)
-    shown, grid = np.where(labels > 0, 90, 0).astype(np.uint8), Grid.plain(labels.shape)
-    spacing = None if affine is None else spacing_of(affine)
-    notes = [f"{name}: no image given, the mask itself is shown"]
-    return Scan(name, "labels", shown, False, affine is not None, spacing, grid, None, notes)
+    return grids.shown(_labels(path), name)
 
 
-def read_labels(path: Path, scan: Scan | None = None) -> np.ndarray:
-    """A mask or label map (a picture or NIfTI), uint8 [D, H, W], on the grid of its scan.
+def read_labels(path: Path, scan: Scan | None = None, *, resample: bool = False) -> np.ndarray:
+    """A mask or label map (a picture or volume), uint8 [D, H, W], on the grid of its scan.
+
+    What was done to bring it there is a line of the scan's `warnings`. `resample` takes a map on
+    another grid too, by its nearest voxels.
 
     Raises:
       ValueError: unreadable, or on another grid than the scan.
     """
-    labels, affine = _labels(path)
+    labels = _labels(path)
     if scan is None:
-        return labels
-    if affine is not None and scan.affine is not None and scan.oriented:
-        if not np.allclose(affine, scan.affine, atol=0.01):
-            raise ValueError(f"{path}: has another affine than its scan; resample it first")
-    if labels.shape != scan.values.shape:
-        shapes = f"shape {labels.shape} (slices, rows, columns), its scan {scan.values.shape}"
-        raise ValueError(f"{path}: {shapes}")
-    return labels
+        return labels.canonical()
+    array, notes = grids.onto(labels, scan, str(path), resample=resample)
+    scan.warnings += [f"{scan.name}: {path.name}: {note}" for note in notes]
+    return array
 
 
 def write_mask(
@@ -219,11 +220,10 @@ def write_mask(
     return written, notes
 
 
-def _labels(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """A label map, uint8 [D, H, W] canonical, and its affine [4, 4], None for a picture."""
+def _labels(path: Path) -> grids.Labels:
     read = FORMATS[_kind(path) or "dicom"].read_labels
     if read is None:
-        raise ValueError(f"{path}: no readable mask picture or NIfTI")
+        raise ValueError(f"{path}: no readable mask picture or volume")
     with wall.named(str(path)):
         return read(path)
 

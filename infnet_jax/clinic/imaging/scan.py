@@ -163,6 +163,9 @@ def spacing_of(affine: np.ndarray) -> tuple[float, float, float]:
     """Canonical (slice, row, column) spacing in mm of a RAS affine, float [4, 4]."""
     zooms, order = nib.affines.voxel_sizes(affine), Grid.of(affine, ()).order
     slices, rows, columns = (float(zooms[i]) for i in order)
+    apart = abs(float(np.linalg.det(affine[:3, :3]))) / (rows * columns)
+    if abs(apart - slices) > 1e-4 * slices:  # sheared, as of a tilted gantry
+        slices = apart  # from plane to plane, so that the product is the volume of a voxel
     return slices, rows, columns
 
 
