@@ -109,6 +109,7 @@ def _case(
     out, folder, classes = options.out, options.out / "masks", network.classes
     marker = out / ".finished" / f"{scan.name}.json"
     mine = {"model": model, "thresholds": network.thresholds}
+    by_us = not model["lungs"].startswith("given")  # such lungs may be something else
     if options.go_on and marker.exists():
         before = json.loads(marker.read_text())
         if {k: before[k] for k in mine} != mine:
@@ -116,14 +117,15 @@ def _case(
                 f"{scan.name}: {out} has a mask of another model or other lungs; use another --out"
             )
         mask = imaging.read_labels(folder / before["file"], scan)
-        return case.assess(scan, mask, lung, lobes=lobes, classes=classes)
+        return case.assess(scan, mask, lung, lobes=lobes, classes=classes, found=by_us)
     shown = lung if len(lung) > 1 else None
     mask, unsure, probs = segment(network, scan, shown, keep_probs=options.save_probabilities)
     n_marked = np.count_nonzero(mask)
     if dropped := case.drop_detached(mask, lung > 0):
         share = f"{100 * dropped / n_marked:.0f} % of the marked pixels"
         scan.warnings.append(f"{scan.name}: {share} touched no lung and were dropped")
-    found = case.assess(scan, mask, lung, lobes=lobes, uncertainty=unsure, classes=classes)
+    maps = {"lobes": lobes, "uncertainty": unsure}
+    found = case.assess(scan, mask, lung, **maps, classes=classes, found=by_us)
     how = {"keep_identifiers": options.keep_identifiers, "version": __version__}
     files, notes = imaging.write_mask(scan, mask, folder, classes=classes, **how)
     found.warnings.extend(notes)
