@@ -175,6 +175,7 @@ def _case(
     except Exception:
         kept.forget(out, source.name)
         raise
+    by_us = not model["lungs"].startswith("given")  # such lungs may be something else
     record = _mine(network, model) | {
         "input": digest,
         "lung": kept.digest_of_map(lung > 0),
@@ -186,7 +187,7 @@ def _case(
     before = kept.finished(out, scan.name, record) if options.go_on and complete else None
     if before is not None:
         mask = imaging.read_labels(out / "masks" / before["file"], scan)
-        found = case.assess(scan, mask, lung, lobes=lobes, classes=classes)
+        found = case.assess(scan, mask, lung, lobes=lobes, classes=classes, found=by_us)
         found.warnings.extend(before["notes"])
         return found
     kept.forget(out, scan.name)
@@ -196,7 +197,9 @@ def _case(
     if dropped := case.drop_detached(mask, lung > 0):
         share = f"{100 * dropped / n_marked:.0f} % of the marked pixels"
         notes.append(f"{scan.name}: {share} touched no lung and were dropped")
-    found = case.assess(scan, mask, lung, lobes=lobes, uncertainty=unsure, classes=classes)
+    found = case.assess(
+        scan, mask, lung, lobes=lobes, uncertainty=unsure, classes=classes, found=by_us
+    )
     how = {"keep_identifiers": options.keep_identifiers, "version": __version__}
     files, more = imaging.write_mask(scan, mask, out / "masks", classes=classes, **how)
     notes += more

@@ -63,7 +63,8 @@ def run(options: argparse.Namespace) -> int:
             k: read(partner.files[0], scan, resample=options.resample)
             for k, partner in found.items()
         }
-        return case.assess(scan, mask, known.pop("lung", None), **known, classes=classes)
+        lung, lobes, regions = map(known.get, ("lung", "lobes", "regions"))
+        return case.assess(scan, mask, lung, lobes=lobes, regions=regions, classes=classes)
 
     first = options.masks[0].resolve()
     patient = (first if first.is_dir() else first.parent).name if options.one_patient else None
