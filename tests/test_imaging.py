@@ -252,3 +252,14 @@ def test_slope_and_intercept_are_those_of_nibabel(slope, inter, kind, tmp_path):
     assert (whole.dataobj.slope, whole.dataobj.inter) == (slope, inter)
     assert scan.values.dtype == kind
     np.testing.assert_array_equal(scan.values, scan.grid.canonical(whole.get_fdata()))
+
+
+def test_names_are_unique_and_end_at_the_common_folder(tmp_path):
+    """Masks bear these names: none may fall on another, none may tell where the input lies."""
+    for name in ("a.jpg", "a.png", "a_2.png", "sub/a_png.png", "sub/b c.png"):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    names = [source.name for source in imaging.find([tmp_path / "in"])]
+    assert len(set(names)) == 5 and {"a_jpg", "a_2", "sub_b_c"} <= set(names)
+    assert not any(part in name for part in tmp_path.parts[1:] for name in names)

@@ -67,7 +67,7 @@ class Page:
         )
         slices = [(case, i) for case in cases for i in range(len(case.mask))]
         for index, (case, i) in enumerate(slices):
-            data = json.dumps(_slice(case, i, classes)).replace("</", "<\\/")
+            data = json.dumps(_slice(case, i, classes)).replace("<", "\\u003c")  # ends no script
             write(f'<script type="application/json" data-slice="{index}">{data}</script>\n')
         write("</section>\n")
 

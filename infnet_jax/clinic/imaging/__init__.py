@@ -276,24 +276,40 @@ def _series(place: Path, files: Sequence[Path]) -> list[Found]:
 
 
 def _named(found: Sequence[Found]) -> list[Source]:
-    """Names by file or folder; parents are put in front where two would be alike."""
+    """Names by file or folder, unique; where two would be alike, parents or the suffix are added.
+
+    Parents count up to the folder that holds all inputs: nothing above it may reach a file name.
+    """
+    places = [one.place.absolute() for one in found]
+    common = Path(os.path.commonpath([place.parent for place in places]))
+    names: list[str] = []
     for depth in range(1, 10):
-        names = [_short(one.place, depth) for one in found]
+        names = [_short(place.relative_to(common), depth) for place in places]
         if len(set(names)) == len(names):
             break
-    seen: Counter[str] = Counter()
-    sources = []
+    twins = Counter(names)
+    names = [
+        f"{name}_{place.suffix[1:]}" if twins[name] > 1 and place.suffix else name
+        for name, place in zip(names, places, strict=True)
+    ]
+    sources, taken = [], set(names)
+    seen: set[str] = set()
     for name, one in zip(names, found, strict=True):
-        seen[name] += 1
-        unique = name if seen[name] == 1 else f"{name}_{seen[name]}"
+        number, unique = 1, name
+        while unique in seen or (number > 1 and unique in taken):
+            number += 1
+            unique = f"{name}_{number}"
+        seen.add(unique)
         sources.append(Source(unique, *one[1:]))
     return sources
 
 
-def _short(path: Path, depth: int) -> str:
-    *parts, last = path.absolute().parts[-depth:]
+def _short(place: Path, depth: int) -> str:
+    """The last parts of a path as one word, without its suffix, blanks and control characters."""
+    *parts, last = place.parts[-depth:]
     for suffix in (s for form in FORMATS.values() for s in form.suffixes):
         if last.lower().endswith(suffix):
             last = last[: -len(suffix)]
             break
-    return "_".join(p.replace(" ", "_").strip("/\\") or "root" for p in (*parts, last)) or "scan"
+    shown = ("".join(c if c.isprintable() and c != " " else "_" for c in p) for p in (*parts, last))
+    return "_".join(shown) or "scan"

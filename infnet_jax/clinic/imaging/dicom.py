@@ -208,6 +208,8 @@ def _strip(header: "pydicom.Dataset", keep_identifiers: bool) -> "pydicom.Datase
     for tag in _IDENTIFIERS:
         value = header.get(tag) if keep_identifiers else None
         setattr(out, tag, value if value is not None else "")
+    if keep_identifiers:
+        out.SpecificCharacterSet = "ISO_IR 192"  # UTF-8: pydicom has decoded what the file had
     out.file_meta = pydicom.dataset.FileMetaDataset()
     out.file_meta.TransferSyntaxUID = header.file_meta.TransferSyntaxUID
     return out
