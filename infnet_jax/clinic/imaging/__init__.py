@@ -1,5 +1,6 @@
 """Pictures and volumes in, masks out, on the same grid. Knows nothing of networks."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
