@@ -315,8 +315,10 @@ def test_a_run_that_broke_off_is_said(run, tmp_path, capsys):
 
 
 def test_every_warning_is_said_with_the_scan_s_name(run, tmp_path, capsys):
-    volume(tmp_path / "odd.nii", dtype=np.float32, values=lambda grey: grey / 255)
-    run(tmp_path / "odd.nii")
+    lung = np.zeros((96, 96), np.uint8)
+    lung[30:66, 60:80] = 1  # the lesion lies in the other one
+    path = save(tmp_path / "odd.png")
+    run(path, "--lungs", save(tmp_path / "lung" / "odd.png", lung))
     said = capsys.readouterr().err
     (one,) = document(tmp_path / "out")["patients"]
     assert one["warnings"]
