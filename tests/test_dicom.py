@@ -56,6 +56,7 @@ def _slice(i, series="1.2.3.4", **changes):
 
 
 def _save(path, i, **changes):
+    path.parent.mkdir(exist_ok=True)
     _slice(i, **changes).save_as(path, enforce_file_format=True)
 
 
@@ -164,9 +165,8 @@ def _third(**changes):
 
 BROKEN = {  # words of the line: what is done to the folder; im4 is the third from the head
     "slices are missing": lambda folder: (folder / "im4").unlink(),
-    "same position": lambda folder: shutil.copy(folder / "im0", folder / "again"),
-    "2 series mixed": lambda folder: _save(folder / "other", 2, series="1.2.3.5"),
-    "2 sizes mixed": _third(Rows=12, PixelData=bytes(12 * COLS * 2)),
+    "same position": lambda folder: _save(folder / "again", 2, SOPInstanceUID="1.2.3.4.99"),
+    "several sizes": _third(Rows=12, PixelData=bytes(12 * COLS * 2)),
     "modality CR": _third(Modality="CR"),
     "has no position": _third(ImagePositionPatient=None),
     "several orientations": _third(ImageOrientationPatient=[0, 1, 0, 1, 0, 0]),
@@ -205,3 +205,127 @@ def test_the_real_hostile_series(shared, tmp_path):
     back = nib.load(path)
     assert "no positions" in notes[0] and back.shape == (630, 630, 39)
     assert np.argwhere(np.asarray(back.dataobj)).tolist() == [[200, 100, 5]]
+
+
+def test_a_folder_as_a_pacs_gives_it(folder, tmp_path):
+    """Two series, a scout, a report and a copy: both series are read, the rest is named."""
+    expected = _read(folder).values
+    for i in range(DEPTH):
+        _save(folder / f"other{i}", i, series="1.2.3.5", SeriesNumber=7)
+    _save(folder / "scout", 2, series="1.2.3.6", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    _save(folder / "report", 2, series="1.2.3.7", Modality="SR", PixelData=None)
+    shutil.copy(folder / "im0", folder / "im0_copy")
+    shutil.make_archive(tmp_path / "b", "zip", folder)
+    for place in (folder, tmp_path / "b.zip"):
+        one, other = imaging.find([place])
+        assert (one.name, other.name) == (f"{place.stem}_series1", f"{place.stem}_series7")
+        for source in (one, other):
+            np.testing.assert_array_equal(imaging.read(source).values, expected)
+        notes = " ".join(one.beside)
+        assert "scout: a localizer" in notes and "report: modality SR" in notes
+    (chosen,) = imaging.find([folder], number="7")
+    assert chosen.about == "7"
+    with pytest.raises(ValueError, match="no series of number 9; there are: -, 7"):
+        imaging.find([folder], number="9")
+
+
+def test_files_given_by_name_are_grouped_by_series(folder):
+    (source,) = imaging.find(sorted(folder.iterdir()))
+    np.testing.assert_array_equal(imaging.read(source).values, _values()[::-1])
+
+
+def _at(i, z, x=-10.0):
+    return {"ImagePositionPatient": [x, -20, z]}
+
+
+STACKS = {  # words of the line: position of slice i, which lies at 300 - 2.5 i by rights
+    "uneven steps of 2.5 to 5 mm": lambda i: _at(i, 300 - 2.5 * i - 2.5 * max(0, i - 2)),
+    "uneven steps of 2.5 to 3.5 mm": lambda i: _at(i, 300 - 2.5 * i - (i > 2)),
+    "mm beside the line": lambda i: _at(i, 300 - 2.5 * i, -10.0 + 20 * (i > 1)),
+    "PixelSpacing .* mixed": lambda i: {"PixelSpacing": [0.8, 0.7 + 0.01 * (i == 2)]},
+    "two numbers above 0": lambda i: {"PixelSpacing": [0.8, 0.0]},
+    "2 numbers expected": lambda i: {"PixelSpacing": [0.8]},
+    "no PixelSpacing": lambda i: {"PixelSpacing": None},
+    "no PixelSpacing, unlike": lambda i: {"PixelSpacing": None if i == 2 else [0.8, 0.7]},
+    "has no orientation": lambda i: {"ImageOrientationPatient": None} if i == 2 else {},
+}
+
+
+@pytest.mark.parametrize("words", STACKS)
+def test_a_stack_that_is_none_is_refused(words, tmp_path):
+    for i in range(DEPTH):
+        _save(tmp_path / f"{i}.dcm", i, **STACKS[words](i))
+    with pytest.raises(ValueError, match=words) as caught:
+        _read(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_positions_count_without_orientation(tmp_path):
+    for i in range(DEPTH):
+        _save(tmp_path / f"{i}.dcm", i, ImageOrientationPatient=None, InstanceNumber=DEPTH - i)
+    scan = _read(tmp_path)
+    np.testing.assert_array_equal(scan.values, _values()[::-1])
+    assert not scan.oriented and "taken as axial" in scan.warnings[0]
+
+
+def test_without_preamble_and_with_padding(tmp_path):
+    """Bytes from group 0008 on; numbers far below air are air."""
+    values = _values()
+    values[:, 0] = -9999
+    for i in range(DEPTH):
+        pixels = values[i].astype(np.int16).tobytes()
+        one = _slice(i, PixelRepresentation=1, RescaleIntercept=0, PixelData=pixels)
+        del one.file_meta
+        one.save_as(tmp_path / f"{i}", implicit_vr=True, little_endian=True)
+    scan = _read(tmp_path)
+    assert scan.is_hu and "taken as air" in scan.warnings[0]
+    np.testing.assert_array_equal(scan.values, np.maximum(values, -1024)[::-1])
+
+
+def test_a_lost_intercept_is_found_and_said(tmp_path):
+    for i in range(DEPTH):
+        _save(tmp_path / f"{i}", i, RescaleIntercept=None)
+    scan = _read(tmp_path)
+    assert scan.is_hu and "HU + 1024" in scan.warnings[0]
+    np.testing.assert_array_equal(scan.values, _values()[::-1])
+
+
+def test_black_for_white_without_hu_is_turned(tmp_path):
+    window = np.interp(_values(), [-1350, 150], [0, 255]).astype(np.uint8)
+    eight = {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "RescaleIntercept": 0}
+    for kind, values in (("MONOCHROME1", 255 - window), ("MONOCHROME2", window)):
+        for i in range(DEPTH):
+            pixels = {"PhotometricInterpretation": kind, "PixelData": values[i].tobytes()}
+            _save(tmp_path / kind / f"{i}", i, **eight, **pixels)
+    turned, plain = (_read(tmp_path / kind) for kind in ("MONOCHROME1", "MONOCHROME2"))
+    assert any("MONOCHROME1" in note for note in turned.warnings)
+    np.testing.assert_allclose(turned.pictures(), plain.pictures(), atol=1)
+
+
+def test_an_enhanced_file_is_read_by_its_frames(tmp_path):
+    highdicom = pytest.importorskip("highdicom")
+    assert highdicom
+    one, frames = _slice(0), []
+    for i in range(DEPTH):
+        frame, plane, value = (pydicom.Dataset() for _ in range(3))
+        plane.ImagePositionPatient = [-10, -20, 300 - 2.5 * i]
+        value.RescaleSlope, value.RescaleIntercept = 1, -1024
+        frame.PlanePositionSequence = [plane]
+        frame.PixelValueTransformationSequence = [value]
+        frames.append(frame)
+    shared, axes, size = (pydicom.Dataset() for _ in range(3))
+    axes.ImageOrientationPatient = one.ImageOrientationPatient
+    size.PixelSpacing, size.SliceThickness = one.PixelSpacing, 2.5
+    shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = [axes], [size]
+    for tag in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
+        delattr(one, tag)
+    del one.RescaleSlope, one.RescaleIntercept
+    one.NumberOfFrames, one.PerFrameFunctionalGroupsSequence = DEPTH, frames
+    one.SharedFunctionalGroupsSequence = [shared]
+    one.PixelData = (_values() + 1024).astype(np.uint16).tobytes()
+    one.save_as(tmp_path / "enhanced.dcm", enforce_file_format=True)
+    scan = _read(tmp_path / "enhanced.dcm")
+    np.testing.assert_array_equal(scan.values, _values()[::-1])
+    assert scan.is_hu and scan.spacing == pytest.approx((2.5, 0.8, 0.7))
+    files, notes = imaging.write_mask(scan, np.ones(scan.values.shape, np.uint8), tmp_path / "out")
+    assert len(files) == 1 and "enhanced" in notes[0]

@@ -11,7 +11,7 @@ from PIL import Image
 from infnet_jax.clinic import imaging
 
 SIZE = 40
-FLAT = np.diag([-1.0, -1, 1, 1])  # an affine without a turn
+FLAT = np.diag([-0.7, -0.7, 2.5, 1])  # an affine without a turn
 
 
 def _chest(depth=6, size=SIZE):
@@ -182,9 +182,9 @@ BAD = [  # words of the line, and what writes such a file
     ("one volume", lambda p: _nifti(p / "4d.nii", np.stack([VOLUME, VOLUME], -1), np.eye(4))),
     ("NaN", lambda p: _nifti(p / "a.nii", np.where(VOLUME > 35, np.nan, VOLUME), np.eye(4))),
     ("one grey level", lambda p: _nifti(p / "a.nii", np.zeros_like(VOLUME), np.eye(4))),
-    ("damaged or truncated", lambda p: _truncated(p / "a.nii", 9000)),
-    ("damaged or truncated", lambda p: _truncated(p / "a.nii.gz", 600)),
-    ("no readable NIfTI", lambda p: _written(p / "a.nii", b"hello")),
+    ("not a readable NIfTI", lambda p: _truncated(p / "a.nii", 9000)),
+    ("not a readable NIfTI", lambda p: _truncated(p / "a.nii.gz", 600)),
+    ("not a readable NIfTI", lambda p: _written(p / "a.nii", b"hello")),
     ("a colour picture", lambda p: _picture(p / "a.png", PHOTO)),
     ("not look like a chest CT", lambda p: _picture(p / "a.png", _film())),
     ("no readable picture", lambda p: _written(p / "a.png", b"\x89PNG nothing")),
@@ -239,7 +239,7 @@ def test_a_zip_member_outside_its_folder_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("slope", "inter", "kind"),
-    [(1.0, -1024.0, np.int16), (2.0, 0.0, np.int16), (0.5, -3.0, np.float32), (1.0, 0.0, np.int16)],
+    [(1.0, -1024.0, np.int16), (0.125, 0.0, np.float32), (0.125, -3.0, np.float32)],
 )
 def test_slope_and_intercept_are_those_of_nibabel(slope, inter, kind, tmp_path):
     """Read slice by slice, a scaled volume holds what nibabel makes of it at once."""
@@ -252,3 +252,14 @@ def test_slope_and_intercept_are_those_of_nibabel(slope, inter, kind, tmp_path):
     assert (whole.dataobj.slope, whole.dataobj.inter) == (slope, inter)
     assert scan.values.dtype == kind
     np.testing.assert_array_equal(scan.values, scan.grid.canonical(whole.get_fdata()))
+
+
+def test_names_are_unique_and_end_at_the_common_folder(tmp_path):
+    """Masks bear these names: none may fall on another, none may tell where the input lies."""
+    for name in ("a.jpg", "a.png", "a_2.png", "sub/a_png.png", "sub/b c.png"):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    names = [source.name for source in imaging.find([tmp_path / "in"])]
+    assert len(set(names)) == 5 and {"a_jpg", "a_2", "sub_b_c"} <= set(names)
+    assert not any(part in name for part in tmp_path.parts[1:] for name in names)

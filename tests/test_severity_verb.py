@@ -66,7 +66,8 @@ def test_each_mask_is_a_patient_of_its_own_and_one_failure_stops_nothing(folders
     out = folders / "out"
     code, patients = severity(folders / "mask", "--lung", folders / "lung", out)
     assert code == 1 and [p["patient"] for p in patients] == ["s0"]
-    errors = capsys.readouterr().err.splitlines()
+    warned, *errors = capsys.readouterr().err.splitlines()
+    assert "warning: s0: no image given" in warned
     assert len(errors) == 2 and "s1: no file of that name under --lung" in errors[0]
     assert "s2.png: shape (1, 5, 5)" in errors[1]
     assert not list(out.glob(".part*"))

@@ -55,7 +55,8 @@ def prepare(
 
     Raises:
       ValueError: unknown name or config, or a source file is unfit; the message names it.
-        Strict, and the dataset that is there already was built with skips.
+        The dataset that is there already was built from other files than lie in `manual_dir`, or,
+        if strict, with skips.
       FileNotFoundError: `manual_dir` is missing or has another layout.
     """
     import tensorflow_datasets as tfds  # takes a second; `--help` must not wait for it
@@ -65,6 +66,8 @@ def prepare(
     builder = cls(config=config, data_dir=data_dir, strict=strict)
     final = Path(builder.data_dir)
     if (final / "dataset_info.json").exists():
+        if cls.MANUAL_DOWNLOAD_INSTRUCTIONS and manual_dir is not None:
+            _check_source(final, _checked_manual_dir(name, manual_dir, cls))
         return _existing(final, strict)
     if cls.MANUAL_DOWNLOAD_INSTRUCTIONS:
         manual_dir = _checked_manual_dir(name, manual_dir, cls)
@@ -105,6 +108,19 @@ def report_of(folder: Path) -> dict[str, Any]:
     """Returns the quality report beside a prepared dataset; empty when it has none."""
     path = folder / "report.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _check_source(folder: Path, manual_dir: Path) -> None:
+    """Refuses a prepared dataset that was built from other files."""
+    from tfds_builders import source
+
+    if lines := source.differences(folder, manual_dir):
+        more = f" (and {len(lines) - source.NAMED} more)" if len(lines) > source.NAMED else ""
+        raise ValueError(
+            f"{folder} was built from other files than lie in {manual_dir} now: "
+            f"{', '.join(lines[: source.NAMED])}{more}; remove the first to build it again, or "
+            "give another data_dir"
+        )
 
 
 def _existing(folder: Path, strict: bool) -> Path:

@@ -3,14 +3,38 @@
 import dataclasses
 import gzip
 import io
+import logging
 import math
+from typing import BinaryIO, NamedTuple
 
 import nibabel as nib
 import numpy as np
 from nibabel import orientations
 
 MAX_BYTES = 2**30  # of one unpacked volume; 630 x 630 x 450 voxels of 4 bytes are 0.7e9
+MAX_HEADER = 2**26  # bytes before the voxels, extensions included
 UPRIGHT = ("L", "P", "S")  # axes towards the patient's left, back and head
+_CHUNK = 2**20
+# What nibabel mends it says on stderr, without the file's name; `Stored.raw` shows it.
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)
+
+
+class Stored(NamedTuple):
+    """A file as it is.
+
+    Attributes:
+      image: nibabel's, for header and affine; array: the stored numbers, read-only, any shape.
+      slope, inter: value = slope * number + inter.
+      raw: the header before nibabel mends it, fields by their names in the standard.
+      extra: bytes behind the last voxel.
+    """
+
+    image: nib.Nifti1Image
+    array: np.ndarray
+    slope: float
+    inter: float
+    raw: nib.Nifti1Header
+    extra: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +54,63 @@ class Volume:
     coded: bool
 
 
+def decode(file: BinaryIO, name: object, limit: int | None = None) -> Stored:
+    """Reads NIfTI-1 or -2, packed or not (told by content), to its end and so to its checksum.
+
+    The header is read first: nothing larger than `limit` bytes (None: MAX_BYTES) is ever unpacked.
+
+    Raises:
+      ValueError: damaged, truncated, or too large; the message starts with the name.
+    """
+    limit = MAX_BYTES if limit is None else limit
+    try:
+        if _packed(file):
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                return _decode(unpacked, limit)
+        return _decode(file, limit)
+    except Exception as error:  # damaged headers make nibabel raise nearly anything
+        reason = " ".join(str(error).split())  # some of nibabel's span lines
+        raise ValueError(f"{name}: not a readable NIfTI ({reason}); copy it again") from error
+
+
+def _packed(file: BinaryIO) -> bool:
+    start = file.read(2)
+    file.seek(0)
+    return start == b"\x1f\x8b"
+
+
+def _decode(file: BinaryIO | gzip.GzipFile, limit: int) -> Stored:
+    start = file.read(540)  # the header of NIfTI-2; that of NIfTI-1 is shorter
+    if len(start) < 348:
+        raise ValueError(f"{len(start)} bytes hold no header (truncated?)")
+    second = nib.Nifti2Header.may_contain_header(start)
+    kind = nib.Nifti2Image if second else nib.Nifti1Image
+    header = kind.header_class
+    raw = header(start[: header.sizeof_hdr], check=False)
+    offset, shape = float(raw["vox_offset"]), [int(n) for n in raw["dim"][1 : raw["dim"][0] + 1]]
+    if not 1 <= int(raw["dim"][0]) <= 7 or min(shape) < 1:
+        raise ValueError(f"its header says axes of {shape} voxels")
+    if not 0 <= offset <= MAX_HEADER:
+        raise ValueError(f"its header says that voxels begin at byte {offset:g}")
+    size = math.prod(shape) * raw.get_data_dtype().itemsize
+    if size > limit:
+        raise ValueError(f"unpacks to {size} bytes, more than {limit} bytes")
+    wanted = int(offset) + size
+    file.seek(0)
+    data = file.read(wanted)
+    extra = 0
+    while rest := file.read(_CHUNK):  # the checksum comes last
+        extra += len(rest)
+        if size + extra > limit:
+            raise ValueError(f"unpacks to more than {limit} bytes")
+    image = kind.from_stream(io.BytesIO(data))
+    proxy = image.dataobj
+    if len(data) < proxy.offset + size:
+        raise ValueError(f"truncated: {len(data)} of {proxy.offset + size} bytes are there")
+    array = np.ndarray(proxy.shape, proxy.dtype, data, proxy.offset, order="F")
+    return Stored(image, array, float(proxy.slope), float(proxy.inter), raw, extra)
+
+
 def load(data: bytes, name: object) -> Volume:
     """Reads .nii or .nii.gz bytes (told by content).
 
@@ -37,31 +118,19 @@ def load(data: bytes, name: object) -> Volume:
       ValueError: damaged, not three-dimensional, larger than MAX_BYTES, or an affine that gives
         no orientation; the message starts with the name.
     """
-    try:
-        if data[:2] == b"\x1f\x8b":
-            with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
-                data = file.read(MAX_BYTES + 1)
-        image = nib.Nifti1Image.from_stream(io.BytesIO(data))
-        header, proxy = image.header, image.dataobj
-        voxels = math.prod(map(int, header.get_data_shape()))
-        size = voxels * header.get_data_dtype().itemsize
-        if max(size, len(data)) > MAX_BYTES:
-            raise ValueError(f"unpacks to more than {MAX_BYTES} bytes")
-        array = np.asarray(proxy.get_unscaled())
-    except Exception as error:  # damaged headers make nibabel raise nearly anything
-        reason = " ".join(str(error).split())  # some of nibabel's span lines
-        raise ValueError(f"{name}: not a readable NIfTI ({reason}); copy it again") from error
+    stored = decode(io.BytesIO(data), name)
+    array, header = stored.array, stored.image.header
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim != 3 or not array.size or array.dtype.kind not in "iuf":
         raise ValueError(
             f"{name}: expected numbers in three dimensions, got {array.dtype} {array.shape}"
         )
-    affine = np.asarray(image.affine, np.float64)
+    affine = np.asarray(stored.image.affine, np.float64)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise ValueError(f"{name}: the header's affine gives no orientation")
     coded = bool(header["qform_code"] > 0 or header["sform_code"] > 0)
-    return Volume(array, float(proxy.slope), float(proxy.inter), affine, coded)
+    return Volume(array, stored.slope, stored.inter, affine, coded)
 
 
 def slices(volume: Volume, like: Volume | None = None) -> np.ndarray:

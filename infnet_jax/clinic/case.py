@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from infnet_jax.clinic import imaging, lungs, regions as cuts, severity, sides
+from infnet_jax.clinic import imaging, lungs, plausible, regions as cuts, severity, sides
 from infnet_jax.files import write_csv, write_json
 
 LESIONS = ("ggo", "consolidation")
@@ -105,6 +105,7 @@ def assess(
     regions: np.ndarray | None = None,
     uncertainty: np.ndarray | None = None,
     classes: Sequence[str] = LESIONS,
+    found: bool = False,
 ) -> Case:
     """Counts one scan's infection.
 
@@ -115,19 +116,26 @@ def assess(
         them 20 regions are cut by fixed rules.
       uncertainty: float, same shape, 0..1, only passed on.
       classes: what labels 1 and 2 are; with one class, shares per class are not known.
+      found: the lung was found by morphology or a network, and may be something else.
 
     Raises:
-      ValueError: no lung found, or maps of other shapes.
+      ValueError: no lung found, one that is too small for a chest, or maps of other shapes.
     """
     if mask.shape != scan.values.shape:
         raise ValueError(f"{scan.name}: mask of shape {mask.shape}, scan of {scan.values.shape}")
     pictures, notes, zones = scan.pictures(), list(scan.warnings), None
     if lung is None:
-        lung = lungs.segment(pictures) if lobes is None else lobes
+        found, lung = (True, lungs.segment(pictures)) if lobes is None else (False, lobes)
     if lung.shape != mask.shape:
         raise ValueError(f"{scan.name}: lung of shape {lung.shape}, mask of {mask.shape}")
     if not np.any(lung):
         raise ValueError(f"{scan.name}: no lung found; give its mask")
+    if scan.kind != "labels":  # a map that stands in for its scan shows no body
+        try:
+            doubts = plausible.doubts(pictures, lung > 0, scan.spacing, given=not found)
+        except ValueError as error:
+            raise ValueError(f"{scan.name}: {error}") from None
+        notes += [f"{scan.name}: {doubt}" for doubt in doubts]
     if lobes is not None:
         lobes = sides.unite(cuts.standard_lobes(lobes), mask)
     if regions is None:

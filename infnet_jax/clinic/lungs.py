@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
+from infnet_jax.clinic.plausible import without_frame
 from infnet_jax.clinic.sides import components, disk, two_lungs
 
 SOFT_SHARE = 0.75  # the threshold's place between lung and soft tissue: ground glass is below it
@@ -92,6 +93,11 @@ def without_newcomers(lung: np.ndarray) -> np.ndarray:
 
 def _segment_slice(grey: np.ndarray) -> np.ndarray:
     """Works at most at WORK pixels a side; larger slices are shrunk, and their masks enlarged."""
+    inside = without_frame(grey)
+    if grey[inside].size < grey.size:
+        out = np.zeros(grey.shape, bool)
+        out[inside] = _segment_slice(np.ascontiguousarray(grey[inside]))
+        return out
     scale = WORK / max(grey.shape)
     if scale >= 1:
         return _segment_small(grey)

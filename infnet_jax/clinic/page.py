@@ -1,17 +1,19 @@
 """One self-contained page (no network): a patient's slices, contours, regions and scores.
 
-Pictures are JPEG data in script elements that the browser only reads when a slice is shown.
-Patients are streamed to disk as they are added.
+Pictures are JPEG data in script elements that the browser only reads when a slice is shown, so a
+volume of 300 slices costs a few megabytes and one picture at a time. Patients are streamed to
+disk as they are added.
 """
 
 import base64
+import hashlib
 import html
 import json
 import math
 import shutil
 import string
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,9 @@ CLASSES = {
     "consolidation": "Consolidation (C)",
 }
 SIDE = 448  # pixels of the longer side of a picture in the page
+# How a patient's part of a page begins, each of its slices, and how it ends: lines of their own.
+_OPEN, _CLOSE = '<section class="patient" id="p', "</section>\n"
+_SLICE = '<script type="application/json" data-slice'
 GRADES = ("0 (below 1 %)", "1 (1 % to below 50 %)", "2 (50 % and more)")
 
 
@@ -37,34 +42,50 @@ class Page:
     Use as a context manager; after an exception nothing is left behind.
     """
 
-    def __init__(self, path: Path, *, model: Mapping[str, Any]):
-        """Prepares the file `path`; `model` identifies model and config, {} for given masks."""
-        self.path, self._model = path, model
+    def __init__(self, path: Path, *, model: Mapping[str, Any], caution: str = ""):
+        """Prepares the .html file `path`, whose folder must exist.
+
+        `model` identifies model and config, name to text; {} for masks from elsewhere. A `caution`
+        that concerns all patients stands in red above them.
+        """
+        self.path, self._model, self._caution = path, model, caution
         self._rows: list[str] = []
         self._body = tempfile.TemporaryFile("w+", encoding="utf-8", dir=path.parent)
 
     def add(self, name: str, cases: Sequence[Case], scores: Severity) -> None:
         """Adds a patient: its name, scans and pooled scores."""
-        number, title = len(self._rows) + 1, html.escape(name)
-        self._rows.append(
-            f'<tr><th scope="row"><a href="#p{number}">{title}</a></th>'
-            f"<td>{sum(len(c.mask) for c in cases)}</td><td>{_percent(scores.infected_share)}</td>"
-            f"<td>{_text(scores.ct_ss)}</td></tr>"
-        )
+        key, title = _key(name), html.escape(name)
+        self._rows.append(_row(name, sum(len(c.mask) for c in cases), scores))
         shares = json.dumps(scores.as_dict()["region_shares"] or [None] * N_REGIONS)
         classes = min((case.classes for case in cases), key=len)  # one class blurs the others
         write = self._body.write
         write(
-            f'<section class="patient" id="p{number}" data-shares="{html.escape(shares)}" '
-            f'aria-labelledby="h{number}">\n<h2 id="h{number}">{title}</h2>\n'
+            f'{_OPEN}{key}" data-shares="{html.escape(shares)}" '
+            f'aria-labelledby="h{key}">\n<h2 id="h{key}">{title}</h2>\n'
             f'<div class="columns"><div>{_viewer(title, cases, classes)}</div>'
             f"<div>{_scores(scores)}{_heat(scores)}{_notes(cases)}</div></div>\n"
         )
         slices = [(case, i) for case in cases for i in range(len(case.mask))]
         for index, (case, i) in enumerate(slices):
-            data = json.dumps(_slice(case, i, classes)).replace("</", "<\\/")
+            data = json.dumps(_slice(case, i, classes)).replace("<", "\\u003c")  # ends no script
             write(f'<script type="application/json" data-slice="{index}">{data}</script>\n')
         write("</section>\n")
+
+    def keep(self, patients: Mapping[str, Severity]) -> None:
+        """Takes patients over, by name, from the page that this one will replace."""
+        wanted, copying, slices = {_key(name): name for name in patients}, "", 0
+        if not wanted:
+            return
+        with self.path.open(encoding="utf-8", newline="") as before:
+            for line in before:
+                if line.startswith(_OPEN):
+                    copying, slices = line[len(_OPEN) :].partition('"')[0], 0
+                if copying in wanted:
+                    self._body.write(line)
+                    slices += line.startswith(_SLICE)
+                if copying in wanted and line == _CLOSE:
+                    name = wanted.pop(copying)
+                    self._rows.append(_row(name, slices, patients[name]))
 
     def __enter__(self) -> "Page":
         return self
@@ -76,13 +97,39 @@ class Page:
                 return
             template = string.Template((Path(__file__).parent / "report.html").read_text("utf-8"))
             model, overview = _identity(self._model), _overview(self._rows)
-            filled = template.safe_substitute(model=model, overview=overview)
+            caution = f'<p class="caution" role="alert">{html.escape(self._caution)}</p>'
+            banner = caution if self._caution else ""
+            filled = template.safe_substitute(model=model, overview=overview, caution=banner)
             head, foot = filled.split("<!-- patients -->")
             body.seek(0)
             with whole(self.path) as fresh, fresh.open("w", encoding="utf-8") as out:
                 out.write(head)
                 shutil.copyfileobj(body, out)
                 out.write(foot)
+
+
+def names(path: Path, among: Iterable[str]) -> list[str]:
+    """Those of the patients' names `among` these that a page has; none where there is no page."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8") as lines:
+        found = {line[len(_OPEN) :].partition('"')[0] for line in lines if line.startswith(_OPEN)}
+    return [name for name in among if _key(name) in found]
+
+
+def _key(name: str) -> str:
+    """Of a patient, for ids on the page: the same in every run."""
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+
+
+def _row(name: str, slices: int, scores: Severity) -> str:
+    """A patient's line in the table of all."""
+    unknown = "not known"
+    return (
+        f'<tr><th scope="row"><a href="#p{_key(name)}">{html.escape(name)}</a></th>'
+        f"<td>{slices}</td><td>{_percent(scores.infected_share) or unknown}</td>"
+        f"<td>{_text(scores.ct_ss) or unknown}</td></tr>"
+    )
 
 
 def _identity(model: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ patient's total never depends on how the slices were cut. Thresholds are compare
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,9 +37,9 @@ class Tally:
         """Pools two sets of slices; a part that one of them lacks is lost, never guessed.
 
         Raises:
-          ValueError: the voxels have different volumes.
+          ValueError: the voxels have different volumes (by more than rounding explains).
         """
-        if self.volume_ml != other.volume_ml:
+        if not _alike(self.volume_ml, other.volume_ml):
             both = f"voxels of {self.volume_ml} and {other.volume_ml} ml cannot be pooled"
             raise ValueError(f"{both}: give slices of one spacing, or no spacing")
         pairs = {name: (mine, getattr(other, name)) for name, mine in vars(self).items()}
@@ -46,6 +47,11 @@ class Tally:
             name: None if a is None or b is None else a + b for name, (a, b) in pairs.items()
         }
         return Tally(**sums | {"volume_ml": self.volume_ml})
+
+
+def _alike(a: float | None, b: float | None) -> bool:
+    """Whether two volumes are one: headers round spacings in different ways."""
+    return a == b if a is None or b is None else math.isclose(a, b, rel_tol=1e-3)
 
 
 @dataclasses.dataclass

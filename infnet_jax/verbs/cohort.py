@@ -14,6 +14,7 @@ import numpy as np
 from infnet_jax import verbs
 from infnet_jax.clinic import case, imaging
 from infnet_jax.data import sources
+from infnet_jax.verbs import inputs
 
 EXPERT_SCORES = ("geographic_extent", "opacity")  # of X-rays, 0..8 and 0..6
 _NUMBER = re.compile(r"patient[ _-]*0*(\d+)", re.IGNORECASE)
@@ -126,7 +127,7 @@ def _folder(folder: Path) -> Iterator[Slice]:
 
 
 def _scans(folder: Path) -> Iterator[Slice]:
-    for source in imaging.find([folder]):
+    for source in imaging.find([folder], skip=inputs.outputs(None)):
         n = patient_number(str(source.files[0].resolve().relative_to(folder.resolve().parent)))
         unit = source.name if n is None else f"patient{n:04d}"
         scan = imaging.read(source)

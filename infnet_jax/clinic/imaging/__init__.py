@@ -1,14 +1,15 @@
 """Pictures and volumes in, masks out, on the same grid. Knows nothing of networks."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from infnet_jax.clinic.imaging import dicom, nifti, pictures
-from infnet_jax.clinic.imaging.scan import Grid, MaskInfo, NoMask, Scan, spacing_of
+from infnet_jax.clinic.imaging import dicom, grids, nifti, pictures, series, wall
+from infnet_jax.clinic.imaging.scan import Grid, MaskInfo, NoMask, Scan
 from infnet_jax.files import whole
 
 NAMES = {"infection": "Infection", "ggo": "Ground-glass opacity", "consolidation": "Consolidation"}
@@ -18,9 +19,9 @@ class Format(NamedTuple):
     """A kind of scan: how its files are read, and how masks of it are read and written."""
 
     suffixes: tuple[str, ...]  # of its files, in lower case
-    read: Callable[[Sequence[Path], str], Scan]  # from the files and the name of a scan
-    # From a file to a label map, uint8 [D, H, W] canonical, and its affine or None.
-    read_labels: Callable[[Path], tuple[np.ndarray, np.ndarray | None]] | None
+    # From the file and the name of a scan; of DICOM from its slices, its name and its place.
+    read: Callable[..., Scan]
+    read_labels: Callable[[Path], grids.Labels] | None  # of one file
     # By suffix: writes a mask on the grid of the scan's file to a path; `NoMask` if it cannot.
     writers: Mapping[str, Callable[[Path, Scan, np.ndarray, MaskInfo], None]]
 
@@ -31,9 +32,19 @@ FORMATS = {
         pictures.SUFFIXES, pictures.read, pictures.read_labels, {".png": pictures.write_mask}
     ),
     "nifti": Format(nifti.SUFFIXES, nifti.read, nifti.read_labels, {".nii.gz": nifti.write_mask}),
-    "dicom": Format(dicom.SUFFIXES, dicom.read, None, _OF_SERIES),
+    "dicom": Format(series.SUFFIXES, dicom.read, None, _OF_SERIES),
 }
-Found = tuple[Path, str, tuple[Path, ...]]  # where a scan lies, its kind, its files
+
+
+class Found(NamedTuple):
+    """A scan before it has a name: where it lies, and what `Source` says."""
+
+    place: Path
+    kind: str
+    files: tuple[Path, ...]
+    slices: tuple[series.Slice, ...] = ()
+    about: str = ""
+    beside: tuple[str, ...] = ()
 
 
 class Source(NamedTuple):
@@ -41,45 +52,95 @@ class Source(NamedTuple):
 
     name: str  # unique among the sources found together; names the output files
     kind: str  # a key of `FORMATS`
-    files: tuple[Path, ...]  # one file, or all of a series
+    files: tuple[Path, ...]  # one file, or all of a folder's DICOM files
+    slices: tuple[series.Slice, ...] = ()  # of a DICOM series
+    about: str = ""  # number and description of a series, for lists
+    beside: tuple[str, ...] = ()  # what was passed over in its folder, a line each
 
 
-def find(paths: Iterable[Path]) -> list[Source]:
-    """Finds the scans in these files and folders, in order, without reading them.
+def find(
+    paths: Iterable[Path], *, number: str = "", skip: Callable[[Path], bool] | None = None
+) -> list[Source]:
+    """Finds the scans in these files and folders, in order; of DICOM the headers are read.
 
-    A folder gives one source for each picture and volume in it, and one for the DICOM files of
-    each of its folders; a zip is one series. Files of other kinds in a folder are passed over.
+    A folder gives one source for each picture and volume in it, and one for each CT series among
+    the DICOM files of each of its folders; so does a zip, and so do DICOM files given by name.
+    Files of other kinds in a folder are passed over.
+
+    Args:
+      number: takes the series of this SeriesNumber only; "" takes all.
+      skip: whether a file is to be left out, asked of one file of each source.
 
     Raises:
       FileNotFoundError: a path does not exist.
-      ValueError: a file is of no known kind, or there is nothing to read at all.
+      ValueError: a file is of no known kind, there is nothing to read at all, or no series of
+        that number.
+      ImportError: pydicom is not installed.
     """
     found: list[Found] = []
+    single: dict[Path, list[Path]] = {}
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist")
+        kind = None if path.is_dir() else _kind(path)
         if path.is_dir():
             inside = _in_folder(path)
             if not inside:
                 raise ValueError(f"{path}: no picture, NIfTI or DICOM file in it")
             found += inside
-        elif (kind := _kind(path)) is not None:
-            found.append((path, kind, (path,)))
+        elif kind == "dicom" and path.suffix.lower() != ".zip":
+            single.setdefault(path.parent, []).append(path)
+        elif kind == "dicom":
+            found += _series(path, [path])
+        elif kind is not None:
+            found.append(Found(path, kind, (path,)))
         else:
             raise ValueError(f"{path}: not a picture, NIfTI, DICOM or zip file")
+    for folder, files in single.items():
+        found += _series(files[0] if len(files) == 1 else folder, files)
+    if skip is not None:  # before names are given: what is left out must not change them
+        found = [one for one in found if not skip(one.files[0])]
+    if number:
+        known = sorted({one.about.partition(" ")[0] for one in found if one.kind == "dicom"})
+        found = [one for one in found if one.about.partition(" ")[0] == number]
+        if not found:
+            raise ValueError(
+                f"no series of number {number}; there are: {', '.join(known) or 'none'}"
+            )
     if not found:
         raise ValueError("no input given")
     return _named(found)
 
 
-def read(source: Source) -> Scan:
-    """Reads a source; errors of its kind name the file (see `pictures`, `nifti`, `dicom`)."""
-    return FORMATS[source.kind].read(source.files, source.name)
+def read(source: Source, *, not_hu: bool = True) -> Scan:
+    """Reads a source.
+
+    `not_hu` takes a volume of other numbers than HU as a picture in a lung window, with a warning;
+    without it only one of 8 bits.
+
+    Raises:
+      ValueError: it cannot be read or is no chest CT; names file and cause, whatever library
+        failed. With INFNET_DEBUG in the environment the library's own error is chained to it.
+    """
+    what = str(source.files[0].parent if len(source.files) > 1 else source.files[0])
+    passed = "; ".join(source.beside if source.slices else ())
+    with wall.named(what, f" (passed over: {passed})" if passed else ""):
+        if source.kind != "dicom":
+            scan = FORMATS[source.kind].read(source.files, source.name)
+        elif source.slices:
+            scan = dicom.read(source.slices, source.name, what)
+            scan.warnings += source.beside
+        else:
+            raise ValueError(source.beside[0])
+        if not (not_hu or scan.is_hu or scan.affine is None or scan.values.dtype == np.uint8):
+            span = f"values {scan.values.min():g} to {scan.values.max():g} are not HU"
+            raise ValueError(f"{what}: {span}; --not-hu takes them as pictures in a lung window")
+        return scan
 
 
-def by_name(path: Path) -> dict[str, Source]:
-    """The sources of a file or folder by name, without nnU-Net's channel suffix."""
-    return {_plain(source.name): source for source in find([path])}
+def by_name(path: Path, **how: Any) -> dict[str, Source]:
+    """The sources of a file or folder by name, without nnU-Net's channel suffix; `how` to find."""
+    return {_plain(source.name): source for source in find([path], **how)}
 
 
 def partner(name: str, found: dict[str, Source], what: str, *, alone: bool) -> Source:
@@ -106,29 +167,24 @@ def scan_of_picture(name: str, picture: np.ndarray) -> Scan:
 
 def scan_of_labels(path: Path, name: str) -> Scan:
     """A scan that shows where a label map is not 0, for masks whose scan is not at hand."""
-    labels, affine = _labels(path)
-    shown, grid = np.where(labels > 0, 90, 0).astype(np.uint8), Grid.plain(labels.shape)
-    spacing = None if affine is None else spacing_of(affine)
-    notes = [f"{name}: no image given, the mask itself is shown"]
-    return Scan(name, "labels", shown, False, affine is not None, spacing, grid, None, notes)
+    return grids.shown(_labels(path), name)
 
 
-def read_labels(path: Path, scan: Scan | None = None) -> np.ndarray:
-    """A mask or label map (a picture or NIfTI), uint8 [D, H, W], on the grid of its scan.
+def read_labels(path: Path, scan: Scan | None = None, *, resample: bool = False) -> np.ndarray:
+    """A mask or label map (a picture or volume), uint8 [D, H, W], on the grid of its scan.
+
+    What was done to bring it there is a line of the scan's `warnings`. `resample` takes a map on
+    another grid too, by its nearest voxels.
 
     Raises:
       ValueError: unreadable, or on another grid than the scan.
     """
-    labels, affine = _labels(path)
+    labels = _labels(path)
     if scan is None:
-        return labels
-    if affine is not None and scan.affine is not None and scan.oriented:
-        if not np.allclose(affine, scan.affine, atol=0.01):
-            raise ValueError(f"{path}: has another affine than its scan; resample it first")
-    if labels.shape != scan.values.shape:
-        shapes = f"shape {labels.shape} (slices, rows, columns), its scan {scan.values.shape}"
-        raise ValueError(f"{path}: {shapes}")
-    return labels
+        return labels.canonical()
+    array, notes = grids.onto(labels, scan, str(path), resample=resample)
+    scan.warnings += [f"{scan.name}: {path.name}: {note}" for note in notes]
+    return array
 
 
 def write_mask(
@@ -165,12 +221,12 @@ def write_mask(
     return written, notes
 
 
-def _labels(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """A label map, uint8 [D, H, W] canonical, and its affine [4, 4], None for a picture."""
+def _labels(path: Path) -> grids.Labels:
     read = FORMATS[_kind(path) or "dicom"].read_labels
     if read is None:
-        raise ValueError(f"{path}: no readable mask picture or NIfTI")
-    return read(path)
+        raise ValueError(f"{path}: no readable mask picture or volume")
+    with wall.named(str(path)):
+        return read(path)
 
 
 def _plain(name: str) -> str:
@@ -182,40 +238,79 @@ def _kind(path: Path) -> str | None:
     for kind, form in FORMATS.items():
         if path.name.lower().endswith(form.suffixes):
             return kind
-    return "dicom" if dicom.has_mark(path) else None
+    return "dicom" if series.has_mark(path) else None
 
 
 def _in_folder(folder: Path) -> list[Found]:
     found: list[Found] = []
-    series: dict[Path, list[Path]] = {}
+    dicoms: dict[Path, list[Path]] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        kind = None if hidden or path.name == "DICOMDIR" else _kind(path)
-        if kind == "dicom" and path.suffix.lower() != ".zip":
-            series.setdefault(path.parent, []).append(path)
+        kind = None if hidden or path.name.upper() == "DICOMDIR" else _kind(path)
+        if kind == "dicom" and path.suffix.lower() == ".zip":
+            found += _series(path, [path])
+        elif kind == "dicom":
+            dicoms.setdefault(path.parent, []).append(path)
         elif kind is not None:
-            found.append((path, kind, (path,)))
-    return [*found, *((place, "dicom", tuple(files)) for place, files in series.items())]
+            found.append(Found(path, kind, (path,)))
+    return [*found, *(one for place, files in dicoms.items() for one in _series(place, files))]
+
+
+def _series(place: Path, files: Sequence[Path]) -> list[Found]:
+    """One for each CT series of these DICOM files; of several each bears its number."""
+    try:
+        groups, passed = series.group(files)
+    except ValueError as error:  # said when it is read, so that other scans go on
+        return [Found(place, "dicom", tuple(files), beside=(str(error),))]
+    several, stem = len(groups) > 1, place if place.is_dir() else place.with_suffix("")
+    return [
+        Found(
+            stem.with_name(f"{stem.name}_series{one.number or i}") if several else place,
+            "dicom",
+            tuple(files),
+            one.slices,
+            f"{one.number or '-'} {one.description}".strip(),
+            tuple(passed),
+        )
+        for i, one in enumerate(groups, 1)
+    ]
 
 
 def _named(found: Sequence[Found]) -> list[Source]:
-    """Names by file or folder; parents are put in front where two would be alike."""
+    """Names by file or folder, unique; where two would be alike, parents or the suffix are added.
+
+    Parents count up to the folder that holds all inputs: nothing above it may reach a file name.
+    """
+    places = [one.place.absolute() for one in found]
+    common = Path(os.path.commonpath([place.parent for place in places]))
+    names: list[str] = []
     for depth in range(1, 10):
-        names = [_short(path, depth) for path, _, _ in found]
+        names = [_short(place.relative_to(common), depth) for place in places]
         if len(set(names)) == len(names):
             break
-    seen: Counter[str] = Counter()
-    sources = []
-    for name, (_, kind, files) in zip(names, found, strict=True):
-        seen[name] += 1
-        sources.append(Source(name if seen[name] == 1 else f"{name}_{seen[name]}", kind, files))
+    twins = Counter(names)
+    names = [
+        f"{name}_{place.suffix[1:]}" if twins[name] > 1 and place.suffix else name
+        for name, place in zip(names, places, strict=True)
+    ]
+    sources, taken = [], set(names)
+    seen: set[str] = set()
+    for name, one in zip(names, found, strict=True):
+        number, unique = 1, name
+        while unique in seen or (number > 1 and unique in taken):
+            number += 1
+            unique = f"{name}_{number}"
+        seen.add(unique)
+        sources.append(Source(unique, *one[1:]))
     return sources
 
 
-def _short(path: Path, depth: int) -> str:
-    *parts, last = path.absolute().parts[-depth:]
+def _short(place: Path, depth: int) -> str:
+    """The last parts of a path as one word, without its suffix, blanks and control characters."""
+    *parts, last = place.parts[-depth:]
     for suffix in (s for form in FORMATS.values() for s in form.suffixes):
         if last.lower().endswith(suffix):
             last = last[: -len(suffix)]
             break
-    return "_".join(p.replace(" ", "_").strip("/\\") or "root" for p in (*parts, last)) or "scan"
+    shown = ("".join(c if c.isprintable() and c != " " else "_" for c in p) for p in (*parts, last))
+    return "_".join(shown) or "scan"

@@ -1,29 +1,22 @@
-"""DICOM series in, sorted by position, checked for gaps and mixtures; masks out as DICOM-SEG.
+"""A DICOM series in, its numbers in HU; masks out as DICOM-SEG.
 
 A SEG is what viewers lay over a series; headers are stripped first.
 """
 
 import datetime
-import io
-import zipfile
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from infnet_jax.clinic.imaging import geometry, series
 from infnet_jax.clinic.imaging.scan import MaskInfo, NoMask, Scan, finish, one_line, plain_values
 
 if TYPE_CHECKING:
     import highdicom as hd
     import pydicom
 
-SUFFIXES = (".dcm", ".dicom", ".zip")
-# Modalities that are certainly no CT. Others (NM, OT, SC: converters write them) get a warning.
-NOT_CT = frozenset(
-    "CR DX RG MG MR US PT XA RF ECG SR SEG PR KO RTSTRUCT RTDOSE RTPLAN OP ES SM".split()
-)
 # What a SEG needs of each slice: geometry, and the UIDs that tie it to the series it lies on.
 _KEPT = """
 SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID Modality
@@ -35,174 +28,151 @@ _IDENTIFIERS = """
 PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime StudyID AccessionNumber
 ReferringPhysicianName StudyDescription
 """.split()
+# Compressed pixels that pydicom leaves to other packages, and the package for each.
+_GPL = "pip install pylibjpeg pylibjpeg-libjpeg (its licence is the GPL), or python-gdcm (BSD)"
+_DECODERS = {
+    "1.2.840.10008.1.2.4.50": _GPL,
+    "1.2.840.10008.1.2.4.51": _GPL,
+    "1.2.840.10008.1.2.4.57": _GPL,
+    "1.2.840.10008.1.2.4.70": _GPL,
+    "1.2.840.10008.1.2.4.201": "pip install pylibjpeg pylibjpeg-openjpeg",
+    "1.2.840.10008.1.2.4.202": "pip install pylibjpeg pylibjpeg-openjpeg",
+    "1.2.840.10008.1.2.4.203": "pip install pylibjpeg pylibjpeg-openjpeg",
+}
 
-Slice = tuple[str, "pydicom.Dataset"]  # where a header comes from, for messages, and the header
 
+def read(slices: Sequence[series.Slice], name: str, where: str) -> Scan:
+    """Reads the slices of one series; `where` is its folder or zip, for messages.
 
-def has_mark(path: Path) -> bool:
-    """Whether a file has DICOM's mark after its preamble."""
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
-
-
-def read(files: Sequence[Path], name: str) -> Scan:
-    """Reads the series of these files, or of the DICOM members of one zip.
+    An enhanced file gives a slice for each of its frames.
 
     Raises:
-      ValueError: unreadable or truncated files, more than one series, missing slices, doubled
-        positions, another modality, a zip member outside its folder; names the file.
-      ImportError: pydicom is not installed.
+      ValueError: truncated or colour pixels, or what `geometry.stack` refuses; names the file.
     """
-    data: Iterable[tuple[str, Path | bytes]] = ((str(path), path) for path in files)
-    folder = str(files[0].parent if len(files) > 1 else files[0])
-    if len(files) == 1 and files[0].suffix.lower() == ".zip":
-        data = _zip_members(files[0])
-    slices = [(label, _header(label, one)) for label, one in data]
-    notes = _check_series(slices, folder, name)
-    ordered, affine = _in_order(slices, folder, notes)
+    modality = str(slices[0].header.get("Modality", "")) or "none"
+    sizes = {(one.header.Rows, one.header.Columns): one.label for one in slices}
+    if len(sizes) > 1:
+        words = " and ".join(f"{h} x {w} ({label})" for (h, w), label in sizes.items())
+        raise ValueError(f"{where}: slices of several sizes in one series: {words}")
+    notes = [] if modality == "CT" else [f"modality {modality}, taken as CT all the same"]
+    frames = [(one, k) for one in slices for k in range(_n_frames(one.header))]
+    stack = geometry.stack([_place(one, k) for one, k in frames], where)
+    loaded: dict[str, np.ndarray] = {}
     pictures = []
-    for label, header in ordered:
-        pictures.append(plain_values(_pixels(label, header)))
-        del header.PixelData  # one copy of a volume is enough
-    headers = [header for _, header in ordered]
-    array, known = np.stack(pictures).transpose(2, 1, 0), affine is not None  # x, y, z
-    if affine is None:  # as if the series lay in radiological display
-        dy, dx = (float(v) for v in headers[0].get("PixelSpacing") or (1.0, 1.0))
-        affine = np.diag([-dx, -dy, _thickness(headers[0]), 1.0])
+    for i in stack.order:
+        one, k = frames[i]
+        if one.label not in loaded:
+            loaded = {one.label: _pixels(one)}  # of an enhanced file all frames, else one slice
+        slope, offset = _rescale(one.header, k)
+        pictures.append(plain_values(_scaled(loaded[one.label][k], slope, offset)))
+    headers = [frames[i][0].header for i in stack.order]
+    array, notes = np.stack(pictures).transpose(2, 1, 0), notes + stack.notes  # x, y, z
+    inverted = str(headers[0].get("PhotometricInterpretation", "")) == "MONOCHROME1"
     return finish(
-        name, "dicom", array, folder, affine=affine, oriented=known, origin=headers, warnings=notes
+        name,
+        "dicom",
+        array,
+        where,
+        affine=stack.affine,
+        oriented=stack.placed,
+        origin=headers,
+        inverted=inverted,
+        warnings=[f"{name}: {note}" for note in notes],
     )
 
 
-def _zip_members(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of each DICOM file of a zip; nothing is written to disk."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
-                place = PurePosixPath(info.filename.replace("\\", "/"))
-                drive = info.filename[1:2] == ":"  # as in C:
-                if place.is_absolute() or ".." in place.parts or drive:
-                    raise ValueError(f"{path}: member {info.filename!r} lies outside its folder")
-                if info.is_dir() or place.name.startswith(".") or place.name == "DICOMDIR":
-                    continue
-                data = archive.read(info)
-                if place.suffix.lower() in (".dcm", ".dicom") or data[128:132] == b"DICM":
-                    yield f"{path}:{info.filename}", data
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path}: damaged zip ({error})") from None
+def _n_frames(header: "pydicom.Dataset") -> int:
+    groups = header.get("PerFrameFunctionalGroupsSequence")
+    return len(groups) if groups else 1
 
 
-def _header(label: str, data: Path | bytes) -> "pydicom.Dataset":
-    """The header, pixels included, of one file or of its bytes."""
-    try:
-        import pydicom
-    except ImportError:
-        raise ImportError("DICOM needs more packages: pip install 'infnet-jax[dicom]'") from None
-    try:
-        found = pydicom.dcmread(io.BytesIO(data) if isinstance(data, bytes) else data)
-    except (pydicom.errors.InvalidDicomError, EOFError, OSError, ValueError) as error:
-        raise ValueError(f"{label}: damaged or no DICOM file ({one_line(error)})") from None
-    modality = str(found.get("Modality", ""))
-    if modality in NOT_CT:
-        raise ValueError(f"{label}: modality {modality}; CT expected")
-    if "PixelData" not in found:
-        raise ValueError(f"{label}: holds no picture (truncated?)")
-    return found
+def _of_frame(header: "pydicom.Dataset", k: int, macro: str, tag: str) -> Any:
+    """A value of frame k: of its own functional groups, of the shared ones, or of the header."""
+    for owner, i in (("PerFrame", k), ("Shared", 0)):
+        items = header.get(f"{owner}FunctionalGroupsSequence")
+        found = items[i].get(macro) if items and macro else None
+        if found and found[0].get(tag) is not None:
+            return found[0].get(tag)
+    return header.get(tag)
 
 
-def _check_series(slices: Sequence[Slice], folder: str, name: str) -> list[str]:
-    """One series of one size; returns the warnings."""
-    if not slices:
-        raise ValueError(f"{folder}: no DICOM slice in it")
-    for tag, what in (("SeriesInstanceUID", "series"), ("Rows", "sizes"), ("Columns", "sizes")):
-        kinds = Counter(str(header.get(tag, "")) for _, header in slices)
-        if len(kinds) > 1:
-            rare = min(kinds, key=lambda kind: kinds[kind])
-            odd = next(label for label, header in slices if str(header.get(tag, "")) == rare)
-            raise ValueError(f"{folder}: {len(kinds)} {what} mixed (see {odd}); give one at a time")
-    modality = str(slices[0][1].get("Modality", "")) or "none"
-    return [] if modality == "CT" else [f"{name}: modality {modality}, taken as CT all the same"]
+def _place(one: series.Slice, k: int) -> geometry.Place:
+    """What the header says of where frame k lies."""
+
+    def numbers(macro: str, tag: str, count: int) -> np.ndarray | None:
+        value = _of_frame(one.header, k, macro, tag)
+        if value in (None, ""):
+            return None
+        try:
+            found = np.array(value, float).reshape(-1)
+        except (TypeError, ValueError):
+            found = np.empty(0)
+        if found.size != count or not np.isfinite(found).all():
+            raise ValueError(f"{one.label}: {tag} {value}; {count} numbers expected")
+        return found
+
+    position = numbers("PlanePositionSequence", "ImagePositionPatient", 3)
+    axes = numbers("PlaneOrientationSequence", "ImageOrientationPatient", 6)
+    spacing = numbers("PixelMeasuresSequence", "PixelSpacing", 2)
+    if axes is not None and np.linalg.norm(np.cross(axes[:3], axes[3:])) < 0.5:
+        axes = None  # converters write zeros
+        position = None
+    thickness = 0.0
+    for tag in ("SpacingBetweenSlices", "SliceThickness"):
+        value = numbers("PixelMeasuresSequence", tag, 1)
+        thickness = thickness or (0.0 if value is None else abs(float(value[0])))
+    number = None
+    for tag in ("InstanceNumber", "SliceLocation"):
+        value = numbers("", tag, 1)
+        number = float(value[0]) + k if number is None and value is not None else number
+    row, column = (None, None) if axes is None else (axes[:3], axes[3:])
+    pair = None if spacing is None else (float(spacing[0]), float(spacing[1]))
+    return geometry.Place(one.label, position, row, column, pair, thickness, number)
 
 
-def _in_order(
-    slices: Sequence[Slice], folder: str, notes: list[str]
-) -> tuple[list[Slice], np.ndarray | None]:
-    """Slices in order of position, with the RAS affine; by number, None where none is given."""
-    axes = [_axes(header) for _, header in slices]
-    known = [pair for pair in axes if pair is not None]
-    if not known:
-        notes.append("slices without positions, ordered by number, the first at the feet")
-        located = all(header.get("SliceLocation") for _, header in slices)
-        tag = "SliceLocation" if located else "InstanceNumber"
-        bad = next((label for label, header in slices if header.get(tag) is None), None)
-        if bad is not None:
-            end = "has neither a position nor a number; slices cannot be ordered"
-            raise ValueError(f"{bad}: {end}")
-        return _sorted(slices, [float(header.get(tag)) for _, header in slices]), None
-    if len(known) < len(slices):
-        bad = next(label for (label, _), pair in zip(slices, axes, strict=True) if pair is None)
-        raise ValueError(f"{bad}: has no position, unlike the other slices of its series")
-    if not np.allclose(known, known[0], atol=1e-3):
-        raise ValueError(f"{folder}: slices of several orientations mixed (a localizer?)")
-    row, column = known[0]
-    normal = np.cross(row, column)
-    ordered = _sorted(slices, [float(np.dot(h.ImagePositionPatient, normal)) for _, h in slices])
-    headers = [header for _, header in ordered]
-    first, last = (np.array(headers[i].ImagePositionPatient, float) for i in (0, -1))
-    n = len(ordered)
-    step = (last - first) / (n - 1) if n > 1 else normal * _thickness(headers[0])
-    dy, dx = (float(v) for v in headers[0].PixelSpacing)
-    affine = np.eye(4)
-    affine[:3] = np.stack([row * dx, column * dy, step, first], axis=1)
-    return ordered, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # DICOM's LPS to RAS
+def _rescale(header: "pydicom.Dataset", k: int) -> tuple[float, float]:
+    """Slope and intercept of frame k; 1 and 0 where none is given."""
+    macro = "PixelValueTransformationSequence"
+    slope = _of_frame(header, k, macro, "RescaleSlope")
+    offset = _of_frame(header, k, macro, "RescaleIntercept")
+    return float(slope or 1), float(offset or 0)
 
 
-def _sorted(slices: Sequence[Slice], heights: Sequence[float]) -> list[Slice]:
-    """Slices by height; none may be missing between two, and no two at the same height."""
-    order = np.argsort(heights, kind="stable")
-    ordered, steps = [slices[i] for i in order], np.diff(np.asarray(heights)[order])
-    usual = float(np.median(steps)) if steps.size else 0.0
-    doubled = np.flatnonzero(steps <= max(0.01 * usual, 1e-4))
-    if doubled.size:
-        a, b = (ordered[doubled[0] + i][0] for i in (0, 1))
-        raise ValueError(f"{b}: at the same position as {a}; give each slice once")
-    if len(steps) > 1 and steps.max() > 1.5 * usual:
-        k = int(steps.argmax())
-        gap = f"(a step of {steps[k]:g}, usually {usual:g})"
-        raise ValueError(f"{ordered[k + 1][0]}: slices are missing before it {gap}")
-    return ordered
-
-
-def _axes(header: "pydicom.Dataset") -> tuple[np.ndarray, np.ndarray] | None:
-    """Unit vectors (3,) along a row and along a column, in the patient's LPS; None if unknown."""
-    values = np.array(header.get("ImageOrientationPatient") or [], float)
-    placed = "ImagePositionPatient" in header and values.size == 6
-    if not placed or np.linalg.norm(np.cross(values[:3], values[3:])) < 0.5:
-        return None
-    return values[:3], values[3:]
-
-
-def _pixels(label: str, header: "pydicom.Dataset") -> np.ndarray:
-    """Slice [H, W], int32 or float32, in the units of the rescale tags (HU for CT)."""
-    try:
-        from pydicom.pixels import pixel_array
-
-        array = pixel_array(header)  # keeps no second copy in the header
-    except (ValueError, AttributeError, RuntimeError, NotImplementedError, EOFError) as error:
-        raise ValueError(f"{label}: truncated or unreadable pixels ({one_line(error)})") from None
-    if array.ndim != 2:
-        raise ValueError(f"{label}: pixels of shape {array.shape}; one grey slice a file expected")
-    slope = float(header.get("RescaleSlope", 1) or 1)
-    offset = float(header.get("RescaleIntercept", 0) or 0)
+def _scaled(array: np.ndarray, slope: float, offset: float) -> np.ndarray:
+    """Stored numbers [H, W] as int32 or float32; 8 bits without a rescale stay as they are."""
+    if (slope, offset) == (1, 0) and array.dtype == np.uint8:
+        return array
     if slope == 1 and offset == int(offset):
         return array.astype(np.int32) + int(offset)
     return array.astype(np.float32) * slope + offset
 
 
-def _thickness(header: "pydicom.Dataset") -> float:
-    """From slice to slice, in mm; 1 where the header does not say."""
-    given = (header.get(tag) for tag in ("SpacingBetweenSlices", "SliceThickness"))
-    return next((abs(float(value)) for value in given if value), 0.0) or 1.0
+def _pixels(one: series.Slice) -> np.ndarray:
+    """The stored numbers of a file, [frames, H, W]."""
+    try:
+        from pydicom.pixels import pixel_array
+
+        header = series.unpacked(one.member) if one.member else one.header
+        if "TransferSyntaxUID" not in header.file_meta:
+            header.file_meta.TransferSyntaxUID = one.header.file_meta.TransferSyntaxUID
+        array = pixel_array(header)  # keeps no second copy in the header
+    except Exception as error:  # decoders raise nearly anything
+        syntax = one.header.file_meta.TransferSyntaxUID
+        if syntax in _DECODERS:
+            raise ValueError(
+                f"{one.label}: compressed as {syntax.name} ({syntax}), which needs another "
+                f"package: {_DECODERS[syntax]}"
+            ) from None
+        reason = one_line(error)
+        raise ValueError(f"{one.label}: truncated or unreadable pixels ({reason})") from None
+    if "PixelData" in one.header:
+        del one.header.PixelData  # one copy of a volume is enough
+    frames = _n_frames(one.header)
+    if array.ndim == 2:
+        array = array[None]
+    if array.ndim != 3 or len(array) != frames:
+        raise ValueError(f"{one.label}: pixels of shape {array.shape}; grey slices expected")
+    return array
 
 
 def write_mask(path: Path, scan: Scan, array: np.ndarray, info: MaskInfo) -> None:
@@ -216,7 +186,10 @@ def write_mask(path: Path, scan: Scan, array: np.ndarray, info: MaskInfo) -> Non
     """
     if not scan.oriented:
         raise NoMask("no DICOM-SEG, since the series has no positions")
+    if len({id(header) for header in scan.origin}) < len(scan.origin):
+        raise NoMask("no DICOM-SEG of an enhanced multi-frame series")
     headers = [_strip(header, info.keep_identifiers) for header in scan.origin]
+    _add_measures(headers, scan)
     try:
         found = _segmentation(np.ascontiguousarray(array.transpose(2, 1, 0)), headers, info)
         found.save_as(path)
@@ -235,9 +208,18 @@ def _strip(header: "pydicom.Dataset", keep_identifiers: bool) -> "pydicom.Datase
     for tag in _IDENTIFIERS:
         value = header.get(tag) if keep_identifiers else None
         setattr(out, tag, value if value is not None else "")
+    if keep_identifiers:
+        out.SpecificCharacterSet = "ISO_IR 192"  # UTF-8: pydicom has decoded what the file had
     out.file_meta = pydicom.dataset.FileMetaDataset()
     out.file_meta.TransferSyntaxUID = header.file_meta.TransferSyntaxUID
     return out
+
+
+def _add_measures(headers: Sequence["pydicom.Dataset"], scan: Scan) -> None:
+    """A SEG must say how thick a slice is; where the headers do not, their positions do."""
+    for header in headers:
+        if not header.get("SliceThickness") and scan.spacing is not None:
+            header.SliceThickness = scan.spacing[0]
 
 
 def _segmentation(

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from infnet_jax.clinic.imaging import grids
 from infnet_jax.clinic.imaging.scan import MaskInfo, Scan, finish, plain_values
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
@@ -38,8 +39,8 @@ def read(files: Sequence[Path], name: str) -> Scan:
     return finish(name, "picture", plain_values(array), str(path))
 
 
-def read_labels(path: Path) -> tuple[np.ndarray, None]:
-    """Labels of a mask picture, uint8 [1, H, W] (palette indices or grey levels), and no affine.
+def read_labels(path: Path) -> grids.Labels:
+    """Labels of a mask picture, uint8 [1, H, W] (palette indices or grey levels).
 
     Raises:
       ValueError: unreadable, or a label above 255; names the file.
@@ -52,7 +53,7 @@ def read_labels(path: Path) -> tuple[np.ndarray, None]:
         raise ValueError(f"{path}: no readable mask picture ({error})") from None
     if labels.max(initial=0) > 255:
         raise ValueError(f"{path}: label {labels.max()}; 0 to 255 expected (is it a scan?)")
-    return labels.astype(np.uint8)[None], None
+    return grids.Labels(labels.astype(np.uint8)[None])
 
 
 def write_mask(path: Path, scan: Scan, array: np.ndarray, info: MaskInfo) -> None:

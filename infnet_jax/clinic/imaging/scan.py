@@ -8,6 +8,8 @@ import cv2
 import nibabel as nib
 import numpy as np
 
+from infnet_jax.clinic.imaging import hounsfield
+
 LEVEL, WIDTH = -600, 1500  # lung window in HU, the one that networks and pages see
 # A chest CT in a lung window is bright or dark, with sharp borders between: over 1,905 slices
 # the measures of `_looks_like_ct` are at least 0.63 and 0.76; a soft film has 0.47 in the second.
@@ -118,11 +120,13 @@ def finish(
     affine: np.ndarray | None = None,
     oriented: bool = False,
     origin: Any = None,
+    inverted: bool = False,
     warnings: Sequence[str] = (),
 ) -> Scan:
     """Checks an array on its file's grid and makes the scan of it; `file` is for messages.
 
-    The array is [x, y, z] with an affine; without, a picture [H, W], which is never in HU.
+    The array is [x, y, z] with an affine; without, a picture [H, W]. `inverted` numbers show air
+    white; they are turned where they are not HU.
 
     Raises:
       ValueError: NaN, a constant image, or something that is no chest CT; names the file.
@@ -133,10 +137,20 @@ def finish(
         raise ValueError(f"{file}: empty or of one grey level only; not a CT")
     notes = list(warnings)
     grid, spacing, hu = Grid.plain(array.shape), None, False
+    if affine is not None or array.dtype != np.uint8:
+        values, hu, done = hounsfield.to_hu(array)
+        notes += [f"{name}: {line}" for line in done]
+        array = plain_values(values)
     if affine is not None:
-        grid, spacing, hu = Grid.of(affine, array.shape), spacing_of(affine), _looks_like_hu(array)
+        grid, spacing = Grid.of(affine, array.shape), spacing_of(affine)
         span = f"values {array.min():g} to {array.max():g}"
         notes += [] if hu else [f"{name}: {span} cannot be HU; taken as a picture in a lung window"]
+    if not hu and array.dtype == np.int16 and array.min() >= 0 and array.max() <= 255:
+        array = array.astype(np.uint8)  # 8 bits in a wider type are 8 bits
+    if inverted and not hu:
+        top = 255 if array.dtype == np.uint8 else int(array.max())
+        array = (top - array.astype(np.float32)).astype(array.dtype)
+        notes.append(f"{name}: black and white are exchanged (MONOCHROME1); turned")
     values = grid.canonical(array)
     scan = Scan(name, kind, values, hu, oriented, spacing, grid, origin, notes, affine)
     some = sorted({int(i) for i in np.linspace(0, len(values) - 1, 7)})
@@ -149,6 +163,9 @@ def spacing_of(affine: np.ndarray) -> tuple[float, float, float]:
     """Canonical (slice, row, column) spacing in mm of a RAS affine, float [4, 4]."""
     zooms, order = nib.affines.voxel_sizes(affine), Grid.of(affine, ()).order
     slices, rows, columns = (float(zooms[i]) for i in order)
+    apart = abs(float(np.linalg.det(affine[:3, :3]))) / (rows * columns)
+    if abs(apart - slices) > 1e-4 * slices:  # sheared, as of a tilted gantry
+        slices = apart  # from plane to plane, so that the product is the volume of a voxel
     return slices, rows, columns
 
 
@@ -166,13 +183,6 @@ def plain_values(array: np.ndarray) -> np.ndarray:
     )
     fits = whole and array.min(initial=0) >= -32768 and array.max(initial=0) <= 32767
     return array.astype(np.int16 if fits else np.float32, copy=False)
-
-
-def _looks_like_hu(array: np.ndarray) -> bool:
-    """Whether values may be HU: some lung or air, some soft tissue, nothing impossible."""
-    some = array.ravel(order="K")[:: max(array.size // 500_000, 1)]
-    air, tissue = (some < -400).mean(), (some > -200).mean()
-    return bool(air > 0.01 and tissue > 0.01 and some.min() >= -8192 and some.max() <= 32767)
 
 
 def _looks_like_ct(picture: np.ndarray) -> bool:

@@ -1,0 +1,206 @@
+"""Which CT series lie among DICOM files, in a folder or a zip; what is no CT slice is passed over.
+
+Headers are read here, once; the pixels stay in the file until the series is read.
+"""
+
+import io
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, NamedTuple
+
+from infnet_jax.clinic.imaging.scan import one_line
+
+if TYPE_CHECKING:
+    import pydicom
+
+SUFFIXES = (".dcm", ".dicom", ".ima", ".zip")
+# Modalities that are certainly no CT. Others (NM, OT, SC: converters write them) get a warning.
+NOT_CT = frozenset(
+    "CR DX RG MG MR US PT XA RF ECG SR SEG PR KO REG FID RWV DOC PLAN RTSTRUCT RTDOSE RTPLAN "
+    "RTRECORD RTIMAGE OP ES SM AU HD EPS IVUS IO PX SMR".split()
+)
+MAX_BYTES = 2**30  # of one member of a zip; the largest enhanced series have half of it
+# How files without a preamble begin: group 0008, with one of its first elements.
+_FIRST = tuple(b"\x08\x00" + bytes([i, 0]) for i in (0, 1, 5, 8, 18, 19, 20, 22, 24))
+_DEFERRED = 2048  # longer values, such as pixels, wait in the file
+
+
+class Slice(NamedTuple):
+    """One DICOM file: where it comes from, for messages, its header, and its zip if it has one."""
+
+    label: str
+    header: "pydicom.Dataset"
+    member: tuple[Path, str] | None = None
+
+
+class Series(NamedTuple):
+    """The slices of one series; `number` is the header's SeriesNumber, "" without one."""
+
+    number: str
+    description: str
+    slices: tuple[Slice, ...]
+
+
+def has_mark(path: Path) -> bool:
+    """Whether a file is DICOM: its mark after the preamble, or a first group 0008 without one.
+
+    One that cannot be opened may be; that is said when it is read.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(132)
+    except OSError:
+        return True
+    return start[128:] == b"DICM" or start[:4] in _FIRST
+
+
+def group(files: Sequence[Path]) -> tuple[list[Series], list[str]]:
+    """Sorts DICOM files, or the members of one zip, into CT series by their headers.
+
+    Copies of a slice (of the same SOPInstanceUID and place) count once. Structured reports, masks,
+    plans, localizers and screen copies are passed over; so are damaged files beside good ones.
+
+    Returns:
+      The series in order of number, and a line for each kind of file that was passed over.
+
+    Raises:
+      ValueError: no CT slice at all; names the files and why.
+      ImportError: pydicom is not installed.
+    """
+    found: dict[str, dict[str, Slice]] = {}
+    passed: dict[str, list[str]] = {}
+    for label, one in _opened(files):
+        if isinstance(one, str):
+            passed.setdefault(one, []).append(label)
+            continue
+        header, reason = one.header, _no_slice(one.header)
+        if reason:
+            passed.setdefault(reason, []).append(label)
+            continue
+        key = str(header.get("SeriesInstanceUID", ""))
+        name = str(header.get("SOPInstanceUID", label))
+        if found.setdefault(key, {}).setdefault(name, one) is not one:
+            if not _same(found[key][name].header, header):
+                name = f"{name} in {label}"  # another slice under the same name is no copy
+                found[key][name] = one
+    lines = [_line(labels, reason) for reason, labels in passed.items()]
+    if not found:
+        where = files[0].parent if len(files) > 1 else files[0]
+        raise ValueError("; ".join(lines) if lines else f"{where}: no DICOM slice in it")
+    grouped = [_series(list(slices.values())) for slices in found.values()]
+    return sorted(grouped, key=lambda s: (s.number.zfill(8), s.description)), lines
+
+
+def _series(slices: list[Slice]) -> Series:
+    header = slices[0].header
+    number, text = (str(header.get(tag) or "") for tag in ("SeriesNumber", "SeriesDescription"))
+    return Series(number, text, tuple(slices))
+
+
+def _line(labels: list[str], reason: str) -> str:
+    """One line of what was passed over: the first file, how many more, and why."""
+    more = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
+    return f"{labels[0]}{more}: {reason}"
+
+
+def _no_slice(header: "pydicom.Dataset") -> str:
+    """Why a file is no CT slice; empty if it is one."""
+    modality = str(header.get("Modality", ""))
+    kind = [str(word).upper() for word in header.get("ImageType") or []]
+    if modality in NOT_CT:
+        return f"modality {modality}; CT expected"
+    if "LOCALIZER" in kind:
+        return "a localizer (scout), no axial slice"
+    if "SCREEN SAVE" in kind:
+        return "a screen copy, no slice"
+    if "Rows" not in header or "Columns" not in header:
+        return "holds no picture (truncated?)"
+    return ""
+
+
+def _same(a: "pydicom.Dataset", b: "pydicom.Dataset") -> bool:
+    """Whether two headers of one SOPInstanceUID are of the same slice."""
+    tags = "ImagePositionPatient", "InstanceNumber", "RescaleIntercept"
+    return all(str(a.get(tag)) == str(b.get(tag)) for tag in tags)
+
+
+def _opened(files: Sequence[Path]) -> Iterator[tuple[str, Slice | str]]:
+    """The label of each file or zip member, and its header or why there is none."""
+    for path in files:
+        if path.suffix.lower() == ".zip":
+            yield from _in_zip(path)
+        else:
+            yield str(path), _slice(str(path), path)
+
+
+def _in_zip(path: Path) -> Iterable[tuple[str, Slice | str]]:
+    """The members of a zip; nothing is written to disk, nothing large is unpacked unseen."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                place = PurePosixPath(info.filename.replace("\\", "/"))
+                drive = info.filename[1:2] == ":"  # as in C:
+                if place.is_absolute() or ".." in place.parts or drive:
+                    raise ValueError(f"{path}: member {info.filename!r} lies outside its folder")
+                if info.is_dir() or not place.name or place.name.startswith("."):
+                    continue
+                if place.name.upper() == "DICOMDIR" or "__MACOSX" in place.parts:
+                    continue
+                label = f"{path}:{info.filename}"
+                if info.flag_bits & 1:
+                    raise ValueError(f"{path}: needs a password; unpack it first")
+                with archive.open(info) as member:
+                    start = member.read(132)
+                named = place.suffix.lower() in SUFFIXES[:-1]
+                if not named and start[128:] != b"DICM":
+                    continue
+                if info.file_size > MAX_BYTES:
+                    yield label, f"unpacks to {info.file_size} bytes; at most {MAX_BYTES} pass"
+                    continue
+                with archive.open(info) as member:
+                    yield label, _slice(label, member, (path, info.filename))
+    except ValueError:
+        raise
+    except Exception as error:  # a damaged zip makes its decoders raise nearly anything
+        raise ValueError(f"{path}: damaged zip ({one_line(error)})") from None
+
+
+def unpacked(member: tuple[Path, str]) -> "pydicom.Dataset":
+    """The whole dataset of a zip's member."""
+    import pydicom
+
+    path, name = member
+    with zipfile.ZipFile(path) as archive:
+        return pydicom.dcmread(io.BytesIO(archive.read(name)), force=True)
+
+
+def _slice(label: str, file: object, member: tuple[Path, str] | None = None) -> Slice | str:
+    """One file's header; or, of a damaged one, why it cannot be read."""
+    try:
+        import pydicom
+    except ImportError:
+        raise ImportError("DICOM needs more packages: pip install 'infnet-jax[dicom]'") from None
+    how = {"stop_before_pixels": True} if member else {"defer_size": _DEFERRED}
+    try:  # force: without a preamble the first group decides
+        header = pydicom.dcmread(file, force=True, **how)  # type: ignore[arg-type]  # str or file
+        if "SOPClassUID" not in header and "Rows" not in header:
+            return "damaged or no DICOM file"
+        if not hasattr(header, "file_meta") or "TransferSyntaxUID" not in header.file_meta:
+            header.ensure_file_meta()
+            header.file_meta.TransferSyntaxUID = _guess(header)
+        if member is None and "PixelData" not in header and not _no_slice(header):
+            return "holds no picture (truncated?)"
+        return Slice(label, header, member)
+    except Exception as error:  # damaged headers make pydicom raise nearly anything
+        return f"damaged or no DICOM file ({one_line(error)})"
+
+
+def _guess(header: "pydicom.Dataset") -> "pydicom.uid.UID":
+    """The transfer syntax of a file without a preamble, as it was decoded."""
+    import pydicom
+
+    implicit, little = header.original_encoding
+    if implicit:
+        return pydicom.uid.ImplicitVRLittleEndian
+    return pydicom.uid.ExplicitVRLittleEndian if little else pydicom.uid.ExplicitVRBigEndian
