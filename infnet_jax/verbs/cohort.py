@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from infnet_jax import verbs
-from infnet_jax.clinic import case, imaging
+from infnet_jax.clinic import case, imaging, labels
 from infnet_jax.data import sources
 
 EXPERT_SCORES = ("geographic_extent", "opacity")  # of X-rays, 0..8 and 0..6
@@ -81,7 +81,7 @@ def given(slices: Iterable[Slice], folder: Path) -> Iterator[Masked]:
     """
     mask_of = verbs.given_maps(folder, "masks")
     for one in slices:
-        yield one, case.infection(mask_of(one.scan), one.name)[0][0] > 0
+        yield one, labels.infection(mask_of(one.scan), one.name)[0][0] > 0
 
 
 def inside_lung(
@@ -129,7 +129,7 @@ def _folder(folder: Path) -> Iterator[Slice]:
         name, scan = source.name, imaging.read(source)
         maps = {kind: reader(scan) for kind, reader in readers.items()}
         if "label" in maps:
-            maps["label"] = case.infection(maps["label"], name)[0]
+            maps["label"] = labels.infection(maps["label"], name)[0]
         for i in range(len(scan.values)):
             own = name if len(scan.values) == 1 else f"{name}/{i + 1}"
             mask, lung = (maps[k][i] > 0 if k in maps else None for k in ("label", "lung"))

@@ -1,10 +1,16 @@
 """`infnet-jax severity`: scores existing masks (ours, nnU-Net's, a radiologist's), no model."""
 
 import argparse
+import functools
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
+
+import numpy as np
 
 from infnet_jax import verbs
-from infnet_jax.clinic import case, imaging
+from infnet_jax.clinic import case, imaging, labels
+from infnet_jax.clinic.imaging import classes as carried
 
 MAPS = {  # option -> what it gives, files of the masks' grids paired with them by name
     "images": "the scans",
@@ -12,6 +18,7 @@ MAPS = {  # option -> what it gives, files of the masks' grids paired with them 
     "lobes": "lobe maps 1..5",
     "regions": "maps of 20 regions or segments",
 }
+LABELS = f"what the labels are: {', '.join(labels.KINDS)} (1=ggo,2=consolidation,3=ignore)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,23 +29,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, what in MAPS.items():
         add(f"--{name}", type=verbs.existing, metavar="PATH", help=what)
     add("--one-patient", action="store_true", help="all are slices of one patient")
-    add("--one-class", action="store_true", help="label 1 is any infection")
+    add("--one-class", action="store_true", help="label 1 is any infection; --labels 1=infection")
+    add("--labels", metavar="N=KIND,...", help=LABELS)
 
 
 def run(options: argparse.Namespace) -> int:
     """Scores masks, writes `severity.csv`, `severity.json` and `report.html` into `--out`.
 
-    Labels are those of `case.infection`. nnU-Net's `_0000` is ignored in names. Without lung and
-    lobes the lungs are found in the images. Returns 0, or 1 if an input failed: one line each on
-    stderr, the others are written. ValueError: nothing to score with, or no mask at all; OSError:
-    `--out` cannot be written.
+    Labels mean what `--labels` says, else what a mask of ours says itself, else what
+    `labels.infection` finds; then masks that look like lungs are refused. nnU-Net's `_0000` is
+    ignored in names. Without lung and lobes the lungs are found in the images. Returns 0, or 1 if
+    an input failed: one line each on stderr, the others are written. ValueError: nothing to score
+    with, or no mask at all; OSError: `--out` cannot be written.
     """
     if options.images is None and options.lung is None and options.lobes is None:
         raise ValueError("give --images (lungs are found in them), --lung or --lobes")
+    named = labels.parse(options.labels) if options.labels else None
+    if options.one_class and named is None:
+        named = {1: labels.INFECTION, 255: labels.INFECTION}
     sources = imaging.find(options.masks)
     given = {name: getattr(options, name) for name in MAPS}
     maps = {name: imaging.by_name(path) for name, path in given.items() if path is not None}
     options.out.mkdir(parents=True, exist_ok=True)
+
+    @functools.cache
+    def held() -> frozenset[int]:
+        return _labels_of([source.files[0] for source in sources])
 
     def read_case(source: imaging.Source) -> case.Case:
         path, alone = source.files[0], len(sources) == 1
@@ -47,12 +63,36 @@ def run(options: argparse.Namespace) -> int:
             raise ValueError(f"{path}: DICOM masks are not read; export them as NIfTI")
         image = found.pop("images", None)
         scan = imaging.read(image) if image else imaging.scan_of_labels(path, source.name)
-        labels = imaging.read_labels(path, scan)
-        mask, classes, notes = case.infection(labels, path.name, one_class=options.one_class)
+        array, meaning = imaging.read_labels(path, scan), named or _own_words(path)
+        others = held() if meaning is None and array.max(initial=0) <= 1 else ()
+        mask, classes, notes = labels.infection(array, path.name, meaning=meaning, others=others)
+        origin: Literal["named", "guessed"] = "guessed" if meaning is None else "named"
         scan.warnings += notes
         known = {k: imaging.read_labels(partner.files[0], scan) for k, partner in found.items()}
-        return case.assess(scan, mask, known.pop("lung", None), **known, classes=classes)
+        lung = known.pop("lung", None)
+        return case.assess(scan, mask, lung, **known, classes=classes, origin=origin)
 
     first = options.masks[0].resolve()
     patient = (first if first.is_dir() else first.parent).name if options.one_patient else None
     return verbs.score("severity", sources, read_case, options.out, model={}, patient=patient)
+
+
+def _own_words(path: Path) -> labels.Meaning | None:
+    """What a mask of ours says of its labels; ValueError if they are no infection."""
+    found = carried.read(path)
+    if strange := set(found.values()) - set(labels.KINDS):
+        raise ValueError(f"{path}: a mask of {', '.join(sorted(strange))}, not of infection")
+    return found or None
+
+
+def _labels_of(paths: Sequence[Path]) -> frozenset[int]:
+    """The labels of all readable masks."""
+    found: set[int] = set()
+    for path in paths:
+        if found & {2, 3}:  # these settle what 1 is
+            break
+        try:
+            found |= set(np.unique(imaging.read_labels(path)).tolist())
+        except (ValueError, OSError, ImportError):  # said when it is scored
+            continue
+    return frozenset(found)
