@@ -191,7 +191,7 @@ def _doubts(
 ) -> list[str]:
     """Warnings about a mask from a file, uint8 [D, H, W], in its lung, bool; as `labels.doubts`."""
     notes, n_marked = labels.doubts(mask, lung, name, hu=hu, sure=sure), np.count_nonzero(mask)
-    if apart := drop_detached(mask.copy(), lung):
+    if (apart := drop_detached(mask.copy(), lung)) >= 0.01 * n_marked > 0:
         share = f"{100 * apart / n_marked:.0f} % of the marked pixels"
         notes.append(f"{name}: {share} touch no lung, but count as lung")
     return notes

@@ -75,8 +75,9 @@ def body_middle(pictures: np.ndarray, *, upright: bool = True) -> float:
     for i in np.unique(np.linspace(0, len(pictures) - 1, 15).astype(int)):
         _, bright = cv2.threshold(pictures[i], 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
         labels, areas = components(bright)
-        columns = np.flatnonzero((labels == areas.argmax()).any(0)) if areas.any() else []
-        found += [(columns[0] + columns[-1]) / 2] if len(columns) else []
+        if areas.any():
+            columns = np.flatnonzero((labels == areas.argmax()).any(0))
+            found.append((columns[0] + columns[-1]) / 2)
     return float(np.median(found)) if found else (pictures.shape[2] - 1) / 2
 
 

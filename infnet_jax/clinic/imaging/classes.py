@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 from PIL import Image
@@ -23,7 +24,8 @@ def read(path: Path) -> dict[int, str]:
     """The class of each label of a mask file, by its own words; empty if it has none."""
     try:
         if path.name.lower().endswith((".nii", ".nii.gz")):
-            field = nib.load(path).header["descrip"].item().decode("ascii", "replace")
+            header: Any = nib.load(path).header
+            field = header["descrip"].item().decode("ascii", "replace")
             found = field.removeprefix(f"{KEY}: ") if field.startswith(KEY) else ""
         else:
             with Image.open(path) as picture:

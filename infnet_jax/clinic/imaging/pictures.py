@@ -68,7 +68,7 @@ def _check_palette(path: Path, picture: Image.Image, labels: np.ndarray) -> None
     """Refuses indices of one label whose 0 is white: either could be the background."""
     used = np.unique(labels).tolist()
     if picture.mode == "P" and len(used) == 2 and used[1] < 255:
-        colours = np.reshape(picture.getpalette("RGB"), (-1, 3))[used]
+        colours = np.reshape(picture.getpalette("RGB") or [0] * 768, (-1, 3))[used]
         if np.ptp(colours, axis=1).max() == 0 and colours[0, 0] > colours[1, 0]:
             raise ValueError(
                 f"{path}: label {used[0]} is shown white and {used[1]} black, so the marked one is "
