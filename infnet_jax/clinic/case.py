@@ -97,6 +97,9 @@ def assess(
     if mask.shape != scan.values.shape:
         raise ValueError(f"{scan.name}: mask of shape {mask.shape}, scan of {scan.values.shape}")
     pictures, notes, zones = scan.pictures(), list(scan.warnings), None
+    if lobes is not None and lobes.any():
+        lobes = labels.standard_lobes(lobes, scan.name)
+        notes += labels.check_lobes(lobes, scan.name, _middle(scan))
     if lung is None:
         lung = lungs.segment(pictures) if lobes is None else lobes
     if lung.shape != mask.shape:
@@ -110,9 +113,7 @@ def assess(
     if origin != "network":
         notes += _doubts(scan.name, mask, lung, hu, sure=origin == "named")
     if lobes is not None:
-        lobes = labels.standard_lobes(lobes, scan.name)
-        notes += labels.check_lobes(lobes, scan.name, _middle(scan))
-        lobes = sides.unite(lobes, mask)
+        lobes = sides.unite(labels.standard_lobes(lobes, scan.name), mask)
     if regions is None:
         regions, zones = _cut(scan, lung, mask, lobes, notes)
     else:

@@ -69,7 +69,7 @@ def infection(
     Raises:
       ValueError: labels whose meaning is not known; names the file.
     """
-    values = set(np.unique(labels).tolist())
+    values = held(labels)
     shown, notes = f"{file}: labels {_listed(values)}", []
     if meaning is None and 255 in values and values <= {0, 255}:
         meaning = {255: INFECTION}
@@ -144,7 +144,7 @@ def lungs(labels: np.ndarray, file: str) -> tuple[np.ndarray, list[str]]:
     Raises:
       ValueError: labels of many things, or a mask of nothing; names the file.
     """
-    found = set(np.unique(labels).tolist()) - {0}
+    found = held(labels) - {0}
     lobes = any(found <= set(range(first, first + 5)) for first in FIRST_LOBES)
     if found == {3, 4, WINDPIPE}:
         tube = labels == WINDPIPE
@@ -154,8 +154,8 @@ def lungs(labels: np.ndarray, file: str) -> tuple[np.ndarray, list[str]]:
             ]
     if lobes or len(found) <= 2:
         return labels > 0, []
-    middle = np.count_nonzero((labels > 31) & (labels < 224)) / np.count_nonzero(labels > 31)
-    if max(found) < 192 or middle > 0.3:
+    bright, middle = labels > 31, (labels > 31) & (labels < 224)
+    if max(found) < 192 or np.count_nonzero(middle) > 0.3 * np.count_nonzero(bright):
         raise ValueError(
             f"{file}: labels {_listed(found)}; a mask of lungs has one label, or one for each lung "
             "or lobe"
@@ -171,11 +171,11 @@ def standard_lobes(labels: np.ndarray, file: str = "lobe map") -> np.ndarray:
     Raises:
       ValueError: any other label, ids that both versions use, or no lobe at all.
     """
-    found = set(np.unique(labels).tolist()) - {0}
+    found = held(labels) - {0}
     for first in FIRST_LOBES:
         five = set(range(first, first + 5))
         if found == five or first == 1 and found and found <= five:
-            return np.where(labels > 0, labels.astype(int) + 1 - first, 0).astype(np.uint8)
+            return np.where(labels > 0, labels - (first - 1), 0).astype(np.uint8)
     raise ValueError(
         f"{file}: lobe labels {_listed(found)}; 1 to 5 (lungmask), or all five of 10 to 14 "
         "(TotalSegmentator; 13 to 17 in version 1) expected"
@@ -191,9 +191,8 @@ def check_lobes(lobes: np.ndarray, name: str, middle: float) -> list[str]:
     Raises:
       ValueError: lobes that lie where they cannot, as under another numbering.
     """
-    places = {k: np.nonzero(lobes == k) for k in range(1, 6)}
-    at = {k: [float(axis.mean()) for axis in place] for k, place in places.items() if len(place[0])}
-    left, right = ([at[k][2] for k in side if k in at] for side in ((1, 2), (3, 4, 5)))
+    at = {k: _centre(lobes == k) for k in held(lobes) - {0}}
+    left, right = ([at[k][1] for k in side if k in at] for side in ((1, 2), (3, 4, 5)))
     if left and right:
         wrong = min(left) <= max(right)
     else:
@@ -208,6 +207,21 @@ def check_lobes(lobes: np.ndarray, name: str, middle: float) -> list[str]:
     if missing and len(lobes) > 1:
         return [f"{name}: no {', '.join(missing)} lobe in the map; it has no points"]
     return []
+
+
+def held(labels: np.ndarray) -> set[int]:
+    """The numbers of a label map, of any shape."""
+    if labels.dtype != np.uint8 or labels.ndim < 3:
+        return set(np.unique(labels).tolist())
+    counts = sum(np.bincount(one.ravel(), minlength=256) for one in labels)  # far from sorting all
+    return set(np.flatnonzero(counts).tolist())
+
+
+def _centre(part: np.ndarray) -> tuple[float, float]:
+    """The mean slice and column of a part, bool [D, H, W], that is not empty."""
+    counts = (np.count_nonzero(part, axis=axes) for axes in ((1, 2), (0, 1)))
+    slices, columns = (float(np.average(np.arange(len(n)), weights=n)) for n in counts)
+    return slices, columns
 
 
 def _one_side_each(mask: np.ndarray, inside: np.ndarray) -> bool:

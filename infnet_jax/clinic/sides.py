@@ -33,7 +33,7 @@ def halves(
         turned, only = halves(np.swapaxes(lung, 1, 2), np.swapaxes(mask, 1, 2), middle)
         return np.swapaxes(turned, 1, 2), only
     inside = lung > 0
-    if only_side(inside, middle) is None:
+    if CROSSING < _share_before(inside, middle) < 1 - CROSSING:
         return unite(split(inside), mask), None
     inside = inside | (mask > 0)
     only = only_side(inside, middle)
@@ -48,10 +48,7 @@ def only_side(lung: np.ndarray, middle: float) -> int | None:
     By columns, and by pieces of slices: the only lung may grow over the middle of the body, and a
     shrunken one is a piece of its own.
     """
-    columns, right, total = np.count_nonzero(lung, axis=(0, 1)), 0, np.count_nonzero(lung)
-    if not total:
-        return None
-    share = columns[: int(np.floor(middle)) + 1].sum() / total
+    right, total, share = 0, np.count_nonzero(lung), _share_before(lung, middle)
     if CROSSING < share < 1 - CROSSING:
         return None
     side = RIGHT if share > 0.5 else LEFT
@@ -61,6 +58,12 @@ def only_side(lung: np.ndarray, middle: float) -> int | None:
             right += int(stats[1:, cv2.CC_STAT_AREA][centres[1:, 0] <= middle].sum())
     across = 1 - right / total if side == RIGHT else right / total
     return side if across < STRAY else None
+
+
+def _share_before(lung: np.ndarray, middle: float) -> float:
+    """The share of the lung, bool [D, H, W], in the columns up to the middle; of none one half."""
+    columns = np.count_nonzero(lung, axis=(0, 1))
+    return float(columns[: int(middle) + 1].sum() / columns.sum()) if columns.any() else 0.5
 
 
 def body_middle(pictures: np.ndarray, *, upright: bool = True) -> float:

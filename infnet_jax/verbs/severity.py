@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from infnet_jax import verbs
 from infnet_jax.clinic import case, imaging, labels
 from infnet_jax.clinic.imaging import classes as carried
@@ -92,7 +90,7 @@ def _labels_of(paths: Sequence[Path]) -> frozenset[int]:
         if found & {2, 3}:  # these settle what 1 is
             break
         try:
-            found |= set(np.unique(imaging.read_labels(path)).tolist())
+            found |= labels.held(imaging.read_labels(path))
         except (ValueError, OSError, ImportError):  # said when it is scored
             continue
     return frozenset(found)

@@ -21,7 +21,7 @@ def of_header(classes: Iterable[str]) -> str:
 
 
 def read(path: Path) -> dict[int, str]:
-    """The class of each label of a mask file, by its own words; empty if it has none."""
+    """The class of each label of a mask file, by its own words or bits; empty if it has none."""
     try:
         if path.name.lower().endswith((".nii", ".nii.gz")):
             header: Any = nib.load(path).header
@@ -29,7 +29,8 @@ def read(path: Path) -> dict[int, str]:
             found = field.removeprefix(f"{KEY}: ") if field.startswith(KEY) else ""
         else:
             with Image.open(path) as picture:
-                found = str(picture.info.get(KEY, ""))
+                bits = picture.mode == "1"  # room for one class only
+                found = "1=infection" if bits else str(picture.info.get(KEY, ""))
         pairs = [pair.partition("=") for pair in found.split(",") if pair]
         return {int(number): code for number, _, code in pairs}
     except Exception:  # a damaged file is named by whoever reads its labels

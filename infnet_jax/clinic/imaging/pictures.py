@@ -50,7 +50,6 @@ def read_labels(path: Path) -> tuple[np.ndarray, None]:
         with Image.open(path) as picture:
             plain = picture.mode in ("P", "L", "1", "I", "I;16")
             labels = np.array(picture if plain else picture.convert("L"))
-            labels = labels * np.uint8(255) if labels.dtype == bool else labels  # bits: one class
             _check_palette(path, picture, labels)
     except (OSError, UnidentifiedImageError, SyntaxError) as error:
         raise ValueError(f"{path}: no readable mask picture ({error})") from None
