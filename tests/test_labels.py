@@ -206,6 +206,14 @@ def test_lobes_that_cannot_be_are_refused(message):
         case.assess(scan(), LESION, lobes=NO_LOBES[message])
 
 
+@pytest.mark.parametrize("array", [LOBES, SIDES])
+def test_lungs_and_lobes_are_no_map_of_regions(array):
+    with pytest.raises(ValueError, match="s: regions .1, 2.*lungs or lobes"):
+        case.assess(scan(), LESION, SIDES > 0, regions=array)
+    one = np.where(SIDES == 1, LOBES - 2, 0).astype(np.uint8)
+    assert case.assess(scan(), LESION, SIDES > 0, regions=one).tally.regions[0, 1:4].all()
+
+
 def test_a_lobe_that_is_missing_is_said():
     found = case.assess(scan(), LESION, lobes=np.where(LOBES == 4, 0, LOBES))
     assert any("no right middle lobe" in line for line in found.warnings)

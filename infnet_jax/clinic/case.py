@@ -117,6 +117,7 @@ def assess(
     if regions is None:
         regions, zones = _cut(scan, lung, mask, lobes, notes)
     else:
+        labels.check_regions(regions, scan.name, _middle(scan))
         regions = sides.unite(regions, mask)
     sick = mask if len(classes) > 1 else mask > 0
     maps = {"regions": regions, "lobes": lobes, "zones": zones, "hu": hu}

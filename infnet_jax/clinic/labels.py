@@ -123,7 +123,7 @@ def doubts(
         where = ", label 1 on one side and 2 on the other" if apart else ""
         text = f"{name}: {marked}{where}: a map of lungs or lobes?"
         if not sure and share > (HALF_FULL if apart else WHOLE):
-            raise ValueError(f"{text} If not, say what its labels are: {EXAMPLE}")
+            raise ValueError(f"{text} If not, say so to severity: {EXAMPLE}")
         if share > FULL or apart and share > 0.05:
             notes.append(text)
     elif share > WHOLE:
@@ -207,6 +207,21 @@ def check_lobes(lobes: np.ndarray, name: str, middle: float) -> list[str]:
     if missing and len(lobes) > 1:
         return [f"{name}: no {', '.join(missing)} lobe in the map; it has no points"]
     return []
+
+
+def check_regions(regions: np.ndarray, name: str, middle: float) -> None:
+    """Refuses labels 1 to 5 on both sides of the body as a map of 20 regions, [D, H, W].
+
+    Such are lungs or lobes: 1 to 10 lie in one lung.
+
+    Args:
+      name: for messages; middle: the column in the middle of the body.
+    """
+    found = held(regions) - {0}
+    columns = [_centre(regions == k)[1] for k in found] if found <= set(range(1, 6)) else []
+    if columns and min(columns) < middle < max(columns):
+        what = f"{name}: regions {_listed(found)} on both sides of the body: lungs or lobes?"
+        raise ValueError(f"{what} 1 to 10 in one lung and 11 to 20 in the other expected")
 
 
 def held(labels: np.ndarray) -> set[int]:
