@@ -174,7 +174,11 @@ def _cut(
     halves, only = sides.halves(lung, mask, _middle(scan, upright=upright), upright=upright)
     if only is not None:
         side, other = sides.NAMES[only], sides.NAMES[sides.RIGHT + sides.LEFT - only]
-        notes.append(f"{scan.name}: only the {side} lung is there; the {other} one is not scored")
+        text = f"{scan.name}: only the {side} lung is there; the {other} one has no region"
+        n_sick, stray = int((mask > 0).sum()), int(((mask > 0) & (halves == 0)).sum())
+        notes.append(
+            f"{text}, nor has {100 * stray / n_sick:.0f} % of the infection" if stray else text
+        )
     if len(lung) > 1:
         return cuts.volume_regions(halves), cuts.zones(halves)
     turned = cuts.slice_regions(halves[0] if upright else halves[0].T)

@@ -19,8 +19,8 @@ def halves(
 ) -> tuple[np.ndarray, int | None]:
     """Tells the right lung from the left, and gives infection beside them to the nearest.
 
-    Where all lung lies on one side of the body, the other side has none: what is infected there
-    is taken as its lung, and without infection it is not used.
+    Where all lung lies on one side of the body, the other side has none, and infection there has
+    no side: how large its lung is, nobody knows.
 
     Args:
       lung, mask: bool or integer, > 0 inside, [D, H, W].
@@ -32,14 +32,15 @@ def halves(
     if not upright:
         turned, only = halves(np.swapaxes(lung, 1, 2), np.swapaxes(mask, 1, 2), middle)
         return np.swapaxes(turned, 1, 2), only
-    inside = lung > 0
+    inside, infected = lung > 0, mask > 0
     if CROSSING < _share_before(inside, middle) < 1 - CROSSING:
-        return unite(split(inside), mask), None
-    inside = inside | (mask > 0)
+        return unite(split(inside), infected), None
     only = only_side(inside, middle)
-    if only is None:
-        return split(inside, middle=middle), None
-    return np.where(inside, only, 0).astype(np.uint8), only
+    if only is None:  # a small lung beside a large one
+        return unite(split(inside, middle=middle), infected), None
+    before = np.arange(lung.shape[2]) <= middle
+    own = infected & (before if only == RIGHT else ~before)
+    return unite(np.where(inside, only, 0).astype(np.uint8), own), only
 
 
 def only_side(lung: np.ndarray, middle: float) -> int | None:

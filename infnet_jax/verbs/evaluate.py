@@ -3,7 +3,9 @@
 Truth masks may be grey pictures (lesion > 128), class masks (index PNGs with a palette, or grey
 pictures holding only the indices 0..3 or the greys 0, 38 and 75 of such palettes): 1 ground-glass
 opacity (GGO), 2 consolidation, 3 pleural effusion, which is no lesion here. Predictions are grey
-maps of the probability (8 bit: value / 255, 16 bit: value / 65535) or class masks as above.
+maps of the probability (8 bit: value / 255, 16 bit: value / 65535) or class masks as above. Grey
+levels are judged over a folder: those that may be other classes are refused unless `--labels`
+names them.
 """
 
 import argparse
