@@ -5,15 +5,14 @@ import functools
 import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy import ndimage
 
-from infnet_jax.clinic import imaging, lungs, plausible, regions as cuts, severity, sides
+from infnet_jax.clinic import imaging, labels, lungs, plausible, regions as cuts, severity, sides
 from infnet_jax.files import write_csv, write_json
 
-LESIONS = ("ggo", "consolidation")
 SCHEMA = 1  # of severity.json; see docs/severity.md
 USE = "research only, not a medical device"
 LISTS = ("ct_ss_regions", "region_shares", "lobe_shares")  # scores that get no column
@@ -39,7 +38,7 @@ class Case:
     tally: severity.Tally
     warnings: list[str]
     uncertainty: np.ndarray | None = None
-    classes: tuple[str, ...] = LESIONS
+    classes: tuple[str, ...] = labels.LESIONS
 
 
 @dataclasses.dataclass
@@ -50,33 +49,6 @@ class Patient:
     scans: list[str]
     scores: severity.Severity
     warnings: list[str]
-
-
-def infection(
-    labels: np.ndarray, file: str, *, one_class: bool = False
-) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
-    """Returns the infection of a label map.
-
-    Args:
-      labels: integer, any shape: 0 none, 1 ground glass, 2 consolidation, 3 effusion; or 0 and
-        255, infection of any kind.
-      file: its name, for messages; one_class: label 1 is infection of any kind.
-
-    Returns:
-      The mask, uint8 of the same shape, 0, 1 and 2; what 1 and 2 are; and warnings.
-
-    Raises:
-      ValueError: other labels; names the file.
-    """
-    values = set(np.unique(labels).tolist())
-    if 255 in values and values <= {0, 255} or one_class and values <= {0, 1}:
-        return (labels > 0).astype(np.uint8), ("infection",), []
-    if one_class:
-        raise ValueError(f"{file}: labels {sorted(values)[:6]}; --one-class allows 0 and 1, or 255")
-    if not values <= {0, 1, 2, 3}:
-        raise ValueError(f"{file}: labels {sorted(values)[:6]}; 0 to 3, or 0 and 255, expected")
-    notes = [f"{file}: label 3 is taken as effusion and left out"] if 3 in values else []
-    return np.where(labels == 3, 0, labels).astype(np.uint8), LESIONS, notes
 
 
 def drop_detached(mask: np.ndarray, lung: np.ndarray) -> int:
@@ -104,30 +76,40 @@ def assess(
     lobes: np.ndarray | None = None,
     regions: np.ndarray | None = None,
     uncertainty: np.ndarray | None = None,
-    classes: Sequence[str] = LESIONS,
+    classes: Sequence[str] = labels.LESIONS,
     found: bool = False,
+    origin: Literal["network", "named", "guessed"] = "network",
 ) -> Case:
     """Counts one scan's infection.
 
     Args:
       scan: as read; mask: uint8 [D, H, W] on its canonical grid, 0..2.
       lung: bool or integer, same shape; None takes the lobes, or finds it by morphology.
-      lobes, regions: the user's own maps 1..5 (or TotalSegmentator's 10..14) and 1..20; without
+      lobes, regions: the user's own maps, lobes by `labels.standard_lobes`, regions 1..20; without
         them 20 regions are cut by fixed rules.
       uncertainty: float, same shape, 0..1, only passed on.
       classes: what labels 1 and 2 are; with one class, shares per class are not known.
       found: the lung was found by morphology or a network, and may be something else.
+      origin: of the mask: a network, or a file whose labels somebody named, or nobody did; then
+        `labels.doubts` are warnings, or refused.
 
     Raises:
-      ValueError: no lung found, one that is too small for a chest, or maps of other shapes.
+      ValueError: no lung found, one that is too small for a chest, maps of other shapes, or labels
+        that cannot be what they should.
     """
     if mask.shape != scan.values.shape:
         raise ValueError(f"{scan.name}: mask of shape {mask.shape}, scan of {scan.values.shape}")
     pictures, notes, zones = scan.pictures(), list(scan.warnings), None
+    if lobes is not None and lobes.any():
+        lobes = labels.standard_lobes(lobes, scan.name)
+        notes += labels.check_lobes(lobes, scan.name, _middle(scan))
     if lung is None:
         found, lung = (True, lungs.segment(pictures)) if lobes is None else (False, lobes)
     if lung.shape != mask.shape:
         raise ValueError(f"{scan.name}: lung of shape {lung.shape}, mask of {mask.shape}")
+    if lung.dtype != bool:
+        lung, said = labels.lungs(lung, scan.name)
+        notes += said
     if not np.any(lung):
         raise ValueError(f"{scan.name}: no lung found; give its mask")
     if scan.kind != "labels":  # a map that stands in for its scan shows no body
@@ -136,17 +118,21 @@ def assess(
         except ValueError as error:
             raise ValueError(f"{scan.name}: {error}") from None
         notes += [f"{scan.name}: {doubt}" for doubt in doubts]
+    hu = scan.values if scan.is_hu else None
+    if origin != "network":
+        notes += _doubts(scan.name, mask, lung, hu, sure=origin == "named")
     if lobes is not None:
-        lobes = sides.unite(cuts.standard_lobes(lobes), mask)
+        lobes = sides.unite(labels.standard_lobes(lobes, scan.name), mask)
     if regions is None:
-        regions, zones = _cut(scan, lung > 0, mask, lobes, notes)
+        regions, zones = _cut(scan, lung, mask, lobes, notes)
     else:
+        labels.check_regions(regions, scan.name, _middle(scan))
         regions = sides.unite(regions, mask)
-    sick, hu = mask if len(classes) > 1 else mask > 0, scan.values if scan.is_hu else None
+    sick = mask if len(classes) > 1 else mask > 0
     maps = {"regions": regions, "lobes": lobes, "zones": zones, "hu": hu}
     tally = severity.count(sick, lung, **maps, spacing=scan.spacing)
-    mask, regions = (labels.astype(np.uint8, copy=False) for labels in (mask, regions))
-    inside, known = (lung > 0) | (mask > 0), tuple(classes)
+    mask, regions = (array.astype(np.uint8, copy=False) for array in (mask, regions))
+    inside, known = lung | (mask > 0), tuple(classes)
     return Case(scan.name, pictures, mask, inside, regions, tally, notes, uncertainty, known)
 
 
@@ -191,12 +177,36 @@ def _cut(
         left = np.isin(lobes, (cuts.LEFT_UPPER, cuts.LEFT_LOWER))
         halves = np.where(left, sides.LEFT, np.where(lobes > 0, sides.RIGHT, 0)).astype(np.uint8)
         return cuts.lobe_regions(lobes), cuts.zones(sides.unite(halves, mask))
-    if len(lung) > 1:
-        halves = sides.unite(sides.split(lung), mask)
-        return cuts.volume_regions(halves), cuts.zones(halves)
-    upright = scan.oriented or not sides.lies_on_side(lung[0])
+    upright = len(lung) > 1 or scan.oriented or not sides.lies_on_side(lung[0])
     if not upright:
         notes.append(f"{scan.name}: the lungs lie above each other; taken as transposed")
-    halves = sides.unite(sides.split(lung[0], upright=upright), mask[0])
-    turned = cuts.slice_regions(halves if upright else halves.T)
+    halves, only = sides.halves(lung, mask, _middle(scan, upright=upright), upright=upright)
+    if only is not None:
+        side, other = sides.NAMES[only], sides.NAMES[sides.RIGHT + sides.LEFT - only]
+        text = f"{scan.name}: only the {side} lung is there; the {other} one has no region"
+        n_sick, stray = int((mask > 0).sum()), int(((mask > 0) & (halves == 0)).sum())
+        notes.append(
+            f"{text}, nor has {100 * stray / n_sick:.0f} % of the infection" if stray else text
+        )
+    if len(lung) > 1:
+        return cuts.volume_regions(halves), cuts.zones(halves)
+    turned = cuts.slice_regions(halves[0] if upright else halves[0].T)
     return (turned if upright else turned.T)[None], None
+
+
+def _middle(scan: imaging.Scan, *, upright: bool = True) -> float:
+    """The column in the middle of the body, or a row; of the picture where no image is given."""
+    if scan.kind == "labels":
+        return (scan.values.shape[2 if upright else 1] - 1) / 2
+    return sides.body_middle(scan.pictures(), upright=upright)
+
+
+def _doubts(
+    name: str, mask: np.ndarray, lung: np.ndarray, hu: np.ndarray | None, *, sure: bool
+) -> list[str]:
+    """Warnings about a mask from a file, uint8 [D, H, W], in its lung, bool; as `labels.doubts`."""
+    notes, n_marked = labels.doubts(mask, lung, name, hu=hu, sure=sure), np.count_nonzero(mask)
+    if (apart := drop_detached(mask.copy(), lung)) >= 0.01 * n_marked > 0:
+        share = f"{100 * apart / n_marked:.0f} % of the marked pixels"
+        notes.append(f"{name}: {share} touch no lung, but count as lung")
+    return notes

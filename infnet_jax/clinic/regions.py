@@ -64,20 +64,6 @@ def zones(sides: np.ndarray) -> np.ndarray:
     return _cut(sides, ((RIGHT, 1, _cut_thirds, 1), (LEFT, 4, _cut_thirds, 1)))
 
 
-def standard_lobes(labels: np.ndarray) -> np.ndarray:
-    """A lobe map, any shape, as uint8 1..5, from lungmask's (1..5) or TotalSegmentator's (10..14).
-
-    Raises:
-      ValueError: any other label.
-    """
-    found = set(np.unique(labels).tolist()) - {0}
-    if found and found <= set(range(10, 15)):
-        return np.where(labels > 0, labels - 9, 0).astype(np.uint8)
-    if not found <= set(range(1, 6)):
-        raise ValueError(f"lobe labels {sorted(found)}: 1..5 (lungmask) or 10..14 expected")
-    return labels.astype(np.uint8)
-
-
 Rule = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 

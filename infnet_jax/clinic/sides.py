@@ -8,14 +8,89 @@ import numpy as np
 from scipy import ndimage
 
 RIGHT, LEFT = 1, 2
+NAMES = {RIGHT: "right", LEFT: "left"}
+STRAY = 0.02  # of the lungs: a side with less is no lung
+CROSSING = 0.1  # of the only lung: so much may lie beyond the middle of the body
 _SMALL = 256  # pixels of the longer side at which bridges between the lungs are looked for
 
 
-def split(lung: np.ndarray, *, upright: bool = True) -> np.ndarray:
+def halves(
+    lung: np.ndarray, mask: np.ndarray, middle: float, *, upright: bool = True
+) -> tuple[np.ndarray, int | None]:
+    """Tells the right lung from the left, and gives infection beside them to the nearest.
+
+    Where all lung lies on one side of the body, the other side has none, and infection there has
+    no side: how large its lung is, nobody knows.
+
+    Args:
+      lung, mask: bool or integer, > 0 inside, [D, H, W].
+      middle: of the body, a column (a row if not `upright`); upright: as in `split`.
+
+    Returns:
+      uint8 [D, H, W] as `split`, and the side that is all there is, or None.
+    """
+    if not upright:
+        turned, only = halves(np.swapaxes(lung, 1, 2), np.swapaxes(mask, 1, 2), middle)
+        return np.swapaxes(turned, 1, 2), only
+    inside, infected = lung > 0, mask > 0
+    if CROSSING < _share_before(inside, middle) < 1 - CROSSING:
+        return unite(split(inside), infected), None
+    only = only_side(inside, middle)
+    if only is None:  # a small lung beside a large one
+        return unite(split(inside, middle=middle), infected), None
+    before = np.arange(lung.shape[2]) <= middle
+    own = infected & (before if only == RIGHT else ~before)
+    return unite(np.where(inside, only, 0).astype(np.uint8), own), only
+
+
+def only_side(lung: np.ndarray, middle: float) -> int | None:
+    """The side on which all lung lies, bool [D, H, W], or None.
+
+    By columns, and by pieces of slices: the only lung may grow over the middle of the body, and a
+    shrunken one is a piece of its own.
+    """
+    right, total, share = 0, np.count_nonzero(lung), _share_before(lung, middle)
+    if CROSSING < share < 1 - CROSSING:
+        return None
+    side = RIGHT if share > 0.5 else LEFT
+    for one in lung:
+        if one.any():
+            _, _, stats, centres = cv2.connectedComponentsWithStats(one.astype(np.uint8))
+            right += int(stats[1:, cv2.CC_STAT_AREA][centres[1:, 0] <= middle].sum())
+    across = 1 - right / total if side == RIGHT else right / total
+    return side if across < STRAY else None
+
+
+def _share_before(lung: np.ndarray, middle: float) -> float:
+    """The share of the lung, bool [D, H, W], in the columns up to the middle; of none one half."""
+    columns = np.count_nonzero(lung, axis=(0, 1))
+    return float(columns[: int(middle) + 1].sum() / columns.sum()) if columns.any() else 0.5
+
+
+def body_middle(pictures: np.ndarray, *, upright: bool = True) -> float:
+    """The column in the middle of the body (row if not upright) of uint8 pictures [D, H, W].
+
+    It is halfway between the ends of the largest bright part, whatever lies inside it; in the
+    middle of the picture where there is none.
+    """
+    if not upright:
+        return body_middle(np.swapaxes(pictures, 1, 2))
+    found = []
+    for i in np.unique(np.linspace(0, len(pictures) - 1, 15).astype(int)):
+        _, bright = cv2.threshold(pictures[i], 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
+        labels, areas = components(bright)
+        if areas.any():
+            columns = np.flatnonzero((labels == areas.argmax()).any(0))
+            found.append((columns[0] + columns[-1]) / 2)
+    return float(np.median(found)) if found else (pictures.shape[2] - 1) / 2
+
+
+def split(lung: np.ndarray, *, upright: bool = True, middle: float | None = None) -> np.ndarray:
     """Tells the right lung from the left, each slice on its own, in the middle of all lungs.
 
     Args:
       lung: bool or integer, > 0 inside, [H, W] or [D, H, W].
+      middle: the column between the lungs, if known.
       upright: columns run from the patient's right to the left; if not, rows do.
 
     Returns:
@@ -23,9 +98,10 @@ def split(lung: np.ndarray, *, upright: bool = True) -> np.ndarray:
     """
     inside = lung > 0
     if not upright:
-        return np.swapaxes(split(np.swapaxes(inside, -1, -2)), -1, -2)
-    columns = np.flatnonzero(inside.reshape(-1, inside.shape[-1]).any(0))
-    middle = float(columns[0] + columns[-1]) / 2 if columns.size else inside.shape[-1] / 2
+        return np.swapaxes(split(np.swapaxes(inside, -1, -2), middle=middle), -1, -2)
+    if middle is None:
+        columns = np.flatnonzero(inside.reshape(-1, inside.shape[-1]).any(0))
+        middle = float(columns[0] + columns[-1]) / 2 if columns.size else inside.shape[-1] / 2
     out = np.zeros(inside.shape, np.uint8)
     for i in np.ndindex(inside.shape[:-2]):  # the one slice, or those of a volume
         out[i] = _split_slice(inside[i], middle)

@@ -71,7 +71,8 @@ def evaluate(
     if out_of_fold:
         result["cross_validated"] = folds.cross_validated(out_of_fold, chosen)
     if jax.process_index() == 0:
-        _write_pictures(plan.workdir / "masks", cases, map(pictures.encode_mask, masks))
+        encoded = (pictures.encode_mask(mask, chosen) for mask in masks)
+        _write_pictures(plan.workdir / "masks", cases, encoded)
         write_csv(plan.workdir / "evaluation.csv", rows)
         write_json(plan.workdir / "evaluation.json", result)
     return result

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from infnet_jax import verbs
-from infnet_jax.clinic import case, imaging
+from infnet_jax.clinic import case, imaging, labels
 from infnet_jax.data import sources
 from infnet_jax.verbs import inputs
 
@@ -68,10 +68,16 @@ def predicted(slices: Iterable[Slice], network: "verbs.Predictor") -> Iterator[M
 
 
 def given(slices: Iterable[Slice], folder: Path) -> Iterator[Masked]:
-    """Yields slices with their mask in a folder; ValueError: none, other size, unknown labels."""
+    """Yields slices with the mask of their name in a folder.
+
+    ValueError if there is none, it is of another size, or has unknown labels or those of lungs.
+    """
     mask_of = verbs.given_maps(folder, "masks")
     for one in slices:
-        yield one, case.infection(mask_of(one.scan), one.name)[0][0] > 0
+        mask = labels.infection(mask_of(one.scan), one.name)[0]
+        if one.lung is not None:
+            labels.doubts(mask, one.lung[None], one.name, hu=None, sure=False)
+        yield one, mask[0] > 0
 
 
 def inside_lung(
@@ -119,7 +125,9 @@ def _folder(folder: Path) -> Iterator[Slice]:
         name, scan = source.name, imaging.read(source)
         maps = {kind: reader(scan) for kind, reader in readers.items()}
         if "label" in maps:
-            maps["label"] = case.infection(maps["label"], name)[0]
+            maps["label"] = labels.infection(maps["label"], name)[0]
+            if "lung" in maps:
+                labels.doubts(maps["label"], maps["lung"] > 0, name, hu=None, sure=False)
         for i in range(len(scan.values)):
             own = name if len(scan.values) == 1 else f"{name}/{i + 1}"
             mask, lung = (maps[k][i] > 0 if k in maps else None for k in ("label", "lung"))

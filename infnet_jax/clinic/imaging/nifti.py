@@ -8,7 +8,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from infnet_jax.clinic.imaging import grids
+from infnet_jax.clinic.imaging import classes, grids
 from infnet_jax.clinic.imaging.scan import MaskInfo, Scan, finish, plain_values
 from tfds_builders import nifti as files
 
@@ -46,8 +46,8 @@ def read_labels(path: Path) -> grids.Labels:
 def write_mask(path: Path, scan: Scan, array: np.ndarray, info: MaskInfo) -> None:
     """Writes a mask, uint8 on the grid of the scan's file, compressed, with the scan's affine.
 
-    Only geometry is taken from the scan's header: its free texts may name a patient. `info` is
-    not used: NIfTI has no place for it.
+    Only geometry is taken from the scan's header: its free texts may name a patient. The
+    description says what the labels are.
     """
     image, like = nib.Nifti1Image(array, scan.affine), scan.origin
     if isinstance(like, nib.Nifti1Header):
@@ -64,6 +64,7 @@ def write_mask(path: Path, scan: Scan, array: np.ndarray, info: MaskInfo) -> Non
             image = nib.Nifti1Image(array, None, image.header)
             image.header.set_zooms(like.get_zooms()[: array.ndim])
         image.update_header()
+    image.header["descrip"] = classes.of_header(info.classes)
     path.write_bytes(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
 
 

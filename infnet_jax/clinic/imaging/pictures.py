@@ -1,14 +1,15 @@
 """PNG and JPG slices in, palette PNG masks out."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
-from infnet_jax.clinic.imaging import grids
+from infnet_jax.clinic.imaging import classes, grids
 from infnet_jax.clinic.imaging.scan import MaskInfo, Scan, finish, plain_values
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
@@ -49,6 +50,7 @@ def read_labels(path: Path) -> grids.Labels:
         with Image.open(path) as picture:
             plain = picture.mode in ("P", "L", "1", "I", "I;16")
             labels = np.array(picture if plain else picture.convert("L"))
+            _check_palette(path, picture, labels)
     except (OSError, UnidentifiedImageError, SyntaxError) as error:
         raise ValueError(f"{path}: no readable mask picture ({error})") from None
     if labels.max(initial=0) > 255:
@@ -57,12 +59,27 @@ def read_labels(path: Path) -> grids.Labels:
 
 
 def write_mask(path: Path, scan: Scan, array: np.ndarray, info: MaskInfo) -> None:
-    """Writes a mask, uint8 [H, W], as `encode_mask` does; a PNG needs no scan and no info."""
-    path.write_bytes(encode_mask(array))
+    """Writes a mask, uint8 [H, W], as `encode_mask` does; a PNG needs no scan."""
+    path.write_bytes(encode_mask(array, info.classes))
 
 
-def encode_mask(mask: np.ndarray) -> bytes:
+def _check_palette(path: Path, picture: Image.Image, labels: np.ndarray) -> None:
+    """Refuses indices of one label whose 0 is white: either could be the background."""
+    used = np.unique(labels).tolist()
+    if picture.mode == "P" and len(used) == 2 and used[1] < 255:
+        colours = np.reshape(picture.getpalette("RGB") or [0] * 768, (-1, 3))[used]
+        if np.ptp(colours, axis=1).max() == 0 and colours[0, 0] > colours[1, 0]:
+            raise ValueError(
+                f"{path}: label {used[0]} is shown white and {used[1]} black, so the marked one is "
+                "not known; save it as grey levels, with 255 where it is marked"
+            )
+
+
+def encode_mask(mask: np.ndarray, codes: Iterable[str] = ()) -> bytes:
     """A palette PNG of a mask, integer [H, W]: index 1 red, 2 green, 3 yellow.
+
+    Args:
+      mask: the labels; codes: what 1, 2, ... are, for whoever reads the file.
 
     Raises:
       ValueError: a label above 3, which the small palette would cut off in silence.
@@ -72,5 +89,8 @@ def encode_mask(mask: np.ndarray) -> bytes:
     picture = Image.fromarray(mask.astype(np.uint8))
     picture.putpalette(PALETTE)
     out = io.BytesIO()
-    picture.save(out, format="PNG")
+    chunks = PngInfo()
+    if codes := tuple(codes):
+        chunks.add_text(classes.KEY, classes.text(codes))
+    picture.save(out, format="PNG", pnginfo=chunks)
     return out.getvalue()
