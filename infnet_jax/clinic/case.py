@@ -112,25 +112,21 @@ def assess(
         notes += said
     if not np.any(lung):
         raise ValueError(f"{scan.name}: no lung found; give its mask")
-    if scan.kind != "labels":  # a map that stands in for its scan shows no body
-        try:
-            doubts = plausible.doubts(pictures, lung > 0, scan.spacing, given=not found)
-        except ValueError as error:
-            raise ValueError(f"{scan.name}: {error}") from None
-        notes += [f"{scan.name}: {doubt}" for doubt in doubts]
     hu = scan.values if scan.is_hu else None
+    notes += _doubts_of_lung(scan, lung, given=not found)
     if origin != "network":
         notes += _doubts(scan.name, mask, lung, hu, sure=origin == "named")
     if lobes is not None:
-        lobes = sides.unite(labels.standard_lobes(lobes, scan.name), mask)
+        lobes = sides.unite(lobes, mask)
     if regions is None:
         regions, zones = _cut(scan, lung, mask, lobes, notes)
     else:
         labels.check_regions(regions, scan.name, _middle(scan))
         regions = sides.unite(regions, mask)
-    sick = mask if len(classes) > 1 else mask > 0
     maps = {"regions": regions, "lobes": lobes, "zones": zones, "hu": hu}
-    tally = severity.count(sick, lung, **maps, spacing=scan.spacing)
+    tally = severity.count(
+        mask if len(classes) > 1 else mask > 0, lung, **maps, spacing=scan.spacing
+    )
     mask, regions = (array.astype(np.uint8, copy=False) for array in (mask, regions))
     inside, known = lung | (mask > 0), tuple(classes)
     return Case(scan.name, pictures, mask, inside, regions, tally, notes, uncertainty, known)
@@ -199,6 +195,17 @@ def _middle(scan: imaging.Scan, *, upright: bool = True) -> float:
     if scan.kind == "labels":
         return (scan.values.shape[2 if upright else 1] - 1) / 2
     return sides.body_middle(scan.pictures(), upright=upright)
+
+
+def _doubts_of_lung(scan: imaging.Scan, lung: np.ndarray, *, given: bool) -> list[str]:
+    """`plausible.doubts` with the scan's name; a map that stands in for its scan shows no body."""
+    if scan.kind == "labels":
+        return []
+    try:
+        doubts = plausible.doubts(scan.pictures(), lung, scan.spacing, given=given)
+    except ValueError as error:
+        raise ValueError(f"{scan.name}: {error}") from None
+    return [f"{scan.name}: {doubt}" for doubt in doubts]
 
 
 def _doubts(
