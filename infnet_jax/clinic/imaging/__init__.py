@@ -2,38 +2,18 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from infnet_jax.clinic.imaging import dicom, grids, nifti, pictures, series
+from infnet_jax.clinic.imaging import dicom, grids, series
+from infnet_jax.clinic.imaging.formats import FORMATS
 from infnet_jax.clinic.imaging.scan import Grid, MaskInfo, NoMask, Scan
 from infnet_jax.files import whole
 
 NAMES = {"infection": "Infection", "ggo": "Ground-glass opacity", "consolidation": "Consolidation"}
-
-
-class Format(NamedTuple):
-    """A kind of scan: how its files are read, and how masks of it are read and written."""
-
-    suffixes: tuple[str, ...]  # of its files, in lower case
-    # From the file and the name of a scan; of DICOM from its slices, its name and its place.
-    read: Callable[..., Scan]
-    read_labels: Callable[[Path], grids.Labels] | None  # of one file
-    # By suffix: writes a mask on the grid of the scan's file to a path; `NoMask` if it cannot.
-    writers: Mapping[str, Callable[[Path, Scan, np.ndarray, MaskInfo], None]]
-
-
-_OF_SERIES = {".nii.gz": nifti.write_mask, ".dcm": dicom.write_mask}
-FORMATS = {
-    "picture": Format(
-        pictures.SUFFIXES, pictures.read, pictures.read_labels, {".png": pictures.write_mask}
-    ),
-    "nifti": Format(nifti.SUFFIXES, nifti.read, nifti.read_labels, {".nii.gz": nifti.write_mask}),
-    "dicom": Format(series.SUFFIXES, dicom.read, None, _OF_SERIES),
-}
 
 
 class Found(NamedTuple):
