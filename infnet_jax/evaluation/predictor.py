@@ -236,9 +236,9 @@ class Predictor:
         """Yields what the networks find, slice by slice; any number of slices, few in memory.
 
         Slices are uint8 [H, W] in the lung window, upright as a radiologist sees them; sizes may
-        differ.
+        differ. ValueError for other numbers, such as HU, and other shapes.
         """
-        waiting = iter(slices)
+        waiting = map(_checked, slices)
         while batch := list(itertools.islice(waiting, self._batch_size)):
             yield from self._predict(batch)
 
@@ -275,6 +275,17 @@ class Predictor:
             return means[0], within[0]
         variance = np.mean([0.0 if sd is None else sd**2 for sd in within], axis=0)
         return means.mean(0), np.sqrt(variance + means[..., 0].var(0))
+
+
+def _checked(picture: np.ndarray) -> np.ndarray:
+    """A slice as the networks know them; HU would be nonsense to them, without a word."""
+    if getattr(picture, "dtype", None) != np.uint8 or picture.ndim != 2:
+        what = f"{picture.dtype} {picture.shape}" if hasattr(picture, "dtype") else type(picture)
+        raise ValueError(
+            f"a slice is {what}; uint8 [H, W] in the lung window expected (HU from -1350 to 150 as "
+            "0 to 255: the `pictures()` of a scan that `clinic.imaging.read` returns)"
+        )
+    return picture
 
 
 def _identity(plan: Plan, ensemble: Sequence[Weights]) -> dict[str, str]:
