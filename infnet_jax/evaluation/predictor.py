@@ -278,13 +278,9 @@ class Predictor:
 
 
 def _checked(picture: np.ndarray) -> np.ndarray:
-    """A slice as the networks know them; HU would be nonsense to them, without a word."""
-    if getattr(picture, "dtype", None) != np.uint8 or picture.ndim != 2:
-        what = f"{picture.dtype} {picture.shape}" if hasattr(picture, "dtype") else type(picture)
-        raise ValueError(
-            f"a slice is {what}; uint8 [H, W] in the lung window expected (HU from -1350 to 150 as "
-            "0 to 255: the `pictures()` of a scan that `clinic.imaging.read` returns)"
-        )
+    if picture.dtype != np.uint8 or picture.ndim != 2:  # HU would give nonsense without a word
+        said = f"a slice of {picture.dtype} {picture.shape}"
+        raise ValueError(f"{said}; uint8 [H, W] in the lung window expected, as Scan.picture gives")
     return picture
 
 
