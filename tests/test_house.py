@@ -47,6 +47,7 @@ COMPILES = {"loop", "study", "predictor", "parity", "bench"}
 READS_BUILDERS = {
     "infnet_jax/config.py",
     "infnet_jax/clinic/imaging/nifti.py",  # one decoder of files for builders and clinic
+    "infnet_jax/clinic/imaging/pictures.py",
 }
 
 

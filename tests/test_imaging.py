@@ -143,7 +143,7 @@ def test_label_pictures_of_every_mode(tmp_path):
     with pytest.raises(ValueError, match="deep.png: label 300"):
         imaging.read_labels(tmp_path / "deep.png")
     (tmp_path / "bad.png").write_bytes(b"x")
-    with pytest.raises(ValueError, match="bad.png: no readable mask"):
+    with pytest.raises(ValueError, match="bad.png: not a readable picture"):
         imaging.read_labels(tmp_path / "bad.png")
 
 
@@ -187,7 +187,7 @@ BAD = [  # words of the line, and what writes such a file
     ("not a readable NIfTI", lambda p: _written(p / "a.nii", b"hello")),
     ("a colour picture", lambda p: _picture(p / "a.png", PHOTO)),
     ("not look like a chest CT", lambda p: _picture(p / "a.png", _film())),
-    ("no readable picture", lambda p: _written(p / "a.png", b"\x89PNG nothing")),
+    ("not a readable picture", lambda p: _written(p / "a.png", b"\x89PNG nothing")),
 ]
 
 

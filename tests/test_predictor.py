@@ -111,6 +111,14 @@ def test_a_network_that_is_missing(folds, tmp_path):
         Predictor.load(tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    "slices", [np.zeros((1, 8, 8), np.int16), np.zeros((1, 8, 8, 3), np.uint8)]
+)
+def test_a_slice_that_is_none_in_the_lung_window_is_refused(slices, folds):
+    with pytest.raises(ValueError, match=r"a slice of .*; uint8 \[H, W\] in the lung window"):
+        next(predictor_of(folds)(slices))
+
+
 def test_the_wrong_organ_is_refused(folds):
     with pytest.raises(ValueError, match=r"that run finds infection; give a run of configs/lung"):
         Predictor.load(folds.workdir, lungs=True)

@@ -57,7 +57,12 @@ def decode_labels(data: bytes, name: object) -> np.ndarray:
     return _decode(data, name, labels)
 
 
-def _decode(data: bytes, name: object, convert: Callable[[Image.Image], object]) -> np.ndarray:
+def opened(data: bytes, name: object) -> Image.Image:
+    """Decodes a picture of any mode with Pillow; of a PNG the checksums are compared.
+
+    Raises:
+      ValueError: empty, damaged, no picture, or more than MAX_PIXELS; starts with the name.
+    """
     if not data:
         raise ValueError(f"{name}: the file is empty (0 bytes); copy it again")
     try:
@@ -77,6 +82,11 @@ def _decode(data: bytes, name: object, convert: Callable[[Image.Image], object])
         raise ValueError(f"{name}: not a readable picture ({reason}); copy it again") from error
     if width * height > MAX_PIXELS:
         raise ValueError(f"{name}: declares {width} x {height} pixels; at most {MAX_PIXELS} pass")
+    return picture
+
+
+def _decode(data: bytes, name: object, convert: Callable[[Image.Image], object]) -> np.ndarray:
+    picture = opened(data, name)
     if picture.mode.startswith(("I", "F")):
         raise ValueError(f"{name}: expected an 8-bit picture, got mode {picture.mode}")
     try:

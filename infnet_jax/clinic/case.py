@@ -90,8 +90,7 @@ def assess(
       uncertainty: float, same shape, 0..1, only passed on.
       classes: what labels 1 and 2 are; with one class, shares per class are not known.
       found: the lung was found by morphology or a network, and may be something else.
-      origin: of the mask: a network, or a file whose labels somebody named, or nobody did; then
-        `labels.doubts` are warnings, or refused.
+      origin: of the mask: a network, or a file whose labels are named or not (`labels.doubts`).
 
     Raises:
       ValueError: no lung found, one that is too small for a chest, maps of other shapes, or labels
@@ -124,11 +123,10 @@ def assess(
         labels.check_regions(regions, scan.name, _middle(scan))
         regions = sides.unite(regions, mask)
     maps = {"regions": regions, "lobes": lobes, "zones": zones, "hu": hu}
-    tally = severity.count(
-        mask if len(classes) > 1 else mask > 0, lung, **maps, spacing=scan.spacing
-    )
+    sick, known = mask if len(classes) > 1 else mask > 0, tuple(classes)
+    tally = severity.count(sick, lung, **maps, spacing=scan.spacing)
     mask, regions = (array.astype(np.uint8, copy=False) for array in (mask, regions))
-    inside, known = lung | (mask > 0), tuple(classes)
+    inside = lung | (mask > 0)
     return Case(scan.name, pictures, mask, inside, regions, tally, notes, uncertainty, known)
 
 

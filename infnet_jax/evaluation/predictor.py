@@ -205,9 +205,14 @@ class Predictor:
     def __call__(self, slices: Iterable[np.ndarray]) -> Iterator[Prediction]:
         """Yields what the networks find, slice by slice; any number of slices, few in memory.
 
+<<<<<<< HEAD
         Slices are uint8 [H, W] of any sizes, in the lung window, upright as a radiologist sees.
+=======
+        Slices are uint8 [H, W] in the lung window, upright as a radiologist sees them; sizes may
+        differ. ValueError for other numbers, such as HU, and other shapes.
+>>>>>>> r5-p2
         """
-        waiting = iter(slices)
+        waiting = map(_checked, slices)
         while batch := list(itertools.islice(waiting, self._batch_size)):
             yield from self._predict(batch)
 
@@ -218,12 +223,17 @@ class Predictor:
             # As in training: priors are stored in eight bits, at the single-class network's size.
             batch["prior"] = self._stack(list(np.round(255 * maps[..., 0]).astype(np.uint8)))
         probs, spread = self._run(batch)
-        for i, picture in enumerate(pictures):
-            size = picture.shape[::-1]
+        for i, size in enumerate(picture.shape[::-1] for picture in pictures):
             full = cv2.resize(probs[i], size, interpolation=cv2.INTER_LINEAR)
+<<<<<<< HEAD
             full = full.reshape(*picture.shape, -1)  # cv2 drops a single channel
             sd = None if spread is None else cv2.resize(spread[i], size)
             yield Prediction(mark(full, self.thresholds), full, sd)
+=======
+            full = full.reshape(*size[::-1], -1)  # cv2 drops a single channel
+            unsure = None if spread is None else cv2.resize(spread[i], size)
+            yield Prediction(mark(full, self.thresholds), full, unsure)
+>>>>>>> r5-p2
 
     def _stack(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         """Slices resized as in training, filled up to the compiled batch: uint8 [B, S, S, 1]."""
@@ -246,13 +256,18 @@ class Predictor:
         return means.mean(0), np.sqrt(variance + means[..., 0].var(0))
 
 
+def _checked(picture: np.ndarray) -> np.ndarray:
+    if picture.dtype != np.uint8 or picture.ndim != 2:  # HU would give nonsense without a word
+        raise ValueError(f"a slice of {picture.dtype}; uint8 [H, W] in the lung window expected")
+    return picture
+
+
 def _identity(plan: Plan, ensemble: Sequence[Weights]) -> dict[str, str]:
     """What a report says of the networks; of their weights 12 hex digits of a sha256 over all."""
-    digest = hashlib.sha256()
+    side, sizes, digest = plan.final.section.size, len(plan.views["scales"]), hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(ensemble):
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.ascontiguousarray(leaf).tobytes())
-    side, sizes = plan.final.section.size, len(plan.views["scales"])
     several = f", mean of {len(ensemble)} networks" if len(ensemble) > 1 else ""
     said = "8 flips and quarter turns" if plan.views["tta"] else "1"
     return {

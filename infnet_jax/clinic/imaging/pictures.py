@@ -6,46 +6,101 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+<<<<<<< HEAD
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
+=======
+from PIL import Image
+>>>>>>> r5-p2
 
 from infnet_jax.clinic.imaging import classes, grids
 from infnet_jax.clinic.imaging.scan import MaskInfo, Scan, finish, plain_values
+from tfds_builders import pictures as files
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 # Black, and the colours of the public multi-class masks: they look like a picture anywhere.
 PALETTE = (0, 0, 0, 255, 64, 64, 64, 208, 96, 255, 208, 64)
+MAX_BYTES = 2**29  # of a file; nothing that may pass is as large
+_EXIF = 274  # the tag of EXIF and TIFF that says how a viewer turns the picture
 
 
-def read(files: Sequence[Path], name: str) -> Scan:
+def read(paths: Sequence[Path], name: str) -> Scan:
     """Reads one 8-bit or 16-bit grey slice as a scan [1, H, W] in radiological display.
 
+    A picture is turned as its EXIF says, as in viewers.
+
     Raises:
-      ValueError: unreadable, colourful, constant, or not like a CT slice; names the file.
+      ValueError: unreadable, of a wrong checksum, too large, animated, colourful, constant, or not
+        like a CT slice; names the file.
     """
-    path = files[0]
-    data = np.fromfile(path, np.uint8)
-    array = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    path = paths[0]
+    checked, data = _opened(path)
+    array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None:
-        raise ValueError(f"{path}: no readable picture (damaged, or not {', '.join(SUFFIXES)})")
+        raise ValueError(f"{path}: not a readable picture (not {', '.join(SUFFIXES)} inside)")
     if array.dtype not in (np.uint8, np.uint16):
         raise ValueError(f"{path}: pixels of type {array.dtype}; 8-bit or 16-bit expected")
     if array.ndim == 3:
-        array = array[..., :3]  # without transparency
-        spread = array.max(-1).astype(int) - array.min(-1)
-        # Coloured marks on a grey slice are common; a coloured picture is something else.
-        if (spread > 24).mean() > 0.05:
-            raise ValueError(f"{path}: a colour picture (a photo?); grey CT slices expected")
-        array = cv2.cvtColor(array, cv2.COLOR_BGR2GRAY)
-    return finish(name, "picture", plain_values(array), str(path))
+        array = grey(array[..., 2::-1] if array.shape[2] > 2 else array[..., :1], path)
+    turn = orientation(checked)
+    scan = finish(name, "picture", turned(plain_values(array), turn), str(path))
+    scan.warnings += [f"{name}: {note}" for note in doubts(scan, array.dtype, turn)]
+    return scan
+
+
+def doubts(scan: Scan, dtype: np.dtype, turn: int) -> list[str]:
+    """What a page or a picture of this type leaves in doubt, a line each."""
+    notes = []
+    if turn != 1:
+        notes.append(f"turned as its EXIF orientation {turn} says; so is its mask")
+    if not scan.is_hu and dtype != np.uint8 and scan.values.dtype != np.uint8:
+        span = f"values {scan.values.min():g} to {scan.values.max():g}"
+        notes.append(f"{span} cannot be HU; taken as a picture in a lung window")
+    return notes
+
+
+def grey(array: np.ndarray, path: Path) -> np.ndarray:
+    """The grey levels, [H, W], of channels [H, W, C] that are red, green, blue, or one.
+
+    Raises:
+      ValueError: a picture in colours; names the file.
+    """
+    if array.shape[2] == 1:
+        return array[..., 0]
+    spread = array.max(-1).astype(int) - array.min(-1)
+    # Coloured marks on a grey slice are common; a coloured picture is something else.
+    if (spread > 24).mean() > 0.05:
+        raise ValueError(f"{path}: a colour picture (a photo?); grey CT slices expected")
+    return cv2.cvtColor(np.ascontiguousarray(array), cv2.COLOR_RGB2GRAY)
+
+
+def orientation(picture: Image.Image) -> int:
+    """The EXIF orientation of a picture, 1 to 8; 1, as stored, where none can be read."""
+    try:
+        found = int(picture.getexif().get(_EXIF, 1))
+    except Exception:  # damaged metadata raise nearly anything, and turn nothing in viewers
+        return 1
+    return found if 1 <= found <= 8 else 1
+
+
+def turned(array: np.ndarray, orientation: int) -> np.ndarray:
+    """An array [H, W] as viewers show it by an EXIF orientation."""
+    if orientation in (5, 6, 7, 8):
+        array = array.T
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    return np.ascontiguousarray(array)
 
 
 def read_labels(path: Path) -> grids.Labels:
     """Labels of a mask picture, uint8 [1, H, W] (palette indices or grey levels).
 
     Raises:
-      ValueError: unreadable, or a label above 255; names the file.
+      ValueError: unreadable, of a wrong checksum, in colours, or a label above 255; names the file.
     """
+<<<<<<< HEAD
     try:
         with Image.open(path) as picture:
             plain = picture.mode in ("P", "L", "1", "I", "I;16")
@@ -56,6 +111,39 @@ def read_labels(path: Path) -> grids.Labels:
     if labels.max(initial=0) > 255:
         raise ValueError(f"{path}: label {labels.max()}; 0 to 255 expected (is it a scan?)")
     return grids.Labels(labels.astype(np.uint8)[None])
+=======
+    picture, _ = _opened(path)
+    labels = turned(label_levels(picture, path), orientation(picture))
+    return grids.Labels(labels[None])
+
+
+def label_levels(picture: Image.Image, path: Path) -> np.ndarray:
+    """Palette indices or grey levels, uint8 [H, W]; errors as of `read_labels`."""
+    labels = np.array(picture)
+    if labels.ndim == 3:
+        colours = labels[..., : labels.shape[2] - (picture.mode in ("LA", "RGBA"))]
+        if (colours != colours[..., :1]).any():
+            reason = f"colours ({picture.mode}) where labels should be"
+            raise ValueError(f"{path}: {reason}; save grey levels or a palette")
+        labels = colours[..., 0]
+    if labels.max(initial=0) > 255 or labels.min(initial=0) < 0:
+        worst = labels.max() if labels.max() > 255 else labels.min()
+        raise ValueError(f"{path}: label {worst}; 0 to 255 expected (is it a scan?)")
+    if labels.dtype.kind == "f" and not np.array_equal(labels, np.round(labels)):
+        raise ValueError(f"{path}: not a label map (whole numbers from 0 to 255 expected)")
+    return labels.astype(np.uint8)
+
+
+def _opened(path: Path) -> tuple[Image.Image, bytes]:
+    """A picture that is whole, and its bytes."""
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise ValueError(f"{path}: a file of {size} bytes; at most {MAX_BYTES} pass")
+    data = path.read_bytes()
+    picture = files.opened(data, path)
+    if (n := getattr(picture, "n_frames", 1)) > 1 and picture.format != "MPO":
+        raise ValueError(f"{path}: holds {n} pictures; one slice a file, or a TIFF stack, expected")
+    return picture, data
+>>>>>>> r5-p2
 
 
 def write_mask(path: Path, scan: Scan, array: np.ndarray, info: MaskInfo) -> None:

@@ -150,7 +150,7 @@ def finish(
     if inverted and not hu:
         top = 255 if array.dtype == np.uint8 else int(array.max())
         array = (top - array.astype(np.float32)).astype(array.dtype)
-        notes.append(f"{name}: black and white are exchanged (MONOCHROME1); turned")
+        notes.append(f"{name}: black and white are exchanged (white is zero); turned")
     values = grid.canonical(array)
     scan = Scan(name, kind, values, hu, oriented, spacing, grid, origin, notes, affine)
     some = sorted({int(i) for i in np.linspace(0, len(values) - 1, 7)})
