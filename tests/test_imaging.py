@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from infnet_jax.clinic import imaging
+from infnet_jax.clinic.imaging.hounsfield import to_hu
 
 SIZE = 40
 FLAT = np.diag([-0.7, -0.7, 2.5, 1])  # an affine without a turn
@@ -263,3 +264,14 @@ def test_names_are_unique_and_end_at_the_common_folder(tmp_path):
     names = [source.name for source in imaging.find([tmp_path / "in"])]
     assert len(set(names)) == 5 and {"a_jpg", "a_2", "sub_b_c"} <= set(names)
     assert not any(part in name for part in tmp_path.parts[1:] for name in names)
+
+
+@pytest.mark.parametrize("offset", [1024, 1000, 32768])
+def test_a_constant_added_to_hu_is_found(offset):
+    """By the peak of air; the lowest number may be padding, or all the air there is."""
+    rng, hu = np.random.default_rng(0), _chest().astype(np.int32)
+    noisy = np.where(hu < -900, -1000 + rng.integers(-9, 9, hu.shape), hu)
+    for values in (hu, noisy, np.where(np.arange(hu.shape[-1]) < 2, -1024, noisy)):
+        found, is_hu, notes = to_hu(values + offset)
+        assert is_hu and f"HU + {offset}" in notes[0]
+        np.testing.assert_array_equal(found, values)

@@ -205,12 +205,8 @@ class Predictor:
     def __call__(self, slices: Iterable[np.ndarray]) -> Iterator[Prediction]:
         """Yields what the networks find, slice by slice; any number of slices, few in memory.
 
-<<<<<<< HEAD
-        Slices are uint8 [H, W] of any sizes, in the lung window, upright as a radiologist sees.
-=======
         Slices are uint8 [H, W] in the lung window, upright as a radiologist sees them; sizes may
         differ. ValueError for other numbers, such as HU, and other shapes.
->>>>>>> r5-p2
         """
         waiting = map(_checked, slices)
         while batch := list(itertools.islice(waiting, self._batch_size)):
@@ -225,15 +221,9 @@ class Predictor:
         probs, spread = self._run(batch)
         for i, size in enumerate(picture.shape[::-1] for picture in pictures):
             full = cv2.resize(probs[i], size, interpolation=cv2.INTER_LINEAR)
-<<<<<<< HEAD
-            full = full.reshape(*picture.shape, -1)  # cv2 drops a single channel
-            sd = None if spread is None else cv2.resize(spread[i], size)
-            yield Prediction(mark(full, self.thresholds), full, sd)
-=======
             full = full.reshape(*size[::-1], -1)  # cv2 drops a single channel
             unsure = None if spread is None else cv2.resize(spread[i], size)
             yield Prediction(mark(full, self.thresholds), full, unsure)
->>>>>>> r5-p2
 
     def _stack(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         """Slices resized as in training, filled up to the compiled batch: uint8 [B, S, S, 1]."""

@@ -66,10 +66,8 @@ def run(options: argparse.Namespace) -> int:
             raise ValueError(f"{path}: DICOM masks are not read; export them as NIfTI")
         image = found.pop("images", None)
         read = functools.partial(imaging.read_labels, resample=options.resample)
-        if image:
-            scan = imaging.read(image, not_hu=options.not_hu)
-        else:
-            scan = imaging.scan_of_labels(path, source.name)
+        shown = functools.partial(imaging.scan_of_labels, path, source.name)
+        scan = imaging.read(image, not_hu=options.not_hu) if image else shown()
         scan.name = source.name  # a single image need not bear it
         array, meaning = read(path, scan), named or _own_words(path)
         others = held() if meaning is None and array.max(initial=0) <= 1 else ()

@@ -1,23 +1,12 @@
 """Pictures and volumes in, masks out, on the same grid. Knows nothing of networks."""
 
-<<<<<<< HEAD
 from collections.abc import Sequence
-=======
-import os
-from collections import Counter
-from collections.abc import Iterable, Sequence
->>>>>>> r5-p2
 from pathlib import Path
 
 import numpy as np
 
-<<<<<<< HEAD
 from infnet_jax.clinic.imaging import dicom, grids, wall
 from infnet_jax.clinic.imaging.formats import FORMATS, kind_of
-=======
-from infnet_jax.clinic.imaging import dicom, grids, series
-from infnet_jax.clinic.imaging.formats import FORMATS
->>>>>>> r5-p2
 from infnet_jax.clinic.imaging.scan import Grid, MaskInfo, NoMask, Scan
 from infnet_jax.clinic.imaging.sources import Source, by_name, find, partner
 from infnet_jax.files import whole
@@ -27,78 +16,6 @@ __all__ += ["scan_of_labels", "scan_of_picture", "write_mask"]
 NAMES = {"infection": "Infection", "ggo": "Ground-glass opacity", "consolidation": "Consolidation"}
 
 
-<<<<<<< HEAD
-=======
-class Found(NamedTuple):
-    """A scan before it has a name: where it lies, and what `Source` says."""
-
-    place: Path
-    kind: str
-    files: tuple[Path, ...]
-    slices: tuple[series.Slice, ...] = ()
-    about: str = ""
-    beside: tuple[str, ...] = ()
-
-
-class Source(NamedTuple):
-    """One scan to be read: a picture, a volume, or the files of a DICOM series."""
-
-    name: str  # unique among the sources found together; names the output files
-    kind: str  # a key of `FORMATS`
-    files: tuple[Path, ...]  # one file, or all of a folder's DICOM files
-    slices: tuple[series.Slice, ...] = ()  # of a DICOM series
-    about: str = ""  # number and description of a series, for lists
-    beside: tuple[str, ...] = ()  # what was passed over in its folder, a line each
-
-
-def find(paths: Iterable[Path], *, number: str = "") -> list[Source]:
-    """Finds the scans in these files and folders, in order; of DICOM the headers are read.
-
-    A folder gives one source for each picture and volume in it, and one for each CT series among
-    the DICOM files of each of its folders; so does a zip, and so do DICOM files given by name.
-    Files of other kinds in a folder are passed over.
-
-    Args:
-      number: takes the series of this SeriesNumber only; "" takes all.
-
-    Raises:
-      FileNotFoundError: a path does not exist.
-      ValueError: a file is of no known kind, there is nothing to read at all, or no series of
-        that number.
-      ImportError: pydicom is not installed.
-    """
-    found: list[Found] = []
-    single: dict[Path, list[Path]] = {}
-    for path in paths:
-        if not path.exists():
-            raise FileNotFoundError(f"{path} does not exist")
-        kind = None if path.is_dir() else _kind(path)
-        if path.is_dir():
-            inside = _in_folder(path)
-            if not inside:
-                raise ValueError(f"{path}: no picture, NIfTI or DICOM file in it")
-            found += inside
-        elif kind == "dicom" and path.suffix.lower() != ".zip":
-            single.setdefault(path.parent, []).append(path)
-        elif kind == "dicom":
-            found += _series(path, [path])
-        elif kind is not None:
-            found.append(Found(path, kind, (path,)))
-        else:
-            raise ValueError(f"{path}: not a picture, NIfTI, DICOM or zip file")
-    for folder, files in single.items():
-        found += _series(files[0] if len(files) == 1 else folder, files)
-    if number:
-        known = sorted({one.about.partition(" ")[0] for one in found if one.kind == "dicom"})
-        found = [one for one in found if one.about.partition(" ")[0] == number]
-        if not found:
-            raise ValueError(f"no series of number {number}; there are: {', '.join(known)}")
-    if not found:
-        raise ValueError("no input given")
-    return _named(found)
-
-
->>>>>>> r5-p2
 def read(source: Source, *, not_hu: bool = True) -> Scan:
     """Reads a source.
 

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""The formats of scans and masks: one entry each."""
-=======
 """The kinds of files that scans come in: how each is read, and how its masks are."""
->>>>>>> r5-p2
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,11 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-<<<<<<< HEAD
-from infnet_jax.clinic.imaging import dicom, grids, nifti, pictures, series
-=======
 from infnet_jax.clinic.imaging import dicom, grids, nifti, pictures, series, stacks, volumes
->>>>>>> r5-p2
 from infnet_jax.clinic.imaging.scan import MaskInfo, Scan
 
 
@@ -34,7 +26,10 @@ FORMATS = {
     "picture": Format(
         pictures.SUFFIXES, pictures.read, pictures.read_labels, {".png": pictures.write_mask}
     ),
-<<<<<<< HEAD
+    "stack": Format(stacks.SUFFIXES, stacks.read, stacks.read_labels, {".tif": stacks.write_mask}),
+    "volume": Format(
+        volumes.SUFFIXES, volumes.read, volumes.read_labels, {".nii.gz": nifti.write_mask}
+    ),
     "nifti": Format(nifti.SUFFIXES, nifti.read, nifti.read_labels, {".nii.gz": nifti.write_mask}),
     "dicom": Format(series.SUFFIXES, dicom.read, None, _OF_SERIES),
 }
@@ -46,12 +41,3 @@ def kind_of(path: Path) -> str | None:
         if path.name.lower().endswith(form.suffixes):
             return kind
     return "dicom" if series.has_mark(path) else None
-=======
-    "stack": Format(stacks.SUFFIXES, stacks.read, stacks.read_labels, {".tif": stacks.write_mask}),
-    "volume": Format(
-        volumes.SUFFIXES, volumes.read, volumes.read_labels, {".nii.gz": nifti.write_mask}
-    ),
-    "nifti": Format(nifti.SUFFIXES, nifti.read, nifti.read_labels, {".nii.gz": nifti.write_mask}),
-    "dicom": Format(series.SUFFIXES, dicom.read, None, _OF_SERIES),
-}
->>>>>>> r5-p2

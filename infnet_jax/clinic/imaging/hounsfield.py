@@ -38,10 +38,10 @@ def to_hu(array: np.ndarray) -> tuple[np.ndarray, bool, list[str]]:
 
 def _air(values: np.ndarray) -> float:
     """The commonest number of air, in steps of 8; padding, the one lowest number, is left out."""
-    inside = values[(values > max(values.min(), LOWEST)) & (values < -800)]
+    inside = values[(values > max(values.min(), LOWEST)) & (values < -900)]
     if not inside.size:
         return float(values.min())
-    counts, edges = np.histogram(inside, np.arange(-1100, -792, 8))
+    counts, edges = np.histogram(inside, np.arange(-1100, -892, 8))
     return float(edges[counts.argmax()] + 4)
 
 

@@ -6,12 +6,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-<<<<<<< HEAD
-from PIL import Image, UnidentifiedImageError
-from PIL.PngImagePlugin import PngInfo
-=======
 from PIL import Image
->>>>>>> r5-p2
+from PIL.PngImagePlugin import PngInfo
 
 from infnet_jax.clinic.imaging import classes, grids
 from infnet_jax.clinic.imaging.scan import MaskInfo, Scan, finish, plain_values
@@ -100,20 +96,10 @@ def read_labels(path: Path) -> grids.Labels:
     Raises:
       ValueError: unreadable, of a wrong checksum, in colours, or a label above 255; names the file.
     """
-<<<<<<< HEAD
-    try:
-        with Image.open(path) as picture:
-            plain = picture.mode in ("P", "L", "1", "I", "I;16")
-            labels = np.array(picture if plain else picture.convert("L"))
-            _check_palette(path, picture, labels)
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
-        raise ValueError(f"{path}: no readable mask picture ({error})") from None
-    if labels.max(initial=0) > 255:
-        raise ValueError(f"{path}: label {labels.max()}; 0 to 255 expected (is it a scan?)")
-    return grids.Labels(labels.astype(np.uint8)[None])
-=======
     picture, _ = _opened(path)
-    labels = turned(label_levels(picture, path), orientation(picture))
+    labels = label_levels(picture, path)
+    _check_palette(path, picture, labels)
+    labels = turned(labels, orientation(picture))
     return grids.Labels(labels[None])
 
 
@@ -143,7 +129,6 @@ def _opened(path: Path) -> tuple[Image.Image, bytes]:
     if (n := getattr(picture, "n_frames", 1)) > 1 and picture.format != "MPO":
         raise ValueError(f"{path}: holds {n} pictures; one slice a file, or a TIFF stack, expected")
     return picture, data
->>>>>>> r5-p2
 
 
 def write_mask(path: Path, scan: Scan, array: np.ndarray, info: MaskInfo) -> None:
