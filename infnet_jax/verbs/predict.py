@@ -17,7 +17,9 @@ from infnet_jax.files import write_npz
 from infnet_jax.runs.logs import clock
 from infnet_jax.verbs import inputs, kept
 
-INPUT = "pictures, NIfTI volumes, DICOM folders or zips, or folders of them"
+INPUT = (
+    "pictures, TIFF stacks, NIfTI, NRRD or MHA volumes, DICOM folders or zips, or folders of them"
+)
 TTA = "average eight views, with an uncertainty map (default: as the run did)"
 WAYS = "morphology (the default), the --workdir of a run of configs/lung.py, or your own lung masks"
 CONTINUE = "read back what this network has already written to --out of the same scans"
