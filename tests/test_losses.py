@@ -233,6 +233,9 @@ def test_probabilities_of_the_two_heads():
         (lambda x, t: losses.class_cross_entropy(x, t, gamma=0.5), "gamma is 0.5"),
         (lambda x, t: losses.class_targets(t), "mask has shape"),
         (lambda x, t: _target(1, smoothing=1.5), "smoothing is 1.5"),
+        (lambda x, t: losses.make_lesion_loss(head="relu"), "head is 'relu'"),
+        (lambda x, t: losses.make_lesion_loss(gamma=-1.0), "gamma is -1"),
+        (lambda x, t: losses.make_lesion_loss(smoothing=2.0), "smoothing is 2"),
     ],
 )
 def test_what_cannot_be_computed_is_named(call, message):
