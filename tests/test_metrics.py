@@ -12,9 +12,7 @@ RATIOS = ("dice", "iou", "sensitivity", "specificity", "precision")
 
 
 def block(rows: int, columns: int, size: int = 4) -> np.ndarray:
-    out = np.zeros((size, size), bool)
-    out[:rows, :columns] = True
-    return out
+    return np.outer(np.arange(size) < rows, np.arange(size) < columns)
 
 
 def pairs(seed: int = 0, count: int = 6):
@@ -34,8 +32,8 @@ def brute_force(prob_map, truth):
     rows = []
     for i in range(256):
         marked = spread >= 1 - i / 255 - 1e-12
-        tp = np.sum(marked & truth)
-        fp, fn, tn = np.sum(marked & ~truth), np.sum(~marked & truth), np.sum(~marked & ~truth)
+        pairs = (marked, truth), (marked, ~truth), (~marked, truth), (~marked, ~truth)
+        tp, fp, fn, tn = (np.sum(one & other) for one, other in pairs)
         if tp == 0:
             rows.append([0.0] * 5)
             continue
@@ -60,52 +58,43 @@ def plain_e_measure(marked, truth):
 
 def plain_s_measure(values, truth):
     """S-measure with explicit loops over the quadrants."""
-    height, width = truth.shape
     share = truth.sum() / truth.size
 
     def objects(x):
         return 2 * np.mean(x) / (np.mean(x) ** 2 + 1 + (np.std(x, ddof=1) if len(x) > 1 else 0))
 
     s_object = share * objects(values[truth]) + (1 - share) * objects(1 - values[~truth])
-    cells = [(r + 1, c + 1) for r in range(height) for c in range(width) if truth[r, c]]
-    row = math.floor(sum(r for r, _ in cells) / len(cells) + 0.5)
-    column = math.floor(sum(c for _, c in cells) / len(cells) + 0.5)
+    row, column = (math.floor(np.mean(where + 1) + 0.5) for where in np.nonzero(truth))
+    halves = slice(0, row), slice(row, None)
     s_region = 0.0
-    for r0, r1 in ((0, row), (row, height)):
-        for c0, c1 in ((0, column), (column, width)):
-            n = (r1 - r0) * (c1 - c0)
-            if n == 0:
-                continue
-            x, y = values[r0:r1, c0:c1].ravel(), truth[r0:r1, c0:c1].ravel().astype(float)
-            (vx, cov), (_, vy) = np.cov(x, y) if n > 1 else np.zeros((2, 2))
-            above = 4 * x.mean() * y.mean() * cov
-            below = (x.mean() ** 2 + y.mean() ** 2) * (vx + vy)
-            quality = above / below if above else float(below == 0)
-            s_region += n / (height * width) * quality
+    for part in ((r, c) for r in halves for c in (slice(0, column), slice(column, None))):
+        x, y = values[part].ravel(), truth[part].ravel().astype(float)
+        if x.size == 0:
+            continue
+        (vx, cov), (_, vy) = np.cov(x, y) if x.size > 1 else np.zeros((2, 2))
+        above = 4 * x.mean() * y.mean() * cov
+        below = (x.mean() ** 2 + y.mean() ** 2) * (vx + vy)
+        s_region += x.size / truth.size * (above / below if above else float(below == 0))
     return max(0.0, (s_object + s_region) / 2)
 
 
 def plain_weighted_f(values, truth):
     """Weighted F with explicit loops; the nearest lesion pixel must be unique."""
-    height, width = truth.shape
-    lesion = [(r, c) for r in range(height) for c in range(width) if truth[r, c]]
-    error = np.abs(values - truth)
+    lesion, error = np.argwhere(truth).tolist(), np.abs(values - truth)
     copied, distance = error.copy(), np.zeros(truth.shape)
-    for r in range(height):
-        for c in range(width):
-            d, where = min((math.hypot(r - a, c - b), (a, b)) for a, b in lesion)
-            copied[r, c], distance[r, c] = error[where], d
+    for r, c in np.ndindex(truth.shape):
+        distance[r, c], *where = min((math.hypot(r - a, c - b), a, b) for a, b in lesion)
+        copied[r, c] = error[*where]
     reach = range(-3, 4)
     kernel = np.array([[math.exp(-(i * i + j * j) / 50) for j in reach] for i in reach])
     padded = np.pad(copied, 3)
     weighted = error.copy()
-    for r in range(height):
-        for c in range(width):
-            if truth[r, c]:
-                smooth = (padded[r : r + 7, c : c + 7] * kernel).sum() / kernel.sum()
-                weighted[r, c] = min(error[r, c], smooth)
-            else:
-                weighted[r, c] *= 2 - math.exp(math.log(0.5) / 5 * distance[r, c])
+    for r, c in np.ndindex(truth.shape):
+        if truth[r, c]:
+            smooth = (padded[r : r + 7, c : c + 7] * kernel).sum() / kernel.sum()
+            weighted[r, c] = min(error[r, c], smooth)
+        else:
+            weighted[r, c] *= 2 - math.exp(math.log(0.5) / 5 * distance[r, c])
     recall = 1 - weighted[truth].mean()
     hits = truth.sum() - weighted[truth].sum()
     precision = hits / (hits + weighted[~truth].sum())
@@ -116,23 +105,12 @@ def test_hand_case():
     # Truth: the upper left 2 x 2; marked: the upper row of 4. TP 2, FP 2, FN 2, TN 10.
     record = metrics.toolbox(block(1, 4), block(2, 2))
     found = metrics.threshold_scores(record)
-    expected = {"dice": 0.5, "iou": 1 / 3, "sensitivity": 0.5, "specificity": 10 / 12}
-    assert {name: found[name] for name in expected} == pytest.approx(expected)
-    assert found["precision"] == pytest.approx(0.5)
+    assert [found[name] for name in RATIOS] == pytest.approx([0.5, 1 / 3, 0.5, 10 / 12, 0.5])
     assert record["mae"] == pytest.approx(4 / 16)
     # Every threshold above 0 marks the row, the last one everything (Dice 8 / 20).
     assert record["curves"]["dice"][:-1] == pytest.approx(0.5)
     assert record["curves"]["dice"][-1] == pytest.approx(0.4)
     assert metrics.summarise([record])["mean"]["dice"] == pytest.approx((255 * 0.5 + 0.4) / 256)
-
-
-def test_no_true_positive_scores_zero_even_in_specificity():
-    record = metrics.toolbox(block(1, 1), ~block(3, 4))
-    toolbox = metrics.threshold_scores(record)
-    assert [toolbox[name] for name in RATIOS] == [0.0] * 5
-    aware = metrics.threshold_scores(record, reading="empty_aware")
-    assert aware["specificity"] == pytest.approx(11 / 12)
-    assert aware["dice"] == aware["sensitivity"] == aware["precision"] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -142,12 +120,15 @@ def test_no_true_positive_scores_zero_even_in_specificity():
         (block(1, 2), block(0, 0), (0.0, 0.0, NAN, 14 / 16, 0.0)),
         (block(0, 0), block(1, 2), (0.0, 0.0, 0.0, 1.0, 0.0)),
         (block(2, 4), block(4, 4), (2 / 3, 0.5, 0.5, NAN, 1.0)),
+        (block(1, 1), ~block(3, 4), (0.0, 0.0, 0.0, 11 / 12, 0.0)),
     ],
 )
 def test_empty_aware_reading_of_empty_and_full(marked, truth, expected):
     record = metrics.toolbox(marked, truth)
     aware = metrics.threshold_scores(record, "none", "empty_aware")
     assert [aware[name] for name in RATIOS] == pytest.approx(list(expected), nan_ok=True)
+    toolbox = metrics.threshold_scores(record, "none")  # no true positive: 0, specificity too
+    assert (marked & truth).any() or [toolbox[name] for name in RATIOS] == [0.0] * 5
 
 
 def test_soft_measures_of_empty_and_full_truth():
@@ -180,13 +161,10 @@ def test_curves_equal_brute_force():
         np.testing.assert_allclose(found, brute_force(prob_map, truth), atol=1e-12)
 
 
-def test_every_eight_bit_level_reaches_its_threshold():
+def test_every_eight_bit_level_reaches_its_threshold_in_single_precision_too():
     ramp = np.arange(256).reshape(16, 16) / 255
     record = metrics.toolbox(ramp, np.ones((16, 16), bool))
     np.testing.assert_array_equal(record["tp"], np.arange(1, 257))
-
-
-def test_single_precision_maps_count_like_double_ones():
     # Stretching levels 20..122 (a range of 102) puts every fifth exactly on a threshold i/255.
     levels = np.arange(20, 123).reshape(1, -1) / 255
     truth = np.ones(levels.shape, bool)
@@ -227,11 +205,9 @@ def test_adaptive_threshold():
 
 
 def test_minmax_and_raw_thresholds_differ():
-    record = metrics.toolbox(block(2, 2) * 0.4, block(2, 2))
-    assert metrics.threshold_scores(record, "minmax")["dice"] == 1.0
-    assert metrics.threshold_scores(record, "none")["dice"] == 0.0
-    lower = metrics.toolbox(block(2, 2) * 0.4, block(2, 2), threshold=0.4)
-    assert metrics.threshold_scores(lower, "none")["dice"] == 1.0
+    records = [metrics.toolbox(block(2, 2) * 0.4, block(2, 2), threshold=t) for t in (0.5, 0.4)]
+    kinds = (records[0], "minmax"), (records[0], "none"), (records[1], "none")
+    assert [metrics.threshold_scores(*kind)["dice"] for kind in kinds] == [1.0, 0.0, 1.0]
 
 
 def test_maps_are_resized_to_the_truth():
@@ -248,6 +224,7 @@ def test_summary_averages_slices_before_thresholds():
     truth = np.array([[True, False], [False, False]])
     records = [metrics.toolbox(one, truth) for one in (first, second)]
     summary = metrics.summarise(records)
+    assert set(metrics.SCORES) == set(summary["mean"])
     # Down to .2: Dice 1 and 0 (mean .5); from .2 on: 2/3 for both; all marked: .4.
     assert summary["max"]["dice"] == pytest.approx(2 / 3)
     assert summary["mean"]["dice"] == pytest.approx((204 * 0.5 + 51 * 2 / 3 + 0.4) / 256)
@@ -290,13 +267,6 @@ def test_columns_of_a_slice():
     }
 
 
-def test_each_score_of_the_table_is_in_a_summary():
-    summary = metrics.summarise([metrics.toolbox(block(1, 4), block(2, 2))])
-    for score in metrics.TABLE:
-        assert score.key in (summary["mean"] if score.of == "threshold" else summary)
-    assert set(metrics.SCORES) == set(summary["mean"])
-
-
 def test_floors_by_hand():
     left, both = block(4, 2), block(4, 4)
     train = [left] * 3 + [~left] + [left] * 2  # left in 5 of 6, right in 1 of 6, below 0.2
@@ -304,33 +274,25 @@ def test_floors_by_hand():
     # All positive: 2 * 8 / (16 + 8) and 1. Left half: 1 and 2/3 (all marked at threshold 0).
     assert found["all_positive"]["toolbox"]["minmax"]["dice"] == pytest.approx((2 / 3 + 1) / 2)
     assert found["mean_training_mask"]["toolbox"]["minmax"]["dice"] == pytest.approx(5 / 6)
-    with pytest.raises(ValueError, match="at least one"):
-        metrics.floors([], [left])
+
+
+RECORD, OTHER = (metrics.toolbox(block(1, 1), block(1, 1), t) for t in (0.5, 0.3))
 
 
 @pytest.mark.parametrize(
-    ("prob_map", "truth", "message"),
+    ("call", "arguments", "message"),
     [
-        (np.full((4, 4), 2.0), block(1, 1), "probabilities"),
-        (np.full((4, 4), NAN), block(1, 1), "probabilities"),
-        (np.zeros((4, 4)), block(1, 1).astype(int), "bool"),
-        (np.zeros((4, 4, 1)), block(1, 1), r"\[h, w\]"),
+        (metrics.toolbox, (np.full((4, 4), 2.0), block(1, 1)), "probabilities"),
+        (metrics.toolbox, (np.full((4, 4), NAN), block(1, 1)), "probabilities"),
+        (metrics.toolbox, (np.zeros((4, 4)), block(1, 1).astype(int)), "bool"),
+        (metrics.toolbox, (np.zeros((4, 4, 1)), block(1, 1)), r"\[h, w\]"),
+        (metrics.threshold_scores, (RECORD, "max"), "normalise 'max'"),
+        (metrics.summarise, ([RECORD], "other"), "reading 'other'"),
+        (metrics.summarise, ([],), "no slices"),
+        (metrics.summarise, ([RECORD, OTHER],), "different thresholds"),
+        (metrics.floors, ([], [block(4, 2)]), "at least one"),
     ],
 )
-def test_bad_input_is_refused(prob_map, truth, message):
+def test_bad_input_is_refused(call, arguments, message):
     with pytest.raises(ValueError, match=message):
-        metrics.toolbox(prob_map, truth)
-
-
-def test_unknown_choices_are_refused():
-    record = metrics.toolbox(block(1, 1), block(1, 1))
-    other = metrics.toolbox(block(1, 1), block(1, 1), 0.3)
-    with pytest.raises(ValueError, match="normalise 'max'"):
-        metrics.threshold_scores(record, "max")
-    for words, *arguments in (
-        ("reading 'other'", [record], "other"),
-        ("no slices", []),
-        ("different thresholds", [record, other]),
-    ):
-        with pytest.raises(ValueError, match=words):
-            metrics.summarise(*arguments)
+        call(*arguments)

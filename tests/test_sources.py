@@ -55,17 +55,16 @@ def test_a_prepared_folder_opens_by_split(phantom, tmp_path):
         assert mine["id"].encode() == theirs["id"]
         np.testing.assert_array_equal(mine["image"], theirs["image"])
         np.testing.assert_array_equal(mine["mask"], theirs["mask"])
-    count = len(train)
-    assert len(sources.open_split(phantom, "train[:50%]")) == count // 2
-    assert len(sources.open_split(phantom, "train+test")) == count + len(
-        sources.open_split(phantom, "test")
-    )
-    with pytest.raises(ValueError, match="no split 'val'; it has test, train"):
-        sources.open_split(phantom, "val")
-    with pytest.raises(ValueError, match="data.target='mask': choose infection or lung"):
-        sources.open_split(phantom, "train", "mask")
-    with pytest.raises(FileNotFoundError, match="not a prepared dataset"):
-        sources.open_split(tmp_path / "nowhere", "train")
+    splits = ("train", "test", "train+test", "train[:50%]")
+    n, test, both, half = (len(sources.open_split(phantom, split)) for split in splits)
+    assert (both, half) == (n + test, n // 2)
+    for words, *call in (
+        ("no split 'val'; it has test, train", phantom, "val"),
+        ("data.target='mask': choose infection or lung", phantom, "train", "mask"),
+        ("not a prepared dataset", tmp_path / "nowhere", "train"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=words):
+            sources.open_split(*call)
 
 
 def groups(sizes):
@@ -124,10 +123,8 @@ def test_validation_takes_whole_groups():
     assert not set(training // 3) & set(validation // 3)
     assert sorted([*training, *validation]) == list(range(30))
     assert len({tuple(sources.split_validation(source, count=7, seed=s)[1]) for s in range(6)}) > 1
-    assert (
-        sources.split_validation(source, count=1)[1].size == 3
-    )  # the smallest group that there is
-    assert sources.split_validation(source, count=0)[1].size == 0
+    sizes = [sources.split_validation(source, count=count)[1].size for count in (0, 1)]
+    assert sizes == [0, 3]  # the smallest group that there is
     backwards = sources.split_validation(source[::-1], count=7, seed=0)[1]
     assert sorted(29 - backwards) == validation.tolist()  # the order of records does not matter
 
@@ -174,9 +171,8 @@ def test_a_test_fold_is_seen_by_nothing_else(dataset):
     for fold in range(3):
         data = folded(fold)
         test = set(ids(sources.open_test(data)))
-        seen, learned = (
-            set(ids(sources.open_training("train", data, masks=m))) for m in (False, True)
-        )
+        both = (sources.open_training("train", data, masks=m) for m in (False, True))
+        seen, learned = (set(ids(source)) for source in both)
         assert test and not test & seen and learned == seen and len(seen) + len(test) == 10
         tested_patients, seen_patients = ({i.split("_")[0] for i in some} for some in (test, seen))
         assert not tested_patients & seen_patients
@@ -210,11 +206,9 @@ def test_mixes_are_read():
     assert parse_mix("") == parse_mix("  ") == []
     assert parse_mix("ictcf") == [Part("ictcf", "train", None)]
     mix = "covid_semiseg/binary:unlabeled + 2 * ictcf + .5*cc_ccii/slices:test[:50%]"
-    assert parse_mix(mix) == [
-        Part("covid_semiseg/binary", "unlabeled", None),
-        Part("ictcf", "train", 2.0),
-        Part("cc_ccii/slices", "test[:50%]", 0.5),
-    ]
+    first, *rest = parse_mix(mix)
+    assert first == Part("covid_semiseg/binary", "unlabeled", None)
+    assert rest == [Part("ictcf", "train", 2.0), Part("cc_ccii/slices", "test[:50%]", 0.5)]
     parts = Part("a"), Part("b", weight=3.0)
     assert Mix(parts, list).weights == [1.0, 3.0] and Mix(parts[:1], list).weights is None
 
@@ -247,10 +241,8 @@ def test_near_copies_are_left_out_listed_and_not_searched_again(opened, tmp_path
     assert [ids(source) for source in found] == kept
     assert "pretrain: a:train: 2 of 6 slices dropped" in capsys.readouterr().err
     listing = json.loads((tmp_path / "pretrain/mix.json").read_text())
-    assert [(e["split"], e["weight"], e["examples"], e["dropped"]) for e in listing] == [
-        ("train", None, 6, ["a0_1", "a2_0"]),
-        ("unlabeled", 2.0, 4, []),
-    ]
+    told = [(e["split"], e["weight"], e["examples"], e["dropped"]) for e in listing]
+    assert told == [("train", None, 6, ["a0_1", "a2_0"]), ("unlabeled", 2.0, 4, [])]
     assert [ids(source) for source in opened(None)] == kept  # would fail if it were called
 
 

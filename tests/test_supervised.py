@@ -1,5 +1,7 @@
 """The supervised task: what the network sees, what is learned, how it is scored."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,10 +64,7 @@ def test_the_input_is_slice_then_prior_normalised_alike():
     x, _, _ = _seen(_task(Spy()), batch)
     levels = np.concatenate([batch["image"], batch["prior"]], -1) / 255.0
     np.testing.assert_allclose(x, (levels - 0.5) / 0.25, atol=1e-5)
-
-
-def test_three_channels_repeat_the_slice_and_the_prior():
-    norm = RGB["imagenet"]
+    norm = RGB["imagenet"]  # three channels repeat the slice and the prior
     image, prior = jnp.full((1, 2, 2, 1), 0.5), jnp.full((1, 2, 2, 1), 255, jnp.uint8)
     x = augment.network_input(image, norm, prior)[0, 0, 0]
     mean, sd = np.array(norm.mean), np.array(norm.sd)
@@ -73,11 +72,9 @@ def test_three_channels_repeat_the_slice_and_the_prior():
 
 
 def test_one_draw_moves_slice_and_prior_by_any_angle():
-    batch = {
-        k: np.kron(v, np.ones((1, 12, 12, 1), v.dtype))
-        for k, v in _batch(size=4).items()
-        if k != "valid"
-    }
+    batch = _batch(size=4)
+    del batch["valid"]
+    batch = {k: np.kron(v, np.ones((1, 12, 12, 1), v.dtype)) for k, v in batch.items()}
     moves = dict(STILL, rotate_degrees=30.0, scale=(0.9, 1.3))
     still, _, _ = _seen(_task(Spy(), size=48), batch)
     x, _, _ = _seen(_task(Spy(), size=48, augmentation=moves), batch, key=3)
@@ -100,8 +97,8 @@ def test_flips_keep_slice_mask_and_prior_exactly_aligned():
 
 
 def test_without_prior_the_network_sees_the_slice_alone():
-    batch = {k: v for k, v in _batch().items() if k != "prior"}
-    task = _task(Spy(), lesions("none"))
+    batch, task = _batch(), _task(Spy(), lesions("none"))
+    del batch["prior"]
     x, state, _ = _seen(task, batch)
     assert x.shape == (2, 16, 16, 1)
     assert task.evaluate(state, batch, None)["probs"].shape == (2, 16, 16, 3)
@@ -110,23 +107,19 @@ def test_without_prior_the_network_sees_the_slice_alone():
 def test_a_prior_averaged_with_what_a_network_says_of_the_slice_alone():
     """Classes of .1 and .3 and a prior of .8: infected .6, shared as 1 to 3."""
     probs = jnp.float32([[0.6, 0.1, 0.3], [1.0, 0.0, 0.0], [0.0, 0.9, 0.9]])
-    prior = jnp.uint8([[204], [0], [255]])  # .8, 0, 1
-    found = supervised.average_prior(probs, prior)
-    np.testing.assert_allclose(
-        found, [[0.4, 0.15, 0.45], [1.0, 0.0, 0.0], [0.0, 0.5, 0.5]], atol=1e-6
-    )
+    found = supervised.average_prior(probs, jnp.uint8([[204], [0], [255]]))  # .8, 0, 1
+    right = [[0.4, 0.15, 0.45], [1.0, 0.0, 0.0], [0.0, 0.5, 0.5]]
+    np.testing.assert_allclose(found, right, atol=1e-6)
 
-    batch = _batch()
-    task = _task(Spy(), lesions("average"))
+    batch, task = _batch(), _task(Spy(), lesions("average"))
     x, state, _ = _seen(task, batch)
     assert x.shape == (2, 16, 16, 1)  # trained on the slice alone
-    image, prior = jnp.asarray(batch["image"]), jnp.asarray(batch["prior"])
-    given = {"image": image, "prior": prior}
+    given = {name: jnp.asarray(batch[name]) for name in ("image", "prior")}
     alone, _ = supervised.views(Spy(), lesions("none"), state.net.variables, given, NORM)
     both = task.evaluate(state, batch, None)["probs"]
-    np.testing.assert_allclose(both, supervised.average_prior(alone, prior), atol=1e-6)
+    np.testing.assert_allclose(both, supervised.average_prior(alone, given["prior"]), atol=1e-6)
     np.testing.assert_allclose(both.sum(-1), 1.0, atol=1e-6)
-    infected = (1 - alone[..., 0] + prior[..., 0] / 255) / 2
+    infected = (1 - alone[..., 0] + given["prior"][..., 0] / 255) / 2
     np.testing.assert_allclose(1 - both[..., 0], infected, atol=1e-6)
 
     class Uneven(nn.Module):  # what it says hangs on the column, so views differ
@@ -134,25 +127,12 @@ def test_a_prior_averaged_with_what_a_network_says_of_the_slice_alone():
         def __call__(self, x, *, train):
             return {"logits": jnp.arange(16.0)[None, None, :, None] * x * jnp.float32([0, 1, 2])}
 
-    spreads = [
-        supervised.views(Uneven(), lesions(use), {}, given, NORM, tta=True)[1][..., 0]
-        for use in ("average", "none")
-    ]
-    assert spreads[1].max() > 0.2
-    np.testing.assert_allclose(spreads[0], spreads[1] / 2, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"head": "relu"}, "head is 'relu'"),
-        ({"gamma": -1.0}, "gamma is -1"),
-        ({"smoothing": 2.0}, "smoothing is 2"),
-    ],
-)
-def test_a_wrong_option_shows_at_once(options, message):
-    with pytest.raises(ValueError, match=message):
-        lesions(**options)
+    views = partial(supervised.views, Uneven())
+    averaged, plain = (
+        views(lesions(use), {}, given, NORM, tta=True)[1][..., 0] for use in ("average", "none")
+    )
+    assert plain.max() > 0.2
+    np.testing.assert_allclose(averaged, plain / 2, atol=1e-6)
 
 
 def test_scales_take_turns_on_the_same_batch():
@@ -161,9 +141,8 @@ def test_scales_take_turns_on_the_same_batch():
     assert [task.batch_index(i) for i in range(4)] == [0, 0, 0, 1]
     state = task.start(task.variables(jax.random.key(0)))
     for side in (96, 128, 160):
-        after, _ = jax.eval_shape(
-            task.steps[f"size{side}"], state, _batch(size=128), jax.random.key(0)
-        )
+        step = task.steps[f"size{side}"]
+        after, _ = jax.eval_shape(step, state, _batch(size=128), jax.random.key(0))
         assert after.net.batch_stats["seen"].shape == (2, side, side, 2)
 
 
@@ -259,6 +238,14 @@ def test_the_metric_is_the_mean_over_classes_of_the_mean_over_defined_slices():
     assert found["dice"] == pytest.approx((1 / 3 + 1) / 2)
     nothing = supervised.summarise(THREE.classes, [{"probs": 0 * probs[2:], "mask": mask[2:]}])
     assert nothing == {"dice": 0.0, "dice_ggo": 0.0, "dice_consolidation": 0.0}
+    probs, mask = np.zeros((3, 2, 2, 1)), np.zeros((3, 2, 2))  # of a single class
+    probs[0, ..., 0] = [[0.5, 0.6], [0.49, 0.0]]
+    mask[0] = [[1, 0], [0, 0]]  # Dice 2 * 1 / (2 + 1)
+    mask[1, 0, 0] = 1  # missed: 0; the third is empty on both sides and does not count
+    rows = [{"probs": probs[:1], "mask": mask[:1]}, {"probs": probs[1:], "mask": mask[1:]}]
+    assert supervised.summarise(["infection"], rows)["dice"] == pytest.approx((2 / 3 + 0) / 2)
+    empty = [{"probs": probs[2:], "mask": mask[2:]}]
+    assert supervised.summarise(["infection"], empty) == {"dice": 0.0}
 
 
 def test_soft_targets_are_the_prior_and_their_edge_is_at_one_half():
@@ -275,36 +262,22 @@ def test_soft_targets_are_the_prior_and_their_edge_is_at_one_half():
     assert float(parts["edge"]) < 1e-6
 
 
-def test_summary_of_segmentation_by_hand():
-    probs, mask = np.zeros((3, 2, 2, 1)), np.zeros((3, 2, 2))
-    probs[0, ..., 0] = [[0.5, 0.6], [0.49, 0.0]]
-    mask[0] = [[1, 0], [0, 0]]  # Dice 2 * 1 / (2 + 1)
-    mask[1, 0, 0] = 1  # missed: 0; the third is empty on both sides and does not count
-    rows = [{"probs": probs[:1], "mask": mask[:1]}, {"probs": probs[1:], "mask": mask[1:]}]
-    assert supervised.summarise(["infection"], rows)["dice"] == pytest.approx((2 / 3 + 0) / 2)
-    empty = [{"probs": probs[2:], "mask": mask[2:]}]
-    assert supervised.summarise(["infection"], empty) == {"dice": 0.0}
-
-
 def test_a_panel_is_truth_beside_map():
     mask = np.uint8([[[0, 1]]])
     one = supervised.panel({"mask": mask, "probs": np.float32([[[[0.2], [0.7]]]])})
     np.testing.assert_allclose(one, [[0, 1, 0.2, 0.7]], rtol=1e-6)
     probs = np.float32([[[[0.1, 0.6, 0.3], [0.0, 0.0, 1.0]]]])  # consolidation white
-    np.testing.assert_allclose(
-        supervised.panel({"mask": 2 * mask, "probs": probs}), [[0, 1, 0.6, 1]], rtol=1e-6
-    )
+    two = supervised.panel({"mask": 2 * mask, "probs": probs})
+    np.testing.assert_allclose(two, [[0, 1, 0.6, 1]], rtol=1e-6)
 
 
 class Ramp:
     """A stand-in for a network that no flip or turn leaves alone: the input times a ramp."""
 
-    output = "s8"
-
     def apply(self, variables, view, train):
         side = view.shape[1]
         ramp = jnp.arange(side * side, dtype=jnp.float32).reshape(1, side, side, 1) / side
-        return {"edge": view, self.output: variables["scale"] * view * ramp}
+        return {"edge": view, "s8": variables["scale"] * view * ramp}
 
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (2, 6, 6, 1), np.uint8)
@@ -315,26 +288,17 @@ def predict(image, tta):
     return np.asarray(supervised.views(Ramp(), ONE, weights, batch, PLAIN, tta=tta)[0])
 
 
-def test_a_unet_is_read_by_its_one_map(monkeypatch):
-    expected = predict(IMAGE, True)
-    monkeypatch.setattr(Ramp, "output", "logits")
-    np.testing.assert_array_equal(predict(IMAGE, True), expected)
-
-
 def test_averaging_is_the_mean_over_the_eight_views_turned_back():
-    total = np.zeros((2, 6, 6, 1))
+    total, averaged = np.zeros((2, 6, 6, 1)), predict(IMAGE, True)
     for flip in (1, -1):
         for k in range(4):
             view = np.rot90(IMAGE[:, :, ::flip], k, axes=(1, 2))
             total += np.rot90(predict(view, False), -k, axes=(1, 2))[:, :, ::flip]
-    np.testing.assert_allclose(predict(IMAGE, True), total / 8, rtol=1e-5)
-
-
-def test_averaged_map_turns_with_its_slice_and_a_single_pass_does_not():
+    np.testing.assert_allclose(averaged, total / 8, rtol=1e-5)
+    # So the averaged map turns with its slice, and a single pass does not.
     turned = np.rot90(IMAGE, 1, axes=(1, 2))
-    back = np.rot90(predict(turned, True), -1, axes=(1, 2))
-    np.testing.assert_allclose(back, predict(IMAGE, True), rtol=1e-5)
-    single = np.rot90(predict(turned, False), -1, axes=(1, 2))
+    back, single = (np.rot90(predict(turned, tta), -1, axes=(1, 2)) for tta in (True, False))
+    np.testing.assert_allclose(back, averaged, rtol=1e-5)
     assert np.abs(single - predict(IMAGE, False)).max() > 0.01
 
 
