@@ -207,7 +207,7 @@ def enhanced(folder):
     d, array = _dataset("1.2.3.7", 1), chest()[0]
     d.file_meta.MediaStorageSOPClassUID = d.SOPClassUID = pydicom.uid.EnhancedCTImageStorage
     cosines, spacing, step, place = _geometry(AXIAL)
-    frames = [5, 2, 9, 0, 11, 7, 1, 3, 4, 10, 8, 6]
+    frames = sorted(range(len(array)), key=lambda k: 5 * k % 7)
     _pixels(d, array[frames])
     del d.RescaleSlope, d.RescaleIntercept
     d.NumberOfFrames = len(frames)
@@ -254,7 +254,8 @@ def stack(name="a.tif", dtype=np.uint16, shift=1024, compression=None):
 
     def save(folder):
         pages = [Image.fromarray((page + float(shift)).astype(dtype)) for page in chest()[0]]
-        said = "ImageJ=1.53t\nimages=12\nslices=12\nunit=mm\nspacing=5.0\n"
+        n = len(pages)
+        said = f"ImageJ=1.53t\nimages={n}\nslices={n}\nunit=mm\nspacing=5.0\n"
         path, dots = folder / name, (1 / 1.6,) * 2
         how = {"append_images": pages[1:], "description": said, "compression": compression}
         pages[0].save(path, save_all=True, x_resolution=dots[0], y_resolution=dots[1], **how)
