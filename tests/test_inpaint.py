@@ -75,11 +75,16 @@ def test_summary_of_pretraining_by_hand():
             "visible_coach": masks[part],
             "error_coach": coach,
             "error_random": random,
+            "trained_coach": coach,
+            "trained_random": random,
+            "trained_oracle": 2 * random,
         }
 
     got = inpaint.summarise([row(slice(0, 2)), row(slice(2, 3))])
     assert got["rec_coach"] == 3.0 and got["rec_random"] == 1.5
     assert got["harder_share"] == pytest.approx(2 / 3)
+    assert got["coach_ratio"] == 3.0 and got["oracle_ratio"] == 2.0  # of 0.5, 4 and 3
+    assert (got["coach_ratio_low"], got["coach_ratio_high"]) == (0.5, 4.0)
     assert got["mask_difference"] == pytest.approx((1 / 4 + 3 / 4 + 1) / 3)
     masks[:] = masks[1]
     assert inpaint.summarise([row(slice(0, 3))])["mask_difference"] == 0.0

@@ -96,7 +96,8 @@ def test_the_page_of_a_coach_compares_its_masks_with_random_ones(tmp_path):
     for stage in (s for s in plan.stages if s.learns == "inpaint"):
         early = {"step": 4, "rec_coach": 0.9, "rec_random": 0.9}
         late = {"step": 8, "rec_coach": 0.3, "rec_random": 0.2}
-        rest = {"harder_share": 0.75, "mask_difference": 0.125}
+        rest = {"harder_share": 0.75, "mask_difference": 0.125, "coach_ratio": 1.5}
+        rest |= {"coach_ratio_low": 1.4, "coach_ratio_high": 1.625, "oracle_ratio": 2.0}
         log(stage.folder, early | rest, late | rest)
         seen = np.ones((1, 16, 16))
         seen[:, :8] = 0
@@ -106,7 +107,8 @@ def test_the_page_of_a_coach_compares_its_masks_with_random_ones(tmp_path):
         of = " (multi-class)" if stage.net.classes > 1 else ""
         assert [title for title, _ in page.tables] == [f"Is the coach hard?{of}"]
         table = page.tables[0][1]
-        assert "| ratio | 1.50 |" in table  # of the last evaluation, not the first
+        assert "| 1.40 to 1.62 |" in table and "| 0.3000 |" in table  # of the last evaluation
+        assert "did part of its work" in page.notes[1] and "50 % of the oracle's" in page.notes[1]
         assert "| 0.125 |" in table and "| 0.75 |" in table
         names = [path.name for path, _ in page.pictures]
         inpainting = "inpainting_multi.png" if of else "inpainting.png"

@@ -103,18 +103,39 @@ def _inpaint(stage: Stage, plan: Plan) -> Page:
     tables: list[tuple[str, str]] = []
     judged = [r for r in load_rows(stage.folder / "metrics.jsonl") if "rec_coach" in r]
     if judged:
-        keys = ("rec_coach", "rec_random", "harder_share", "mask_difference")
-        coach, random, harder, differ = (judged[-1][key] for key in keys)
+        last = judged[-1]
+        span = f"{last['coach_ratio_low']:.2f} to {last['coach_ratio_high']:.2f}"
         rows = [
-            ("error under coach masks", f"{coach:.4f}"),
-            ("error under random masks, same keep ratio", f"{random:.4f}"),
-            ("ratio", f"{coach / max(random, 1e-12):.2f}"),
-            ("share of slices with the larger error under coach masks", f"{harder:.2f}"),
-            ("share of cells in which two slices' coach masks differ", f"{differ:.3f}"),
+            ("slices on which coach masks are harder, share", f"{last['harder_share']:.2f}"),
+            ("error under coach / random masks, median slice", f"{last['coach_ratio']:.2f}"),
+            ("its 95 % interval over slices", span),
+            ("error under oracle / random masks, median slice", f"{last['oracle_ratio']:.2f}"),
+            ("mean squared error under coach masks", f"{last['rec_coach']:.4f}"),
+            ("mean squared error under random masks", f"{last['rec_random']:.4f}"),
+            ("cells in which two slices' coach masks differ", f"{last['mask_difference']:.3f}"),
         ]
         table = markdown_table(["held-out slices, last evaluation", "value"], rows)
         tables.append((f"Is the coach hard?{of}", table))
+        return Page(_inpaintings(stage, plan), tables, [note, _verdict(last, of)])
     return Page(_inpaintings(stage, plan), tables, [note])
+
+
+def _verdict(row: Mapping[str, float], of: str) -> str:
+    """In words: whether the coach did its work, against random masks and against the oracle.
+
+    The oracle erases the cells that the network filled worst under other random masks.
+    """
+    gain, most = row["coach_ratio"] - 1, row["oracle_ratio"] - 1
+    share = gain / most if most > 0 else float("nan")
+    good = row["harder_share"] >= HARDER and share >= OF_ORACLE
+    part = row["harder_share"] > 0.5 and row["coach_ratio_low"] > 1
+    word = "did its work" if good else "did part of its work" if part else "did not do its work"
+    return (
+        f"The coach{of} {word}: in the error that is trained, its masks are harder than random "
+        f"ones on {100 * row['harder_share']:.0f} % of the held-out slices, and reach "
+        f"{100 * share:.0f} % of the oracle's gain in the median slice (at least "
+        f"{100 * HARDER:.0f} % and {100 * OF_ORACLE:.0f} % are expected)."
+    )
 
 
 def _inpaintings(stage: Stage, plan: Plan) -> list[Picture]:
@@ -133,6 +154,7 @@ def _inpaintings(stage: Stage, plan: Plan) -> list[Picture]:
     return [(path, caption + "and what Inf-Net paints in.")]
 
 
+HARDER, OF_ORACLE = 0.8, 0.7  # what is expected of a coach; see `_verdict`
 _ROTATION = Page(notes=["Pre-training: rotation prediction; the trunk alone is transferred."])
 _LEARNING_RATE = ("Learning rate", {"lr": "rate"})
 _HELD_OUT = "Dice at 0.5, held-out slices"

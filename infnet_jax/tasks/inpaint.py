@@ -13,76 +13,17 @@ import numpy as np
 import optax
 
 from infnet_jax.models import coach as coach_lib, final_map
-from infnet_jax.models.layers import resize_nearest
 from infnet_jax.plan import Stage
 from infnet_jax.tasks import augment, inpaint_losses, state as state_lib
+from infnet_jax.tasks.game import Masks, cell_means, make_rounds
 from infnet_jax.tasks.state import Batch, Metrics, Rows, Task, TrainState, Tree, Update
 
 DRAWS = 4  # masks of each kind that a held-out slice is judged under
 KEYS = frozenset(  # what a section holds, for the task and for the training loop
-    "pretext splits validation size batch_size eval_every rounds masks sample_use loss kld_weight "
-    "coach_grad random_share augmentation net_optim net_schedule coach_optim coach_schedule".split()
+    "pretext splits validation size batch_size eval_every rounds masks sample_train sample_use "
+    "loss kld_weight coach_grad random_share augmentation net_optim net_schedule coach_optim "
+    "coach_schedule".split()
 )
-
-
-def make_rounds(
-    *,
-    schedule: str,
-    epochs: int,
-    steps_per_epoch: int,
-    coach_steps: int,
-    net_steps: int,
-    blocks: Sequence[int],
-    warmup_random_rounds: int,
-    use_coach: bool,
-) -> tuple[list[tuple[str, int]], int]:
-    """The order of play as (`coach` or `net`, steps) pairs; how many first steps `net` is alone.
-
-    It is alone, with random masks, for `warmup_random_rounds`, and without `use_coach` to the end.
-    `schedule` is `per_epoch` (Algorithm 1: each of `epochs` rounds has `coach_steps`, then
-    `net_steps`, 0 for one pass over the data) or `blocks` (the public code: round i trains the
-    coach for `blocks[i]` epochs, then the network); else ValueError.
-    """
-    if schedule == "per_epoch":
-        plan = [(coach_steps or steps_per_epoch, net_steps or steps_per_epoch)] * epochs
-    elif schedule == "blocks":
-        plan = [(n * steps_per_epoch, n * steps_per_epoch) for n in blocks]
-    else:
-        raise ValueError(f"pretrain.rounds.schedule={schedule!r}: choose per_epoch or blocks")
-    n_alone = warmup_random_rounds if use_coach else len(plan)
-    alone = [("net", n_net) for _, n_net in plan[:n_alone]]
-    both = [turn for pair in plan[n_alone:] for turn in zip(("coach", "net"), pair, strict=True)]
-    return alone + both, sum(n for _, n in alone)
-
-
-@dataclass(frozen=True)
-class Masks:
-    """Mask makers, each to [B, H, W, 1] float32, 1 = visible (eq. 2-3); sizes are (H, W)."""
-
-    keep_ratio: float = 0.75  # share of cells left visible (the public `drop_ratio` *keeps* it)
-    alpha_train: float = 1.0  # steepness of eq. 3 while the coach learns
-    alpha_use: float = 100.0  # and while it serves the network
-    hard_use: bool = True  # threshold the mask when it serves the network
-    inclusive: bool = True  # keep the k-th cell itself (False: as coded, k - 1 cells are kept)
-
-    def train(self, score: jax.Array, size: Sequence[int]) -> jax.Array:
-        """Masks through which the coach learns, of its scores [B, h, w, 1]."""
-        return self._make(score, size, self.alpha_train, False)
-
-    def use(self, score: jax.Array, size: Sequence[int]) -> jax.Array:
-        """Masks that serve the network, of the coach's scores."""
-        return self._make(score, size, self.alpha_use, self.hard_use)
-
-    def random(self, key: jax.Array, batch: int, size: Sequence[int]) -> jax.Array:
-        """Masks without a coach."""
-        score = jax.random.uniform(key, (batch, size[0] // 16, size[1] // 16, 1))
-        return self._make(score, size, self.alpha_use, True)
-
-    def _make(self, score: jax.Array, size: Sequence[int], alpha: float, hard: bool) -> jax.Array:
-        visible = coach_lib.visible_from_score(
-            score, keep_ratio=self.keep_ratio, alpha=alpha, hard=hard, inclusive=self.inclusive
-        )
-        return resize_nearest(visible, (size[0], size[1]))
 
 
 @dataclass(frozen=True)
@@ -108,6 +49,7 @@ class Inpainting:
     # `through_net`: the coach's gradient flows through the frozen network's input; `weights_only`:
     # it stops at the network's output.
     coach_grad: str
+    sample_train: bool = True  # the learning coach samples z (as coded), else it takes the mean
     with_prior: bool = False  # batches hold a `prior` too, moved and erased with its slice
 
     def __post_init__(self) -> None:
@@ -177,7 +119,8 @@ class Inpainting:
             rec = parts["rec"]
             return inpaint_losses.coach_loss(rec, out["mu"], out["logvar"], self.kld_weight), rec
 
-        forward = state_lib.training_pass(self.coach, coach, x, key=keys[1])
+        noise = keys[1] if self.sample_train else None
+        forward = state_lib.training_pass(self.coach, coach, x, key=noise)
         player, value, rec, norm = state_lib.gradient_step(coach, forward, objective, self.coach_tx)
         metrics = {"coach_loss": value, "coach_rec": rec, "coach_grad": norm}
         return state.replace(step=state.step + 1, coach=player), metrics
@@ -198,14 +141,38 @@ class Inpainting:
         return state.replace(step=state.step + 1, net=player), metrics
 
     def evaluate(self, state: TrainState, batch: Batch, key: jax.Array) -> Metrics:
-        """Mean squared error of the final map per slice over erased pixels, coach and random.
+        """Errors per slice over erased pixels, under masks of the coach and random ones.
 
-        Each is the mean of DRAWS masks: which cells a random one hits decides much of it.
+        `error_*` are mean squared errors of the final map, `trained_*` the reconstruction error
+        that is trained, each the mean of DRAWS masks: which cells a random one hits decides much of
+        it. `trained_oracle` is under a mask of the cells with the worst error under 2 DRAWS other
+        random masks: what a coach could reach that sees how the network fails.
         """
         x, target = self.prepare(batch, None)
         shown = slice(0, len(self.norm.mean))  # the slice, not its prior
         fill = partial(self.net.apply, train=False, head="inpaint")
         out = {"image": inpaint_losses.grey(target[..., shown], self.norm)}
+
+        def trained(outputs: Mapping[str, jax.Array], mask: jax.Array) -> jax.Array:
+            def of_slice(outputs: Mapping[str, jax.Array], *at: jax.Array) -> jax.Array:
+                outputs, (target, mask) = jax.tree.map(lambda a: a[None], (outputs, at))
+                _, parts = inpaint_losses.inpaint_loss(outputs, target, mask, **self.loss)
+                return parts["rec"]
+
+            return jax.vmap(of_slice)(outputs, target, mask)
+
+        def failures(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            mask = self.masks.random(key, x.shape[0], x.shape[1:3])
+            outputs = fill(state.net.averaged, x * mask)
+            error = inpaint_losses.pixel_errors(outputs, target, **self.loss)
+            return cell_means(error * (1 - mask[..., 0])), cell_means(1 - mask[..., 0])
+
+        sums, erased_sums = jax.lax.map(
+            failures, jax.random.split(jax.random.fold_in(key, 1), 2 * DRAWS)
+        )
+        worst = sums.sum(0) / jnp.maximum(erased_sums.sum(0), 1e-6)
+        oracle = self.masks.use(-worst[..., None], x.shape[1:3])
+        out["trained_oracle"] = trained(fill(state.net.averaged, x * oracle), oracle)
 
         def measure(key: jax.Array) -> Metrics:
             keys, found = jax.random.split(key, 2), {}
@@ -214,7 +181,8 @@ class Inpainting:
                 "random": self.masks.random(keys[1], x.shape[0], x.shape[1:3]),
             }
             for name, mask in visible.items():
-                filled = final_map(fill(state.net.averaged, x * mask))
+                outputs = fill(state.net.averaged, x * mask)
+                found[f"trained_{name}"], filled = trained(outputs, mask), final_map(outputs)
                 error = ((filled - target) ** 2).mean(axis=-1) * (1.0 - mask[..., 0])
                 erased = jnp.maximum((1 - mask).sum((1, 2, 3)), 1)
                 found[f"error_{name}"] = error.sum((1, 2)) / erased
@@ -223,7 +191,7 @@ class Inpainting:
             return found
 
         for name, draws in jax.lax.map(measure, jax.random.split(key, DRAWS)).items():
-            out[name] = draws.mean(0) if name.startswith("error") else draws[0]
+            out[name] = draws.mean(0) if name.startswith(("error", "trained")) else draws[0]
         return out
 
 
@@ -231,16 +199,27 @@ def summarise(rows: Sequence[Rows]) -> dict[str, float]:
     """Mean errors over all slices, and how much the coach's masks differ between slices.
 
     `mask_difference` is the mean share of pixels in which two slices' coach masks disagree, over
-    all pairs: 0 if the coach ignores the image, or of one slice. `harder_share` is the share of
-    slices whose error is larger under the coach's mask.
+    all pairs: 0 if the coach ignores the image, or of one slice. In the error that is trained,
+    `harder_share` is the share of slices on which the coach's masks are harder than random ones;
+    `coach_ratio` and `oracle_ratio` are the medians over slices of the error under the coach's and
+    the oracle's masks, divided by that under random ones; `coach_ratio_low` and `_high` are
+    its 95 % bootstrap interval over slices.
     """
     joined = state_lib.join(rows)
     cells = joined["visible_coach"][:, ::16, ::16].reshape(len(joined["image"]), -1)
     pairs, n = np.abs(cells[:, None] - cells[None]).mean(-1), len(cells)
+    random = np.maximum(joined["trained_random"], 1e-12)
+    ratio, oracle = joined["trained_coach"] / random, joined["trained_oracle"] / random
+    picks = np.random.default_rng(0).integers(0, n, (1000, n))
+    low, high = np.percentile(np.median(ratio[picks], 1), (2.5, 97.5))
     return {
         "rec_coach": float(joined["error_coach"].mean()),
         "rec_random": float(joined["error_random"].mean()),
-        "harder_share": float((joined["error_coach"] > joined["error_random"]).mean()),
+        "harder_share": float((ratio > 1).mean()),
+        "coach_ratio": float(np.median(ratio)),
+        "coach_ratio_low": float(low),
+        "coach_ratio_high": float(high),
+        "oracle_ratio": float(np.median(oracle)),
         "mask_difference": float(pairs.sum() / max(1, n * (n - 1))),
     }
 
@@ -255,7 +234,7 @@ def from_stage(stage: Stage, net: Any, norm: augment.Norm, steps_per_epoch: int)
     """The task of a stage; `steps_per_epoch` are the batches in one pass over its data."""
     section = stage.section
     rounds, n_random = make_rounds(steps_per_epoch=steps_per_epoch, **section.rounds)
-    own = ("size", "augmentation", "random_share", "sample_use", "kld_weight", "coach_grad")
+    own = "size augmentation random_share sample_train sample_use kld_weight coach_grad".split()
     settings: dict[str, Any] = {name: section[name] for name in own}
     for player in ("net", "coach"):
         steps = sum(n for phase, n in rounds if phase == player)

@@ -95,6 +95,21 @@ def reconstruction(
     return (loss / len(parts) if reduction == "mean" else loss), parts
 
 
+def pixel_errors(
+    outputs: Heads,
+    target: jax.Array,
+    *,
+    kind: str = "mse_clamped",
+    reduction: str = "sum_heads",
+    activation: str = "tanh",
+    **_: object,
+) -> jax.Array:
+    """The error that `reconstruction` adds up, of each pixel, [B, H, W]."""
+    errors = [_pixel_error(outputs[name], target, kind, activation) for name in sorted(outputs)]
+    total = sum(errors, start=jnp.zeros_like(errors[0])).sum(-1)
+    return total / (len(errors) * target.shape[-1]) if reduction == "mean" else total
+
+
 def inpaint_loss(
     outputs: Heads,
     target: jax.Array,
