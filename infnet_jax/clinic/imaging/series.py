@@ -55,6 +55,13 @@ def has_mark(path: Path) -> bool:
     return start[128:] == b"DICM" or start[:4] in _FIRST
 
 
+def has_start(path: Path) -> bool:
+    """Whether anything is in the bytes that would hold DICOM's mark; of a cut copy nothing is."""
+    with path.open("rb") as file:
+        start = file.read(132)
+    return len(start) == 132 and any(start)
+
+
 def group(files: Sequence[Path]) -> tuple[list[Series], list[str]]:
     """Sorts DICOM files, or the members of one zip, into CT series by their headers.
 
@@ -84,6 +91,9 @@ def group(files: Sequence[Path]) -> tuple[list[Series], list[str]]:
             if not _same(found[key][name].header, header):
                 name = f"{name} in {label}"  # another slice under the same name is no copy
                 found[key][name] = one
+    if len(found) > 1:
+        lost = found.pop("", {})
+        passed |= {"has no SeriesInstanceUID": [one.label for one in lost.values()]} if lost else {}
     lines = [_line(labels, reason) for reason, labels in passed.items()]
     if not found:
         where = files[0].parent if len(files) > 1 else files[0]
