@@ -23,6 +23,10 @@ NOT_CT = frozenset(
 MAX_BYTES = 2**30  # of one member of a zip; the largest enhanced series have half of it
 # How files without a preamble begin: group 0008, with one of its first elements.
 _FIRST = tuple(b"\x08\x00" + bytes([i, 0]) for i in (0, 1, 5, 8, 18, 19, 20, 22, 24))
+_ASKED = """
+Modality ImageType SeriesInstanceUID SOPInstanceUID SeriesNumber SeriesDescription Rows Columns
+ImagePositionPatient InstanceNumber RescaleIntercept
+""".split()
 _DEFERRED = 2048  # longer values, such as pixels, wait in the file
 
 
@@ -201,6 +205,8 @@ def _slice(label: str, file: object, member: tuple[Path, str] | None = None) -> 
             header.file_meta.TransferSyntaxUID = _guess(header)
         if member is None and "PixelData" not in header and not _no_slice(header):
             return "holds no picture (truncated?)"
+        for tag in _ASKED:  # decoded here, where damage is caught; later from memory
+            header.get(tag)
         return Slice(label, header, member)
     except Exception as error:  # damaged headers make pydicom raise nearly anything
         return f"damaged or no DICOM file ({one_line(error)})"
