@@ -57,6 +57,7 @@ def read(slices: Sequence[series.Slice], name: str, where: str) -> Scan:
     notes = [] if modality == "CT" else [f"modality {modality}, taken as CT all the same"]
     frames = [(one, k) for one in slices for k in range(_n_frames(one.header))]
     stack = geometry.stack([_place(one, k) for one, k in frames], where)
+    _check_rescale(frames)
     loaded: dict[str, np.ndarray] = {}
     pictures = []
     for i in stack.order:
@@ -136,6 +137,16 @@ def _rescale(header: "pydicom.Dataset", k: int) -> tuple[float, float]:
     slope = _of_frame(header, k, macro, "RescaleSlope")
     offset = _of_frame(header, k, macro, "RescaleIntercept")
     return float(slope or 1), float(offset or 0)
+
+
+def _check_rescale(frames: Sequence[tuple[series.Slice, int]]) -> None:
+    """Refuses a series of which some slices only say how their numbers become HU."""
+    macro = "PixelValueTransformationSequence"
+    for tag in ("RescaleSlope", "RescaleIntercept"):
+        said = [_of_frame(one.header, k, macro, tag) not in (None, "") for one, k in frames]
+        if any(said) and not all(said):
+            bad = frames[said.index(False)][0].label
+            raise ValueError(f"{bad}: no {tag}, unlike the other slices of its series")
 
 
 def _scaled(array: np.ndarray, slope: float, offset: float) -> np.ndarray:

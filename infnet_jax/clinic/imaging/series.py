@@ -23,6 +23,10 @@ NOT_CT = frozenset(
 MAX_BYTES = 2**30  # of one member of a zip; the largest enhanced series have half of it
 # How files without a preamble begin: group 0008, with one of its first elements.
 _FIRST = tuple(b"\x08\x00" + bytes([i, 0]) for i in (0, 1, 5, 8, 18, 19, 20, 22, 24))
+_ASKED = """
+Modality ImageType SeriesInstanceUID SOPInstanceUID SeriesNumber SeriesDescription Rows Columns
+ImagePositionPatient InstanceNumber RescaleIntercept
+""".split()
 _DEFERRED = 2048  # longer values, such as pixels, wait in the file
 
 
@@ -55,6 +59,13 @@ def has_mark(path: Path) -> bool:
     return start[128:] == b"DICM" or start[:4] in _FIRST
 
 
+def has_start(path: Path) -> bool:
+    """Whether anything is in the bytes that would hold DICOM's mark; of a cut copy nothing is."""
+    with path.open("rb") as file:
+        start = file.read(132)
+    return len(start) == 132 and any(start)
+
+
 def group(files: Sequence[Path]) -> tuple[list[Series], list[str]]:
     """Sorts DICOM files, or the members of one zip, into CT series by their headers.
 
@@ -84,6 +95,9 @@ def group(files: Sequence[Path]) -> tuple[list[Series], list[str]]:
             if not _same(found[key][name].header, header):
                 name = f"{name} in {label}"  # another slice under the same name is no copy
                 found[key][name] = one
+    if len(found) > 1:
+        lost = found.pop("", {})
+        passed |= {"has no SeriesInstanceUID": [one.label for one in lost.values()]} if lost else {}
     lines = [_line(labels, reason) for reason, labels in passed.items()]
     if not found:
         where = files[0].parent if len(files) > 1 else files[0]
@@ -191,6 +205,8 @@ def _slice(label: str, file: object, member: tuple[Path, str] | None = None) -> 
             header.file_meta.TransferSyntaxUID = _guess(header)
         if member is None and "PixelData" not in header and not _no_slice(header):
             return "holds no picture (truncated?)"
+        for tag in _ASKED:  # decoded here, where damage is caught; later from memory
+            header.get(tag)
         return Slice(label, header, member)
     except Exception as error:  # damaged headers make pydicom raise nearly anything
         return f"damaged or no DICOM file ({one_line(error)})"

@@ -114,6 +114,7 @@ def _plain(name: str) -> str:
 def _in_folder(folder: Path) -> list[Found]:
     found: list[Found] = []
     dicoms: dict[Path, list[Path]] = {}
+    others: list[Path] = []
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         kind = None if hidden or path.name.upper() == "DICOMDIR" else kind_of(path)
@@ -123,6 +124,12 @@ def _in_folder(folder: Path) -> list[Found]:
             dicoms.setdefault(path.parent, []).append(path)
         elif kind is not None:
             found.append(Found(path, kind, (path,)))
+        elif not hidden and not series.has_start(path):
+            others.append(path)
+    for path in others:  # slices of which nothing has arrived are named like the others
+        files = dicoms.get(path.parent, [])
+        if files and path.suffix == files[0].suffix:
+            files.append(path)
     return [*found, *(one for place, files in dicoms.items() for one in _series(place, files))]
 
 

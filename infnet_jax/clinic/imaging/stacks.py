@@ -73,6 +73,7 @@ def _read(path: Path, *, labels: bool) -> _Stack:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata is none of our business
+            warnings.filterwarnings("error", message="(?i).*corrupt")  # bytes are missing
             with Image.open(path, formats=["TIFF"]) as picture:
                 assert isinstance(picture, TiffImageFile)
                 return _pages(picture, path, labels)
