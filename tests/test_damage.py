@@ -14,7 +14,7 @@ pydicom = pytest.importorskip("pydicom")
 from infnet_jax.clinic import imaging  # noqa: E402
 from tests import test_ways as ways  # noqa: E402
 
-FEW, MANY = 200, 1000  # damaged copies of each file
+FEW, MANY = 80, 1000  # damaged copies of each file
 
 
 def small():

@@ -73,7 +73,8 @@ def _read(path: Path, *, labels: bool) -> _Stack:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata is none of our business
-            warnings.filterwarnings("error", message="(?i).*corrupt")  # bytes are missing
+            # Bytes are missing: less would be read in silence.
+            warnings.filterwarnings("error", message="(?i).*(corrupt|truncated)")
             with Image.open(path, formats=["TIFF"]) as picture:
                 assert isinstance(picture, TiffImageFile)
                 return _pages(picture, path, labels)
