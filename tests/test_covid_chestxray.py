@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tests import builders
-from tests.builders import read, skipped, the_skip
+from tests.builders import encoded, read, skipped, the_skip
 from tfds_builders.covid_chestxray import dummy_data, metadata, volumes
 
 WEBP = "b.webp-day5.png"
@@ -23,7 +23,7 @@ def build(source, tmp_path, config="xray"):
     return builders.build(f"covid_chestxray/{config}", source, tmp_path)
 
 
-def test_xrays_with_labels_scores_and_metadata(source, tmp_path):
+def test_xrays_with_labels_scores_metadata_and_lungs(source, tmp_path):
     folder = build(source.parent / source.name, tmp_path)
     found = read(folder)
     labels = [(key, metadata.LABELS[e["label"]]) for key, e in sorted(found.items())]
@@ -34,29 +34,23 @@ def test_xrays_with_labels_scores_and_metadata(source, tmp_path):
     assert np.isnan(found["a-2.jpeg"]["opacity"])
     assert one["finding"] == b"Pneumonia/Viral/COVID-19" and one["license"] == b"CC BY-NC-SA"
     assert found["a-2.jpeg"]["view"] == b"AP Supine"
-    np.testing.assert_array_equal(
-        found[WEBP]["image"][..., 0], np.array(Image.open(source / "images" / WEBP))
-    )
+    picture = np.array(Image.open(source / "images" / WEBP))
+    np.testing.assert_array_equal(found[WEBP]["image"][..., 0], picture)
     assert not skipped(folder)
-
-
-def test_lung_masks_are_put_on_their_xrays(source, tmp_path):
-    found = read(build(source, tmp_path))
-    expected = np.zeros((30, 40), np.uint8)
-    expected[5:15, 4:14] = 1
-    assert found["a-1.jpeg"]["lung_known"]
-    np.testing.assert_array_equal(found["a-1.jpeg"]["lung"][..., 0], expected)
-    assert not found["a-2.jpeg"]["lung_known"] and not found["a-2.jpeg"]["lung"].any()
-    for example in found.values():
-        assert example["lung"].shape == example["image"].shape
+    lung = np.zeros((30, 40), np.uint8)
+    lung[5:15, 4:14] = 1
+    assert one["lung_known"] and not found["a-2.jpeg"]["lung_known"]
+    np.testing.assert_array_equal(one["lung"][..., 0], lung)
+    assert not found["a-2.jpeg"]["lung"].any()
+    assert all(example["lung"].shape == example["image"].shape for example in found.values())
 
 
 def test_a_lung_mask_of_half_the_size_is_enlarged_and_another_shape_refused(source, tmp_path):
     masks = source / "annotations/lungVAE-masks"
     half, whole = np.zeros((15, 20), np.uint8), np.zeros((30, 40), np.uint8)
     half[3, 7], whole[6:8, 14:16] = 255, 1
-    Image.fromarray(half).save(masks / "a-1_mask.png")
-    Image.fromarray(half.T).save(masks / "b.webp-day5_mask.png")
+    (masks / "a-1_mask.png").write_bytes(encoded(half))
+    (masks / "b.webp-day5_mask.png").write_bytes(encoded(half.T))
     found = read(folder := build(source, tmp_path))
     np.testing.assert_array_equal(found["a-1.jpeg"]["lung"][..., 0], whole)
     assert not found[WEBP]["lung_known"]
@@ -103,26 +97,20 @@ def test_grey_levels_are_no_hu():
     np.testing.assert_array_equal(levels, [0, 128, 255, 255])
 
 
-@pytest.mark.parametrize(
-    ("label", "findings"),
-    [
-        ("covid", ["Pneumonia/Viral/COVID-19", "COVID-19", "COVID-19, ARDS", "covid-19"]),
-        ("non_covid", ["Pneumonia/Viral/SARS", "No Finding", "Pneumonia"]),
-        ("unknown", ["", "todo", "Unknown"]),
-    ],
-)
-def test_labels_of_findings(label, findings):
-    assert {metadata.label(finding) for finding in findings} == {label}
+def test_labels_of_findings():
+    covid = ["Pneumonia/Viral/COVID-19", "COVID-19", "COVID-19, ARDS", "covid-19"]
+    other, unknown = ["Pneumonia/Viral/SARS", "No Finding", "Pneumonia"], ["", "todo", "Unknown"]
+    for label, findings in (("covid", covid), ("non_covid", other), ("unknown", unknown)):
+        assert {metadata.label(finding) for finding in findings} == {label}
 
 
 def cut(path, length=100):
     path.write_bytes(path.read_bytes()[:length])
 
 
-def drop_row(source):
-    path = source / "metadata.csv"
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join([*lines, lines[1]]) + "\n")
+def repeat_row(source):
+    with open(source / "metadata.csv", "r+") as file:
+        file.write(file.readlines()[1])
 
 
 LUNG = "annotations/lungVAE-masks/a-1_mask.png"
@@ -130,7 +118,7 @@ SKIPS = [  # what to do, file, words of the reason
     (lambda s: (s / "images/e.png").unlink(), "images/e.png", "not there"),
     (lambda s: cut(s / "images/e.png"), "e.png", "not a readable picture"),
     (lambda s: cut(s / LUNG, 30), LUNG, "not a readable picture"),
-    (drop_row, "metadata.csv row 10", "has a row before"),
+    (repeat_row, "metadata.csv row 10", "has a row before"),
 ]
 
 
@@ -145,9 +133,8 @@ def test_unfit_files_are_skipped_with_a_reason(damage, file, words, source, tmp_
 def test_a_damaged_volume_is_skipped(source, tmp_path):
     path = source / "volumes/coronacases_org_001.nii.gz"
     path.with_name("second.nii.gz").write_bytes(gzip.decompress(path.read_bytes())[:400])
-    table = source / "metadata.csv"
-    row = table.read_text().splitlines()[-1].replace("coronacases_org_001", "second")
-    table.write_text(table.read_text() + row + "\n")  # the same patient: the split is not empty
+    with open(source / "metadata.csv", "r+") as table:  # the same patient: the split is not empty
+        table.write(table.readlines()[-1].replace("coronacases_org_001", "second"))
     folder = build(source, tmp_path, "ct_volume")
     file, reason = the_skip(folder)
     assert file == "second.nii.gz" and "not a readable NIfTI" in reason and len(read(folder)) == 3

@@ -11,7 +11,7 @@ from tests.builders import build, configs, dummy, encoded, read, skipped
 from tfds_builders import shard_writers
 
 SIDE = 24
-PICTURES = ("image", "mask", "lung")
+PICTURES = "image", "mask", "lung"
 
 
 def flip(rng, data):
@@ -163,20 +163,15 @@ def test_masks_stay_in_step_with_their_slices(tmp_path):
         why = [reasons[f] for part in ("image", "mask") if (f := f"{part}/{name}.png") in reasons]
         assert (name in found) != bool(why), (name, how)
         assert how != "swapped" or "label values" in why[0]
-        if name in found:
-            check_pair(found[name], array, classes)
+        if name in found:  # both are as they were, or both enlarged: nothing else is in step
+            image, mask, lung = (found[name][part] for part in PICTURES)
+            scale = np.ones((2, 2) if len(image) > SIDE else (1, 1), np.uint8)
+            assert same(image[..., 0], np.kron(array, scale)) and lung.shape == mask.shape
+            truth = np.array([0, 0, 1, 2], np.uint8)[np.kron(classes, scale)]
+            assert same(mask[..., 0], truth)
     # Of ten mutations four keep the picture and its size, and `larger` fits itself alone: 4 x 4 + 1
     # in a hundred, and what damage leaves whole.
     assert 51 <= len(found) < 66
-
-
-def check_pair(example, array, classes):
-    """Both are as they were, or both enlarged: nothing else is in step."""
-    assert example["mask"].shape == example["image"].shape == example["lung"].shape
-    scale = np.ones((2, 2) if example["image"].shape[0] > SIDE else (1, 1), np.uint8)
-    assert same(example["image"][..., 0], np.kron(array, scale))
-    truth = np.array([0, 0, 1, 2], np.uint8)[np.kron(classes, scale)]
-    assert same(example["mask"][..., 0], truth)
 
 
 def test_lungs_are_laid_on_their_xrays(tmp_path):
