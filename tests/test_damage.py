@@ -131,7 +131,7 @@ def one_line(error, path):
 
 
 @pytest.mark.filterwarnings("ignore")  # pydicom's, of headers that break the standard
-@pytest.mark.parametrize("n", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [FEW, pytest.param(MANY, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", SAVED)
 def test_a_damaged_scan_is_read_right_or_refused(name, n, tmp_path, monkeypatch):
     path, victims = save(name, tmp_path / "a", monkeypatch)
@@ -218,7 +218,7 @@ def of_mask(name, folder):
     return folder / name
 
 
-@pytest.mark.parametrize("n", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [FEW, pytest.param(MANY, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     ("name", "strict"), [("a.nii.gz", 1), ("a.nii", 0), ("a.png", 1), ("a.tif", 0), ("a.nrrd", 0)]
 )
