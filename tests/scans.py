@@ -1,8 +1,10 @@
 """Drawn chests, and a rule that stands in for a network that segments them."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+import pytest
 
 from infnet_jax.evaluation.predictor import Prediction
 
@@ -33,3 +35,19 @@ class Rule:
             if len(self.classes) == 1:
                 probs = probs[..., 1:2]
             yield Prediction(np.uint8(first), probs, 0.25 * first if self.tta else None)
+
+
+def ct_header(uid: str, number: int) -> Any:
+    """The header of slice `number` of a CT series, without geometry and pixels; names no one."""
+    pydicom = pytest.importorskip("pydicom")
+    d = pydicom.Dataset()
+    d.file_meta = pydicom.dataset.FileMetaDataset()
+    d.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    d.file_meta.MediaStorageSOPClassUID = d.SOPClassUID = pydicom.uid.CTImageStorage
+    d.file_meta.MediaStorageSOPInstanceUID = d.SOPInstanceUID = f"{uid}.{number}"
+    d.StudyInstanceUID, d.SeriesInstanceUID, d.FrameOfReferenceUID = "1.2.3", uid, "1.2.9"
+    d.Modality, d.InstanceNumber, d.PatientName, d.PatientID = "CT", number, "", ""
+    d.PatientBirthDate = d.PatientSex = d.StudyDate = d.StudyTime = d.AccessionNumber = ""
+    d.StudyID = d.ReferringPhysicianName = ""
+    d.SamplesPerPixel, d.PhotometricInterpretation = 1, "MONOCHROME2"
+    return d

@@ -11,6 +11,7 @@ pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("highdicom")
 
 from infnet_jax.clinic import imaging  # noqa: E402
+from tests.scans import ct_header  # noqa: E402
 
 DEPTH, ROWS, COLS = 5, 24, 32
 SECRET = ("DOE^JANE", "PATIENT-0815", "19500131", "Dr Knows")
@@ -28,21 +29,14 @@ def _values():
 
 
 def _slice(i, series="1.2.3.4", **changes):
-    d = pydicom.Dataset()
-    d.file_meta = pydicom.dataset.FileMetaDataset()
-    d.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    d.file_meta.MediaStorageSOPClassUID = d.SOPClassUID = pydicom.uid.CTImageStorage
-    d.file_meta.MediaStorageSOPInstanceUID = d.SOPInstanceUID = f"{series}.{i + 1}"
-    d.StudyInstanceUID, d.SeriesInstanceUID, d.FrameOfReferenceUID = "1.2.3", series, "1.2.9"
+    d = ct_header(series, i + 1)
     d.PatientName, d.PatientID, d.PatientBirthDate, d.ReferringPhysicianName = SECRET
     d.StudyDate, d.StudyTime, d.AccessionNumber, d.StudyID = "20200401", "101112", "ACC1", "ST1"
     d.PatientSex = "F"
     d.InstitutionName = "General Hospital"
-    d.Modality, d.InstanceNumber = "CT", i + 1
     d.Rows, d.Columns, d.PixelSpacing, d.SliceThickness = ROWS, COLS, [0.8, 0.7], 2.5
     d.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
     d.ImagePositionPatient = [-10, -20, 300 - 2.5 * i]  # the first slice is at the head
-    d.SamplesPerPixel, d.PhotometricInterpretation = 1, "MONOCHROME2"
     d.BitsAllocated = d.BitsStored = 16
     d.HighBit, d.PixelRepresentation = 15, 0
     d.RescaleSlope, d.RescaleIntercept = 1, -1024
@@ -168,6 +162,8 @@ BROKEN = {  # words of the line: what is done to the folder; im4 is the third fr
     "same position": lambda folder: _save(folder / "again", 2, SOPInstanceUID="1.2.3.4.99"),
     "several sizes": _third(Rows=12, PixelData=bytes(12 * COLS * 2)),
     "modality CR": _third(Modality="CR"),
+    "less than 3 slices beside": _third(series="1.2.3.5"),
+    "intercept 0 leave it without air": _third(RescaleIntercept=0),
     "has no position": _third(ImagePositionPatient=None),
     "several orientations": _third(ImageOrientationPatient=[0, 1, 0, 1, 0, 0]),
     "im4: truncated or unreadable pixels": lambda folder: _truncate(folder / "im4", -ROWS * COLS),
@@ -227,6 +223,20 @@ def test_a_folder_as_a_pacs_gives_it(folder, tmp_path):
     assert chosen.about == "7"
     with pytest.raises(ValueError, match="no series of number 9; there are: -, 7"):
         imaging.find([folder], number="9")
+
+
+def test_a_slice_that_bears_another_series_is_said(folder):
+    _save(folder / "im0", 4, series="1.2.3.5")  # at an end: no gap tells of it
+    (source,) = imaging.find([folder])
+    assert len(source.slices) == len(source.files) == DEPTH - 1
+    assert "less than 3 slices beside a longer one" in imaging.read(source).warnings[0]
+
+
+def test_each_slice_may_have_a_rescale_of_its_own(tmp_path):
+    for i in range(DEPTH):
+        stored = (_values()[i] + 1000 + i).astype(np.uint16).tobytes()
+        _save(tmp_path / f"{i}", i, RescaleIntercept=-1000 - i, PixelData=stored)
+    np.testing.assert_array_equal(_read(tmp_path).values, _values()[::-1])
 
 
 def test_files_given_by_name_are_grouped_by_series(folder):

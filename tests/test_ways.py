@@ -15,6 +15,7 @@ from PIL import Image
 from scipy.spatial import cKDTree
 
 from infnet_jax.clinic import case, imaging, lungs, severity
+from tests.scans import ct_header
 from tfds_builders.phantom.phantom_dataset_builder import make_patient
 
 GREY = [0, 50, 77, 107, 150, 204, 255]
@@ -74,21 +75,6 @@ def nifti(name="a.nii.gz", codes="LPS", dtype=np.int16, affine=AXIAL, kind=nib.N
     return save
 
 
-def _dataset(uid, number):
-    pydicom = pytest.importorskip("pydicom")
-    d = pydicom.Dataset()
-    d.file_meta = pydicom.dataset.FileMetaDataset()
-    d.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    d.file_meta.MediaStorageSOPClassUID = d.SOPClassUID = pydicom.uid.CTImageStorage
-    d.file_meta.MediaStorageSOPInstanceUID = d.SOPInstanceUID = f"{uid}.{number}"
-    d.StudyInstanceUID, d.SeriesInstanceUID, d.FrameOfReferenceUID = "1.2.3", uid, "1.2.9"
-    d.Modality, d.InstanceNumber, d.PatientName, d.PatientID = "CT", number, "", ""
-    d.PatientBirthDate = d.PatientSex = d.StudyDate = d.StudyTime = d.AccessionNumber = ""
-    d.StudyID = d.ReferringPhysicianName = ""
-    d.SamplesPerPixel, d.PhotometricInterpretation = 1, "MONOCHROME2"
-    return d
-
-
 def _pixels(d, array, *, signed=False, inter=-1024, slope=1):
     """Puts numbers in HU, [..., H, W], into a dataset."""
     d.Rows, d.Columns = array.shape[-2:]
@@ -120,7 +106,7 @@ def dicom(
         inside.mkdir()
         paths = []
         for i in range(array.shape[2]):
-            d = _dataset("1.2.3.4", i + 1)
+            d = ct_header("1.2.3.4", i + 1)
             d.ImageOrientationPatient, d.ImagePositionPatient = cosines, place(i)
             d.PixelSpacing, d.SliceThickness = spacing, step
             _pixels(d, array[..., i].T, **pixels, **(each(i) if each else {}))
@@ -144,10 +130,10 @@ def dicom(
 
 def _beside(folder):
     """What a PACS puts next to a series: a scout, a report, a text file and an index."""
-    scout = _dataset("1.2.3.5", 1)
+    scout = ct_header("1.2.3.5", 1)
     scout.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
     _pixels(scout, np.zeros((32, 32)))
-    report = _dataset("1.2.3.6", 1)
+    report = ct_header("1.2.3.6", 1)
     report.Modality = "SR"
     for name, d in (("scout", scout), ("report", report)):
         d.save_as(folder / name, enforce_file_format=True)
@@ -204,7 +190,7 @@ def twelve_bits(d, path):
 def enhanced(folder):
     """All slices as the frames of one file, in disorder, with geometry and rescale in groups."""
     pydicom = pytest.importorskip("pydicom")
-    d, array = _dataset("1.2.3.7", 1), chest()[0]
+    d, array = ct_header("1.2.3.7", 1), chest()[0]
     d.file_meta.MediaStorageSOPClassUID = d.SOPClassUID = pydicom.uid.EnhancedCTImageStorage
     cosines, spacing, step, place = _geometry(AXIAL)
     frames = sorted(range(len(array)), key=lambda k: 5 * k % 7)

@@ -1,33 +1,19 @@
-"""A DICOM series in, its numbers in HU; masks out as DICOM-SEG.
+"""A DICOM series in, its numbers in HU."""
 
-A SEG is what viewers lay over a series; headers are stripped first.
-"""
-
-import datetime
+import contextlib
+import zipfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from infnet_jax.clinic.imaging import geometry, series
-from infnet_jax.clinic.imaging.scan import MaskInfo, NoMask, Scan, finish, one_line, plain_values
+from infnet_jax.clinic.imaging.scan import Scan, finish, one_line, plain_values
 
 if TYPE_CHECKING:
-    import highdicom as hd
     import pydicom
 
-# What a SEG needs of each slice: geometry, and the UIDs that tie it to the series it lies on.
-_KEPT = """
-SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID Modality
-Rows Columns PixelSpacing SliceThickness SpacingBetweenSlices ImagePositionPatient
-ImageOrientationPatient SamplesPerPixel BitsAllocated BitsStored HighBit PixelRepresentation
-PhotometricInterpretation
-""".split()
-_IDENTIFIERS = """
-PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime StudyID AccessionNumber
-ReferringPhysicianName StudyDescription
-""".split()
+AIR = -400  # HU; every slice of a chest CT has air or lung below it
 # Compressed pixels that pydicom leaves to other packages, and the package for each.
 _GPL = "pip install pylibjpeg pylibjpeg-libjpeg (its licence is the GPL), or python-gdcm (BSD)"
 _DECODERS = {
@@ -60,12 +46,15 @@ def read(slices: Sequence[series.Slice], name: str, where: str) -> Scan:
     _check_rescale(frames)
     loaded: dict[str, np.ndarray] = {}
     pictures = []
-    for i in stack.order:
-        one, k = frames[i]
-        if one.label not in loaded:
-            loaded = {one.label: _pixels(one)}  # of an enhanced file all frames, else one slice
-        slope, offset = _rescale(one.header, k)
-        pictures.append(plain_values(_scaled(loaded[one.label][k], slope, offset)))
+    packed = zipfile.ZipFile(slices[0].file) if slices[0].member else None
+    with packed or contextlib.nullcontext():
+        for i in stack.order:
+            one, k = frames[i]
+            if one.label not in loaded:  # of an enhanced file all frames, else one slice
+                loaded = {one.label: _pixels(one, packed)}
+            slope, offset = _rescale(one.header, k)
+            pictures.append(plain_values(_scaled(loaded[one.label][k], slope, offset)))
+    _check_levels([frames[i] for i in stack.order], pictures)
     headers = [frames[i][0].header for i in stack.order]
     array, notes = np.stack(pictures).transpose(2, 1, 0), notes + stack.notes  # x, y, z
     inverted = str(headers[0].get("PhotometricInterpretation", "")) == "MONOCHROME1"
@@ -149,6 +138,21 @@ def _check_rescale(frames: Sequence[tuple[series.Slice, int]]) -> None:
             raise ValueError(f"{bad}: no {tag}, unlike the other slices of its series")
 
 
+def _check_levels(
+    frames: Sequence[tuple[series.Slice, int]], pictures: Sequence[np.ndarray]
+) -> None:
+    """Refuses a slice whose own rescale tags leave it without air, unlike the others.
+
+    Tags may differ from slice to slice; one that is wrong shifts its slice by hundreds of HU.
+    """
+    if len({_rescale(one.header, k) for one, k in frames}) > 1:
+        airy = [bool((picture < AIR).any()) for picture in pictures]
+        if sum(airy) > len(airy) / 2 and not all(airy):
+            one, k = frames[airy.index(False)]
+            tags = "slope {:g} and intercept {:g}".format(*_rescale(one.header, k))
+            raise ValueError(f"{one.label}: {tags} leave it without air, unlike the other slices")
+
+
 def _scaled(array: np.ndarray, slope: float, offset: float) -> np.ndarray:
     """Stored numbers [H, W] as int32 or float32; 8 bits without a rescale stay as they are."""
     if (slope, offset) == (1, 0) and array.dtype == np.uint8:
@@ -158,12 +162,12 @@ def _scaled(array: np.ndarray, slope: float, offset: float) -> np.ndarray:
     return array.astype(np.float32) * slope + offset
 
 
-def _pixels(one: series.Slice) -> np.ndarray:
+def _pixels(one: series.Slice, packed: zipfile.ZipFile | None) -> np.ndarray:
     """The stored numbers of a file, [frames, H, W]."""
     try:
         from pydicom.pixels import pixel_array
 
-        header = series.unpacked(one.member) if one.member else one.header
+        header = series.unpacked(one, packed) if packed else one.header
         if "TransferSyntaxUID" not in header.file_meta:
             header.file_meta.TransferSyntaxUID = one.header.file_meta.TransferSyntaxUID
         array = pixel_array(header)  # keeps no second copy in the header
@@ -184,105 +188,3 @@ def _pixels(one: series.Slice) -> np.ndarray:
     if array.ndim != 3 or len(array) != frames:
         raise ValueError(f"{one.label}: pixels of shape {array.shape}; grey slices expected")
     return array
-
-
-def write_mask(path: Path, scan: Scan, array: np.ndarray, info: MaskInfo) -> None:
-    """Writes a mask, uint8 [x, y, z], slices in the order of the headers in the scan's `origin`.
-
-    The UIDs of study and series are kept in any case: without them no viewer finds the scan.
-
-    Raises:
-      NoMask: highdicom is not installed, a mask without a marked voxel, or headers that are too
-        poor for a SEG.
-    """
-    if not scan.oriented:
-        raise NoMask("no DICOM-SEG, since the series has no positions")
-    if len({id(header) for header in scan.origin}) < len(scan.origin):
-        raise NoMask("no DICOM-SEG of an enhanced multi-frame series")
-    headers = [_strip(header, info.keep_identifiers) for header in scan.origin]
-    _add_measures(headers, scan)
-    try:
-        found = _segmentation(np.ascontiguousarray(array.transpose(2, 1, 0)), headers, info)
-        found.save_as(path)
-    except (ImportError, ValueError, AttributeError, TypeError) as error:
-        raise NoMask(f"no DICOM-SEG ({one_line(error)})") from None
-
-
-def _strip(header: "pydicom.Dataset", keep_identifiers: bool) -> "pydicom.Dataset":
-    """A new header with geometry and UIDs only; names, ids and dates are empty or kept."""
-    import pydicom
-
-    out = pydicom.Dataset()
-    for tag in _KEPT:
-        if tag in header:
-            setattr(out, tag, header.get(tag))
-    for tag in _IDENTIFIERS:
-        value = header.get(tag) if keep_identifiers else None
-        setattr(out, tag, value if value is not None else "")
-    if keep_identifiers:
-        out.SpecificCharacterSet = "ISO_IR 192"  # UTF-8: pydicom has decoded what the file had
-    out.file_meta = pydicom.dataset.FileMetaDataset()
-    out.file_meta.TransferSyntaxUID = header.file_meta.TransferSyntaxUID
-    return out
-
-
-def _add_measures(headers: Sequence["pydicom.Dataset"], scan: Scan) -> None:
-    """A SEG must say how thick a slice is; where the headers do not, their positions do."""
-    for header in headers:
-        if not header.get("SliceThickness") and scan.spacing is not None:
-            header.SliceThickness = scan.spacing[0]
-
-
-def _segmentation(
-    mask: np.ndarray, headers: Sequence["pydicom.Dataset"], info: MaskInfo
-) -> "hd.seg.Segmentation":
-    """The SEG of a mask, uint8 [D, H, W], with a segment for each class that is marked."""
-    try:
-        import highdicom as hd
-    except ImportError:
-        message = "DICOM-SEG needs more packages: pip install 'infnet-jax[dicom]'"
-        raise ImportError(message) from None
-    if not mask.any():
-        raise ValueError("no infection found: an empty mask is written as NIfTI only")
-    labels = enumerate(info.classes.items(), start=1)
-    present = [(label, names) for label, names in labels if (mask == label).any()]
-    # One plane a segment: numbers start at 1 without a gap, whatever the labels are.
-    planes = np.stack([mask == label for label, _ in present], axis=-1).astype(np.uint8)
-    version, numbered = info.version or "0", enumerate(present, start=1)
-    found = hd.seg.Segmentation(
-        source_images=headers,
-        pixel_array=planes,
-        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=[_description(i, *names, version) for i, (_, names) in numbered],
-        series_instance_uid=hd.UID(),
-        series_number=900,
-        sop_instance_uid=hd.UID(),
-        instance_number=1,
-        manufacturer="infnet-jax",
-        manufacturer_model_name="infnet-jax",
-        software_versions=version,
-        device_serial_number="0",
-        series_description="infection (research use)",
-        content_label="INFECTION",
-    )
-    now = datetime.datetime.now()
-    found.SeriesDate = now.date()  # type: ignore[assignment]  # pydicom converts them
-    found.SeriesTime = now.time()  # type: ignore[assignment]
-    return found
-
-
-def _description(number: int, code: str, name: str, version: str) -> "hd.seg.SegmentDescription":
-    """Says of a segment what it is and what found it."""
-    import highdicom as hd
-    from highdicom.sr.coding import CodedConcept
-
-    abnormal = CodedConcept("49755003", "SCT", "Morphologically Abnormal Structure")
-    family = CodedConcept("123110", "DCM", "Artificial Intelligence")
-    return hd.seg.SegmentDescription(
-        segment_number=number,
-        segment_label=name,
-        segmented_property_category=abnormal,
-        segmented_property_type=CodedConcept(code, "99INFNET", name),
-        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-        algorithm_identification=hd.AlgorithmIdentificationSequence("infnet-jax", family, version),
-    )

@@ -6,7 +6,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from infnet_jax.clinic.imaging import dicom, grids, nifti, pictures, series, stacks, volumes
+from infnet_jax.clinic.imaging import (
+    dicom,
+    dicom_seg,
+    grids,
+    nifti,
+    pictures,
+    series,
+    stacks,
+    volumes,
+)
 from infnet_jax.clinic.imaging.scan import MaskInfo, Scan
 
 
@@ -21,7 +30,7 @@ class Format(NamedTuple):
     writers: Mapping[str, Callable[[Path, Scan, np.ndarray, MaskInfo], None]]
 
 
-_OF_SERIES = {".nii.gz": nifti.write_mask, ".dcm": dicom.write_mask}
+_OF_SERIES = {".nii.gz": nifti.write_mask, ".dcm": dicom_seg.write_mask}
 FORMATS = {
     "picture": Format(
         pictures.SUFFIXES, pictures.read, pictures.read_labels, {".png": pictures.write_mask}

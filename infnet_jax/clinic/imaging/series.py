@@ -5,9 +5,9 @@ Headers are read here, once; the pixels stay in the file until the series is rea
 
 import io
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 from infnet_jax.clinic.imaging.scan import one_line
 
@@ -27,15 +27,18 @@ _ASKED = """
 Modality ImageType SeriesInstanceUID SOPInstanceUID SeriesNumber SeriesDescription Rows Columns
 ImagePositionPatient InstanceNumber RescaleIntercept
 """.split()
+LEAST = 3  # slices of a series that stands beside others
+STRAY = "of a series of less than 3 slices beside a longer one (damaged? a slice of that one?)"
 _DEFERRED = 2048  # longer values, such as pixels, wait in the file
 
 
 class Slice(NamedTuple):
-    """One DICOM file: where it comes from, for messages, its header, and its zip if it has one."""
+    """One DICOM file, or a member of a zip."""
 
-    label: str
+    label: str  # for messages
     header: "pydicom.Dataset"
-    member: tuple[Path, str] | None = None
+    file: Path
+    member: str = ""  # its name in the zip `file`
 
 
 class Series(NamedTuple):
@@ -70,7 +73,8 @@ def group(files: Sequence[Path]) -> tuple[list[Series], list[str]]:
     """Sorts DICOM files, or the members of one zip, into CT series by their headers.
 
     Copies of a slice (of the same SOPInstanceUID and place) count once. Structured reports, masks,
-    plans, localizers and screen copies are passed over; so are damaged files beside good ones.
+    plans, localizers and screen copies are passed over; so are damaged files beside good ones, and
+    series of one or two slices beside longer ones.
 
     Returns:
       The series in order of number, and a line for each kind of file that was passed over.
@@ -98,12 +102,22 @@ def group(files: Sequence[Path]) -> tuple[list[Series], list[str]]:
     if len(found) > 1:
         lost = found.pop("", {})
         passed |= {"has no SeriesInstanceUID": [one.label for one in lost.values()]} if lost else {}
+    if any(len(slices) >= LEAST for slices in found.values()):
+        few = {uid: s for uid, s in found.items() if len(s) < LEAST and not _frames(s)}
+        for uid, slices in few.items():
+            passed.setdefault(STRAY, []).extend(one.label for one in slices.values())
+            del found[uid]
     lines = [_line(labels, reason) for reason, labels in passed.items()]
     if not found:
         where = files[0].parent if len(files) > 1 else files[0]
         raise ValueError("; ".join(lines) if lines else f"{where}: no DICOM slice in it")
     grouped = [_series(list(slices.values())) for slices in found.values()]
     return sorted(grouped, key=lambda s: (s.number.zfill(8), s.description)), lines
+
+
+def _frames(slices: Mapping[str, Slice]) -> bool:
+    """Whether one of these files holds many frames."""
+    return any("PerFrameFunctionalGroupsSequence" in one.header for one in slices.values())
 
 
 def _series(slices: list[Slice]) -> Series:
@@ -145,7 +159,7 @@ def _opened(files: Sequence[Path]) -> Iterator[tuple[str, Slice | str]]:
         if path.suffix.lower() == ".zip":
             yield from _in_zip(path)
         else:
-            yield str(path), _slice(str(path), path)
+            yield str(path), _slice(str(path), path, path)
 
 
 def _in_zip(path: Path) -> Iterable[tuple[str, Slice | str]]:
@@ -173,23 +187,21 @@ def _in_zip(path: Path) -> Iterable[tuple[str, Slice | str]]:
                     yield label, f"unpacks to {info.file_size} bytes; at most {MAX_BYTES} pass"
                     continue
                 with archive.open(info) as member:
-                    yield label, _slice(label, member, (path, info.filename))
+                    yield label, _slice(label, member, path, info.filename)
     except ValueError:
         raise
     except Exception as error:  # a damaged zip makes its decoders raise nearly anything
         raise ValueError(f"{path}: damaged zip ({one_line(error)})") from None
 
 
-def unpacked(member: tuple[Path, str]) -> "pydicom.Dataset":
-    """The whole dataset of a zip's member."""
+def unpacked(one: Slice, archive: zipfile.ZipFile) -> "pydicom.Dataset":
+    """The whole dataset of a member of an open zip."""
     import pydicom
 
-    path, name = member
-    with zipfile.ZipFile(path) as archive:
-        return pydicom.dcmread(io.BytesIO(archive.read(name)), force=True)
+    return pydicom.dcmread(io.BytesIO(archive.read(one.member)), force=True)
 
 
-def _slice(label: str, file: object, member: tuple[Path, str] | None = None) -> Slice | str:
+def _slice(label: str, data: Path | IO[bytes], file: Path, member: str = "") -> Slice | str:
     """One file's header; or, of a damaged one, why it cannot be read."""
     try:
         import pydicom
@@ -197,17 +209,17 @@ def _slice(label: str, file: object, member: tuple[Path, str] | None = None) -> 
         raise ImportError("DICOM needs more packages: pip install 'infnet-jax[dicom]'") from None
     how = {"stop_before_pixels": True} if member else {"defer_size": _DEFERRED}
     try:  # force: without a preamble the first group decides
-        header = pydicom.dcmread(file, force=True, **how)  # type: ignore[arg-type]  # str or file
+        header = pydicom.dcmread(data, force=True, **how)
         if "SOPClassUID" not in header and "Rows" not in header:
             return "damaged or no DICOM file"
         if not hasattr(header, "file_meta") or "TransferSyntaxUID" not in header.file_meta:
             header.ensure_file_meta()
             header.file_meta.TransferSyntaxUID = _guess(header)
-        if member is None and "PixelData" not in header and not _no_slice(header):
+        if not member and "PixelData" not in header and not _no_slice(header):
             return "holds no picture (truncated?)"
         for tag in _ASKED:  # decoded here, where damage is caught; later from memory
             header.get(tag)
-        return Slice(label, header, member)
+        return Slice(label, header, file, member)
     except Exception as error:  # damaged headers make pydicom raise nearly anything
         return f"damaged or no DICOM file ({one_line(error)})"
 

@@ -10,26 +10,18 @@ from infnet_jax.clinic.imaging import series
 from infnet_jax.clinic.imaging.formats import FORMATS, kind_of
 
 
-class Found(NamedTuple):
-    """A scan before it has a name: where it lies, and what `Source` says."""
-
-    place: Path
-    kind: str
-    files: tuple[Path, ...]
-    slices: tuple[series.Slice, ...] = ()
-    about: str = ""
-    beside: tuple[str, ...] = ()
-
-
 class Source(NamedTuple):
     """One scan to be read: a picture, a volume, or the files of a DICOM series."""
 
     name: str  # unique among the sources found together; names the output files
     kind: str  # a key of `FORMATS`
-    files: tuple[Path, ...]  # one file, or all of a folder's DICOM files
+    files: tuple[Path, ...]  # one file, or all of a series
     slices: tuple[series.Slice, ...] = ()  # of a DICOM series
     about: str = ""  # number and description of a series, for lists
     beside: tuple[str, ...] = ()  # what was passed over in its folder, a line each
+
+
+Found = tuple[Path, Source]  # where a scan lies, and the source, whose name is still to be given
 
 
 def find(
@@ -67,16 +59,16 @@ def find(
         elif kind == "dicom":
             found += _series(path, [path])
         elif kind is not None:
-            found.append(Found(path, kind, (path,)))
+            found.append((path, Source("", kind, (path,))))
         else:
             raise ValueError(f"{path}: not a picture, NIfTI, DICOM or zip file")
     for folder, files in single.items():
         found += _series(files[0] if len(files) == 1 else folder, files)
     if skip is not None:  # before names are given: what is left out must not change them
-        found = [one for one in found if not skip(one.files[0])]
+        found = [(place, one) for place, one in found if not skip(one.files[0])]
     if number:
-        known = sorted({one.about.partition(" ")[0] for one in found if one.kind == "dicom"})
-        found = [one for one in found if one.about.partition(" ")[0] == number]
+        known = sorted({one.about.partition(" ")[0] for _, one in found if one.kind == "dicom"})
+        found = [(place, one) for place, one in found if one.about.partition(" ")[0] == number]
         if not found:
             raise ValueError(
                 f"no series of number {number}; there are: {', '.join(known) or 'none'}"
@@ -123,7 +115,7 @@ def _in_folder(folder: Path) -> list[Found]:
         elif kind == "dicom":
             dicoms.setdefault(path.parent, []).append(path)
         elif kind is not None:
-            found.append(Found(path, kind, (path,)))
+            found.append((path, Source("", kind, (path,))))
         elif not hidden and not series.has_start(path):
             others.append(path)
     for path in others:  # slices of which nothing has arrived are named like the others
@@ -138,19 +130,15 @@ def _series(place: Path, files: Sequence[Path]) -> list[Found]:
     try:
         groups, passed = series.group(files)
     except ValueError as error:  # said when it is read, so that other scans go on
-        return [Found(place, "dicom", tuple(files), beside=(str(error),))]
+        return [(place, Source("", "dicom", tuple(files), beside=(str(error),)))]
     several, stem = len(groups) > 1, place if place.is_dir() else place.with_suffix("")
-    return [
-        Found(
-            stem.with_name(f"{stem.name}_series{one.number or i}") if several else place,
-            "dicom",
-            tuple(files),
-            one.slices,
-            f"{one.number or '-'} {one.description}".strip(),
-            tuple(passed),
-        )
-        for i, one in enumerate(groups, 1)
-    ]
+    found = []
+    for i, one in enumerate(groups, 1):
+        where = stem.with_name(f"{stem.name}_series{one.number or i}") if several else place
+        own = tuple(dict.fromkeys(piece.file for piece in one.slices))
+        about = f"{one.number or '-'} {one.description}".strip()
+        found.append((where, Source("", "dicom", own, one.slices, about, tuple(passed))))
+    return found
 
 
 def _named(found: Sequence[Found]) -> list[Source]:
@@ -158,7 +146,7 @@ def _named(found: Sequence[Found]) -> list[Source]:
 
     Parents count up to the folder that holds all inputs: nothing above it may reach a file name.
     """
-    places = [one.place.absolute() for one in found]
+    places = [place.absolute() for place, _ in found]
     common = Path(os.path.commonpath([place.parent for place in places]))
     names: list[str] = []
     for depth in range(1, 10):
@@ -172,13 +160,13 @@ def _named(found: Sequence[Found]) -> list[Source]:
     ]
     sources, taken = [], set(names)
     seen: set[str] = set()
-    for name, one in zip(names, found, strict=True):
+    for name, (_, one) in zip(names, found, strict=True):
         number, unique = 1, name
         while unique in seen or (number > 1 and unique in taken):
             number += 1
             unique = f"{name}_{number}"
         seen.add(unique)
-        sources.append(Source(unique, *one[1:]))
+        sources.append(one._replace(name=unique))
     return sources
 
 
