@@ -118,6 +118,15 @@ def test_the_page_of_a_coach_compares_its_masks_with_random_ones(tmp_path):
         assert page.notes[0].endswith("`all_but_last` weights transferred.")
 
 
+def test_a_run_without_a_coach_is_not_judged_by_one(tmp_path):
+    config = selfsup.get_config("tiny")
+    config.pretrain.rounds.use_coach = False
+    plan = resolve(config, tmp_path)
+    log(plan.stages[0].folder, {"step": 4, "rec_coach": 0.9, "rec_random": 0.5})
+    page = summary.page(plan.stages[0], plan)
+    assert page.tables == [] and page.notes[0].endswith("No coach: all masks are random.")
+
+
 def test_the_page_of_rotation_shows_its_accuracy(tmp_path):
     config = selfsup.get_config("tiny")
     config.pretrain.pretext = "rotation"

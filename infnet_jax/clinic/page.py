@@ -68,8 +68,8 @@ class Page:
         slices = [(case, i) for case in cases for i in range(len(case.mask))]
         for index, (case, i) in enumerate(slices):
             data = json.dumps(_slice(case, i, classes)).replace("<", "\\u003c")  # ends no script
-            write(f'<script type="application/json" data-slice="{index}">{data}</script>\n')
-        write("</section>\n")
+            write(f'{_SLICE}="{index}">{data}</script>\n')
+        write(_CLOSE)
 
     def keep(self, patients: Mapping[str, Severity]) -> None:
         """Takes patients over, by name, from the page that this one will replace."""

@@ -102,7 +102,9 @@ def _inpaint(stage: Stage, plan: Plan) -> Page:
     note += f"; `{taken[0]}` weights transferred." if taken else "."
     tables: list[tuple[str, str]] = []
     judged = [r for r in load_rows(stage.folder / "metrics.jsonl") if "rec_coach" in r]
-    if judged:
+    if not s.rounds.use_coach:
+        note += " No coach: all masks are random."
+    elif judged:
         last = judged[-1]
         span = f"{last['coach_ratio_low']:.2f} to {last['coach_ratio_high']:.2f}"
         rows = [

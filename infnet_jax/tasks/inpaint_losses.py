@@ -100,14 +100,12 @@ def pixel_errors(
     target: jax.Array,
     *,
     kind: str = "mse_clamped",
-    reduction: str = "sum_heads",
     activation: str = "tanh",
     **_: object,
 ) -> jax.Array:
-    """The error that `reconstruction` adds up, of each pixel, [B, H, W]."""
-    errors = [_pixel_error(outputs[name], target, kind, activation) for name in sorted(outputs)]
-    total = sum(errors, start=jnp.zeros_like(errors[0])).sum(-1)
-    return total / (len(errors) * target.shape[-1]) if reduction == "mean" else total
+    """The error that `reconstruction` adds up, of each pixel [B, H, W], up to a constant factor."""
+    errors = [_pixel_error(output, target, kind, activation) for output in outputs.values()]
+    return jnp.stack(errors).mean((0, -1))
 
 
 def inpaint_loss(
