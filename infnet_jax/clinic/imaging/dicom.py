@@ -13,6 +13,9 @@ from infnet_jax.clinic.imaging.scan import Scan, finish, one_line, plain_values
 if TYPE_CHECKING:
     import pydicom
 
+_PER_FRAME = "PerFrameFunctionalGroupsSequence"
+Frame = tuple[series.Slice, int]  # a file and the number of its frame
+Rescale = tuple[float, float]  # slope and intercept
 AIR = -400  # HU; every slice of a chest CT has air or lung below it
 # Compressed pixels that pydicom leaves to other packages, and the package for each.
 _GPL = "pip install pylibjpeg pylibjpeg-libjpeg (its licence is the GPL), or python-gdcm (BSD)"
@@ -43,7 +46,7 @@ def read(slices: Sequence[series.Slice], name: str, where: str) -> Scan:
     notes = [] if modality == "CT" else [f"modality {modality}, taken as CT all the same"]
     frames = [(one, k) for one in slices for k in range(_n_frames(one.header))]
     stack = geometry.stack([_place(one, k) for one, k in frames], where)
-    _check_rescale(frames)
+    rescales = _rescales(frames)
     loaded: dict[str, np.ndarray] = {}
     pictures = []
     packed = zipfile.ZipFile(slices[0].file) if slices[0].member else None
@@ -52,9 +55,9 @@ def read(slices: Sequence[series.Slice], name: str, where: str) -> Scan:
             one, k = frames[i]
             if one.label not in loaded:  # of an enhanced file all frames, else one slice
                 loaded = {one.label: _pixels(one, packed)}
-            slope, offset = _rescale(one.header, k)
-            pictures.append(plain_values(_scaled(loaded[one.label][k], slope, offset)))
-    _check_levels([frames[i] for i in stack.order], pictures)
+            pictures.append(plain_values(_scaled(loaded[one.label][k], *rescales[i])))
+    order = stack.order
+    _check_levels([frames[i] for i in order], [rescales[i] for i in order], pictures)
     headers = [frames[i][0].header for i in stack.order]
     array, notes = np.stack(pictures).transpose(2, 1, 0), notes + stack.notes  # x, y, z
     inverted = str(headers[0].get("PhotometricInterpretation", "")) == "MONOCHROME1"
@@ -72,13 +75,13 @@ def read(slices: Sequence[series.Slice], name: str, where: str) -> Scan:
 
 
 def _n_frames(header: "pydicom.Dataset") -> int:
-    groups = header.get("PerFrameFunctionalGroupsSequence")
-    return len(groups) if groups else 1
+    return len(header.get(_PER_FRAME) or ()) or 1
 
 
 def _of_frame(header: "pydicom.Dataset", k: int, macro: str, tag: str) -> Any:
     """A value of frame k: of its own functional groups, of the shared ones, or of the header."""
-    for owner, i in (("PerFrame", k), ("Shared", 0)):
+    groups = (("PerFrame", k), ("Shared", 0)) if _PER_FRAME in header else ()
+    for owner, i in groups:
         items = header.get(f"{owner}FunctionalGroupsSequence")
         found = items[i].get(macro) if items and macro else None
         if found and found[0].get(tag) is not None:
@@ -120,37 +123,36 @@ def _place(one: series.Slice, k: int) -> geometry.Place:
     return geometry.Place(one.label, position, row, column, pair, thickness, number)
 
 
-def _rescale(header: "pydicom.Dataset", k: int) -> tuple[float, float]:
-    """Slope and intercept of frame k; 1 and 0 where none is given."""
-    macro = "PixelValueTransformationSequence"
-    slope = _of_frame(header, k, macro, "RescaleSlope")
-    offset = _of_frame(header, k, macro, "RescaleIntercept")
-    return float(slope or 1), float(offset or 0)
+def _rescales(frames: Sequence[Frame]) -> list[Rescale]:
+    """Slope and intercept of each frame, 1 and 0 where no frame says one.
 
-
-def _check_rescale(frames: Sequence[tuple[series.Slice, int]]) -> None:
-    """Refuses a series of which some slices only say how their numbers become HU."""
-    macro = "PixelValueTransformationSequence"
-    for tag in ("RescaleSlope", "RescaleIntercept"):
-        said = [_of_frame(one.header, k, macro, tag) not in (None, "") for one, k in frames]
-        if any(said) and not all(said):
-            bad = frames[said.index(False)][0].label
+    ValueError: some frames only say how their numbers become HU.
+    """
+    macro, found = "PixelValueTransformationSequence", []
+    for tag, usual in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0)):
+        values = [_of_frame(one.header, k, macro, tag) for one, k in frames]
+        known = [value not in (None, "") for value in values]
+        if any(known) and not all(known):
+            bad = frames[known.index(False)][0].label
             raise ValueError(f"{bad}: no {tag}, unlike the other slices of its series")
+        found.append([float(value) if any(known) else usual for value in values])
+    return [(slope or 1.0, offset) for slope, offset in zip(*found, strict=True)]
 
 
 def _check_levels(
-    frames: Sequence[tuple[series.Slice, int]], pictures: Sequence[np.ndarray]
+    frames: Sequence[Frame], rescales: Sequence[Rescale], pictures: Sequence[np.ndarray]
 ) -> None:
     """Refuses a slice whose own rescale tags leave it without air, unlike the others.
 
     Tags may differ from slice to slice; one that is wrong shifts its slice by hundreds of HU.
     """
-    if len({_rescale(one.header, k) for one, k in frames}) > 1:
+    if len(set(rescales)) > 1:
         airy = [bool((picture < AIR).any()) for picture in pictures]
         if sum(airy) > len(airy) / 2 and not all(airy):
-            one, k = frames[airy.index(False)]
-            tags = "slope {:g} and intercept {:g}".format(*_rescale(one.header, k))
-            raise ValueError(f"{one.label}: {tags} leave it without air, unlike the other slices")
+            i = airy.index(False)
+            tags = "slope {:g} and intercept {:g}".format(*rescales[i])
+            label = frames[i][0].label
+            raise ValueError(f"{label}: {tags} leave it without air, unlike the other slices")
 
 
 def _scaled(array: np.ndarray, slope: float, offset: float) -> np.ndarray:
