@@ -12,6 +12,7 @@ from infnet_jax.tasks.state import Task, make_player, make_state
 from infnet_jax.verbs import bench
 
 
+@pytest.mark.slow
 def test_the_three_steps_of_a_real_network_keep_the_state_s_shapes():
     seen, picture = [], jax.ShapeDtypeStruct((2, 64, 64, 1), np.uint8)
     batch = {"image": picture, "mask": picture}

@@ -72,6 +72,7 @@ def test_multiclass_reads_palette_indices_and_the_manifest_lists_what_was_read(s
         assert hashlib.sha256((source / name).read_bytes()).hexdigest() == digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", configs(manual=True))
 def test_equal_sources_give_equal_bytes(name, tmp_path):
     source = dummy(name, tmp_path / "source")

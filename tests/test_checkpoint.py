@@ -98,6 +98,7 @@ def test_saves_fall_on_the_interval_and_on_a_new_best(tmp_path):
     assert saved == [1, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "metrics"),  # the second is the best
     [
@@ -237,6 +238,7 @@ for step in range(2, 1000):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.03, 0.25])
 def test_kill_in_mid_save_leaves_the_earlier_one_whole(tmp_path, delay):
     fill(tmp_path, [0.1])

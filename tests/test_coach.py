@@ -47,6 +47,7 @@ def test_keep_ratio_outside_the_cells_is_refused(keep_ratio):
         visible_from_score(jnp.ones((1, 4, 4, 1)), keep_ratio=keep_ratio, alpha=1.0, hard=True)
 
 
+@pytest.mark.slow
 def test_coach_scores_cells_and_draws_only_with_a_key():
     coach, image = Coach(width=4), jax.random.normal(jax.random.key(0), (1, 32, 48, 3))
     variables = jax.jit(lambda x: coach.init(jax.random.key(0), x, train=False))(image)

@@ -81,6 +81,7 @@ SLOW += [(multi_selfsup, "authors"), (multi_selfsup, "lite")]
 BUILT += [pytest.param(*each, {}, marks=pytest.mark.slow) for each in SLOW]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("file", "preset", "changes"), BUILT)
 def test_preset_builds_its_tasks(file, preset, changes):
     config = file.get_config(preset)

@@ -74,6 +74,7 @@ def test_conv_computes_in_its_dtype_and_keeps_float32_parameters():
     assert variables["params"]["kernel"].dtype == jnp.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(8, 11), (7, 10)])
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2)])
 def test_depthwise_convolution_is_the_grouped_one_padded_as_tensorflow_does(kernel, stride, size):

@@ -69,6 +69,7 @@ def test_a_missing_extra_misshapen_or_unknown_tensor_is_named(trunk18, name, val
         convert({"encoder.weight": value})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 def test_networks_are_found_by_their_names(network):
     # Only its inpainting decoder tells the improved U-Net by names.

@@ -130,8 +130,9 @@ def one_line(error, path):
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # pydicom's, of headers that break the standard
-@pytest.mark.parametrize("n", [FEW, pytest.param(MANY, marks=pytest.mark.long)])
+@pytest.mark.parametrize("n", [FEW, pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.long])])
 @pytest.mark.parametrize("name", SAVED)
 def test_a_damaged_scan_is_read_right_or_refused(name, n, tmp_path, monkeypatch):
     path, victims = save(name, tmp_path / "a", monkeypatch)
@@ -185,6 +186,7 @@ def tags_to_spoil(path, how):
     return [e.tag for e in pydicom.dcmread(path) if e.keyword not in valid]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("which", ["one", "all"])
 @pytest.mark.parametrize("how", SPOILT)
@@ -218,7 +220,7 @@ def of_mask(name, folder):
     return folder / name
 
 
-@pytest.mark.parametrize("n", [FEW, pytest.param(MANY, marks=pytest.mark.long)])
+@pytest.mark.parametrize("n", [FEW, pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.long])])
 @pytest.mark.parametrize(
     ("name", "strict"), [("a.nii.gz", 1), ("a.nii", 0), ("a.png", 1), ("a.tif", 0), ("a.nrrd", 0)]
 )

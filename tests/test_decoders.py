@@ -31,6 +31,7 @@ def shapes(model: Any, channels: int = 6, **call: Any) -> Any:
     return jax.eval_shape(partial(model.init, train=False, **call), jax.random.key(0), image)
 
 
+@pytest.mark.slow
 def test_on_lite0_the_decoder_ends_at_stride_2():
     model, image = make("efficientnet_lite0", width=8), np.zeros((1, 64, 96, 3), np.float32)
     apply = partial(model.apply, train=False, capture_intermediates=True)
@@ -47,6 +48,7 @@ def test_width_scales_every_layer(trunk):
             assert narrow[path].shape[-1] * 4 == leaf.shape[-1], path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("improved", [False, True])
 @pytest.mark.parametrize("size", [(16, 16), (37, 50), (31, 95)])
 def test_any_size_comes_back(improved, size):
@@ -57,6 +59,7 @@ def test_any_size_comes_back(improved, size):
         assert {k: v.shape for k, v in out.items()} == {name: (3, *size, channels)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("net", "options"),
     [
@@ -89,6 +92,7 @@ def test_the_improved_variant_pretrains_the_encoder_only_of_what_segments(improv
         assert set(captured["intermediates"]) == {"__call__", "trunk", *called}
 
 
+@pytest.mark.slow
 def test_inpainting_is_bounded_with_tanh_and_linear_without():
     image = 9.0 * jax.random.normal(jax.random.key(1), (1, 16, 16, 6))
 
@@ -150,6 +154,7 @@ def _train_pass(kind: str, head: str) -> tuple[Any, set[str], set[str]]:
     return out, trained, moved & (SEG | INPAINT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "head", "trains", "moves_no", "bounded"),
     [

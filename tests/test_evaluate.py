@@ -32,6 +32,7 @@ def classes() -> np.ndarray:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("maps", "truth", "label", "row"),
     [
@@ -63,6 +64,7 @@ def test_published_rows(shared, maps, truth, label, row):
     assert aware["undefined"]["none"]["sensitivity"] == empty
 
 
+@pytest.mark.slow
 def test_floors_of_the_real_set(shared):
     folder = shared / TRAINING / "LungInfection-Train/Doctor-label/GT"
     train, test = (

@@ -87,6 +87,7 @@ def site(folder, *names):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("raw", [True, False])
 def test_a_stranger_reads_them_all(raw, prepared, tmp_path):
     """Python without site-packages sees TFDS and array_record with what they need, nothing else.
@@ -198,6 +199,7 @@ def test_twenty_steps_of_a_mix(prepared, learn, tmp_path, capsys):
     learn(batches)
 
 
+@pytest.mark.slow
 def test_a_split_that_a_part_lacks(prepared, tmp_path):
     config = tiny("phantom/tiny:dev", prepared)
     dataset, mix = prepare(config)

@@ -34,6 +34,7 @@ def test_batch_norm_in_evaluation_uses_running_statistics_only():
     np.testing.assert_allclose(y, (x - 0.5) / np.sqrt(4.0 + 1e-5) * 2 + 1, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_batch_norm_gradient_equals_that_of_the_two_pass_formula():
     x, weight = 2.0 + _array(2, 3, 3, 4), _array(2, 3, 3, 4, seed=1)
     layer = layers.BatchNorm()

@@ -75,6 +75,7 @@ def lung_run(phantom, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_a_run_of_lungs_is_scored_on_lungs(lung_run, phantom):
     result = json.loads((lung_run / "evaluation.json").read_text())
     assert list(result["classes"]) == ["lung"]
@@ -83,6 +84,7 @@ def test_a_run_of_lungs_is_scored_on_lungs(lung_run, phantom):
     assert floor == pytest.approx(np.mean([2 * a / (1 + a) for a in area]), abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_run_of_lungs_is_refused_for_lesions_and_serves_for_lungs(lung_run):
     with pytest.raises(ValueError, match="that run finds lung; it is for --lungs"):
         Predictor.load(lung_run)

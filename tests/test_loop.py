@@ -45,6 +45,7 @@ def left(folder):
     return *weight(folder), load_rows(folder / "metrics.jsonl")
 
 
+@pytest.mark.slow
 def test_a_crash_at_any_step_changes_nothing(play, tmp_path):
     assert play(tmp_path / "whole")["steps"] == 12
     *_, rows = left(tmp_path / "whole")
@@ -92,6 +93,7 @@ def test_each_step_gets_the_batch_of_its_index(start, right):
     assert [int(batch["x"][0]) for batch in loop._stream(job, start)] == right
 
 
+@pytest.mark.slow
 def test_early_stopping_counts_evaluations_without_a_better_one(play, tmp_path):
     dice = {4: 0.5, 8: 0.7, 12: 0.7, 16: 0.6, 20: 0.9}  # an equal one is not better
     options, whole, cut = (

@@ -204,6 +204,7 @@ def test_the_order_of_flags_does_not_matter(words):
     assert run.stdout.split() == ["5", "W", "supervised:tiny"], run.stderr
 
 
+@pytest.mark.slow
 def test_what_only_a_started_run_can_see_is_one_line_too(tmp_path, small):
     """Missing source files, a batch for eight devices, a workdir of another config."""
     used, fresh = tmp_path / "used", tmp_path / "fresh"

@@ -59,6 +59,7 @@ def test_the_objective_by_hand():
     assert float(total) == pytest.approx(3.0 + 2.0 * 0.08)
 
 
+@pytest.mark.slow
 def test_the_teacher_is_the_average():
     task = make().task()
     state = task.start(task.variables(jax.random.key(0)))
@@ -77,6 +78,7 @@ def test_the_teacher_is_the_average():
     assert float(after.net.ema["params"]["w"]) == pytest.approx(decay * 3.0 + (1 - decay) * w)
 
 
+@pytest.mark.slow
 def test_without_unlabelled_pull_it_is_the_supervised_step():
     task = make(weight=0.0).task()
     state = task.start(task.variables(jax.random.key(0)))

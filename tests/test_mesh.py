@@ -111,6 +111,7 @@ print("ROWS", n, len(jax.devices()), step, rows, flush=True)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_see_one_batch_and_share_a_checkpoint(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -38,11 +38,13 @@ def check_outputs(decoder: str, trunk: str) -> Any:
     return variables
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("decoder", "trunk"), PAIRS)
 def test_every_trunk_works_under_both_decoders(decoder, trunk):
     check_outputs(decoder, trunk)
 
 
+@pytest.mark.slow
 def test_a_new_trunk_needs_its_entry_only(monkeypatch):
     monkeypatch.setitem(models.TRUNKS, "thin", models.Trunk(partial(VGG16, 4), 16))
     for decoder in ("infnet", "unet"):
@@ -50,6 +52,7 @@ def test_a_new_trunk_needs_its_entry_only(monkeypatch):
         assert trunk["conv5_3"]["kernel"].shape == (3, 3, 32, 32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trunk", sorted(set(models.TRUNKS) - {"plain"}))
 def test_the_trunk_of_both_decoders_takes_the_same_weights(trunk):
     ours, other = (shapes(make(d, trunk))["params"]["trunk"] for d in ("infnet", "unet"))
@@ -86,6 +89,7 @@ BOTH = {"inpaint_head": "tanh_parallel", "improved": True}
 IMPROVED = {"trunk": 9_440_256, "decoder": 7_950_102, "decoder_inpaint": 7_950_102}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("net", "options", "counts"),
     [

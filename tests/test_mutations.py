@@ -66,6 +66,7 @@ def spoil_file(path, how, rng):
             archive.writestr(info, DAMAGE[how](rng, data) if number == chosen else data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", configs(manual=True))
 def test_one_spoilt_file_of_any_builder(name, tmp_path, request):
     """The build stops and names it, or every example that is left is one of the right ones."""

@@ -387,6 +387,7 @@ def test_a_device_that_is_not_there(kind):
     verbs.use_device("cpu")
 
 
+@pytest.mark.slow
 def test_a_platform_that_jax_lacks_is_not_blamed_on_the_checkpoint():
     code = "from infnet_jax import verbs; verbs.load('nowhere')"
     env = os.environ | {"JAX_PLATFORMS": "cuda"}

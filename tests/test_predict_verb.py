@@ -81,6 +81,7 @@ def test_a_volume_keeps_its_affine_and_a_flipped_copy_its_scores(run, tmp_path):
     assert scores["a"] == scores["b"] and scores["a"]["infected_share"] > 0.01
 
 
+@pytest.mark.slow
 def test_a_longer_volume_costs_little_more_than_itself(run, tmp_path):
     """The peak grows by a few maps of one byte a voxel, not by lists of floats."""
     peaks = []

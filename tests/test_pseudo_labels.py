@@ -87,6 +87,7 @@ def test_soft_labels_of_eight_bits_by_hand():
     assert pseudo_labels.pseudo_label(np.full((2, 2), 0.4), True).tolist() == [[0, 0], [0, 0]]
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_the_same(play, tmp_path):
     calls, kills = [], 0
     timing = play(tmp_path / "whole", hook=calls.append)

@@ -54,6 +54,7 @@ BRIGHT = np.zeros((16, 8, 8, 1), np.uint8)
 BRIGHT[:, :4, :4] = 255  # the upper left
 
 
+@pytest.mark.slow
 def test_training_asks_for_the_turn_that_was_given(task_and_state):
     task, state = task_and_state
     seen = set()

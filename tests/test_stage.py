@@ -50,6 +50,7 @@ def test_a_network_starts_from_imported_weights(tmp_path):
         started(config, tmp_path, make_toy())
 
 
+@pytest.mark.slow
 def test_three_classes_start_from_what_pseudo_labels_have_taught(tmp_path):
     config = multi_semisup.get_config("tiny")
     config.weights = "imagenet_lite0"  # of an earlier stage: not of this one

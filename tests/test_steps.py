@@ -107,6 +107,7 @@ RECORDED = {"coach": ("coach_loss", "coach_grad"), "net": ("loss", "net_grad")}
 
 
 # Of each of two steps the loss and the norm of the gradient.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "phase", "expected"),
     [

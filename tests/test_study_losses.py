@@ -24,6 +24,7 @@ def losses_of_zero(config, source):
     return measure(stage, tasks.make_norm(stage, (0.4, 0.2)), [zeros], source)
 
 
+@pytest.mark.slow
 def test_one_class_by_hand():
     config = supervised.get_config("tiny")
     config.segment.size = 32

@@ -41,6 +41,7 @@ def evaluated(workdir, name="infection"):
     write_json(workdir / "evaluation.json", result)
 
 
+@pytest.mark.slow
 def test_the_page_of_a_supervised_run(phantom, tmp_path):
     plan = resolve(supervised.get_config("tiny"), tmp_path, phantom)
     (segment, evaluate) = plan.stages

@@ -104,6 +104,7 @@ def test_without_prior_the_network_sees_the_slice_alone():
     assert task.evaluate(state, batch, None)["probs"].shape == (2, 16, 16, 3)
 
 
+@pytest.mark.slow
 def test_a_prior_averaged_with_what_a_network_says_of_the_slice_alone():
     """Classes of .1 and .3 and a prior of .8: infected .6, shared as 1 to 3."""
     probs = jnp.float32([[0.6, 0.1, 0.3], [1.0, 0.0, 0.0], [0.0, 0.9, 0.9]])
@@ -159,6 +160,7 @@ class ByPixel(nn.Module):
         return {"logits": Conv(3, use_bias=True, name="out_seg")(x)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("net", "updates"),
     [(ByPixel(), 30), pytest.param(net("unet", "plain", 2, 4), 12, marks=pytest.mark.slow)],
@@ -189,6 +191,7 @@ def test_training_learns_what_the_prior_and_the_slice_tell(net, updates):
         assert task.summarise([out])[task.metric] > 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("net", "prior"),
     [
@@ -207,6 +210,7 @@ def test_both_networks_fit_the_task(net, prior):
     assert out["probs"].shape == (2, 32, 32, 3)
 
 
+@pytest.mark.slow
 def test_averaged_views_of_a_network_that_works_by_pixel_change_nothing():
     batch = {k: jnp.asarray(v) for k, v in _batch(size=6).items()}
     variables = {
@@ -248,6 +252,7 @@ def test_the_metric_is_the_mean_over_classes_of_the_mean_over_defined_slices():
     assert supervised.summarise(["infection"], empty) == {"dice": 0.0}
 
 
+@pytest.mark.slow
 def test_soft_targets_are_the_prior_and_their_edge_is_at_one_half():
     prior = np.zeros((1, 4, 4, 1), np.uint8)
     prior[0, :2], prior[0, 2:] = 51, 204  # 0.2 above, 0.8 below
@@ -302,6 +307,7 @@ def test_averaging_is_the_mean_over_the_eight_views_turned_back():
     assert np.abs(single - predict(IMAGE, False)).max() > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tta", [False, True])
 def test_sizes_are_averaged_where_they_belong(tta):
     """A ramp comes back as itself from each size; what tells the side apart has mean and spread."""

@@ -260,6 +260,7 @@ def test_a_picture_of_16_bits_may_hold_hu(offset, tmp_path):
     assert scan.is_hu and f"HU + {offset}" in scan.warnings[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("read", [_read, imaging.read_labels], ids=["scan", "mask"])
 def test_pictures_that_are_spoilt_large_or_colourful_are_refused(read, tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), SHOWN[0])
