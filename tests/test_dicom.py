@@ -130,25 +130,6 @@ def test_an_empty_mask_has_no_seg_but_a_nifti(scan, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "a.nii.gz"]
 
 
-def test_a_zip_is_read_like_its_folder(folder, scan, tmp_path):
-    shutil.make_archive(tmp_path / "b", "zip", folder)
-    np.testing.assert_array_equal(_read(tmp_path / "b.zip").values, scan.values)
-
-
-def test_a_tilted_series_keeps_its_geometry(tmp_path):
-    axes = np.array([0.96, 0, 0.28, 0, 1, 0])
-    normal = np.cross(axes[:3], axes[3:])
-    for i in range(DEPTH):
-        place = (np.array([5, 6, 7]) - 3 * i * normal).tolist()
-        changes = {"ImageOrientationPatient": axes.tolist(), "ImagePositionPatient": place}
-        _save(tmp_path / f"{i}", i, **changes)
-    scan = _read(tmp_path)
-    assert scan.spacing == pytest.approx((3, 0.8, 0.7))
-    files, _ = imaging.write_mask(scan, np.ones(scan.values.shape, np.uint8), tmp_path / "out")
-    affine = nib.load(files[0]).affine
-    np.testing.assert_allclose(affine[:3, 0], [-0.96 * 0.7, 0, 0.28 * 0.7], atol=1e-5)
-
-
 def _truncate(path, end):
     path.write_bytes(path.read_bytes()[:end])
 
