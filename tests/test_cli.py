@@ -1,5 +1,7 @@
 """Wrong calls get one clear line and exit 2; right ones reach their verb."""
 
+import argparse
+import importlib
 import os
 import subprocess
 import sys
@@ -118,7 +120,7 @@ def test_the_device_is_set_before_jax_is_imported(tmp_path):
     """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.stdout.split() == ["False", "1", "cuda"], run.stderr
-    assert "no picture, NIfTI or DICOM file in it" in run.stderr
+    assert "no picture, NIfTI, DICOM, NRRD, MHA or TIFF file in it" in run.stderr
 
 
 def test_a_reader_that_has_gone_is_no_error(tmp_path):
@@ -133,3 +135,12 @@ def test_a_reader_that_has_gone_is_no_error(tmp_path):
     run = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=-1, text=True)
     os.close(write)
     assert (run.returncode, run.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_option_says_what_it_is(verb):
+    parser = argparse.ArgumentParser()
+    module = importlib.import_module(f"infnet_jax.verbs.{verb.replace('-', '_')}")
+    module.add_arguments(parser)
+    silent = [action.dest for action in parser._actions if not action.help]
+    assert not silent

@@ -180,7 +180,7 @@ def test_unknown_and_missing_inputs(tmp_path):
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(ValueError, match="a.txt: not a picture"):
         imaging.find([tmp_path / "a.txt"])
-    with pytest.raises(ValueError, match="no picture, NIfTI or DICOM"):
+    with pytest.raises(ValueError, match="no picture, NIfTI, DICOM"):
         imaging.find([tmp_path])
     with pytest.raises(FileNotFoundError, match="b.nii does not exist"):
         imaging.find([tmp_path / "b.nii"])

@@ -33,8 +33,8 @@ MEANING = f"what the numbers of class masks are: {', '.join(labels.KINDS)} (127=
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     add = parser.add_argument
-    add("--predictions", type=existing, required=True, metavar="DIR")
-    add("--truth", type=existing, required=True, metavar="DIR")
+    add("--predictions", type=existing, required=True, metavar="DIR", help="maps or masks")
+    add("--truth", type=existing, required=True, metavar="DIR", help="true masks, same names")
     add("--csv", type=Path, metavar="OUT", help="also write one row a picture")
     add("--label", choices=[*LABELS], help="score one class only")
     add("--labels", metavar="N=KIND,...", help=MEANING)

@@ -8,8 +8,8 @@ from infnet_jax.verbs import existing
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
-    parser.add_argument("file", type=existing, metavar="FILE")
-    parser.add_argument("out", type=Path, metavar="OUT")
+    parser.add_argument("file", type=existing, metavar="FILE", help="a .pth file")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder for weights=OUT")
 
 
 def run(options: argparse.Namespace) -> int:

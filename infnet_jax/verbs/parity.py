@@ -40,7 +40,7 @@ class Row(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
-    parser.add_argument("directory", type=existing, metavar="DIR")
+    parser.add_argument("directory", type=existing, metavar="DIR", help="recorded outputs")
 
 
 def run(options: argparse.Namespace) -> int:

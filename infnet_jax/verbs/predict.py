@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add, existing = parser.add_argument, verbs.existing
     add("inputs", type=existing, nargs="+", metavar="INPUT", help=INPUT)
     add("--checkpoint", type=existing, metavar="DIR", help=verbs.RUN)
-    add("--out", type=Path, metavar="DIR")
+    add("--out", type=Path, metavar="DIR", help="folder for masks, scores and page")
     add("--list", action="store_true", help=LIST)
     add("--series", default="", metavar="N", help="only the DICOM series of this number")
     add("--tta", action=argparse.BooleanOptionalAction, default=None, help=TTA)
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--continue", dest="go_on", action="store_true", help=CONTINUE)
     add("--resample", action="store_true", help=verbs.RESAMPLE)
     add("--not-hu", action="store_true", help=verbs.NOT_HU)
-    add("--save-probabilities", action="store_true")
+    add("--save-probabilities", action="store_true", help="maps too, as .npz")
     add("--keep-identifiers", action="store_true", help=IDENTIFIERS)
 
 

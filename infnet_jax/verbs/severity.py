@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     add = parser.add_argument
     add("masks", type=verbs.existing, nargs="+", metavar="MASK", help="files or folders")
-    add("--out", type=Path, required=True, metavar="DIR")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for scores and page")
     for name, what in MAPS.items():
         add(f"--{name}", type=verbs.existing, metavar="PATH", help=what)
     add("--series", default="", metavar="N", help="of the images: the DICOM series of this number")

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("sources", type=existing, nargs="+", metavar="SOURCE", help=SOURCES)
     add("--checkpoint", type=existing, metavar="DIR", help="a run that predicts; or")
     add("--masks", type=existing, metavar="DIR", help="predicted masks")
-    add("--out", type=Path, required=True, metavar="DIR")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for tables and plots")
     add("--lungs", default=verbs.MORPHOLOGY, metavar="WAY", help=LUNGS)
     add("--split", default="test", help="of prepared datasets (default: %(default)s)")
     add("--tta", action=argparse.BooleanOptionalAction, default=None, help=TTA)

@@ -52,7 +52,7 @@ def find(
         if path.is_dir():
             inside = _in_folder(path)
             if not inside:
-                raise ValueError(f"{path}: no picture, NIfTI or DICOM file in it")
+                raise ValueError(f"{path}: no picture, NIfTI, DICOM, NRRD, MHA or TIFF file in it")
             found += inside
         elif kind == "dicom" and path.suffix.lower() != ".zip":
             single.setdefault(path.parent, []).append(path)
@@ -61,7 +61,7 @@ def find(
         elif kind is not None:
             found.append((path, Source("", kind, (path,))))
         else:
-            raise ValueError(f"{path}: not a picture, NIfTI, DICOM or zip file")
+            raise ValueError(f"{path}: not a picture, NIfTI, DICOM, NRRD, MHA, TIFF or zip file")
     for folder, files in single.items():
         found += _series(files[0] if len(files) == 1 else folder, files)
     if skip is not None:  # before names are given: what is left out must not change them
