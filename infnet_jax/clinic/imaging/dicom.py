@@ -3,15 +3,12 @@
 import contextlib
 import zipfile
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from infnet_jax.clinic.imaging import geometry, series
 from infnet_jax.clinic.imaging.scan import Scan, finish, one_line, plain_values
-
-if TYPE_CHECKING:
-    import pydicom
 
 _PER_FRAME = "PerFrameFunctionalGroupsSequence"
 Frame = tuple[series.Slice, int]  # a file and the number of its frame
@@ -38,13 +35,13 @@ def read(slices: Sequence[series.Slice], name: str, where: str) -> Scan:
     Raises:
       ValueError: truncated or colour pixels, or what `geometry.stack` refuses; names the file.
     """
-    modality = str(slices[0].header.get("Modality", "")) or "none"
-    sizes = {(one.header.Rows, one.header.Columns): one.label for one in slices}
+    modality = str(slices[0].get("Modality") or "none")
+    sizes = {(one.get("Rows"), one.get("Columns")): one.label for one in slices}
     if len(sizes) > 1:
         words = " and ".join(f"{h} x {w} ({label})" for (h, w), label in sizes.items())
         raise ValueError(f"{where}: slices of several sizes in one series: {words}")
     notes = [] if modality == "CT" else [f"modality {modality}, taken as CT all the same"]
-    frames = [(one, k) for one in slices for k in range(_n_frames(one.header))]
+    frames = [(one, k) for one in slices for k in range(_n_frames(one))]
     stack = geometry.stack([_place(one, k) for one, k in frames], where)
     rescales = _rescales(frames)
     loaded: dict[str, np.ndarray] = {}
@@ -58,9 +55,9 @@ def read(slices: Sequence[series.Slice], name: str, where: str) -> Scan:
             pictures.append(plain_values(_scaled(loaded[one.label][k], *rescales[i])))
     order = stack.order
     _check_levels([frames[i] for i in order], [rescales[i] for i in order], pictures)
-    headers = [frames[i][0].header for i in stack.order]
+    first = frames[order[0]][0]
     array, notes = np.stack(pictures).transpose(2, 1, 0), notes + stack.notes  # x, y, z
-    inverted = str(headers[0].get("PhotometricInterpretation", "")) == "MONOCHROME1"
+    inverted = first.get("PhotometricInterpretation") == "MONOCHROME1"
     return finish(
         name,
         "dicom",
@@ -68,36 +65,36 @@ def read(slices: Sequence[series.Slice], name: str, where: str) -> Scan:
         where,
         affine=stack.affine,
         oriented=stack.placed,
-        origin=headers,
+        origin=[frames[i][0].header for i in order],
         inverted=inverted,
         warnings=[f"{name}: {note}" for note in notes],
     )
 
 
-def _n_frames(header: "pydicom.Dataset") -> int:
-    return len(header.get(_PER_FRAME) or ()) or 1
+def _n_frames(one: series.Slice) -> int:
+    return len(one.get(_PER_FRAME) or ()) or 1
 
 
-def _of_frame(header: "pydicom.Dataset", k: int, macro: str, tag: str) -> Any:
+def _of_frame(one: series.Slice, k: int, macro: str, tag: str) -> Any:
     """A value of frame k: of its own functional groups, of the shared ones, or of the header."""
-    groups = (("PerFrame", k), ("Shared", 0)) if _PER_FRAME in header else ()
+    groups = (("PerFrame", k), ("Shared", 0)) if one.get(_PER_FRAME) is not None else ()
     for owner, i in groups:
-        items = header.get(f"{owner}FunctionalGroupsSequence")
+        items = one.get(f"{owner}FunctionalGroupsSequence")
         found = items[i].get(macro) if items and macro else None
         if found and found[0].get(tag) is not None:
             return found[0].get(tag)
-    return header.get(tag)
+    return one.get(tag)
 
 
 def _place(one: series.Slice, k: int) -> geometry.Place:
     """What the header says of where frame k lies."""
 
     def numbers(macro: str, tag: str, count: int) -> np.ndarray | None:
-        value = _of_frame(one.header, k, macro, tag)
+        value = _of_frame(one, k, macro, tag)
         if value in (None, ""):
             return None
         try:
-            found = np.array(value, float).reshape(-1)
+            found = np.array(value, float, ndmin=1)
         except (TypeError, ValueError):
             found = np.empty(0)
         if found.size != count or not np.isfinite(found).all():
@@ -110,14 +107,13 @@ def _place(one: series.Slice, k: int) -> geometry.Place:
     if axes is not None and np.linalg.norm(np.cross(axes[:3], axes[3:])) < 0.5:
         axes = None  # converters write zeros
         position = None
-    thickness = 0.0
+    thickness, number = 0.0, None
     for tag in ("SpacingBetweenSlices", "SliceThickness"):
-        value = numbers("PixelMeasuresSequence", tag, 1)
-        thickness = thickness or (0.0 if value is None else abs(float(value[0])))
-    number = None
+        value = None if thickness else numbers("PixelMeasuresSequence", tag, 1)
+        thickness = thickness if value is None else abs(float(value[0]))
     for tag in ("InstanceNumber", "SliceLocation"):
-        value = numbers("", tag, 1)
-        number = float(value[0]) + k if number is None and value is not None else number
+        value = numbers("", tag, 1) if number is None else None
+        number = number if value is None else float(value[0]) + k
     row, column = (None, None) if axes is None else (axes[:3], axes[3:])
     pair = None if spacing is None else (float(spacing[0]), float(spacing[1]))
     return geometry.Place(one.label, position, row, column, pair, thickness, number)
@@ -130,7 +126,7 @@ def _rescales(frames: Sequence[Frame]) -> list[Rescale]:
     """
     macro, found = "PixelValueTransformationSequence", []
     for tag, usual in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0)):
-        values = [_of_frame(one.header, k, macro, tag) for one, k in frames]
+        values = [_of_frame(one, k, macro, tag) for one, k in frames]
         known = [value not in (None, "") for value in values]
         if any(known) and not all(known):
             bad = frames[known.index(False)][0].label
@@ -156,12 +152,16 @@ def _check_levels(
 
 
 def _scaled(array: np.ndarray, slope: float, offset: float) -> np.ndarray:
-    """Stored numbers [H, W] as int32 or float32; 8 bits without a rescale stay as they are."""
+    """Stored numbers [H, W], rescaled: int16, int32 or float32; plain 8 bits stay as they are."""
     if (slope, offset) == (1, 0) and array.dtype == np.uint8:
         return array
-    if slope == 1 and offset == int(offset):
-        return array.astype(np.int32) + int(offset)
-    return array.astype(np.float32) * slope + offset
+    if slope != 1 or offset != int(offset):
+        return array.astype(np.float32) * slope + offset
+    whole, low = int(offset), 0 if array.dtype.kind == "u" else int(array.min())
+    if low + whole >= -32768 and int(array.max()) + whole <= 32767:
+        # The sum wraps to the right number, whatever the two wrap to; half the time of int32.
+        return array.astype(np.int16) + np.array(whole).astype(np.int16)
+    return array.astype(np.int32) + whole
 
 
 def _pixels(one: series.Slice, packed: zipfile.ZipFile | None) -> np.ndarray:
@@ -172,7 +172,7 @@ def _pixels(one: series.Slice, packed: zipfile.ZipFile | None) -> np.ndarray:
         header = series.unpacked(one, packed) if packed else one.header
         if "TransferSyntaxUID" not in header.file_meta:
             header.file_meta.TransferSyntaxUID = one.header.file_meta.TransferSyntaxUID
-        array = pixel_array(header)  # keeps no second copy in the header
+        array = pixel_array(header, view_only=True)  # it is copied when it is rescaled
     except Exception as error:  # decoders raise nearly anything
         syntax = one.header.file_meta.TransferSyntaxUID
         if syntax in _DECODERS:
@@ -184,7 +184,7 @@ def _pixels(one: series.Slice, packed: zipfile.ZipFile | None) -> np.ndarray:
         raise ValueError(f"{one.label}: truncated or unreadable pixels ({reason})") from None
     if "PixelData" in one.header:
         del one.header.PixelData  # one copy of a volume is enough
-    frames = _n_frames(one.header)
+    frames = _n_frames(one)
     if array.ndim == 2:
         array = array[None]
     if array.ndim != 3 or len(array) != frames:

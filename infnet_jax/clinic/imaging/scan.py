@@ -143,8 +143,9 @@ def finish(
         array = plain_values(values)
     if affine is not None:
         grid, spacing = Grid.of(affine, array.shape), spacing_of(affine)
-        span = f"values {array.min():g} to {array.max():g}"
-        notes += [] if hu else [f"{name}: {span} cannot be HU; taken as a picture in a lung window"]
+        if not hu:
+            span = f"values {array.min():g} to {array.max():g}"
+            notes.append(f"{name}: {span} cannot be HU; taken as a picture in a lung window")
     if not hu and array.dtype == np.int16 and array.min() >= 0 and array.max() <= 255:
         array = array.astype(np.uint8)  # 8 bits in a wider type are 8 bits
     if inverted and not hu:
@@ -178,6 +179,8 @@ def plain_values(array: np.ndarray) -> np.ndarray:
     """The same values, any shape, in the smallest of uint8, int16 and float32 that holds them."""
     if array.dtype in (np.uint8, bool):
         return array.astype(np.uint8, copy=False)
+    if array.dtype == np.int16:
+        return array
     whole = array.dtype.kind in "iu" or (
         np.isfinite(array).all() and np.array_equal(array, np.round(array))
     )

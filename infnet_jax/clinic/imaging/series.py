@@ -3,11 +3,13 @@
 Headers are read here, once; the pixels stay in the file until the series is read.
 """
 
+import functools
 import io
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from infnet_jax.clinic.imaging.scan import one_line
 
@@ -32,13 +34,29 @@ STRAY = "of a series of less than 3 slices beside a longer one (damaged? a slice
 _DEFERRED = 2048  # longer values, such as pixels, wait in the file
 
 
-class Slice(NamedTuple):
+@functools.cache
+def _tag(name: str) -> int:
+    from pydicom.datadict import tag_for_keyword
+
+    return tag_for_keyword(name) or 0
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
     """One DICOM file, or a member of a zip."""
 
     label: str  # for messages
     header: "pydicom.Dataset"
     file: Path
     member: str = ""  # its name in the zip `file`
+    _values: dict[str, Any] = field(default_factory=dict)
+
+    def get(self, name: str) -> Any:
+        """A value of the header, looked up once (pydicom is slow at it); None if it is not said."""
+        if name not in self._values:
+            element = self.header.get(_tag(name))
+            self._values[name] = None if element is None else element.value
+        return self._values[name]
 
 
 class Series(NamedTuple):
@@ -89,14 +107,13 @@ def group(files: Sequence[Path]) -> tuple[list[Series], list[str]]:
         if isinstance(one, str):
             passed.setdefault(one, []).append(label)
             continue
-        header, reason = one.header, _no_slice(one.header)
-        if reason:
+        if reason := _no_slice(one):
             passed.setdefault(reason, []).append(label)
             continue
-        key = str(header.get("SeriesInstanceUID", ""))
-        name = str(header.get("SOPInstanceUID", label))
+        key = str(one.get("SeriesInstanceUID") or "")
+        name = str(one.get("SOPInstanceUID") or label)
         if found.setdefault(key, {}).setdefault(name, one) is not one:
-            if not _same(found[key][name].header, header):
+            if not _same(found[key][name], one):
                 name = f"{name} in {label}"  # another slice under the same name is no copy
                 found[key][name] = one
     if len(found) > 1:
@@ -117,12 +134,11 @@ def group(files: Sequence[Path]) -> tuple[list[Series], list[str]]:
 
 def _frames(slices: Mapping[str, Slice]) -> bool:
     """Whether one of these files holds many frames."""
-    return any("PerFrameFunctionalGroupsSequence" in one.header for one in slices.values())
+    return any(one.get("PerFrameFunctionalGroupsSequence") is not None for one in slices.values())
 
 
 def _series(slices: list[Slice]) -> Series:
-    header = slices[0].header
-    number, text = (str(header.get(tag) or "") for tag in ("SeriesNumber", "SeriesDescription"))
+    number, text = (str(slices[0].get(tag) or "") for tag in ("SeriesNumber", "SeriesDescription"))
     return Series(number, text, tuple(slices))
 
 
@@ -132,22 +148,22 @@ def _line(labels: list[str], reason: str) -> str:
     return f"{labels[0]}{more}: {reason}"
 
 
-def _no_slice(header: "pydicom.Dataset") -> str:
+def _no_slice(one: Slice) -> str:
     """Why a file is no CT slice; empty if it is one."""
-    modality = str(header.get("Modality", ""))
-    kind = [str(word).upper() for word in header.get("ImageType") or []]
+    modality = str(one.get("Modality") or "")
+    kind = [str(word).upper() for word in one.get("ImageType") or []]
     if modality in NOT_CT:
         return f"modality {modality}; CT expected"
     if "LOCALIZER" in kind:
         return "a localizer (scout), no axial slice"
     if "SCREEN SAVE" in kind:
         return "a screen copy, no slice"
-    if "Rows" not in header or "Columns" not in header:
+    if one.get("Rows") is None or one.get("Columns") is None:
         return "holds no picture (truncated?)"
     return ""
 
 
-def _same(a: "pydicom.Dataset", b: "pydicom.Dataset") -> bool:
+def _same(a: Slice, b: Slice) -> bool:
     """Whether two headers of one SOPInstanceUID are of the same slice."""
     tags = "ImagePositionPatient", "InstanceNumber", "RescaleIntercept"
     return all(str(a.get(tag)) == str(b.get(tag)) for tag in tags)
@@ -215,11 +231,12 @@ def _slice(label: str, data: Path | IO[bytes], file: Path, member: str = "") -> 
         if not hasattr(header, "file_meta") or "TransferSyntaxUID" not in header.file_meta:
             header.ensure_file_meta()
             header.file_meta.TransferSyntaxUID = _guess(header)
-        if not member and "PixelData" not in header and not _no_slice(header):
+        one = Slice(label, header, file, member)
+        if not member and "PixelData" not in header and not _no_slice(one):
             return "holds no picture (truncated?)"
         for tag in _ASKED:  # decoded here, where damage is caught; later from memory
-            header.get(tag)
-        return Slice(label, header, file, member)
+            one.get(tag)
+        return one
     except Exception as error:  # damaged headers make pydicom raise nearly anything
         return f"damaged or no DICOM file ({one_line(error)})"
 
