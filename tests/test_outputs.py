@@ -456,3 +456,39 @@ class TestSeries:
         )
         assert cli.main(["severity", str(out), *words]) == 0, capsys.readouterr().err
         assert patients(folder.parent / "scores") == ["pacs"]
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "zip"])
+def test_a_disc_with_a_damaged_series(packed, run, tmp_path, capsys):
+    """Two good series, a scout, a report, a SEG, and a series of which one slice is cut off."""
+    pytest.importorskip("highdicom")
+    from tests.test_ways import dicom
+
+    disc = tmp_path / "disc"
+    for number in (2, 5, 7):
+
+        def change(d, path, number=number):
+            d.SeriesInstanceUID, d.SeriesNumber = f"1.2.{number}", number
+            d.SOPInstanceUID = d.file_meta.MediaStorageSOPInstanceUID = (
+                f"1.2.{number}.{d.InstanceNumber}"
+            )
+
+        part = tmp_path / str(number)
+        part.mkdir()
+        dicom(change=change, given="pacs" if number == 2 else "folder")(part)
+        shutil.copytree(part / "series", disc / str(number))
+    scan = imaging.read(imaging.find([disc], number="7")[0])
+    imaging.write_mask(scan, (scan.values > 30).astype(np.uint8), tmp_path / "seg")
+    shutil.copy(next((tmp_path / "seg").glob("*.dcm")), disc / "mask.dcm")
+    bad = sorted((disc / "5").iterdir())[4]
+    bad.write_bytes(bad.read_bytes()[:-2000])
+    capsys.readouterr()
+    given = shutil.make_archive(str(tmp_path / "sent"), "zip", disc) if packed else disc
+    assert run(given)[0] == 1
+    found = ["sent_series2", "sent_series7"] if packed else ["2", "7"]  # by folder, if there is one
+    assert patients(tmp_path / "out") == found
+    assert len(masks(tmp_path / "out")) == 4  # NIfTI and SEG of each
+    said = capsys.readouterr().err
+    for words in ("scout: a localizer", "report: modality SR", "mask.dcm: modality SEG"):
+        assert any("passed over" in line and words in line for line in said.splitlines())
+    assert f"{bad.name}: truncated" in said

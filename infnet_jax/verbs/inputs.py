@@ -50,9 +50,27 @@ def find(
     except ValueError:
         good, lines = _usable(paths, own, how)
         sources = imaging.find(good, number=series, **how)
-    passed = dict.fromkeys(line for source in sources if source.slices for line in source.beside)
+    idle = [] if masks else _without_slices(sources, paths)
+    told = [one for one in sources if one.slices or one in idle]
+    passed = dict.fromkeys(line for source in told for line in source.beside)
     lines += [*(f"{folder}: written by infnet-jax" for folder in own), *passed]
+    sources = [one for one in sources if one not in idle]
     return Inputs(_without_segs(sources) if masks else sources, lines)
+
+
+def _without_slices(
+    sources: Sequence[imaging.Source], paths: Sequence[Path]
+) -> list[imaging.Source]:
+    """DICOM folders of reports, plans and masks alone, where another folder beside has slices."""
+
+    def given(source: imaging.Source) -> Path | None:
+        return next((p for p in paths if p in (source.files[0], *source.files[0].parents)), None)
+
+    idle = [
+        one for one in sources if one.kind == "dicom" and not one.slices and not damaged(one.beside)
+    ]
+    useful = {given(one) for one in sources if one not in idle}
+    return [one for one in idle if given(one) in useful]
 
 
 def _usable(
