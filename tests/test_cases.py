@@ -4,7 +4,6 @@
 """
 
 import gzip
-import io
 import re
 import struct
 import zipfile
@@ -13,7 +12,7 @@ import zlib
 import nibabel as nib
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, PngImagePlugin
+from PIL import Image, ImageCms
 
 pydicom = pytest.importorskip("pydicom")
 sitk = pytest.importorskip("SimpleITK")
@@ -50,6 +49,7 @@ def by_nibabel(array=HU, kind=nib.Nifti1Image, name="a.nii", comment=b"", forms=
         image = kind(stored.reshape(*stored.shape, *(1,) * axes), None)
         for form, code in zip((image.set_qform, image.set_sform), forms, strict=True):
             form(AXIAL if code else None, code)
+        image.header.set_zooms((1.6, 1.6, 5.0, 1, 1)[: image.ndim])
         if comment:
             image.header.extensions.append(nib.nifti1.Nifti1Extension(6, comment))
         image.to_filename(folder / name)
@@ -136,9 +136,7 @@ def raw(keyword, value):
 
     def change(d, path):
         tag, how = pydicom.tag.Tag(keyword), pydicom.datadict.dictionary_VR(keyword)
-        d._dict[tag] = pydicom.dataelem.RawDataElement(
-            tag, how, len(value), value, 0, False, True
-        )
+        d._dict[tag] = pydicom.dataelem.RawDataElement(tag, how, len(value), value, 0, False, True)
 
     return change
 
@@ -260,11 +258,8 @@ def frames(folder):
     return [folder / "a.dcm"]
 
 
-def two_series(folder):
-    """Each slice bears a SeriesInstanceUID of its own."""
-    return ways.dicom(change=lambda d, p: setattr(d, "SeriesInstanceUID", f"1.2.{d.InstanceNumber}"))(
-        folder
-    )
+def own_uid(d, path):
+    d.SeriesInstanceUID = f"1.2.{d.InstanceNumber}"
 
 
 def turned_bmp(folder):
@@ -332,7 +327,7 @@ SCANS = {  # name -> "" reads as the plain scan; "+words" with a warning; "!word
     "nifti: slope 0": ("", nii(scl_slope=0, scl_inter=-1024)),
     "nifti: slope and intercept nan": ("", nii(scl_slope=np.nan, scl_inter=np.nan)),
     "nifti: bitpix of another type": ("", nii(bitpix=8)),
-    "nifti: voxels from byte 0": ("!a.nii.gz: not a readable", nii(vox_offset=0)),
+    "nifti: voxels from byte 0": ("!inside the header", nii(vox_offset=0)),
     "nifti: one slice": ("", by_nibabel(HU[ONE : ONE + 1])),
     "nifti: sform code 5": ("", by_nibabel(forms=(0, 5))),
     "nifti: an sform of zeros": ("!no orientation", nii(srow_x=0, srow_y=0, srow_z=0)),
@@ -345,7 +340,7 @@ SCANS = {  # name -> "" reads as the plain scan; "+words" with a warning; "!word
     "nrrd: space of no patient": ("+no orientation", nrrd("3D-right-handed")),
     "nrrd: numbers as text": ("", nrrd(more="encoding: ascii\n", data=" ".join(map(str, HU.ravel())).encode())),
     "nrrd: byte skip -1": ("", nrrd(more="encoding: raw\nbyte skip: -1\n", data=b"a header" + RAW)),
-    "nrrd: a list of files": ("", nrrd(more=LIST + "\n", data=b"", files=PAGES)),
+    "nrrd: a list of files": ("", nrrd(more=LIST, data=b"", files=PAGES)),
     "nrrd: numbered files": ("", nrrd(more="encoding: raw\ndata file: p%02d.raw 0 11 1 2\n", data=b"", files=PAGES)),
     "mha: three values a voxel": ("!3 values a voxel", meta("ElementNumberOfChannels = 3\n", RAW * 3)),
     "mha: negative spacing": ("", meta(data=HU[::-1].astype("<i2").tobytes(), step=-5.0, at=-45)),
@@ -358,7 +353,7 @@ SCANS = {  # name -> "" reads as the plain scan; "+words" with a warning; "!word
     "tiff: of 64-bit offsets": ("+no orientation", tiff(big_tiff=True)),
     "tiff: OME, slices": ("+no orientation", tiff(description=OME.format(12, 1))),
     "tiff: OME, two channels": ("!several channels", tiff(description=OME.format(6, 2))),
-    "tiff: NaN": ("!NaN", tiff(np.where(HU > 300, np.nan, HU))),
+    "tiff: NaN": ("!NaN", tiff(np.where(HU < -900, np.nan, HU))),
     "tiff: one page in colours": ("!unlike size or type", tiff([SHOWN, Image.new("RGB", (64, 64))], np.uint8)),
     "dicom: several windows": ("", ways.dicom(change=ways.set_to(WindowCenter=[40, -600], WindowWidth=[400, 1500]))),
     "dicom: RescaleType US": ("", ways.dicom(change=ways.set_to(RescaleType="US"))),
@@ -372,7 +367,7 @@ SCANS = {  # name -> "" reads as the plain scan; "+words" with a warning; "!word
     "dicom: icon, overlay, private data": ("", ways.dicom(change=crowded)),
     "dicom: equal instance numbers": ("", ways.dicom(change=ways.set_to(InstanceNumber=1))),
     "dicom: one SOPInstanceUID for all": ("", ways.dicom(change=ways.set_to(SOPInstanceUID="1.2.3"))),
-    "dicom: a SeriesInstanceUID for each slice": ("+SeriesInstanceUID of its own", two_series),
+    "dicom: a SeriesInstanceUID for each slice": ("+SeriesInstanceUID of its own", ways.dicom(change=own_uid)),
     "dicom: two phases in one series": ("!at the same position", beside("1.2.3.4", 12)),
     "dicom: scout in the series": ("+a localizer", beside("1.2.3.4", 1, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])),
     "dicom: MIP beside": ("+a projection", beside(ImageType=["DERIVED", "SECONDARY", "MIP"])),
@@ -426,15 +421,17 @@ def test_a_scan_is_read_right_or_refused(name, tmp_path):
         off = np.abs(scan.picture(0).astype(int) - SHOWN)
         assert off.max() <= (17 if "four" in name else 0 if "jpeg" not in name else 8)
         return
-    gone = "link" in words or words == "+im011"
+    gone = words == "+im011"
     expected = HU[ONE : ONE + 1] if len(scan.values) == 1 else HU[:-1] if gone else HU
     np.testing.assert_allclose(scan.values, expected, rtol=0, atol=1e-3)
-    assert scan.spacing == (pytest.approx((5, 1.6, 1.6), rel=1e-4) if scan.affine is not None else None)
+    assert scan.spacing == (
+        pytest.approx((5, 1.6, 1.6), rel=1e-4) if scan.affine is not None else None
+    )
     if scan.oriented:
         marks = np.zeros((2, *scan.values.shape), np.uint8)
         marks[0, 0, 0, 0] = marks[1, -1, 40, 20] = 1
         (a,), (b,) = (np.argwhere(scan.grid.source(one)) for one in marks)
-        way = scan.affine[:3, : len(a)] @ (b - a)
+        way = scan.affine[:3, :3] @ (b - a)[:3]
         np.testing.assert_allclose(way, [-1.6 * 20, -1.6 * 40, 5 * (len(expected) - 1)], atol=0.3)
 
 
@@ -449,11 +446,11 @@ MASKS = {  # the labels that are read of numbers 0, 1, 2, or why they are not
     "interpolated, .9882": ("not a label map", nii(array=(FLOAT * 0.9882)[MASK])),
     "NaN where nothing is": ("not a label map", nii(array=np.where(MASK, 1, np.nan))),
     "0 and 65535": ((0, 255, 255), nii(array=np.uint16(65535) * (MASK > 0))),
-    "int64": ((0, 1, 2), nii(array=MASK.astype(np.int64))),
+    "uint32": ((0, 1, 2), nii(array=MASK.astype(np.uint32))),
     "a volume for each class": ("one volume", lambda folder: [nib.save(nib.Nifti1Image(np.eye(3, dtype=np.uint8)[MASK.transpose(XYZ)], AXIAL), folder / "a.nii"), folder / "a.nii"][1:]),
     "fax TIFF": ((0, 1, 1), mask_tiff),
     "numbers of 64 bits, one axis more": ((0, 1, 2), by_nibabel(MASK.astype(np.float64), axes=1)),
-    "NRRD layers": ("2 values a voxel", nrrd(more="encoding: raw\n", data=b"") if False else meta("ElementNumberOfChannels = 2\n", RAW * 2)),
+    "NRRD layers": ("2 values a voxel", meta("ElementNumberOfChannels = 2\n", RAW * 2)),
     "cut to what is marked": ("shape", nii(array=MASK[3:9])),
     "SEG": ("no readable mask", beside(Modality="SEG")),
 }  # fmt: skip
