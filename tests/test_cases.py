@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Inputs that other tools met, each read as the plain scan, read with a word, or refused in a line.
 
 `docs/cases.md` says where each was seen.
@@ -347,8 +348,8 @@ SCANS = {  # name -> "" reads as the plain scan; "+words" with a warning; "!word
     "mha: left-handed": ("", ways.volume("a.mha", "LPI")),
     "mha: high bytes first": ("", meta("BinaryDataByteOrderMSB = True\n", HU.astype(">i2").tobytes())),
     "mha: no TransformMatrix": ("+no orientation", meta(turn="")),
-    "mhd: a list of files": ("", meta(data=("\n".join(name for name, _ in PAGES) + "\n").encode(), files=PAGES, end="LIST")),
-    "mhd: its voxels are not there": ("!a.mha: not a readable", meta(data=b"", end="b.raw")),
+    "mha: a list of files": ("", meta(data=("\n".join(name for name, _ in PAGES) + "\n").encode(), files=PAGES, end="LIST")),
+    "mha: its voxels are not there": ("!a.mha: not a readable", meta(data=b"", end="b.raw")),
     "tiff: high bytes first": ("+no orientation", motorola),
     "tiff: of 64-bit offsets": ("+no orientation", tiff(big_tiff=True)),
     "tiff: OME, slices": ("+no orientation", tiff(description=OME.format(12, 1))),
@@ -435,6 +436,14 @@ def test_a_scan_is_read_right_or_refused(name, tmp_path):
         np.testing.assert_allclose(way, [-1.6 * 20, -1.6 * 40, 5 * (len(expected) - 1)], atol=0.3)
 
 
+def test_slices_of_several_studies_are_not_joined(tmp_path):
+    def change(d, path):
+        own_uid(d, path)
+        d.StudyInstanceUID = f"1.3.{d.InstanceNumber}"
+
+    assert len(imaging.find(ways.dicom(change=change)(tmp_path))) == len(HU)
+
+
 def mask_tiff(folder):
     return tiff([Image.fromarray(page > 0) for page in MASK], compression="group4")(folder)
 
@@ -442,7 +451,7 @@ def mask_tiff(folder):
 FLOAT = np.array([0, 1, 2], np.float32)
 MASKS = {  # the labels that are read of numbers 0, 1, 2, or why they are not
     "values of .9999999": ((0, 1, 2), nii(array=(FLOAT * 0.9999999)[MASK])),
-    "scaled by 1/255": ((0, 1, 2), nii(array=MASK * np.uint8(100), scl_slope=0.01, scl_inter=0)),
+    "scaled by 1/100": ((0, 1, 2), nii(array=MASK * np.uint8(100), scl_slope=0.01, scl_inter=0)),
     "interpolated, .9882": ("not a label map", nii(array=(FLOAT * 0.9882)[MASK])),
     "NaN where nothing is": ("not a label map", nii(array=np.where(MASK, 1, np.nan))),
     "0 and 65535": ((0, 255, 255), nii(array=np.uint16(65535) * (MASK > 0))),
@@ -450,7 +459,7 @@ MASKS = {  # the labels that are read of numbers 0, 1, 2, or why they are not
     "a volume for each class": ("one volume", lambda folder: [nib.save(nib.Nifti1Image(np.eye(3, dtype=np.uint8)[MASK.transpose(XYZ)], AXIAL), folder / "a.nii"), folder / "a.nii"][1:]),
     "fax TIFF": ((0, 1, 1), mask_tiff),
     "numbers of 64 bits, one axis more": ((0, 1, 2), by_nibabel(MASK.astype(np.float64), axes=1)),
-    "NRRD layers": ("2 values a voxel", meta("ElementNumberOfChannels = 2\n", RAW * 2)),
+    "MHA of two layers": ("2 values a voxel", meta("ElementNumberOfChannels = 2\n", RAW * 2)),
     "cut to what is marked": ("shape", nii(array=MASK[3:9])),
     "SEG": ("no readable mask", beside(Modality="SEG")),
 }  # fmt: skip
