@@ -334,7 +334,7 @@ SCANS = {  # name -> "" reads as the plain scan; "+words" with a warning; "!word
     "nifti: an sform of zeros": ("!no orientation", nii(srow_x=0, srow_y=0, srow_z=0)),
     "nifti: in a folder named as a file": ("", in_folder(nii("a.nii"))),
     "nifti: beside files of the desktop": ("", in_folder(nii("a.nii"), ("._a.nii", b"\0\5\x16\7"), (".DS_Store", b"Bud1"), ("Thumbs.db", b"\xd0\xcf\x11\xe0" * 99), ("a.json", b"{}"))),
-    "nifti: beside a link to nothing": ("", lambda folder: [*in_folder(nii("a.nii"))(folder), (folder / "given.nii.gz/README").symlink_to("gone")][:1]),
+    "nifti: beside a link to nothing": ("", lambda folder: [*in_folder(nii("a.nii"))(folder), *((folder / "given.nii.gz" / name).symlink_to("gone") for name in ("README", "DICOMDIR"))][:1]),
     "nrrd: space RAS": ("", nrrd("right-anterior-superior", RAS)),
     "nrrd: space LAS": ("", nrrd("left-anterior-superior", LAS)),
     "nrrd: space by letters": ("", nrrd("RAS", RAS)),

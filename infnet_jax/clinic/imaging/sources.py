@@ -120,7 +120,7 @@ def _in_folder(folder: Path) -> list[Found]:
             dicoms.setdefault(path.parent, []).append(path)
         elif kind is not None:
             found.append((path, Source("", kind, (path,))))
-        elif not hidden and not series.has_start(path):
+        elif not hidden and not gone and not series.has_start(path):
             others.append(path)
     for path in others:  # slices of which nothing has arrived are named like the others
         files = dicoms.get(path.parent, [])
