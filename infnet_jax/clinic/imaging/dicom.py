@@ -182,8 +182,13 @@ def _pixels(one: series.Slice, packed: zipfile.ZipFile | None) -> np.ndarray:
             ) from None
         reason = one_line(error)
         raise ValueError(f"{one.label}: truncated or unreadable pixels ({reason})") from None
-    if "PixelData" in one.header:
-        del one.header.PixelData  # one copy of a volume is enough
+    if "ModalityLUTSequence" in header:
+        from pydicom.pixels import apply_modality_lut
+
+        array = apply_modality_lut(array, header)
+    for tag in series.PIXELS:
+        if tag in one.header:
+            delattr(one.header, tag)  # one copy of a volume is enough
     frames = _n_frames(one)
     if array.ndim == 2:
         array = array[None]

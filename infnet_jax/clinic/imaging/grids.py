@@ -75,8 +75,7 @@ def believed(
         )
     if not coded:
         notes.append(
-            "the header gives no orientation (codes 0); taken as stored to the left, the back and "
-            "the head"
+            "the header gives no orientation; taken as stored to the left, the back and the head"
         )
     if lost:
         notes.append(
@@ -92,6 +91,22 @@ def believed(
         notes.append(f"axial slices have voxels of {spacing[1]:.3g} x {spacing[2]:.3g} mm")
     known = sized and not lost and EDGES[0] <= min(spacing) <= max(spacing) <= EDGES[1]
     return Pose(affine, coded, spacing if known else None, tuple(notes))
+
+
+def whole(array: np.ndarray, file: str) -> np.ndarray:
+    """Numbers that are labels, as uint8; a thousandth beside a whole number is rounding.
+
+    In 16 bits 65535 is what 255 is in 8.
+
+    Raises:
+      ValueError: other numbers, or not from 0 to 255; names the file.
+    """
+    if array.max() == 65535 and np.isin(array, (0, 65535)).all():
+        return np.where(array > 0, 255, 0).astype(np.uint8)
+    near = np.round(array)
+    if not (np.abs(array - near) < 1e-3).all() or near.min() < 0 or near.max() > 255:
+        raise ValueError(f"{file}: not a label map (whole numbers from 0 to 255 expected)")
+    return near.astype(np.uint8)
 
 
 def shown(labels: Labels, name: str) -> Scan:

@@ -37,10 +37,8 @@ def read_labels(path: Path) -> grids.Labels:
     """Labels, uint8 on the file's grid; errors as in `read`."""
     stored = _load(path)
     array = _values(stored)
-    if not np.array_equal(array, np.round(array)) or array.min() < 0 or array.max() > 255:
-        raise ValueError(f"{path}: not a label map (whole numbers from 0 to 255 expected)")
     pose = _pose(stored, str(path))
-    return grids.Labels(array.astype(np.uint8), *pose)
+    return grids.Labels(grids.whole(array, str(path)), *pose)
 
 
 def write_mask(path: Path, scan: Scan, array: np.ndarray, info: MaskInfo) -> None:
@@ -78,6 +76,9 @@ def _load(path: Path) -> files.Stored:
         raise ValueError(f"{path}: holds {kind}; one grey value a voxel expected")
     if len(shape) < 2 or any(n != 1 for n in shape[3:]):
         raise ValueError(f"{path}: shape {shape}; one volume (3 axes) expected, no series")
+    if float(stored.raw["vox_offset"]) < int(stored.raw["sizeof_hdr"]):
+        where = f"byte {float(stored.raw['vox_offset']):g}, inside the header"
+        raise ValueError(f"{path}: its header says that voxels begin at {where}; convert it again")
     if stored.extra >= dtype.itemsize * shape[0] * shape[1]:
         more = f"{stored.extra} bytes more than the {shape} voxels of its header"
         raise ValueError(f"{path}: holds {more}; is the header damaged? Copy it again")

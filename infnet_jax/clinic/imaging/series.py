@@ -5,6 +5,7 @@ Headers are read here, once; the pixels stay in the file until the series is rea
 
 import functools
 import io
+import re
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,10 +28,15 @@ MAX_BYTES = 2**30  # of one member of a zip; the largest enhanced series have ha
 _FIRST = tuple(b"\x08\x00" + bytes([i, 0]) for i in (0, 1, 5, 8, 18, 19, 20, 22, 24))
 _ASKED = """
 Modality ImageType SeriesInstanceUID SOPInstanceUID SeriesNumber SeriesDescription Rows Columns
-ImagePositionPatient InstanceNumber RescaleIntercept
+ImagePositionPatient InstanceNumber RescaleIntercept PhotometricInterpretation
+StudyInstanceUID FrameOfReferenceUID
 """.split()
+# Words of ImageType of pictures that show the brightest or the mean of many slices, or a surface.
+_PROJECTIONS = re.compile(r"\b(MIP|MINIP|MNIP|MIN_IP|MAX_IP|VRT|PROJECTION IMAGE|VOLREN)\b")
 LEAST = 3  # slices of a series that stands beside others
 STRAY = "of a series of less than 3 slices beside a longer one (damaged? a slice of that one?)"
+PIXELS = "PixelData", "FloatPixelData", "DoubleFloatPixelData"  # the tags that may hold them
+OWN_UID = "each with a SeriesInstanceUID of its own, which is passed over: one series"
 _DEFERRED = 2048  # longer values, such as pixels, wait in the file
 
 
@@ -119,6 +125,9 @@ def group(files: Sequence[Path]) -> tuple[list[Series], list[str]]:
     if len(found) > 1:
         lost = found.pop("", {})
         passed |= {"has no SeriesInstanceUID": [one.label for one in lost.values()]} if lost else {}
+    if lone := _one_each(found):
+        passed[OWN_UID] = [one.label for one in lone]
+        found = {"": {one.label: one for one in lone}}
     if any(len(slices) >= LEAST for slices in found.values()):
         few = {uid: s for uid, s in found.items() if len(s) < LEAST and not _frames(s)}
         for uid, slices in few.items():
@@ -130,6 +139,17 @@ def group(files: Sequence[Path]) -> tuple[list[Series], list[str]]:
         raise ValueError("; ".join(lines) if lines else f"{where}: no DICOM slice in it")
     grouped = [_series(list(slices.values())) for slices in found.values()]
     return sorted(grouped, key=lambda s: (s.number.zfill(8), s.description)), lines
+
+
+def _one_each(found: Mapping[str, Mapping[str, Slice]]) -> list[Slice]:
+    """The slices of a study whose series have one slice each, as some devices write; or none."""
+    slices = [one for series in found.values() for one in series.values()]
+    tags = "StudyInstanceUID", "SeriesNumber", "FrameOfReferenceUID", "Rows", "Columns"
+    kinds = {tuple(str(one.get(tag)) for tag in tags) for one in slices}
+    alone = len(slices) == len(found) >= LEAST and len(kinds) == 1
+    placed = all(one.get("ImagePositionPatient") for one in slices)
+    known = all(one.get(tag) for one in slices for tag in tags[:3:2])
+    return slices if alone and placed and known else []
 
 
 def _frames(slices: Mapping[str, Slice]) -> bool:
@@ -158,6 +178,11 @@ def _no_slice(one: Slice) -> str:
         return "a localizer (scout), no axial slice"
     if "SCREEN SAVE" in kind:
         return "a screen copy, no slice"
+    if any(_PROJECTIONS.search(word) for word in kind):
+        return "a projection of many slices, no slice"
+    levels = str(one.get("PhotometricInterpretation") or "MONOCHROME2")
+    if not levels.startswith("MONOCHROME"):
+        return f"holds colours ({levels}), no CT slice"
     if one.get("Rows") is None or one.get("Columns") is None:
         return "holds no picture (truncated?)"
     return ""
@@ -226,13 +251,15 @@ def _slice(label: str, data: Path | IO[bytes], file: Path, member: str = "") -> 
     how = {"stop_before_pixels": True} if member else {"defer_size": _DEFERRED}
     try:  # force: without a preamble the first group decides
         header = pydicom.dcmread(data, force=True, **how)
+        if "DirectoryRecordSequence" in header:
+            return "an index (DICOMDIR), no slice; give its folder"
         if "SOPClassUID" not in header and "Rows" not in header:
             return "damaged or no DICOM file"
         if not hasattr(header, "file_meta") or "TransferSyntaxUID" not in header.file_meta:
             header.ensure_file_meta()
             header.file_meta.TransferSyntaxUID = _guess(header)
         one = Slice(label, header, file, member)
-        if not member and "PixelData" not in header and not _no_slice(one):
+        if not member and not any(tag in header for tag in PIXELS) and not _no_slice(one):
             return "holds no picture (truncated?)"
         for tag in _ASKED:  # decoded here, where damage is caught; later from memory
             one.get(tag)

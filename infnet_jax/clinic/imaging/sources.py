@@ -107,16 +107,20 @@ def _in_folder(folder: Path) -> list[Found]:
     found: list[Found] = []
     dicoms: dict[Path, list[Path]] = {}
     others: list[Path] = []
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    # Links to what is not there are said too: left out, a series would only be shorter.
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() or not p.exists()):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         kind = None if hidden or path.name.upper() == "DICOMDIR" else kind_of(path)
+        gone = not hidden and not path.exists()
         if kind == "dicom" and path.suffix.lower() == ".zip":
             found += _series(path, [path])
+        elif gone and kind == "dicom" and path.suffix.lower() not in series.SUFFIXES:
+            others.append(path)
         elif kind == "dicom":
             dicoms.setdefault(path.parent, []).append(path)
         elif kind is not None:
             found.append((path, Source("", kind, (path,))))
-        elif not hidden and not series.has_start(path):
+        elif not hidden and not gone and not series.has_start(path):
             others.append(path)
     for path in others:  # slices of which nothing has arrived are named like the others
         files = dicoms.get(path.parent, [])

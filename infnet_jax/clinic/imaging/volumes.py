@@ -14,6 +14,11 @@ from infnet_jax.clinic.imaging.scan import Scan, finish, one_line, plain_values
 SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 MAX_BYTES = 2**31  # of one unpacked volume: 1,024 slices of 512 x 512 voxels of 8 bytes
 _HEADER = 2**16  # bytes in which a header says where its voxels are
+# A space of the patient in NRRD, a direction of the axes in MHA: what says how the patient lies.
+_POSE = re.compile(
+    r"^space: *(\w+-\w+-superior|[LR][AP]S)\b|^(TransformMatrix|Rotation|Orientation) *=",
+    re.M | re.I,
+)
 _RAS = np.diag([-1.0, -1.0, 1.0])  # SimpleITK's axes run to the left, the back and the head
 
 
@@ -36,9 +41,7 @@ def read(paths: Sequence[Path], name: str) -> Scan:
 def read_labels(path: Path) -> grids.Labels:
     """Labels, uint8 on the file's grid; errors as in `read`."""
     array, pose = _load(path)
-    if not np.array_equal(array, np.round(array)) or array.min() < 0 or array.max() > 255:
-        raise ValueError(f"{path}: not a label map (whole numbers from 0 to 255 expected)")
-    return grids.Labels(array.astype(np.uint8), *pose)
+    return grids.Labels(grids.whole(array, str(path)), *pose)
 
 
 def _load(path: Path) -> tuple[np.ndarray, grids.Pose]:
@@ -48,7 +51,7 @@ def _load(path: Path) -> tuple[np.ndarray, grids.Pose]:
     except ImportError:
         message = "NRRD, MHA and MHD need another package: pip install 'infnet-jax[formats]'"
         raise ImportError(message) from None
-    _check_voxels(path)
+    coded = _check_voxels(path)
     try:
         sitk.ProcessObject.SetGlobalWarningDisplay(False)
         reader = sitk.ImageFileReader()
@@ -75,17 +78,19 @@ def _load(path: Path) -> tuple[np.ndarray, grids.Pose]:
     edges[:n], origin[:n] = image.GetSpacing()[:n], image.GetOrigin()[:n]
     affine = np.eye(4)
     affine[:3, :3], affine[:3, 3] = _RAS @ turn @ np.diag(edges), _RAS @ origin
-    return array, grids.believed(affine, array.shape, str(path))
+    return array, grids.believed(affine, array.shape, str(path), coded=coded)
 
 
-def _check_voxels(path: Path) -> None:
+def _check_voxels(path: Path) -> bool:
     """Refuses voxels outside of the header's folder, and packed ones of a wrong checksum.
 
-    The reader itself goes on where its decoder has failed.
+    The reader itself goes on where its decoder has failed. Returns whether the header says how the
+    patient lies.
     """
     with path.open("rb") as file:
         start = file.read(_HEADER)
     text = start.decode("latin-1")
+    coded = bool(_POSE.search(text))
     named = re.search(r"^(?:ElementDataFile\s*=|data ?file:)[ \t]*(.+?)\s*?\n", text, re.M | re.I)
     if named and re.search(r"^[/\\]|^\w:|\.\.[/\\]", named[1]):
         raise ValueError(f"{path}: names voxels outside of its folder ({named[1][:60]})")
@@ -99,7 +104,7 @@ def _check_voxels(path: Path) -> None:
     else:
         where = path.parent / named[1]
     if packed is None or not where.is_file():
-        return
+        return coded
     decoder, size = zlib.decompressobj(47), 0  # 47: by gzip or zlib, told by content
     try:
         with where.open("rb") as file:
@@ -113,3 +118,4 @@ def _check_voxels(path: Path) -> None:
     if size > MAX_BYTES or not decoder.eof:
         reason = f"unpacks to more than {MAX_BYTES} bytes" if size > MAX_BYTES else "truncated"
         raise ValueError(f"{path}: damaged voxels ({reason}); copy it again")
+    return coded
