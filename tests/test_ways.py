@@ -333,7 +333,8 @@ def test_a_chest_is_the_same_however_it_is_saved(way, tmp_path):
     scan = imaging.read(source, not_hu=False)
     assert scan.is_hu and scan.values.shape == hu.shape
     np.testing.assert_allclose(scan.values, hu, rtol=0, atol=TOLERANCE)
-    # Equal pictures have equal lungs: they are looked for once, which is slow.
+    # Pictures are all that a network or the search for lungs sees: equal ones give equal results,
+    # and lungs are looked for once, which is slow.
     lung, expected = truth()
     np.testing.assert_array_equal(scan.pictures(), expected.pictures)
     found = scores(case.assess(scan, mask.copy(), lung.copy()))
