@@ -40,7 +40,6 @@ def get_config(preset: str = "demo") -> ConfigDict:
                 blocks=(),
                 use_coach=True,  # False: random masks only
                 warmup_random_rounds=1,
-                coach_last=False,  # the coach has one more turn, against the finished network
             ),
             masks=dict(
                 keep_ratio=0.75, alpha_train=1.0, alpha_use=100.0, hard_use=True, inclusive=True

@@ -16,7 +16,6 @@ ROUNDS = dict(
     blocks=(2, 1),
     warmup_random_rounds=1,
     use_coach=True,
-    coach_last=False,
 )
 
 
@@ -35,12 +34,7 @@ ROUNDS = dict(
             [("coach", 14), ("net", 14), ("coach", 7), ("net", 7)],
             0,
         ),
-        (
-            dict(coach_last=True, warmup_random_rounds=2),
-            [("net", 7), ("net", 7), ("coach", 2), ("net", 7), ("coach", 2)],
-            14,
-        ),
-        (dict(use_coach=False, coach_last=True), [("net", 7)] * 3, 21),
+        (dict(use_coach=False), [("net", 7)] * 3, 21),
     ],
 )
 def test_rounds_by_hand(changed, rounds, n_random):

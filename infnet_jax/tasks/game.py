@@ -19,12 +19,10 @@ def make_rounds(
     blocks: Sequence[int],
     warmup_random_rounds: int,
     use_coach: bool,
-    coach_last: bool,
 ) -> tuple[list[tuple[str, int]], int]:
     """The order of play as (`coach` or `net`, steps) pairs; how many first steps `net` is alone.
 
     It is alone, with random masks, for `warmup_random_rounds`, and without `use_coach` to the end.
-    With `coach_last` the coach of the last round has one more turn, against the finished network.
     `schedule` is `per_epoch` (Algorithm 1: each of `epochs` rounds has `coach_steps`, then
     `net_steps`, 0 for one pass over the data) or `blocks` (the public code: round i trains the
     coach for `blocks[i]` epochs, then the network); else ValueError.
@@ -38,8 +36,7 @@ def make_rounds(
     n_alone = warmup_random_rounds if use_coach else len(plan)
     alone = [("net", n_net) for _, n_net in plan[:n_alone]]
     both = [turn for pair in plan[n_alone:] for turn in zip(("coach", "net"), pair, strict=True)]
-    last = both[-2:-1] if coach_last else []
-    return alone + both + last, sum(n for _, n in alone)
+    return alone + both, sum(n for _, n in alone)
 
 
 @dataclass(frozen=True)

@@ -50,27 +50,26 @@ def find(
     except ValueError:
         good, lines = _usable(paths, own, how)
         sources = imaging.find(good, number=series, **how)
-    idle = [] if masks else _without_slices(sources, paths)
-    told = [one for one in sources if one.slices or one in idle]
+    kept = _without_segs(sources) if masks else _without_reports(sources, paths)
+    told = (one for one in sources if one.slices or (one not in kept and not masks))
     passed = dict.fromkeys(line for source in told for line in source.beside)
     lines += [*(f"{folder}: written by infnet-jax" for folder in own), *passed]
-    sources = [one for one in sources if one not in idle]
-    return Inputs(_without_segs(sources) if masks else sources, lines)
+    return Inputs(kept, lines)
 
 
-def _without_slices(
+def _without_reports(
     sources: Sequence[imaging.Source], paths: Sequence[Path]
 ) -> list[imaging.Source]:
-    """DICOM folders of reports, plans and masks alone, where another folder beside has slices."""
+    """Scans without DICOM folders that hold reports, plans and masks alone, beside other scans."""
 
     def given(source: imaging.Source) -> Path | None:
         return next((p for p in paths if p in (source.files[0], *source.files[0].parents)), None)
 
-    idle = [
-        one for one in sources if one.kind == "dicom" and not one.slices and not damaged(one.beside)
-    ]
-    useful = {given(one) for one in sources if one not in idle}
-    return [one for one in idle if given(one) in useful]
+    def idle(source: imaging.Source) -> bool:
+        return source.kind == "dicom" and not source.slices and not damaged(source.beside)
+
+    useful = {given(one) for one in sources if not idle(one)}
+    return [one for one in sources if not idle(one) or given(one) not in useful]
 
 
 def _usable(

@@ -10,7 +10,6 @@ import numpy as np
 from infnet_jax.clinic.imaging import geometry, series
 from infnet_jax.clinic.imaging.scan import Scan, finish, one_line, plain_values
 
-_PER_FRAME = "PerFrameFunctionalGroupsSequence"
 Frame = tuple[series.Slice, int]  # a file and the number of its frame
 Rescale = tuple[float, float]  # slope and intercept
 AIR = -400  # HU; every slice of a chest CT has air or lung below it
@@ -72,12 +71,12 @@ def read(slices: Sequence[series.Slice], name: str, where: str) -> Scan:
 
 
 def _n_frames(one: series.Slice) -> int:
-    return len(one.get(_PER_FRAME) or ()) or 1
+    return len(one.get(series.PER_FRAME) or ()) or 1
 
 
 def _of_frame(one: series.Slice, k: int, macro: str, tag: str) -> Any:
     """A value of frame k: of its own functional groups, of the shared ones, or of the header."""
-    groups = (("PerFrame", k), ("Shared", 0)) if one.get(_PER_FRAME) is not None else ()
+    groups = (("PerFrame", k), ("Shared", 0)) if one.get(series.PER_FRAME) is not None else ()
     for owner, i in groups:
         items = one.get(f"{owner}FunctionalGroupsSequence")
         found = items[i].get(macro) if items and macro else None
@@ -101,22 +100,23 @@ def _place(one: series.Slice, k: int) -> geometry.Place:
             raise ValueError(f"{one.label}: {tag} {value}; {count} numbers expected")
         return found
 
+    def number(macro: str, tag: str) -> float | None:
+        found = numbers(macro, tag, 1)
+        return None if found is None else float(found[0])
+
     position = numbers("PlanePositionSequence", "ImagePositionPatient", 3)
     axes = numbers("PlaneOrientationSequence", "ImageOrientationPatient", 6)
     spacing = numbers("PixelMeasuresSequence", "PixelSpacing", 2)
     if axes is not None and np.linalg.norm(np.cross(axes[:3], axes[3:])) < 0.5:
         axes = None  # converters write zeros
         position = None
-    thickness, number = 0.0, None
-    for tag in ("SpacingBetweenSlices", "SliceThickness"):
-        value = None if thickness else numbers("PixelMeasuresSequence", tag, 1)
-        thickness = thickness if value is None else abs(float(value[0]))
-    for tag in ("InstanceNumber", "SliceLocation"):
-        value = numbers("", tag, 1) if number is None else None
-        number = number if value is None else float(value[0]) + k
+    steps = (number("PixelMeasuresSequence", t) for t in ("SpacingBetweenSlices", "SliceThickness"))
+    thickness = next((abs(step) for step in steps if step), 0.0)
+    ranks = (number("", tag) for tag in ("InstanceNumber", "SliceLocation"))
+    rank = next((rank + k for rank in ranks if rank is not None), None)
     row, column = (None, None) if axes is None else (axes[:3], axes[3:])
     pair = None if spacing is None else (float(spacing[0]), float(spacing[1]))
-    return geometry.Place(one.label, position, row, column, pair, thickness, number)
+    return geometry.Place(one.label, position, row, column, pair, thickness, rank)
 
 
 def _rescales(frames: Sequence[Frame]) -> list[Rescale]:

@@ -36,7 +36,8 @@ _PROJECTIONS = re.compile(r"\b(MIP|MINIP|MNIP|MIN_IP|MAX_IP|VRT|PROJECTION IMAGE
 LEAST = 3  # slices of a series that stands beside others
 STRAY = "of a series of less than 3 slices beside a longer one (damaged? a slice of that one?)"
 PIXELS = "PixelData", "FloatPixelData", "DoubleFloatPixelData"  # the tags that may hold them
-OWN_UID = "each with a SeriesInstanceUID of its own, which is passed over: one series"
+OWN_UID = "each has a SeriesInstanceUID of its own; joined to one series"
+PER_FRAME = "PerFrameFunctionalGroupsSequence"  # of enhanced files: an item a frame
 _DEFERRED = 2048  # longer values, such as pixels, wait in the file
 
 
@@ -144,17 +145,18 @@ def group(files: Sequence[Path]) -> tuple[list[Series], list[str]]:
 def _one_each(found: Mapping[str, Mapping[str, Slice]]) -> list[Slice]:
     """The slices of a study whose series have one slice each, as some devices write; or none."""
     slices = [one for series in found.values() for one in series.values()]
-    tags = "StudyInstanceUID", "SeriesNumber", "FrameOfReferenceUID", "Rows", "Columns"
-    kinds = {tuple(str(one.get(tag)) for tag in tags) for one in slices}
-    alone = len(slices) == len(found) >= LEAST and len(kinds) == 1
-    placed = all(one.get("ImagePositionPatient") for one in slices)
-    known = all(one.get(tag) for one in slices for tag in tags[:3:2])
-    return slices if alone and placed and known else []
+    if not len(slices) == len(found) >= LEAST:
+        return []
+    said = "StudyInstanceUID", "FrameOfReferenceUID", "ImagePositionPatient"
+    alike = *said[:2], "SeriesNumber", "Rows", "Columns"
+    known = all(one.get(tag) for one in slices for tag in said)
+    same = len({tuple(str(one.get(tag)) for tag in alike) for one in slices}) == 1
+    return slices if known and same else []
 
 
 def _frames(slices: Mapping[str, Slice]) -> bool:
     """Whether one of these files holds many frames."""
-    return any(one.get("PerFrameFunctionalGroupsSequence") is not None for one in slices.values())
+    return any(one.get(PER_FRAME) is not None for one in slices.values())
 
 
 def _series(slices: list[Slice]) -> Series:
