@@ -172,7 +172,9 @@ def _pixels(one: series.Slice, packed: zipfile.ZipFile | None) -> np.ndarray:
         header = series.unpacked(one, packed) if packed else one.header
         if "TransferSyntaxUID" not in header.file_meta:
             header.file_meta.TransferSyntaxUID = one.header.file_meta.TransferSyntaxUID
-        array = pixel_array(header, view_only=True)  # it is copied when it is rescaled
+        # Rescaling copies it; one with unused bits is copied at once, and a view of it warned of.
+        bare = header.get("BitsStored") == header.get("BitsAllocated")
+        array = pixel_array(header, view_only=bare)
     except Exception as error:  # decoders raise nearly anything
         syntax = one.header.file_meta.TransferSyntaxUID
         if syntax in _DECODERS:
